@@ -1,0 +1,70 @@
+"""All the Ollama servers on a network, as one.
+
+>>> async with OllamaPool(nodes=["http://10.0.0.2:11434", "10.0.0.3"]) as pool:
+...     vectors = await pool.embed_batch("nomic-embed-text", texts)
+"""
+
+from aiosollol.core.embeddings import Embeddings, Vector
+from aiosollol.core.node import ClusterView, NodeSpec, NodeState
+from aiosollol.core.reply import ChatReply, GeneratedText
+from aiosollol.core.report import BatchReport, NodeShare
+from aiosollol.errors import (
+    BadRequest,
+    BatchError,
+    ConnectionLost,
+    InvalidInput,
+    MissingExtra,
+    ModelMissing,
+    ModelNotFound,
+    NodeError,
+    NodeTimeout,
+    NodeUnreachable,
+    NoNodeAvailable,
+    PoolClosed,
+    ProtocolError,
+    RequestFailed,
+    ResponseError,
+    RunnerFailed,
+    ServerBusy,
+    SollolError,
+    StreamCutOff,
+)
+from aiosollol.pool import OllamaPool
+from aiosollol.registry import NodeRegistry
+from aiosollol.streams import ReplyStream
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BadRequest",
+    "BatchError",
+    "BatchReport",
+    "ChatReply",
+    "ClusterView",
+    "ConnectionLost",
+    "Embeddings",
+    "GeneratedText",
+    "InvalidInput",
+    "MissingExtra",
+    "ModelMissing",
+    "ModelNotFound",
+    "NoNodeAvailable",
+    "NodeError",
+    "NodeRegistry",
+    "NodeShare",
+    "NodeSpec",
+    "NodeState",
+    "NodeTimeout",
+    "NodeUnreachable",
+    "OllamaPool",
+    "PoolClosed",
+    "ProtocolError",
+    "ReplyStream",
+    "RequestFailed",
+    "ResponseError",
+    "RunnerFailed",
+    "ServerBusy",
+    "SollolError",
+    "StreamCutOff",
+    "Vector",
+]

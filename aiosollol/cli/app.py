@@ -1,0 +1,173 @@
+"""The commands and their arguments. What a command does is in the file of its name."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+import aiosollol
+from aiosollol.cli import output as _output  # noqa: F401 - rich is missed here, not half-way
+
+_EPILOG = (
+    "Exit codes: 0 done, 1 something failed, 2 bad usage or bad input, "
+    "130 ended by Ctrl-C, 143 by SIGTERM."
+)
+
+app = typer.Typer(
+    name="aiosollol",
+    help="All the Ollama servers on a network, as one.",
+    epilog=_EPILOG,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help reads well in a pipe too
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Nodes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--node",
+        metavar="URL",
+        help="An Ollama server, as URL, host:port or host; may be given several times. "
+        "Default: $OLLAMA_HOST, else http://127.0.0.1:11434.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"aiosollol {aiosollol.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and end."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+def _examples(*lines: str) -> str:
+    # \b: typer keeps the line ends of this paragraph.
+    return "\n".join(
+        ("\b", "Examples:" if len(lines) > 1 else "Example:", *(f"  {x}" for x in lines))
+    )
+
+
+@app.command(epilog=_examples("aiosollol demo"))
+def demo(as_json: Json = False) -> None:
+    """Embed real text over three nodes, then search it by meaning.
+
+    Needs no Ollama and no network: the nodes run a small model that is installed with the extra
+    'embedded'. The text is Python's own language reference. Takes a few seconds.
+    """
+    from aiosollol.cli.demo import run_demo
+
+    raise typer.Exit(run_demo(as_json=as_json))
+
+
+@app.command(
+    epilog=_examples(
+        "aiosollol embed --embedded --out vectors.npy docs/*.txt",
+        "cat book.txt | aiosollol embed --node 10.0.0.2 --node 10.0.0.3 > book.jsonl",
+    )
+)
+def embed(
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FILE]...", help="Text files in UTF-8, or JSON Lines; - or none is stdin."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Default: nomic-embed-text, or wordllama with --embedded.", show_default=False
+        ),
+    ] = None,
+    node: Nodes = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where the vectors go: FILE.npy (float32, a row for each passage) or FILE.jsonl. "
+            "Default: JSON Lines on stdout.",
+        ),
+    ] = None,
+    embedded: Annotated[
+        bool, typer.Option("--embedded", help="Use the built-in model; no Ollama is needed.")
+    ] = False,
+    field: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Read the input as JSON Lines and embed this field. Files named .jsonl or .ndjson "
+            "are read so anyway, with the field 'text'.",
+        ),
+    ] = None,
+    passage_size: Annotated[
+        int,
+        typer.Option(min=0, help="The most characters in a passage; 0 embeds each text whole."),
+    ] = 800,
+    as_json: Json = False,
+) -> None:
+    """Cut texts into passages and embed them.
+
+    Progress goes to stderr. Ctrl-C leaves a valid file with what is done and says how much is
+    missing. With --json a summary in JSON is printed: to stdout, or to stderr where the vectors
+    go to stdout.
+    """
+    from aiosollol.cli.embed import EmbedOptions, embed_files
+
+    options = EmbedOptions(
+        files=files or (),
+        model=model,
+        nodes=node or (),
+        out=out,
+        embedded=embedded,
+        field=field,
+        passage_size=passage_size,
+        as_json=as_json,
+    )
+    raise typer.Exit(embed_files(options))
+
+
+@app.command(
+    epilog=_examples(
+        "aiosollol nodes --node 10.0.0.2 --node http://10.0.0.3:11434", "aiosollol nodes --json"
+    )
+)
+def nodes(node: Nodes = None, as_json: Json = False) -> None:
+    """Show which nodes answer, and what models each has.
+
+    The exit code is 1 if a node does not answer.
+    """
+    from aiosollol.cli.nodes import show_nodes
+
+    raise typer.Exit(show_nodes(node or (), as_json=as_json))
+
+
+@app.command(epilog=_examples("aiosollol node --port 21434"))
+def node(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 21434,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+) -> None:
+    """Serve a small embedding model behind Ollama's API.
+
+    The model is called wordllama and is part of the installation. Any client of Ollama's API for
+    embeddings can use it. Ctrl-C or SIGTERM ends it.
+    """
+    from aiosollol.cli.loop import run
+    from aiosollol.embedded import serve
+
+    print(f"serving the model wordllama on {host}, port {port}; Ctrl-C ends it", file=sys.stderr)
+    run(serve(host, port))

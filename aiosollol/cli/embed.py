@@ -1,0 +1,231 @@
+"""`aiosollol embed`: texts in, vectors out, a segment at a time to keep memory small."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from aiosollol import OllamaPool
+from aiosollol.cli.loop import run
+from aiosollol.cli.output import Advance, Screen, write_json
+from aiosollol.cli.sinks import Sink, open_sink
+from aiosollol.cli.sources import STDIN, Item, Reader, open_sources
+from aiosollol.core.embeddings import Embeddings
+from aiosollol.errors import InvalidInput, SollolError
+
+SEGMENT = 512  # passages between two writes: what an interruption can lose, and no more
+IN_FLIGHT = 2  # segments under way: the nodes work on the next while the last chunks come in
+ERRORS_SHOWN = 3
+
+
+class _Embedder(Protocol):
+    async def embed_batch(
+        self, model: str, texts: Sequence[str], *, on_error: Any, on_progress: Any
+    ) -> Embeddings: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedOptions:
+    """What the command line asks for. Raises InvalidInput where two options contradict."""
+
+    files: Sequence[str] = ()
+    model: str | None = None
+    nodes: Sequence[str] = ()
+    out: str | None = None
+    embedded: bool = False
+    field: str | None = None
+    passage_size: int = 800
+    as_json: bool = False
+
+    def __post_init__(self) -> None:
+        if self.embedded and self.nodes:
+            raise InvalidInput("give --node or --embedded, not both")
+
+    @property
+    def model_name(self) -> str:
+        return self.model or ("wordllama" if self.embedded else "nomic-embed-text")
+
+
+def embed_files(options: EmbedOptions) -> int:
+    """Embed what `options` name and return the exit code: 1 if a passage has no vector."""
+    stdin = sys.stdin.buffer
+    if STDIN in (options.files or [STDIN]) and stdin.isatty():
+        print("Reading text from the terminal; Ctrl-D ends it.", file=sys.stderr)
+    sources = open_sources(options.files, stdin)
+    reader = Reader(options.passage_size, options.field)
+    # Reading everything twice costs little beside embedding it, finds bad input before anything
+    # is sent, and tells how much there is to do.
+    total = sum(1 for _ in reader.read(sources))
+    sink = open_sink(options.out, sys.stdout.buffer)
+    job = Job(options, reader.read(sources), total, sink)
+    try:
+        run(job.work())
+    except BrokenPipeError:
+        job.is_quiet = True
+        raise
+    finally:
+        job.finish()
+    return int(job.missing > 0)
+
+
+class Job:
+    """One run of the command: what is done so far, and what becomes of it at the end."""
+
+    def __init__(
+        self, options: EmbedOptions, items: Iterator[Item], total: int, sink: Sink
+    ) -> None:
+        self.is_quiet = False
+        self._options = options
+        self._items = items
+        self._total = total
+        self._sink = sink
+        self._screen = Screen(sys.stderr)
+        self._started = time.perf_counter()
+        self._written = 0  # items, failed ones included
+        self._dim = 0
+        self._failures: list[tuple[Item, SollolError]] = []
+        self._shares: dict[str, Counter[str]] = {}
+
+    @property
+    def missing(self) -> int:
+        """How many passages have no vector, as things stand."""
+        return self._total - self._written + len(self._failures)
+
+    async def work(self) -> None:
+        """Embed and write everything. Raises the first error where a whole segment fails."""
+        if self._total == 0:
+            return
+        async with AsyncExitStack() as stack:
+            nodes: list[Any] | None = list(self._options.nodes) or None
+            if self._options.embedded:
+                from aiosollol.embedded import EmbeddedNode
+
+                node = await stack.enter_async_context(EmbeddedNode(process=True, name="embedded"))
+                nodes = [{"url": node.url, "name": "embedded"}]
+            pool = await stack.enter_async_context(OllamaPool(nodes=nodes))
+            advance = stack.enter_context(self._screen.progress("embedding", self._total))
+            self._started = time.perf_counter()
+            await self._pump(pool, advance)
+
+    async def _pump(self, pool: _Embedder, advance: Advance) -> None:
+        waiting: deque[tuple[list[Item], asyncio.Task[Embeddings]]] = deque()
+        try:
+            while True:
+                while len(waiting) < IN_FLIGHT and (segment := await self._next_segment()):
+                    task = asyncio.create_task(self._embed(pool, segment, advance))
+                    waiting.append((segment, task))
+                if not waiting:
+                    return
+                segment, task = waiting[0]
+                embeddings = await task
+                waiting.popleft()
+                if len(embeddings.errors) == len(segment):
+                    # Not one bad text but something that fails all of them: go no further.
+                    raise next(iter(embeddings.errors.values()))
+                # In a thread, as all of the file work: the nodes are to be kept busy. A thread
+                # is not cancelled, and the loop joins it before it closes, so a segment is
+                # written as a whole or not at all.
+                await asyncio.to_thread(self._write, segment, embeddings)
+        finally:
+            for _, task in waiting:
+                task.cancel()
+            await asyncio.gather(*(task for _, task in waiting), return_exceptions=True)
+
+    async def _next_segment(self) -> list[Item]:
+        return await asyncio.to_thread(list, itertools.islice(self._items, SEGMENT))
+
+    async def _embed(self, pool: _Embedder, segment: list[Item], advance: Advance) -> Embeddings:
+        before = 0
+
+        def on_progress(done: int, total: int) -> None:
+            nonlocal before
+            advance(done - before)
+            before = done
+
+        return await pool.embed_batch(
+            self._options.model_name,
+            [item.text for item in segment],
+            on_error="return",
+            on_progress=on_progress,
+        )
+
+    def _write(self, segment: list[Item], embeddings: Embeddings) -> None:
+        self._sink.write(segment, embeddings)
+        self._written += len(segment)
+        self._dim = embeddings.dim
+        self._failures += [(segment[index], error) for index, error in embeddings.errors.items()]
+        for name, share in (embeddings.report.nodes if embeddings.report else {}).items():
+            counts = self._shares.setdefault(name, Counter())
+            counts.update(items=share.items, requests=share.requests, retries=share.retries)
+
+    def finish(self) -> None:
+        """Put the result in its place, also a partial one, and tell what there is."""
+        seconds = time.perf_counter() - self._started
+        is_kept = self._written > 0 or self._total == 0
+        try:
+            if is_kept:
+                self._sink.commit()
+        finally:
+            self._sink.discard()
+        if self.is_quiet:
+            return
+        if self._options.as_json:
+            # With the vectors on stdout, the summary would be one line too many there.
+            stream = sys.stdout if self._options.out else sys.stderr
+            write_json(self._summary(seconds, is_kept), stream)
+        else:
+            self._tell(seconds, is_kept)
+
+    def _tell(self, seconds: float, is_kept: bool) -> None:
+        line = self._screen.line
+        done = self._total - self.missing
+        if self._total == 0:
+            line("There is no text in the input.", style="yellow")
+        elif done:
+            rate = f"{done / seconds:,.0f}/s" if seconds > 0 else ""
+            line(f"{done:,} vectors of {self._dim} numbers in {seconds:.2f} s ({rate})")
+        if len(self._shares) > 1:
+            rows = [
+                (name, f"{share['items']:,}", f"{share['requests']:,}", f"{share['retries']:,}")
+                for name, share in self._shares.items()
+            ]
+            header = ("node", "passages", "requests", "retries")
+            self._screen.table(header, rows, right=header[1:])
+        for item, error in self._failures[:ERRORS_SHOWN]:
+            line(f"no vector for {_place(item)}: {error}", style="red")
+        if self.missing:
+            line(f"{self.missing:,} of {self._total:,} passages are missing.", style="red")
+        if self._options.out:
+            kind = "Partial result" if self.missing else "Result"
+            kept = f"{kind} in {self._options.out}"
+            line(kept if is_kept else f"{self._options.out} was not written")
+
+    def _summary(self, seconds: float, is_kept: bool) -> dict[str, Any]:
+        done = self._total - self.missing
+        return {
+            "model": self._options.model_name,
+            "passages": self._total,
+            "embedded": done,
+            "missing": self.missing,
+            "dim": self._dim,
+            "seconds": round(seconds, 3),
+            "per_second": round(done / seconds, 1) if seconds > 0 else None,
+            "out": self._options.out if is_kept else None,
+            "nodes": {name: dict(share) for name, share in self._shares.items()},
+            "errors": [
+                {"source": item.source, "line": item.line, "start": item.start, "error": str(error)}
+                for item, error in self._failures
+            ],
+        }
+
+
+def _place(item: Item) -> str:
+    line = "" if item.line is None else f", line {item.line}"
+    return f"{item.source}{line}, characters {item.start} to {item.end}"

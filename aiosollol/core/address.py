@@ -1,0 +1,127 @@
+"""Where a node is: every way in which people write it, as one normal form."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from aiosollol.errors import InvalidInput
+
+DEFAULT_PORT = 11434
+_SCHEME_PORTS = {"http": 80, "https": 443}
+_HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """The normal form of a node's address.
+
+    `host` has no brackets, `path` is a prefix that begins with a slash and does not end with one,
+    or the empty string.
+    """
+
+    scheme: str
+    host: str
+    port: int
+    path: str = ""
+
+    @property
+    def url(self) -> str:
+        """The base URL, without a slash at its end: ``http://10.0.0.2:11434``."""
+        return f"{self.scheme}://{self.netloc}{self.path}"
+
+    @property
+    def netloc(self) -> str:
+        """``host:port``, an IPv6 host in brackets. Also the key of a node in statistics."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    def __str__(self) -> str:
+        return self.url
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Read a URL, ``host:port``, a bare host, or IPv6 with or without brackets.
+
+        Without a scheme the port defaults to 11434. With one it defaults to the scheme's own port
+        (80 or 443), as Ollama itself reads ``OLLAMA_HOST`` (envconfig/config.go in its source).
+        Raises InvalidInput, which says what was expected.
+        """
+        if not isinstance(text, str):
+            raise InvalidInput(f"a node's address must be a string, not {type(text).__name__}")
+        stripped = text.strip()
+        if not stripped:
+            raise InvalidInput("a node's address is empty")
+        scheme, separator, rest = stripped.partition("://")
+        if separator:
+            scheme = scheme.lower()
+            if scheme not in _SCHEME_PORTS:
+                raise _malformed(text, f"the scheme is {scheme!r}, not http or https")
+            default_port = _SCHEME_PORTS[scheme]
+        else:
+            scheme, rest, default_port = "http", stripped, DEFAULT_PORT
+            if _is_ipv6(rest):
+                rest = f"[{rest}]"
+        try:
+            parts = urlsplit(f"{scheme}://{rest}")
+            host, port = parts.hostname or "", parts.port
+        except ValueError as error:
+            raise _malformed(text, str(error)) from error
+        if parts.username or parts.password:
+            raise _malformed(text, "credentials do not belong in it: pass headers instead")
+        if parts.query or parts.fragment:
+            raise _malformed(text, "it has a query or a fragment")
+        if port == 0:
+            raise _malformed(text, "port 0 is no port to connect to")
+        if not (_is_ipv6(host) or _HOST_NAME.fullmatch(host)):
+            raise _malformed(text, f"{host!r} is not a host name or an IP address")
+        if re.fullmatch(r"[0-9.]+", host) and not _is_ipv4(host):
+            raise _malformed(text, f"{host!r} is not an IPv4 address")
+        path = parts.path.rstrip("/")
+        if re.search(r"\s", path):
+            raise _malformed(text, "its path contains white space")
+        return cls(scheme, host.rstrip("."), default_port if port is None else port, path)
+
+
+def parse_ollama_host(text: str) -> Address:
+    """Where a client finds the server that ``OLLAMA_HOST`` describes.
+
+    Ollama reads the variable for servers and clients alike: quotes are dropped, ``:8080`` means
+    every interface, and a client reaches "every interface" on loopback.
+    """
+    stripped = text.strip().strip("\"'").strip()
+    scheme, separator, rest = stripped.partition("://")
+    if not separator:
+        scheme, rest = "", stripped
+    if not rest or rest.startswith((":", "/")):
+        rest = f"127.0.0.1{rest}"
+    address = Address.parse(f"{scheme}://{rest}" if separator else rest)
+    loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host)
+    if loopback is None:
+        return address
+    return Address(address.scheme, loopback, address.port, address.path)
+
+
+def _malformed(text: str, problem: str) -> InvalidInput:
+    return InvalidInput(
+        f"{text!r} is not a node's address: {problem}; "
+        f"write it like http://10.0.0.2:{DEFAULT_PORT}, 10.0.0.2:{DEFAULT_PORT} or 10.0.0.2"
+    )
+
+
+def _is_ipv4(host: str) -> bool:
+    try:
+        ipaddress.IPv4Address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,115 @@
+"""What a request costs on a node: seconds = overhead + seconds per token x tokens.
+
+One `Cost` belongs to one (node, model). It is fitted by weighted least squares over the answers
+so far, each older answer counting `FORGET` times as much as the one after it. An answer's weight
+is 1 / (tokens + 1)^2: what matters is how far a prediction is off in proportion, and a list of
+400 texts must not drown out what one text told about the overhead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FORGET = 0.75
+CHARACTERS_PER_TOKEN = 4.0
+SPECIAL_TOKENS = 2
+"""Tokens that a server adds to each text: a real one counts 2 for the empty text."""
+
+GPU_SPEED_RATIO = 10.0
+"""How much faster a node that uses a GPU is taken to be, before anything was measured."""
+
+_CPU_SECONDS_PER_TOKEN = 1e-3
+_PRIOR_OVERHEAD = 2e-3
+_PRIOR_WEIGHT = 0.05
+_MIN_SECONDS_PER_TOKEN = 1e-9
+_PLAUSIBLE_RATIOS = (0.3, 10.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """The learned cost of a model on a node. Immutable: `observe` returns the next one.
+
+    overhead: seconds per request. seconds_per_token: seconds per prompt token.
+    observations: answers seen. reach: the most tokens seen in one of them, fading with time;
+    beyond a few times that, a prediction is a guess.
+    """
+
+    overhead: float = _PRIOR_OVERHEAD
+    seconds_per_token: float = _CPU_SECONDS_PER_TOKEN
+    observations: int = 0
+    reach: float = 0.0
+    # Decayed sums of w, w x, w y, w x^2 and w x y over the answers (x tokens, y seconds).
+    _sums: tuple[float, float, float, float, float] = (0.0, 0.0, 0.0, 0.0, 0.0)
+
+    @classmethod
+    def unknown(cls, *, gpu: bool = False) -> Cost:
+        """A guess for a node of which nothing was measured: right only in proportion."""
+        speed = GPU_SPEED_RATIO if gpu else 1.0
+        return cls(seconds_per_token=_CPU_SECONDS_PER_TOKEN / speed)
+
+    def seconds(self, tokens: float) -> float:
+        """Predicted seconds for one request of `tokens`."""
+        return self.overhead + self.seconds_per_token * tokens
+
+    def observe(self, tokens: float, seconds: float) -> Cost:
+        """The cost after an answer to `tokens` tokens that kept the node busy for `seconds`."""
+        seconds = max(seconds, 0.0)
+        weight = 1.0 / (tokens + 1.0) ** 2
+        w, x, y, xx, xy = self._sums
+        sums = (
+            FORGET * w + weight,
+            FORGET * x + weight * tokens,
+            FORGET * y + weight * seconds,
+            FORGET * xx + weight * tokens * tokens,
+            FORGET * xy + weight * tokens * seconds,
+        )
+        overhead, slope = _fit(sums)
+        return Cost(overhead, slope, self.observations + 1, max(tokens, FORGET * self.reach), sums)
+
+
+def _fit(sums: tuple[float, float, float, float, float]) -> tuple[float, float]:
+    """Least squares line through the answers: (intercept, slope), neither below zero.
+
+    A weak extra point at zero tokens pins the intercept while all answers have one size.
+    """
+    w, x, y, xx, xy = sums
+    prior = _PRIOR_WEIGHT * w
+    w, y = w + prior, y + prior * min(_PRIOR_OVERHEAD, y / w)
+    determinant = w * xx - x * x
+    if determinant <= 1e-12 * w * xx:
+        return y / w, _MIN_SECONDS_PER_TOKEN
+    slope = (w * xy - x * y) / determinant
+    intercept = (y - slope * x) / w
+    if slope < _MIN_SECONDS_PER_TOKEN:
+        return y / w, _MIN_SECONDS_PER_TOKEN
+    if intercept < 0.0:
+        return 0.0, max(xy / xx, _MIN_SECONDS_PER_TOKEN)
+    return intercept, slope
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRatio:
+    """Characters per token of one model, corrected by what servers count."""
+
+    characters: float = CHARACTERS_PER_TOKEN
+    observations: int = 0
+
+    def tokens(self, text: str) -> float:
+        """Estimated tokens of `text`, the special ones included."""
+        return len(text) / self.characters + SPECIAL_TOKENS
+
+    def observe(self, characters: int, texts: int, tokens: int) -> TokenRatio:
+        """The ratio after a server counted `tokens` for `texts` texts of `characters` in all.
+
+        An implausible ratio is ignored: a server counts only the tokens that were left after it
+        cut a text to its context length.
+        """
+        counted = tokens - SPECIAL_TOKENS * texts
+        if counted <= 0:
+            return self
+        seen = characters / counted
+        if not _PLAUSIBLE_RATIOS[0] <= seen <= _PLAUSIBLE_RATIOS[1]:
+            return self
+        if self.observations == 0:
+            return TokenRatio(seen, 1)
+        return TokenRatio(FORGET * self.characters + (1 - FORGET) * seen, self.observations + 1)

@@ -1,0 +1,80 @@
+"""How what happens to a node changes what is known of it: (state, event) -> state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from aiosollol.core.node import LoadedModel, ModelInfo, NodeState
+from aiosollol.core.resilience import Failure, classify
+from aiosollol.errors import ModelMissing, NodeError
+
+FAILURES_UNTIL_DOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """A node told what it is and has. `loaded` is None where that could not be learned."""
+
+    version: str
+    models: Mapping[str, ModelInfo]
+    loaded: Mapping[str, LoadedModel] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeFailed:
+    """A node did not answer when asked what it is."""
+
+    error: NodeError
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A node answered a request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A node failed a request for `model`."""
+
+    error: NodeError
+    model: str
+
+
+Event: TypeAlias = Probed | ProbeFailed | Answered | Failed
+
+
+def advance(state: NodeState, event: Event) -> NodeState:
+    """The state after `event`. Returns `state` itself if nothing changes."""
+    match event:
+        case Answered():
+            if not state.failures and not state.is_down:
+                return state
+            return replace(state, failures=0, is_down=False, error="")
+        case Probed(version, models, loaded):
+            return replace(
+                state,
+                version=version,
+                models=models,
+                loaded=state.loaded if loaded is None else loaded,
+                failures=0,
+                is_down=False,
+                error="",
+            )
+        case ProbeFailed(error):
+            return replace(state, failures=state.failures + 1, is_down=True, error=error.detail)
+        case Failed(error, model):
+            return _after_failure(state, error, model)
+
+
+def _after_failure(state: NodeState, error: NodeError, model: str) -> NodeState:
+    failure = classify(error)
+    if isinstance(error, ModelMissing):
+        return state.without_model(model)
+    if failure in (Failure.INPUT, Failure.BUSY):
+        return state
+    failures = state.failures + 1
+    # Who cannot be reached is down at once; a wrong answer may be the fault of one input.
+    is_down = failure is Failure.NODE or failures >= FAILURES_UNTIL_DOWN
+    return replace(state, failures=failures, is_down=state.is_down or is_down, error=error.detail)

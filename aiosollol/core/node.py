@@ -1,0 +1,197 @@
+"""A node as configured (`NodeSpec`), as known (`NodeState`), and all of them (`ClusterView`).
+
+All three are frozen: a change makes a new one, so whoever holds a view can decide in peace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+from aiosollol.core.address import Address
+from aiosollol.errors import InvalidInput
+
+_SPEC_KEYS = ("url", "name", "priority", "machine", "headers", "max_concurrency", "vram_gb")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSpec:
+    """What the user says of a node. Only `url` is needed.
+
+    url: where it is, in any form that `Address.parse` reads; normalised here.
+    name: what logs, errors and reports call it; ``host:port`` unless given.
+    priority: the lowest number is used first by the strategy "priority".
+    machine: nodes with the same label share one physical machine.
+    headers: sent with every request, for a node behind a reverse proxy; never printed.
+    max_concurrency: the most requests that this pool has under way on the node at once.
+    vram_gb: GPU memory in all, in GiB, where the user knows it.
+
+    Raises InvalidInput on a field that cannot be right.
+    """
+
+    url: str
+    name: str = ""
+    priority: int = 0
+    machine: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
+    max_concurrency: int | None = None
+    vram_gb: float | None = None
+
+    def __post_init__(self) -> None:
+        address = Address.parse(self.url)
+        set_ = object.__setattr__
+        set_(self, "url", address.url)
+        set_(self, "name", self.name or address.netloc)
+        set_(self, "headers", MappingProxyType(dict(self.headers)))
+        if not isinstance(self.name, str):
+            raise InvalidInput(f"name of {self.url} must be a string, not {self.name!r}")
+        if not isinstance(self.priority, int) or isinstance(self.priority, bool):
+            raise InvalidInput(f"priority of {self.name} must be a whole number")
+        if self.machine is not None and not (isinstance(self.machine, str) and self.machine):
+            raise InvalidInput(f"machine of {self.name} must be a non-empty string")
+        for key, value in self.headers.items():
+            if not (isinstance(key, str) and isinstance(value, str)):
+                raise InvalidInput(f"headers of {self.name} must map strings to strings")
+            if any(character in f"{key}{value}" for character in "\r\n\0"):
+                raise InvalidInput(f"header {key!r} of {self.name} contains a line break")
+        limit = self.max_concurrency
+        if limit is not None and not (isinstance(limit, int) and limit >= 1):
+            raise InvalidInput(f"max_concurrency of {self.name} must be at least 1, not {limit!r}")
+        vram = self.vram_gb
+        if vram is not None and not (isinstance(vram, int | float) and 0 <= vram < float("inf")):
+            raise InvalidInput(f"vram_gb of {self.name} must be a number of GiB, not {vram!r}")
+
+    @property
+    def address(self) -> Address:
+        """`url`, taken apart."""
+        return Address.parse(self.url)
+
+    @property
+    def key(self) -> str:
+        """``host:port``: how statistics name the node."""
+        return self.address.netloc
+
+    @classmethod
+    def parse(cls, node: NodeLike) -> NodeSpec:
+        """Read a node as a user may give it: a string, a mapping, or a `NodeSpec`.
+
+        A mapping has "url", or "host" and perhaps "port" (a string or a number), and any of the
+        other fields. Raises InvalidInput and names the key that is wrong.
+        """
+        if isinstance(node, NodeSpec):
+            return node
+        if isinstance(node, str):
+            return cls(url=node)
+        if not isinstance(node, Mapping):
+            raise InvalidInput(
+                f"a node must be a URL, a mapping or a NodeSpec, not {type(node).__name__}"
+            )
+        fields = dict(node)
+        if "host" in fields:
+            if "url" in fields:
+                raise InvalidInput(f"node {fields['host']!r} has both 'host' and 'url': give one")
+            fields["url"] = _join_host(fields.pop("host"), fields.pop("port", None))
+        unknown = sorted(str(key) for key in fields if key not in _SPEC_KEYS)
+        if unknown:
+            raise InvalidInput(
+                f"unknown key {unknown[0]!r} in a node; "
+                f"known are host, port, {', '.join(_SPEC_KEYS)}"
+            )
+        if "url" not in fields:
+            raise InvalidInput("a node given as a mapping needs 'url', or 'host' and 'port'")
+        if fields.get("headers") is not None and not isinstance(fields["headers"], Mapping):
+            raise InvalidInput(f"headers of {fields['url']} must map strings to strings")
+        return cls(**{key: value for key, value in fields.items() if value is not None})
+
+
+NodeLike: TypeAlias = str | Mapping[str, Any] | NodeSpec
+
+
+def _join_host(host: object, port: object) -> str:
+    if not isinstance(host, str):
+        raise InvalidInput(f"'host' of a node must be a string, not {type(host).__name__}")
+    if port is None or port == "":
+        return host
+    if isinstance(port, bool) or not isinstance(port, int | str):
+        raise InvalidInput(f"'port' of node {host!r} must be a number, not {port!r}")
+    if not str(port).isascii() or not str(port).isdigit():
+        raise InvalidInput(f"'port' of node {host!r} must be a number, not {port!r}")
+    bracketed = f"[{host}]" if ":" in host and not host.startswith("[") else host
+    return f"{bracketed}:{port}"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A model that a node has, from ``/api/tags``. `dim` is 0 where the server does not tell."""
+
+    name: str
+    digest: str = ""
+    size: int = 0
+    dim: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model that a node has in memory, from ``/api/ps``. Sizes are bytes."""
+
+    name: str
+    digest: str = ""
+    size: int = 0
+    size_vram: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NodeState:
+    """What is known of one node.
+
+    `models` is None until the node has told; `error` is the last failure while it is down.
+    """
+
+    spec: NodeSpec
+    version: str = ""
+    models: Mapping[str, ModelInfo] | None = None
+    loaded: Mapping[str, LoadedModel] = field(default_factory=dict)
+    failures: int = 0
+    is_down: bool = False
+    error: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    def has_model(self, model: str) -> bool:
+        """Whether the node is known to have `model`; ``x`` and ``x:latest`` are one name."""
+        return self.models is not None and full_name(model) in self.models
+
+    def find_model(self, model: str) -> ModelInfo | None:
+        return None if self.models is None else self.models.get(full_name(model))
+
+    def has_gpu(self) -> bool:
+        """Whether any loaded model is at least partly in GPU memory."""
+        return any(model.size_vram > 0 for model in self.loaded.values())
+
+    def without_model(self, model: str) -> NodeState:
+        """The same node after it said that it does not have `model`."""
+        if not self.has_model(model):
+            return self
+        name = full_name(model)
+        return replace(self, models={k: v for k, v in (self.models or {}).items() if k != name})
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterView:
+    """Every node, as known at one moment. `nodes` maps names to states, in the user's order."""
+
+    nodes: Mapping[str, NodeState]
+
+    def having(self, model: str) -> list[NodeState]:
+        """The nodes that are not down and have `model`."""
+        return [node for node in self.nodes.values() if not node.is_down and node.has_model(model)]
+
+
+def full_name(model: str) -> str:
+    """`model` with its tag: Ollama reads ``llama3.2`` as ``llama3.2:latest``."""
+    _, _, last = model.rpartition("/")
+    return model if ":" in last else f"{model}:latest"

@@ -1,0 +1,80 @@
+"""What chat and generate answer: Ollama's own fields, as attributes and by key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+class Record(Mapping[str, Any]):
+    """One JSON object of an answer: ``record["done"]`` and ``record.done`` are the same.
+
+    Objects inside it are records too.
+    """
+
+    __slots__ = ("_fields",)
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        self._fields = fields
+
+    def __getitem__(self, key: str) -> Any:
+        value = self._fields[key]
+        return Record(value) if isinstance(value, dict) else value
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"the answer has no field {name!r}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({dict(self._fields)!r})"
+
+    def __reduce__(self) -> tuple[type, tuple[dict[str, Any]]]:
+        return type(self), (dict(self._fields),)
+
+
+class ChatReply(Record):
+    """A chat answer, or one part of a streamed one.
+
+    It has ``message`` (with ``role``, ``content``, perhaps ``thinking`` and ``tool_calls``),
+    ``model`` and ``done``; the last part also ``done_reason`` and the server's counts and
+    durations (ns). ``str(reply)`` is the text.
+    """
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        message = self._fields.get("message")
+        content = message.get("content") if isinstance(message, Mapping) else None
+        return content if isinstance(content, str) else ""
+
+
+class GeneratedText(str):
+    """Generated text, or one part of a streamed one: a string that knows its answer.
+
+    answer: the whole JSON object, with ``response``, ``done``, ``context`` and the metrics.
+    """
+
+    __slots__ = ("answer",)
+
+    answer: Record
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> GeneratedText:
+        """The text of an answer of ``/api/generate``."""
+        response = fields.get("response")
+        text = cls(response if isinstance(response, str) else "")
+        text.answer = Record(fields)
+        return text
+
+    @property
+    def response(self) -> str:
+        """The text, by the name that Ollama gives it."""
+        return str(self)

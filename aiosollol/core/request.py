@@ -1,0 +1,111 @@
+"""What a caller asks for: validated values, in the field names of Ollama's API."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aiosollol.errors import InvalidInput
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedSettings:
+    """Everything of an embedding request but the texts. None leaves a choice to the server.
+
+    dimensions: cut each vector to this length and normalise it again. truncate: cut a text that
+    exceeds the context length (the server's default) instead of failing. options: the model's
+    runtime options. keep_alive: how long it stays loaded, like ``"5m"`` or seconds.
+
+    Raises InvalidInput.
+    """
+
+    model: str
+    dimensions: int | None = None
+    truncate: bool | None = None
+    options: Mapping[str, Any] | None = None
+    keep_alive: str | float | None = None
+
+    def __post_init__(self) -> None:
+        check_model(self.model)
+        dimensions = self.dimensions
+        if dimensions is not None and not (
+            isinstance(dimensions, int) and not isinstance(dimensions, bool) and dimensions >= 1
+        ):
+            raise InvalidInput(f"dimensions must be a positive whole number, not {dimensions!r}")
+        if self.truncate is not None and not isinstance(self.truncate, bool):
+            raise InvalidInput(f"truncate must be True or False, not {self.truncate!r}")
+        if self.options is not None and not isinstance(self.options, Mapping):
+            raise InvalidInput(f"options must be a mapping, not {type(self.options).__name__}")
+
+
+def check_model(model: object) -> None:
+    """Raise InvalidInput unless `model` can be a model's name."""
+    if not isinstance(model, str):
+        raise InvalidInput(f"model must be a string, not {type(model).__name__}")
+    if not model.strip():
+        raise InvalidInput("model is empty: name one, such as 'nomic-embed-text'")
+
+
+def check_text(text: object, index: int | None = None) -> None:
+    """Raise InvalidInput unless `text` is a string that JSON can carry."""
+    where = "input" if index is None else f"item {index}"
+    if not isinstance(text, str):
+        raise InvalidInput(f"{where} must be a string, not {type(text).__name__}", index=index)
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidInput(
+                f"{where} holds a lone surrogate at character {error.start}, which is not text; "
+                "read the source with errors='replace'",
+                index=index,
+            ) from error
+
+
+def collect_texts(texts: object) -> tuple[list[str], dict[int, InvalidInput]]:
+    """`texts` as a list, and an error for each item that cannot be sent.
+
+    Raises InvalidInput if `texts` is not a collection of texts at all.
+    """
+    if isinstance(texts, str):
+        raise InvalidInput("texts is one string: pass a list, or use embed() for one text")
+    if isinstance(texts, bytes | bytearray | memoryview | Mapping) or not isinstance(
+        texts, Iterable
+    ):
+        raise InvalidInput(f"texts must be a list of strings, not {type(texts).__name__}")
+    items = list(texts)
+    errors: dict[int, InvalidInput] = {}
+    for index, text in enumerate(items):
+        # The common case in one look: `isascii` is a flag of the string, not a scan.
+        if not (type(text) is str and text.isascii()):
+            try:
+                check_text(text, index)
+            except InvalidInput as error:
+                errors[index] = error
+    return items, errors
+
+
+def unique_texts(texts: Iterable[str], skip: Mapping[int, object]) -> Unique:
+    """The different texts among `texts`, leaving out the indices in `skip`."""
+    first: dict[str, int] = {}
+    places: list[int] = []
+    repeats: dict[int, list[int]] = {}
+    for row, text in enumerate(texts):
+        if row in skip:
+            continue
+        entry = first.setdefault(text, len(places))
+        if entry == len(places):
+            places.append(row)
+        else:
+            repeats.setdefault(entry, []).append(row)
+    return Unique(list(first), places, repeats)
+
+
+@dataclass(frozen=True, slots=True)
+class Unique:
+    """Different texts, and where each stands: its first row, and the rows that repeat it."""
+
+    texts: list[str]
+    places: list[int]
+    repeats: dict[int, list[int]]

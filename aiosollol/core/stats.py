@@ -1,0 +1,90 @@
+"""Counters of one node, and their picture in the ancestor's format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+_SMOOTHING = 0.2
+
+
+@dataclass(slots=True)
+class NodeCounters:
+    """What was asked of a node. Every request that began ends in exactly one of the three counts.
+
+    Counted in the event loop, between two awaits, so that no lock is needed and none is missed.
+    `latency` is a moving average over answered requests, in seconds.
+    """
+
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    vectors: int = 0
+    latency: float = 0.0
+
+    @property
+    def total(self) -> int:
+        return self.succeeded + self.failed + self.cancelled
+
+    @property
+    def success_rate(self) -> float:
+        """Share of answered requests that succeeded; 1.0 before the first."""
+        answered = self.succeeded + self.failed
+        return self.succeeded / answered if answered else 1.0
+
+    def success(self, seconds: float) -> None:
+        """A request was answered after `seconds`."""
+        self.latency += (seconds - self.latency) * (_SMOOTHING if self.succeeded else 1.0)
+        self.succeeded += 1
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStats:
+    """One node at one moment, as `pool_stats` shows it."""
+
+    key: str
+    name: str
+    host: str
+    priority: int
+    is_available: bool
+    active: int
+    counters: NodeCounters
+    error: str = ""
+
+
+def pool_stats(nodes: list[NodeStats], *, strategy: str) -> dict[str, Any]:
+    """The dictionary of `OllamaPool.get_stats`.
+
+    A request here is one sent to a node: a call that is tried on two nodes counts as two. The sums
+    over ``node_performance`` equal the totals, and ``total_requests`` equals successful + failed +
+    cancelled.
+    """
+    succeeded = sum(node.counters.succeeded for node in nodes)
+    failed = sum(node.counters.failed for node in nodes)
+    cancelled = sum(node.counters.cancelled for node in nodes)
+    return {
+        "total_requests": succeeded + failed + cancelled,
+        "successful_requests": succeeded,
+        "failed_requests": failed,
+        "cancelled_requests": cancelled,
+        "vectors": sum(node.counters.vectors for node in nodes),
+        "nodes_used": {n.key: n.counters.total for n in nodes if n.counters.total},
+        "node_performance": {
+            node.key: {
+                "host": node.host,
+                "name": node.name,
+                "latency_ms": node.counters.latency * 1000,
+                "success_rate": node.counters.success_rate,
+                "total_requests": node.counters.total,
+                "failed_requests": node.counters.failed,
+                "available": node.is_available,
+                "active_requests": node.active,
+                "priority": node.priority,
+                "last_error": node.error,
+            }
+            for node in nodes
+        },
+        "nodes_configured": len(nodes),
+        "nodes": [node.key for node in nodes],
+        "routing_strategy": strategy,
+    }

@@ -1,0 +1,229 @@
+"""Ollama's HTTP API over a `Backend`, as an aiohttp application. It serves embeddings only."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from aiohttp import web
+
+from aiosollol.core.node import full_name
+from aiosollol.embedded.backend import Backend
+from aiosollol.wire import answers, asked
+from aiosollol.wire.answers import Answer, ModelCard
+from aiosollol.wire.asked import EmbedAsked, Refusal
+
+VERSION = "0.33.0-aiosollol"
+# What the worker computes in one go: some milliseconds of work. A client that leaves wastes no
+# more than that, and other requests come in between.
+_SLICE_TEXTS = 32
+_SLICE_CHARACTERS = 50_000
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def make_app(backend: Backend, *, delay: float = 0.0) -> web.Application:
+    """An application that speaks Ollama's API for `backend`. It ends its thread when cleaned up.
+
+    delay: seconds that each text takes longer, to stand for a slower machine. Run it with
+    ``handler_cancellation=True``, so that a client that leaves stops what it asked for.
+    """
+    node = _Node(backend, delay)
+    app = web.Application(middlewares=[_in_ollamas_words])
+    for method, path, handler in (
+        ("GET", "/", node.root),
+        ("HEAD", "/", node.root),
+        ("GET", "/api/version", node.version),
+        ("HEAD", "/api/version", node.version),
+        ("GET", "/api/tags", node.tags),
+        ("HEAD", "/api/tags", node.tags),
+        ("GET", "/api/ps", node.ps),
+        ("POST", "/api/show", node.show),
+        ("POST", "/api/embed", node.embed),
+        ("POST", "/api/embeddings", node.embeddings),
+        ("POST", "/api/chat", node.chat),
+        ("POST", "/api/generate", node.generate),
+        ("POST", "/v1/embeddings", node.openai_embeddings),
+        ("GET", "/v1/models", node.openai_models),
+        ("GET", "/v1/models/{name:.+}", node.openai_model),
+    ):
+        app.router.add_route(method, path, _sending(handler))
+    app.on_startup.append(node.start)
+    app.on_cleanup.append(node.stop)
+    return app
+
+
+@dataclass(slots=True)
+class _Vectors:
+    """Vectors as JSON, and what they cost."""
+
+    json: list[bytes]
+    tokens: int = 0
+    nanoseconds: int = 0
+
+
+class _Node:
+    """The endpoints. All work on the backend is done by one thread, slice by slice."""
+
+    def __init__(self, backend: Backend, delay: float) -> None:
+        self._backend = backend
+        self._delay = delay
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="aiosollol-embedded")
+
+    async def start(self, app: web.Application) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._worker, self._backend.load)
+
+    async def stop(self, app: web.Application) -> None:
+        # What is being computed is a slice, so this is soon done; but it is done elsewhere.
+        loop = asyncio.get_running_loop()
+        self._worker.shutdown(wait=False, cancel_futures=True)
+        await loop.run_in_executor(None, self._worker.shutdown)
+
+    # ---- the server and its model
+
+    async def root(self, request: web.Request) -> Answer:
+        return answers.root()
+
+    async def version(self, request: web.Request) -> Answer:
+        return answers.version(VERSION)
+
+    async def tags(self, request: web.Request) -> Answer:
+        card = await self._card()
+        return answers.tags(replace(card, name=name) for name in self._backend.names)
+
+    async def ps(self, request: web.Request) -> Answer:
+        card = await self._card()
+        until = answers.timestamp(time.time_ns() + answers.FOR_EVER_NS)
+        return answers.ps((replace(card, name=name), 0, until) for name in self._backend.names)
+
+    async def show(self, request: web.Request) -> Answer:
+        name = full_name(asked.read_show(await _body(request)))
+        if not self._has(name):
+            raise answers.unknown_model(name)
+        return answers.show(replace(await self._card(), name=name))
+
+    async def openai_models(self, request: web.Request) -> Answer:
+        created = await self._created()
+        return answers.openai_models((name, created) for name in self._backend.names)
+
+    async def openai_model(self, request: web.Request) -> Answer:
+        name = request.match_info["name"]
+        if not self._has(name):
+            raise answers.unknown_model(full_name(name))
+        return answers.openai_model(name, await self._created())
+
+    # ---- embeddings
+
+    async def embed(self, request: web.Request) -> Answer:
+        began = time.monotonic_ns()
+        wanted = self._checked(asked.read_embed(await _body(request)))
+        vectors = await self._vectors(wanted)
+        return answers.embed(
+            wanted.model,
+            vectors.json,
+            total_duration=time.monotonic_ns() - began if wanted.texts else 0,
+            load_duration=1 if wanted.texts else 0,  # it is always loaded
+            tokens=vectors.tokens,
+        )
+
+    async def embeddings(self, request: web.Request) -> Answer:
+        wanted = self._checked(asked.read_embeddings(await _body(request)))
+        vectors = await self._vectors(wanted)
+        return answers.embeddings(vectors.json[0] if vectors.json else None)
+
+    async def openai_embeddings(self, request: web.Request) -> Answer:
+        wanted = self._checked(asked.read_openai_embeddings(await _body(request)))
+        vectors = await self._vectors(wanted)
+        return answers.openai_embeddings(wanted.model, vectors.json, tokens=vectors.tokens)
+
+    def _checked(self, wanted: EmbedAsked) -> EmbedAsked:
+        if not self._has(wanted.model):
+            raise answers.unknown_model_try_pulling(wanted.model)
+        return wanted
+
+    async def _vectors(self, wanted: EmbedAsked) -> _Vectors:
+        loop = asyncio.get_running_loop()
+        vectors = _Vectors([])
+        for texts in _slices(wanted.texts, 1 if self._delay else _SLICE_TEXTS):
+            json, tokens = await loop.run_in_executor(self._worker, self._compute, texts, wanted)
+            vectors.json += json
+            vectors.tokens += tokens
+        return vectors
+
+    def _compute(self, texts: Sequence[str], wanted: EmbedAsked) -> tuple[list[bytes], int]:
+        """In the worker's thread. Writing the numbers takes as long as computing them."""
+        computed = self._backend.embed(texts, wanted.dimensions)
+        if self._delay:
+            time.sleep(self._delay * len(texts))
+        is_base64 = wanted.encoding == "base64"
+        write = answers.base64_vectors if is_base64 else answers.json_vectors
+        return write(computed.floats, computed.dim), computed.tokens
+
+    # ---- what the model cannot do
+
+    async def chat(self, request: web.Request) -> Answer:
+        raise self._cannot(asked.read_chat(await _body(request)).model, "chat")
+
+    async def generate(self, request: web.Request) -> Answer:
+        raise self._cannot(asked.read_generate(await _body(request)).model, "generate")
+
+    def _cannot(self, model: str, what: str) -> Refusal:
+        if not model:
+            return Refusal(400, "model is required")
+        return answers.cannot(model, what) if self._has(model) else answers.unknown_model(model)
+
+    def _has(self, model: str) -> bool:
+        return bool(model) and full_name(model) in self._backend.names
+
+    async def _card(self) -> ModelCard:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._worker, self._backend.card)
+
+    async def _created(self) -> int:
+        return answers.seconds_of((await self._card()).modified_at)
+
+
+def _slices(texts: Sequence[str], most: int) -> Iterator[list[str]]:
+    """`texts` in order, at most `most` at a time, long ones fewer."""
+    chunk: list[str] = []
+    characters = 0
+    for text in texts:
+        if chunk and (len(chunk) == most or characters + len(text) > _SLICE_CHARACTERS):
+            yield chunk
+            chunk, characters = [], 0
+        chunk.append(text)
+        characters += len(text)
+    if chunk:
+        yield chunk
+
+
+async def _body(request: web.Request) -> bytes:
+    return await request.content.read()  # request.read() has a limit, and Ollama has none
+
+
+def _sending(handler: Callable[[web.Request], Awaitable[Answer]]) -> _Handler:
+    async def send(request: web.Request) -> web.StreamResponse:
+        return _response(await handler(request))
+
+    return send
+
+
+@web.middleware
+async def _in_ollamas_words(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except Refusal as refusal:
+        return _response(answers.refuse(refusal, openai=request.path.startswith("/v1/")))
+    except web.HTTPMethodNotAllowed:
+        return _response(answers.method_not_allowed())
+    except web.HTTPNotFound:
+        return _response(answers.not_found())
+
+
+def _response(answer: Answer) -> web.Response:
+    return web.Response(
+        status=answer.status, body=answer.body, headers={"Content-Type": answer.content_type}
+    )

@@ -1,0 +1,160 @@
+"""`EmbeddedNode` and `serve`: the embedded model on a port."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from types import TracebackType
+
+from aiohttp import web
+
+from aiosollol.embedded.app import make_app
+from aiosollol.embedded.process import ServerProcess, stopping
+from aiosollol.embedded.static_model import StaticModel
+from aiosollol.errors import InvalidInput, MissingExtra
+
+
+class EmbeddedNode:
+    """A real small embedding model behind Ollama's API, for a machine without Ollama.
+
+    ::
+
+        async with EmbeddedNode() as node:
+            ...  # ask node.url for the model "wordllama": 256 dimensions
+
+    host, port: where to listen; port 0 takes a free one.
+    name: what errors and `repr` call it.
+    process: run it as a process of its own, which ends with this one, however this one ends.
+    delay: seconds that each text takes longer, to stand for a slower machine.
+    aliases: other names under which the model is served, such as "nomic-embed-text".
+    start_timeout: seconds within which the process must be ready.
+
+    Entering waits until it answers. Raises MissingExtra without the extra "embedded",
+    InvalidInput where the port is taken or an option cannot be; with `process` NodeUnreachable
+    or NodeTimeout, with what the process wrote to stderr, if it does not start.
+    """
+
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        name: str = "embedded",
+        process: bool = False,
+        delay: float = 0.0,
+        aliases: Iterable[str] = (),
+        start_timeout: float = 30.0,
+    ) -> None:
+        if not 0 <= delay < float("inf"):
+            raise InvalidInput(f"delay must be a number of seconds, not {delay!r}")
+        if not 0 <= port <= 65535:
+            raise InvalidInput(f"port must be between 0 and 65535, not {port!r}")
+        self.name = name
+        self._host = host
+        self._port = port
+        self._delay = delay
+        self._aliases = tuple(aliases)
+        self._process: ServerProcess | None = None
+        if process:
+            self._process = ServerProcess(
+                name,
+                "aiosollol.embedded",
+                self._arguments(),
+                start_timeout=start_timeout,
+                # A node is to compute on one core, whether it is in this process or not.
+                environment={"TOKENIZERS_PARALLELISM": "false"},
+            )
+        self._url = ""
+        self._stack = AsyncExitStack()
+
+    @property
+    def url(self) -> str:
+        """Where it answers: ``http://127.0.0.1:41234``. Raises InvalidInput before it is entered."""
+        if not self._url:
+            raise InvalidInput(f"the node {self.name!r} has not been started: use 'async with'")
+        return self._url
+
+    @property
+    def pid(self) -> int | None:
+        """The process that it runs in, where that is its own."""
+        return self._process.pid if self._process is not None else None
+
+    def __repr__(self) -> str:
+        place = " in its own process" if self._process is not None else ""
+        return f"<EmbeddedNode {self.name!r} {self._url or 'not started'}{place}>"
+
+    async def __aenter__(self) -> EmbeddedNode:
+        await asyncio.to_thread(_require_extra)
+        if self._process is not None:
+            self._url = await self._process.start()
+            self._stack.push_async_callback(self._process.aclose)
+        else:
+            running = _running(self._host, self._port, self._aliases, self._delay, grace=0.1)
+            self._url = await self._stack.enter_async_context(running)
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._url = ""
+        await self._stack.aclose()
+
+    def _arguments(self) -> list[str]:
+        arguments = ["--host", self._host, "--port", str(self._port), "--delay", str(self._delay)]
+        for alias in self._aliases:
+            arguments += ["--alias", alias]
+        return arguments
+
+
+async def serve(
+    host: str = "127.0.0.1",
+    port: int = 21434,
+    *,
+    aliases: Iterable[str] = (),
+    delay: float = 0.0,
+    on_ready: Callable[[str], None] | None = None,
+    with_parent: bool = False,
+) -> None:
+    """Serve the embedded model until SIGINT or SIGTERM; requests under way are finished first.
+
+    on_ready is called with the URL once it answers. with_parent: end also when stdin is a pipe
+    that ends. Raises InvalidInput where the port is taken, MissingExtra without the extra
+    "embedded".
+    """
+    await asyncio.to_thread(_require_extra)
+    with stopping(with_parent=with_parent) as stop:
+        async with _running(host, port, tuple(aliases), delay, grace=5.0) as url:
+            if on_ready is not None:
+                on_ready(url)
+            await stop.wait()
+
+
+@asynccontextmanager
+async def _running(
+    host: str, port: int, aliases: tuple[str, ...], delay: float, *, grace: float
+) -> AsyncIterator[str]:
+    """A server, by its URL; at the end its requests have `grace` seconds to finish."""
+    app = make_app(StaticModel(aliases), delay=delay)
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=grace)
+    try:
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as error:
+            raise InvalidInput(f"cannot listen on {host} port {port}: {error.strerror}") from error
+        bound = runner.addresses[0]
+        shown = f"[{host}]" if ":" in host else host
+        yield f"http://{shown}:{bound[1]}"
+    finally:
+        await runner.cleanup()
+
+
+def _require_extra() -> None:
+    """Raise MissingExtra here and now, not in some other thread or process."""
+    if importlib.util.find_spec("wordllama") is None:
+        raise MissingExtra("the embedded node", "embedded")

@@ -1,0 +1,207 @@
+"""Carries out one batch: the instructions of `core.schedule`, over transports."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import anyio
+from anyio.abc import TaskGroup
+
+from aiosollol.core.buffer import VectorBuffer
+from aiosollol.core.report import NodeShare
+from aiosollol.core.request import EmbedSettings
+from aiosollol.core.resilience import classify
+from aiosollol.core.schedule import BatchState, Cancel, Chunk, Instruction, Send
+from aiosollol.errors import NodeError, NodeUnreachable, NoNodeAvailable, ProtocolError
+from aiosollol.ports import Transport
+from aiosollol.registry import Node, NodeRegistry
+from aiosollol.wire import ollama
+
+GIVE_UP_SECONDS = 5.0
+"""How long a batch waits for any node to come back when all are lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a batch is made of: different texts, and the settings of every request."""
+
+    settings: EmbedSettings
+    texts: Sequence[str]
+    timeout: float
+
+
+class Executor:
+    """One batch on its way. Make one, await `run` once, then read `state`.
+
+    transport_of: how to reach a node, by name. on_progress: called with how many of the texts are
+    settled, whenever that grew.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        buffer: VectorBuffer,
+        registry: NodeRegistry,
+        transport_of: Callable[[str], Transport],
+        on_progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self._job = job
+        self._model = job.settings.model
+        self._buffer = buffer
+        self._registry = registry
+        self._transport_of = transport_of
+        self._on_progress = on_progress
+        ratio = registry.ratio(self._model)
+        self.state = BatchState([ratio.tokens(text) for text in job.texts])
+        self._scopes: dict[int, anyio.CancelScope] = {}
+        self._wake = anyio.Event()
+        self._told = 0
+
+    async def run(self) -> None:
+        """Return when every text has a vector in the buffer or an error in ``state.errors``."""
+        state = self.state
+        version = self._registry.version
+        self._admit_nodes()
+        async with anyio.create_task_group() as group:
+            self._follow(group, state.start(anyio.current_time()))
+            group.start_soon(self._watch_registry, group, version)
+            while not state.is_finished:
+                if state.is_stuck:
+                    await self._await_rescue(group)
+                    continue
+                tick = state.next_tick(anyio.current_time())
+                with anyio.CancelScope(deadline=math.inf if tick is None else tick) as wait:
+                    await self._wake.wait()
+                if wait.cancelled_caught:
+                    self._follow(group, state.tick(anyio.current_time()))
+            group.cancel_scope.cancel()
+
+    # Nodes come and go.
+
+    async def _watch_registry(self, group: TaskGroup, version: int) -> None:
+        while True:
+            await self._registry.wait_changed(version)
+            version = self._registry.version
+            for node in list(self._registry):
+                if node.state.is_down and self.state.has_node(node.name):
+                    lost = NoNodeAvailable("", {node.name: node.state.error})
+                    self._follow(group, self._lose(node, lost))
+            self._follow(group, self._admit_nodes())
+
+    def _lose(self, node: Node, error: NoNodeAvailable) -> list[Instruction]:
+        return self.state.node_lost(node.name, anyio.current_time(), error)
+
+    def _admit_nodes(self) -> list[Instruction]:
+        """Let every node take part that is up and has the model."""
+        now = anyio.current_time()
+        instructions: list[Instruction] = []
+        for node in self._registry:
+            usable = node.state.has_model(self._model) and not node.state.is_down
+            if usable and not self.state.has_node(node.name) and self._may_return(node):
+                instructions += self.state.node_up(
+                    node.name, node.cost(self._model), now, window=node.window
+                )
+        return instructions
+
+    def _may_return(self, node: Node) -> bool:
+        # A node that was lost for what it answered is not down, and must not come back at once.
+        return node.name not in self.state.last_errors or node.state.failures == 0
+
+    async def _await_rescue(self, group: TaskGroup) -> None:
+        """Every node is lost: give them a moment to return, then give up."""
+        with anyio.move_on_after(GIVE_UP_SECONDS):
+            while self.state.is_stuck:
+                await self._wake.wait()
+            return
+        reasons = {name: str(error) for name, error in self.state.last_errors.items()}
+        error = NoNodeAvailable(f"no node is left that can embed with {self._model!r}", reasons)
+        self._follow(group, self.state.abandon(error, anyio.current_time()))
+
+    # Instructions.
+
+    def _follow(self, group: TaskGroup, instructions: Sequence[Instruction]) -> None:
+        for instruction in instructions:
+            match instruction:
+                case Send(chunk):
+                    self._scopes[chunk.id] = scope = anyio.CancelScope()
+                    group.start_soon(self._send, group, chunk, scope)
+                case Cancel(chunk):
+                    self._scopes[chunk.id].cancel()
+        if self._on_progress is not None and self.state.done_count > self._told:
+            self._told = self.state.done_count
+            self._on_progress(self._told)
+        wake, self._wake = self._wake, anyio.Event()
+        wake.set()
+
+    async def _send(self, group: TaskGroup, chunk: Chunk, scope: anyio.CancelScope) -> None:
+        with scope:
+            try:
+                instructions = await self._exchange(chunk)
+            except NodeError as error:
+                now = anyio.current_time()
+                instructions = self.state.failed(chunk, now, classify(error), error)
+            self._follow(group, instructions)
+        del self._scopes[chunk.id]
+
+    async def _exchange(self, chunk: Chunk) -> list[Instruction]:
+        """Send a chunk and store its vectors. Raises NodeError."""
+        job = self._job
+        if chunk.node not in self._registry:
+            raise NodeUnreachable(chunk.node, "was removed")
+        node = self._registry[chunk.node]
+        texts = [job.texts[item] for item in chunk.items]
+        body = ollama.dump_embed(job.settings, texts)
+        async with node.slots:
+            await node.enter()
+            sent_at = anyio.current_time()
+            try:
+                data = await self._transport_of(node.name).request(
+                    "POST", "/api/embed", body, timeout=job.timeout
+                )
+                answer = ollama.load_embeddings(node.name, data, len(texts))
+                self._store(node, chunk, answer)
+            except NodeError as error:
+                node.fail(anyio.current_time())
+                self._registry.failed(node, error, self._model)
+                raise
+            except BaseException:  # cancelled: a copy was faster, or the caller left
+                node.cancel(anyio.current_time())
+                raise
+            finally:
+                node.leave()
+        now = anyio.current_time()
+        cost = node.learn(self._model, answer.tokens or chunk.tokens, sent_at, now)
+        node.succeed(sent_at, now)
+        node.counters.vectors += answer.count
+        self._registry.answered(node)
+        if answer.tokens:
+            characters = sum(map(len, texts))
+            self._registry.learn_ratio(self._model, characters, len(texts), answer.tokens)
+        return self.state.done(chunk, now, cost)
+
+    def _store(self, node: Node, chunk: Chunk, answer: ollama.EmbedAnswer) -> None:
+        expected = self._buffer.dim or self._dim_of(node)
+        if expected and answer.dim != expected:
+            raise ProtocolError(
+                node.name, f"answered vectors of {answer.dim} numbers where {expected} were due"
+            )
+        self._buffer.put(chunk.items, answer.floats, answer.dim)
+
+    def _dim_of(self, node: Node) -> int:
+        """The length of vector that a node's own list of models promises, 0 if it does not."""
+        known = node.state.find_model(self._model)
+        if known is None or not known.dim:
+            return 0
+        return min(self._job.settings.dimensions or known.dim, known.dim)
+
+    # What was done.
+
+    def shares(self) -> Mapping[str, NodeShare]:
+        """Per node, what it did."""
+        return {
+            name: NodeShare(tally.items, tally.requests, tally.busy, tally.retries)
+            for name, tally in self.state.tallies.items()
+            if tally.requests
+        }

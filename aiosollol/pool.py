@@ -1,0 +1,471 @@
+"""`OllamaPool`: many Ollama servers behind one object. The parts are put together here."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal, overload
+
+import anyio
+
+from aiosollol.core.address import parse_ollama_host
+from aiosollol.core.buffer import VectorBuffer
+from aiosollol.core.embeddings import Embeddings, Vector
+from aiosollol.core.node import ClusterView, NodeLike, NodeSpec
+from aiosollol.core.reply import ChatReply, GeneratedText
+from aiosollol.core.report import BatchReport
+from aiosollol.core.request import (
+    EmbedSettings,
+    check_model,
+    check_text,
+    collect_texts,
+    unique_texts,
+)
+from aiosollol.core.stats import pool_stats
+from aiosollol.errors import BatchError, InvalidInput, PoolClosed, SollolError
+from aiosollol.executor import Executor, Job
+from aiosollol.live import LiveCalls
+from aiosollol.monitor import Monitor
+from aiosollol.ports import Transport
+from aiosollol.registry import Node, NodeRegistry
+from aiosollol.streams import ReplyStream
+from aiosollol.transport import HttpTransport
+from aiosollol.wire import chat as chat_wire
+from aiosollol.wire import ollama
+
+OnProgress = Callable[[int, int], None]
+OnError = Literal["raise", "return"]
+
+EMBED_SECONDS = 60.0
+CHAT_SECONDS = 300.0
+_CLOSE_SECONDS = 5.0
+
+
+class OllamaPool:
+    """Many Ollama servers as one. Use it with ``async with``, or `start` it and `aclose` it.
+
+    One pool serves any number of tasks of one event loop at once, and is meant to live as long as
+    the program does: it learns how fast each node is and keeps connections open.
+
+    nodes: URLs, ``host:port``, bare hosts, mappings or `NodeSpec`, or a `NodeRegistry`. None means
+    ``OLLAMA_HOST``, or else http://127.0.0.1:11434.
+    embed_timeout, chat_timeout: seconds for one request to one node, everything included.
+    transport_factory: makes the way to a node; tests pass one that makes `testing.FakeTransport`.
+
+    Raises InvalidInput for nodes that cannot be read. Nothing is sent before `start`.
+    """
+
+    def __init__(
+        self,
+        nodes: Iterable[NodeLike] | NodeRegistry | None = None,
+        *,
+        embed_timeout: float = EMBED_SECONDS,
+        chat_timeout: float = CHAT_SECONDS,
+        transport_factory: Callable[[NodeSpec], Transport] = HttpTransport,
+    ) -> None:
+        for name, seconds in (("embed_timeout", embed_timeout), ("chat_timeout", chat_timeout)):
+            if not (isinstance(seconds, int | float) and 0 < seconds < float("inf")):
+                raise InvalidInput(f"{name} must be a number of seconds above 0, not {seconds!r}")
+        self._registry = _registry_of(nodes)
+        self._embed_timeout = float(embed_timeout)
+        self._chat_timeout = float(chat_timeout)
+        self._transport_factory = transport_factory
+        self._transports: dict[str, Transport] = {}
+        self._monitor = Monitor(self._registry, self._transport_of)
+        self._live = LiveCalls(self._registry, self._transport_of, self._monitor.probe)
+        self._watchers: dict[str, asyncio.Task[None]] = {}
+        self._batches: set[anyio.CancelScope] = set()
+        self._state: Literal["new", "open", "closed"] = "new"
+
+    def __repr__(self) -> str:
+        nodes = ", ".join(repr(node)[6:-1] for node in self._registry)
+        return f"<OllamaPool {self._state}: {nodes}>"
+
+    # Its life.
+
+    async def __aenter__(self) -> OllamaPool:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def start(self) -> None:
+        """Begin to watch the nodes. Returns at once; calls wait for the first node by themselves.
+
+        Idempotent. Raises PoolClosed if the pool was closed.
+        """
+        if self._state == "closed":
+            raise PoolClosed("the pool was closed; make a new one")
+        if self._state == "open":
+            return
+        self._state = "open"
+        for node in self._registry:
+            self._watch(node)
+
+    async def aclose(self) -> None:
+        """End what is under way and close every connection. Idempotent.
+
+        Calls that are under way in other tasks raise PoolClosed.
+        """
+        self._state = "closed"
+        watchers = list(self._watchers.values())
+        self._watchers.clear()
+        for task in watchers:
+            task.cancel()
+        for batch in self._batches:
+            batch.cancel()
+        with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
+            await self._live.aclose()
+            if watchers:
+                await asyncio.wait(watchers)
+            for transport in self._transports.values():
+                await transport.aclose()
+        self._transports.clear()
+
+    # What is known.
+
+    @property
+    def view(self) -> ClusterView:
+        """Every node as known now, frozen."""
+        return self._registry.view
+
+    async def refresh(self) -> ClusterView:
+        """Ask every node again what it has, and return what is known then.
+
+        Takes as long as the slowest node does, 5 s at most.
+        """
+        self._check_open()
+        await self._live.probe_all()
+        return self.view
+
+    def get_stats(self) -> dict[str, Any]:
+        """Counts of everything so far, exact. See `core.stats.pool_stats` for the keys."""
+        return pool_stats([node.stats() for node in self._registry], strategy="performance")
+
+    # Embedding.
+
+    @overload
+    async def embed(  # type: ignore[overload-overlap]  # a str is a Sequence[str] as well
+        self,
+        model: str,
+        input: str,
+        truncate: bool | None = None,
+        options: Mapping[str, Any] | None = None,
+        keep_alive: str | float | None = None,
+        dimensions: int | None = None,
+    ) -> Vector: ...
+    @overload
+    async def embed(
+        self,
+        model: str,
+        input: Sequence[str],
+        truncate: bool | None = None,
+        options: Mapping[str, Any] | None = None,
+        keep_alive: str | float | None = None,
+        dimensions: int | None = None,
+    ) -> Embeddings: ...
+    async def embed(
+        self,
+        model: str,
+        input: str | Sequence[str],
+        truncate: bool | None = None,
+        options: Mapping[str, Any] | None = None,
+        keep_alive: str | float | None = None,
+        dimensions: int | None = None,
+    ) -> Vector | Embeddings:
+        """The vector of one text, or `Embeddings` of a list, by one request to one node.
+
+        Another node is asked if one fails. Raises InvalidInput, ModelNotFound, NoNodeAvailable, or
+        BadRequest with the server's words.
+        """
+        self._check_open()
+        settings = EmbedSettings(
+            model=model,
+            dimensions=dimensions,
+            truncate=truncate,
+            options=options,
+            keep_alive=keep_alive,
+        )
+        if isinstance(input, str):
+            check_text(input)
+            texts = [input]
+        else:
+            texts, errors = collect_texts(input)
+            for error in errors.values():
+                raise error
+            if not texts:
+                return Embeddings(b"", 0)
+        body = ollama.dump_embed(settings, texts)
+        answer = await self._live.embed(model, texts, body, self._embed_timeout)
+        embeddings = Embeddings(answer.floats, answer.dim)
+        return embeddings[0] if isinstance(input, str) else embeddings
+
+    async def embed_batch(
+        self,
+        model: str,
+        texts: Iterable[str],
+        *,
+        dimensions: int | None = None,
+        truncate: bool | None = None,
+        options: Mapping[str, Any] | None = None,
+        keep_alive: str | float | None = None,
+        on_error: OnError = "raise",
+        on_progress: OnProgress | None = None,
+    ) -> Embeddings:
+        """The vectors of many texts, in input order, computed by all nodes that have the model.
+
+        Equal texts are computed once. A chunk that fails on a node is done by another; one that
+        fails for its input is split until the culprit is alone.
+
+        on_progress: called with (settled, all) as the batch goes on.
+        on_error: with "raise", items without a vector raise BatchError, which carries the vectors
+        of all others; with "return" they are NaN rows named in ``Embeddings.errors``.
+
+        Raises InvalidInput (nothing was sent), ModelNotFound, NoNodeAvailable, BatchError.
+        """
+        self._check_open()
+        if on_error not in ("raise", "return"):
+            raise InvalidInput(f"on_error must be 'raise' or 'return', not {on_error!r}")
+        settings = EmbedSettings(
+            model=model,
+            dimensions=dimensions,
+            truncate=truncate,
+            options=options,
+            keep_alive=keep_alive,
+        )
+        ollama.dump_embed(settings, ())  # options that JSON cannot carry fail here, not later
+        items, invalid = collect_texts(texts)
+        if invalid and on_error == "raise":
+            raise next(iter(invalid.values()))
+        if not items:
+            return Embeddings(b"", 0, report=BatchReport(0, 0, 0.0))
+        started_at = anyio.current_time()
+        unique = unique_texts(items, invalid)
+        buffer = VectorBuffer(len(items), unique.places, unique.repeats)
+        errors: dict[int, SollolError] = dict(invalid)
+        shares = {}
+        if unique.texts:
+            await self._live.candidates(model, patient=True)
+            job = Job(settings, unique.texts, self._embed_timeout)
+
+            def tell(settled: int) -> None:
+                if on_progress is not None:
+                    share = settled / len(unique.texts)
+                    on_progress(int(share * (len(items) - len(invalid))) + len(invalid), len(items))
+
+            executor = Executor(job, buffer, self._registry, self._transport_of, tell)
+            await self._run(executor)
+            shares = dict(executor.shares())
+            for entry, error in executor.state.errors.items():
+                errors.update(dict.fromkeys(buffer.rows_of(entry), error))
+        for row in errors:
+            buffer.clear_row(row)
+        seconds = anyio.current_time() - started_at
+        embeddings = Embeddings(
+            buffer.finish(),
+            buffer.dim,
+            errors=dict(sorted(errors.items())),
+            report=BatchReport(len(items), len(unique.texts), seconds, shares),
+            count=len(items),
+        )
+        if errors and on_error == "raise":
+            raise BatchError(embeddings, embeddings.errors)
+        return embeddings
+
+    # Chat and generate.
+
+    @overload
+    async def chat(
+        self,
+        model: str,
+        messages: Iterable[Any] | None = None,
+        *,
+        tools: Iterable[Any] | None = None,
+        stream: Literal[False] = False,
+        think: bool | str | None = None,
+        format: str | Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+        keep_alive: str | float | None = None,
+    ) -> ChatReply: ...
+    @overload
+    async def chat(
+        self,
+        model: str,
+        messages: Iterable[Any] | None = None,
+        *,
+        tools: Iterable[Any] | None = None,
+        stream: Literal[True],
+        think: bool | str | None = None,
+        format: str | Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+        keep_alive: str | float | None = None,
+    ) -> ReplyStream[ChatReply]: ...
+    async def chat(
+        self,
+        model: str,
+        messages: Iterable[Any] | None = None,
+        *,
+        tools: Iterable[Any] | None = None,
+        stream: bool = False,
+        think: bool | str | None = None,
+        format: str | Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+        keep_alive: str | float | None = None,
+    ) -> ChatReply | ReplyStream[ChatReply]:
+        """A chat answer, or with ``stream=True`` an async iterator over its parts.
+
+        Arguments are those of Ollama's ``/api/chat``. Another node is asked if one fails before
+        its first part. Raises InvalidInput, ModelNotFound, NoNodeAvailable, or BadRequest; the
+        iteration raises NodeError if the stream is cut off or reports an error.
+        """
+        payload = {
+            "messages": chat_wire.messages_to_send(messages),
+            "tools": chat_wire.tools_to_send(tools),
+            "think": think,
+            "format": format,
+            "options": options,
+            "keep_alive": keep_alive,
+        }
+        body = self._conversation(model, payload, stream)
+        send = self._live.open_stream if stream else self._live.converse
+        return await send("/api/chat", model, body, chat_wire.load_chat, self._chat_timeout)
+
+    @overload
+    async def generate(
+        self,
+        model: str,
+        prompt: str = "",
+        suffix: str | None = None,
+        *,
+        system: str | None = None,
+        template: str | None = None,
+        context: Sequence[int] | None = None,
+        stream: Literal[False] = False,
+        think: bool | str | None = None,
+        raw: bool | None = None,
+        format: str | Mapping[str, Any] | None = None,
+        images: Sequence[str | bytes] | None = None,
+        options: Mapping[str, Any] | None = None,
+        keep_alive: str | float | None = None,
+    ) -> GeneratedText: ...
+    @overload
+    async def generate(
+        self,
+        model: str,
+        prompt: str = "",
+        suffix: str | None = None,
+        *,
+        system: str | None = None,
+        template: str | None = None,
+        context: Sequence[int] | None = None,
+        stream: Literal[True],
+        think: bool | str | None = None,
+        raw: bool | None = None,
+        format: str | Mapping[str, Any] | None = None,
+        images: Sequence[str | bytes] | None = None,
+        options: Mapping[str, Any] | None = None,
+        keep_alive: str | float | None = None,
+    ) -> ReplyStream[GeneratedText]: ...
+    async def generate(
+        self,
+        model: str,
+        prompt: str = "",
+        suffix: str | None = None,
+        *,
+        system: str | None = None,
+        template: str | None = None,
+        context: Sequence[int] | None = None,
+        stream: bool = False,
+        think: bool | str | None = None,
+        raw: bool | None = None,
+        format: str | Mapping[str, Any] | None = None,
+        images: Sequence[str | bytes] | None = None,
+        options: Mapping[str, Any] | None = None,
+        keep_alive: str | float | None = None,
+    ) -> GeneratedText | ReplyStream[GeneratedText]:
+        """Generated text, or with ``stream=True`` an async iterator over its parts.
+
+        The text is a string; its ``answer`` holds what else the server said. Arguments are those
+        of Ollama's ``/api/generate``; failing over and errors are as in `chat`.
+        """
+        check_text(prompt)
+        payload = {
+            "prompt": prompt,
+            "suffix": suffix,
+            "system": system,
+            "template": template,
+            "context": context,
+            "think": think,
+            "raw": raw,
+            "format": format,
+            "images": None if images is None else chat_wire.images_to_send(images),
+            "options": options,
+            "keep_alive": keep_alive,
+        }
+        body = self._conversation(model, payload, stream)
+        send = self._live.open_stream if stream else self._live.converse
+        return await send("/api/generate", model, body, chat_wire.load_text, self._chat_timeout)
+
+    def _conversation(self, model: str, payload: Mapping[str, Any], stream: bool) -> bytes:
+        """The body of a request to chat or generate. Raises PoolClosed, InvalidInput."""
+        self._check_open()
+        check_model(model)
+        return ollama.dump({"model": model, "stream": stream, **payload})
+
+    # How the parts are held together.
+
+    def _check_open(self) -> None:
+        if self._state == "closed":
+            raise PoolClosed("the pool is closed")
+        if self._state == "new":
+            raise PoolClosed("the pool is not open yet: use 'async with', or await pool.start()")
+
+    async def _run(self, executor: Executor) -> None:
+        """Carry out a batch, unless the pool is closed meanwhile."""
+        with anyio.CancelScope() as scope:
+            self._batches.add(scope)
+            try:
+                await executor.run()
+            finally:
+                self._batches.discard(scope)
+        if scope.cancelled_caught:
+            raise PoolClosed("the pool was closed during this batch")
+
+    def _transport_of(self, name: str) -> Transport:
+        transport = self._transports.get(name)
+        if transport is None:
+            self._check_open()
+            transport = self._transport_factory(self._registry[name].spec)
+            self._transports[name] = transport
+        return transport
+
+    def _watch(self, node: Node) -> None:
+        task = asyncio.create_task(self._monitor.watch(node.name), name=f"watch {node.name}")
+        self._watchers[node.name] = task
+
+
+def _registry_of(nodes: Iterable[NodeLike] | NodeRegistry | None) -> NodeRegistry:
+    if isinstance(nodes, NodeRegistry):
+        registry = nodes
+    elif nodes is None:
+        host = os.environ.get("OLLAMA_HOST", "").strip()
+        registry = NodeRegistry([parse_ollama_host(host).url])
+    elif isinstance(nodes, str | bytes | Mapping) or not isinstance(nodes, Iterable):
+        raise InvalidInput(
+            f"nodes must be a list, even of one node: nodes=[{nodes!r}]"
+            if isinstance(nodes, str | Mapping)
+            else f"nodes must be a list of nodes, not {type(nodes).__name__}"
+        )
+    else:
+        registry = NodeRegistry(nodes)
+    if not len(registry):
+        raise InvalidInput("no nodes: give at least one, such as http://127.0.0.1:11434")
+    return registry

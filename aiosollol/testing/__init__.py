@@ -1,0 +1,23 @@
+"""Fakes of Ollama servers, for our tests and yours.
+
+`FakeOllama` is a server on loopback, `FakeTransport` the same without sockets and in virtual time,
+`FakeOllamaProcess` a server in a process of its own. All have settable costs, deterministic vectors
+(`fake_vector`) and faults (`Fault`) that can be switched while they run.
+"""
+
+from aiosollol.testing.fault import Fault
+from aiosollol.testing.model import FakeModel, fake_tokens, fake_vector
+from aiosollol.testing.node import FakeNode, Record
+from aiosollol.testing.server import FakeOllama
+from aiosollol.testing.transport import FakeTransport
+
+__all__ = [
+    "FakeModel",
+    "FakeNode",
+    "FakeOllama",
+    "FakeTransport",
+    "Fault",
+    "Record",
+    "fake_tokens",
+    "fake_vector",
+]

@@ -1,0 +1,176 @@
+"""`FakeOllama`: a fake node behind a real HTTP server on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from types import TracebackType
+from typing import Any
+
+from aiohttp import web
+
+from aiosollol.errors import InvalidInput
+from aiosollol.testing.fault import Fault
+from aiosollol.testing.node import FakeNode, Reply
+
+_BACKLOG = 1024
+
+
+class FakeOllama(FakeNode):
+    """An HTTP server that answers like Ollama, and fails like it when told to.
+
+    ::
+
+        async with FakeOllama(models=["all-minilm"], seconds_per_item=0.01) as node:
+            ...  # ask node.url
+            node.fault = Fault.HANG
+
+    Options as for `FakeNode`, and where to listen: `host` and `port` (0 takes a free one). A
+    client that disconnects cancels its request. Needs asyncio. Raises InvalidInput where the port
+    is taken.
+    """
+
+    def __init__(self, *, host: str = "127.0.0.1", port: int = 0, **options: Any) -> None:
+        super().__init__(**options)
+        self.host = host
+        self.port = port
+        self._handlers: set[asyncio.Task[Any]] = set()
+        self._http: web.Server | None = None
+        self._listener: asyncio.Server | None = None
+        self._reserved: socket.socket | None = None
+        self._reopening: asyncio.Task[None] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it listens, or will again once REFUSE is over."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    async def __aenter__(self) -> FakeOllama:
+        try:
+            bound = self._bind()
+        except OSError as error:
+            raise InvalidInput(f"cannot listen on {self.url}: {error.strerror}") from error
+        self.port = bound.getsockname()[1]
+        self._http = web.Server(self._handle, handler_cancellation=True, access_log=None)
+        if self.fault is Fault.REFUSE:
+            self._reserved = bound
+        else:
+            await self._listen(bound)
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._reopening is not None:
+            await self._reopening
+        self._stop_listening()
+        if self._reserved is not None:
+            self._reserved.close()
+            self._reserved = None
+        for handler in tuple(self._handlers):
+            handler.cancel()  # one that hangs would never end by itself
+        if self._http is not None:
+            http, self._http = self._http, None
+            await http.shutdown(0.1)
+
+    def fail_next(self, fault: Fault, times: int = 1) -> None:
+        """Let the next `times` requests that compute fail with `fault`, and then no more.
+
+        Raises InvalidInput for REFUSE: what is refused is never seen, so it cannot be counted.
+        """
+        if fault is Fault.REFUSE:
+            raise InvalidInput("FakeOllama cannot count refused connections: set fault instead")
+        super().fail_next(fault, times)
+
+    # ---- the listener
+
+    def _bind(self) -> socket.socket:
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        bound = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind((self.host, self.port))
+        except OSError:
+            bound.close()
+            raise
+        bound.setblocking(False)
+        return bound
+
+    async def _listen(self, bound: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        assert self._http is not None
+        self._listener = await loop.create_server(self._http, sock=bound, backlog=_BACKLOG)
+
+    def _stop_listening(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+
+    def _fault_changed(self) -> None:
+        if self._http is None:
+            return
+        if self.fault is Fault.REFUSE:
+            if self._reserved is None:
+                self._refuse()
+        elif self._reserved is not None:
+            bound, self._reserved = self._reserved, None
+            bound.listen(_BACKLOG)  # now: whoever connects from here on is accepted
+            self._reopening = asyncio.ensure_future(self._listen(bound))
+
+    def _refuse(self) -> None:
+        if self._reopening is not None and not self._reopening.done():
+            # Healed a moment ago: the listener is not there yet, so it cannot be closed yet.
+            self._reopening.add_done_callback(lambda _: self._fault_changed())
+            return
+        assert self._http is not None
+        self._stop_listening()
+        # Bound and not listening: connections are refused, and nobody else can take the port.
+        self._reserved = self._bind()
+        for connection in self._http.connections:
+            if connection.transport is not None:
+                _reset(connection.transport)
+
+    # ---- one request
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        task = asyncio.current_task()
+        assert task is not None
+        self._handlers.add(task)
+        try:
+            body = await request.content.read()  # not request.read(), which has a limit
+            async with self.exchange(request.method, request.path, body) as reply:
+                if reply.parts is not None:
+                    return await _send_parts(request, reply)
+            headers = {"Content-Type": reply.content_type} if reply.content_type else None
+            return web.Response(status=reply.status, body=reply.body, headers=headers)
+        finally:
+            self._handlers.discard(task)
+
+
+async def _send_parts(request: web.BaseRequest, reply: Reply) -> web.StreamResponse:
+    assert reply.parts is not None
+    response = web.StreamResponse(status=reply.status, headers={"Content-Type": reply.content_type})
+    response.content_length = reply.length
+    await response.prepare(request)
+    async for part in reply.parts:
+        await response.write(part)
+    if reply.breaks:
+        if request.transport is not None:
+            _reset(request.transport)
+        return response
+    await response.write_eof()
+    return response
+
+
+def _reset(transport: asyncio.BaseTransport) -> None:
+    """Break a connection at once: with a linger time of zero, closing sends RST and not FIN."""
+    connection = transport.get_extra_info("socket")
+    if connection is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    assert isinstance(transport, asyncio.Transport)
+    transport.abort()

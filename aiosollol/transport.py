@@ -1,0 +1,171 @@
+"""`HttpTransport`: one aiohttp session to one node. Foreign exceptions become ours here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import aiohttp
+from yarl import URL
+
+from aiosollol.errors import (
+    ConnectionLost,
+    NodeError,
+    NodeTimeout,
+    NodeUnreachable,
+    ProtocolError,
+)
+from aiosollol.wire.ollama import error_for
+
+if TYPE_CHECKING:
+    from aiosollol.core.node import NodeSpec
+
+CONNECT_SECONDS = 5.0
+"""How long a connection may take. A host that is off drops packets; it must not cost a minute."""
+
+_MAX_ERROR_BYTES = 65_536
+_KEEPALIVE_SECONDS = 60.0
+_DNS_SECONDS = 60
+
+
+class HttpTransport:
+    """The way to one node over HTTP/1.1. Connections are kept alive and reused.
+
+    The session is made with the first request, so an instance may be made outside the event loop.
+    """
+
+    def __init__(self, spec: NodeSpec) -> None:
+        self._node = spec.name
+        self._base = spec.url
+        self._headers = {"Content-Type": "application/json", **spec.headers}
+        self._session: aiohttp.ClientSession | None = None
+        self._is_closed = False
+        # What is made from a path or a number once need not be made for every request.
+        self._urls: dict[str, URL] = {}
+        self._timeouts: dict[float, aiohttp.ClientTimeout] = {}
+
+    def __repr__(self) -> str:
+        return f"<HttpTransport {self._node} {self._base}>"
+
+    async def request(
+        self, method: str, path: str, body: bytes | None = None, *, timeout: float
+    ) -> bytes:
+        """See `Transport.request`."""
+        try:
+            try:
+                return await self._request(method, path, body, timeout)
+            except aiohttp.ServerDisconnectedError:
+                # The server closed an idle connection as we were about to reuse it. aiohttp retries
+                # a GET by itself; nothing that we POST has side effects either.
+                return await self._request(method, path, body, timeout)
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise self._ours(error, timeout) from error
+
+    async def _request(self, method: str, path: str, body: bytes | None, timeout: float) -> bytes:
+        async with self._open().request(
+            method,
+            self._url(path),
+            data=body,
+            timeout=self._timeout(timeout),
+            allow_redirects=False,
+        ) as response:
+            answer = await response.read()
+        if response.status != 200:
+            raise error_for(self._node, response.status, answer)
+        return answer
+
+    @asynccontextmanager
+    async def stream(
+        self, path: str, body: bytes, *, timeout: float
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """See `Transport.stream`."""
+        try:
+            response = await self._open().request(
+                "POST",
+                self._url(path),
+                data=body,
+                timeout=self._timeout(timeout),
+                allow_redirects=False,
+            )
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise self._ours(error, timeout) from error
+        try:
+            if response.status != 200:
+                raise error_for(self._node, response.status, await self._error_body(response))
+            yield self._pieces(response, timeout)
+        finally:
+            # Idempotent: a body that was read to its end has given its connection back already;
+            # one that was not is closed with it, which is what cancels the work on the node.
+            response.close()
+
+    async def _pieces(
+        self, response: aiohttp.ClientResponse, timeout: float
+    ) -> AsyncIterator[bytes]:
+        try:
+            async for piece in response.content.iter_any():
+                yield piece
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise self._ours(error, timeout) from error
+
+    async def _error_body(self, response: aiohttp.ClientResponse) -> bytes:
+        try:
+            return await response.content.read(_MAX_ERROR_BYTES)
+        except (aiohttp.ClientError, OSError):
+            return b""
+
+    async def aclose(self) -> None:
+        """Close every connection. Idempotent."""
+        self._is_closed = True
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._is_closed:
+            raise NodeUnreachable(self._node, "the transport is closed")
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(
+                    limit=0,  # the pool bounds what is under way, by what the node can take
+                    ttl_dns_cache=_DNS_SECONDS,
+                    keepalive_timeout=_KEEPALIVE_SECONDS,
+                ),
+                headers=self._headers,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                trust_env=False,
+            )
+        return self._session
+
+    def _url(self, path: str) -> URL:
+        url = self._urls.get(path)
+        if url is None:
+            url = self._urls[path] = URL(self._base + path)
+        return url
+
+    def _timeout(self, seconds: float) -> aiohttp.ClientTimeout:
+        timeout = self._timeouts.get(seconds)
+        if timeout is None:
+            if len(self._timeouts) > 64:
+                self._timeouts.clear()
+            timeout = self._timeouts[seconds] = aiohttp.ClientTimeout(
+                total=seconds, sock_connect=min(CONNECT_SECONDS, seconds)
+            )
+        return timeout
+
+    def _ours(self, error: Exception, timeout: float) -> NodeError:
+        node = self._node
+        if isinstance(error, NodeError):
+            return error
+        if isinstance(error, aiohttp.ConnectionTimeoutError):
+            return NodeUnreachable(node, f"no connection within {CONNECT_SECONDS:g} s")
+        if isinstance(error, asyncio.TimeoutError):
+            return NodeTimeout(node, f"no answer within {timeout:g} s")
+        if isinstance(error, aiohttp.ClientConnectorError):
+            return NodeUnreachable(node, f"no connection: {error.os_error or error}")
+        if isinstance(error, aiohttp.ClientResponseError):  # what came back is not HTTP
+            return ProtocolError(node, f"does not speak HTTP: {error.message.splitlines()[0]}")
+        if isinstance(error, aiohttp.ClientConnectionError | aiohttp.ClientPayloadError | OSError):
+            return ConnectionLost(node, f"the connection broke: {error or type(error).__name__}")
+        return ProtocolError(node, f"{type(error).__name__}: {error}")

@@ -1,0 +1,224 @@
+"""Ollama's own API, from a client's side: requests to bytes, answers to values.
+
+The standard is what a real server answers; tests/captures holds such answers.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from aiosollol.core.node import LoadedModel, ModelInfo, full_name
+from aiosollol.core.request import EmbedSettings
+from aiosollol.errors import (
+    BadRequest,
+    InvalidInput,
+    ModelMissing,
+    NodeError,
+    ProtocolError,
+    ResponseError,
+    RunnerFailed,
+    ServerBusy,
+)
+
+# What a server says when the input is at fault. Every other 400 is a failure of the node: a dead
+# runner, a failed tokenizer and NaN all come back as 400 or 500 too.
+_CALLERS_FAULT = (
+    "input length exceeds",
+    "invalid input",
+    "invalid type",
+    "does not support",
+    "missing request body",
+    "invalid character",
+    "cannot unmarshal",
+    "is required",
+    "invalid options",
+    "invalid value for",
+    "dimensions",
+    "too short",
+    "invalid role",
+    "invalid format",
+    "invalid image",
+    "failed to decode image",
+)
+_NODES_FAULT = ("no longer running", "unsupported value: nan", "connection refused", "eof")
+
+
+def dump(payload: Mapping[str, Any]) -> bytes:
+    """`payload` as a request body, without the keys whose value is None.
+
+    Raises InvalidInput for what JSON cannot carry, such as a lone surrogate.
+    """
+    try:
+        return orjson.dumps({key: value for key, value in payload.items() if value is not None})
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInput(f"the request cannot be sent as JSON: {error}") from error
+
+
+def dump_embed(settings: EmbedSettings, texts: Sequence[str]) -> bytes:
+    """The body of a request to ``/api/embed`` for `texts`.
+
+    Always a list: to the string ``""`` a server answers no vector, to ``[""]`` one.
+    """
+    return dump(
+        {
+            "model": settings.model,
+            "input": texts,
+            "dimensions": settings.dimensions,
+            "truncate": settings.truncate,
+            "options": settings.options,
+            "keep_alive": settings.keep_alive,
+        }
+    )
+
+
+def load(node: str, body: bytes) -> dict[str, Any]:
+    """An answer's JSON object. Raises ProtocolError, with the beginning of what came instead."""
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise ProtocolError(node, f"answered {_shown(body)}, which is not JSON") from error
+    if not isinstance(value, dict):
+        raise ProtocolError(node, f"answered {_shown(body)}, which is not a JSON object")
+    return value
+
+
+def error_for(node: str, status: int, body: bytes) -> NodeError:
+    """The error that stands for an answer with a status other than 200.
+
+    The status alone says little, so the message decides (see ../docs/ollama.md).
+    """
+    message = error_message(body)
+    if message is None:
+        if 400 <= status < 600 and len(body) < 200 and not body.lstrip().startswith(b"<"):
+            message = body.decode("utf-8", "replace").strip() or "no message"
+        else:
+            return ProtocolError(node, f"answered status {status} with {_shown(body)}")
+    low = message.lower()
+    kind: type[ResponseError]
+    if status == 404 and "model" in low:
+        kind = ModelMissing
+    elif status == 503 or "server busy" in low:
+        kind = ServerBusy
+    elif any(sign in low for sign in _NODES_FAULT):
+        kind = RunnerFailed
+    elif status in (400, 413, 422, 501) and any(sign in low for sign in _CALLERS_FAULT):
+        kind = BadRequest
+    elif status >= 500 or status == 400:
+        kind = RunnerFailed
+    else:
+        kind = ResponseError
+    return kind(node, status, message)
+
+
+def error_message(body: bytes) -> str | None:
+    """The text of an error answer: ``{"error": "..."}`` or OpenAI's ``{"error": {"message"}}``."""
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    error = value.get("error") if isinstance(value, dict) else None
+    if isinstance(error, dict):
+        error = error.get("message")
+    return error if isinstance(error, str) else None
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedAnswer:
+    """Vectors of one answer: `floats` holds ``count * dim`` float32 in native byte order.
+
+    `tokens` is the server's count of prompt tokens for the whole request, 0 if it did not say.
+    """
+
+    floats: memoryview[float]
+    count: int
+    dim: int
+    tokens: int = 0
+
+
+def load_embeddings(node: str, body: bytes, count: int) -> EmbedAnswer:
+    """Read the answer of ``/api/embed`` to a list of `count` texts.
+
+    Raises ProtocolError if there are not `count` vectors, of one length, all finite.
+    """
+    answer = load(node, body)
+    vectors = answer.get("embeddings")
+    if not isinstance(vectors, list):
+        raise ProtocolError(node, f"answered {_shown(body)}, which has no embeddings")
+    if len(vectors) != count:
+        raise ProtocolError(node, f"answered {len(vectors)} vectors to {count} texts")
+    floats = array("f")
+    dim = len(vectors[0]) if vectors and isinstance(vectors[0], list) else 0
+    for position, vector in enumerate(vectors):
+        if not isinstance(vector, list) or len(vector) != dim or not dim:
+            raise ProtocolError(node, f"answered vectors of unequal length (item {position})")
+        try:
+            floats.fromlist(vector)
+        except (TypeError, OverflowError) as error:
+            raise ProtocolError(node, f"answered a vector that is no vector: {error}") from error
+    tokens = answer.get("prompt_eval_count")
+    return EmbedAnswer(memoryview(floats), count, dim, tokens if isinstance(tokens, int) else 0)
+
+
+def load_tags(node: str, body: bytes) -> dict[str, ModelInfo]:
+    """Read ``/api/tags``: full model name -> what the node says of it."""
+    models = {}
+    for entry in _entries(node, body):
+        details = entry.get("details")
+        dim = details.get("embedding_length") if isinstance(details, dict) else None
+        name = full_name(entry["name"])
+        models[name] = ModelInfo(
+            name, _text(entry, "digest"), _number(entry, "size"), dim if isinstance(dim, int) else 0
+        )
+    return models
+
+
+def load_ps(node: str, body: bytes) -> dict[str, LoadedModel]:
+    """Read ``/api/ps``: full model name -> how it is loaded."""
+    return {
+        full_name(entry["name"]): LoadedModel(
+            full_name(entry["name"]),
+            _text(entry, "digest"),
+            _number(entry, "size"),
+            _number(entry, "size_vram"),
+        )
+        for entry in _entries(node, body)
+    }
+
+
+def load_version(node: str, body: bytes) -> str:
+    """Read ``/api/version``."""
+    version = load(node, body).get("version")
+    if not isinstance(version, str):
+        raise ProtocolError(node, f"answered {_shown(body)}, which has no version")
+    return version
+
+
+def _entries(node: str, body: bytes) -> Sequence[dict[str, Any]]:
+    models = load(node, body).get("models")
+    if models is None:  # Go writes an empty list that was never made as null
+        return []
+    if not isinstance(models, list):
+        raise ProtocolError(node, f"answered {_shown(body)}, which has no list of models")
+    return [
+        entry for entry in models if isinstance(entry, dict) and isinstance(entry.get("name"), str)
+    ]
+
+
+def _text(entry: Mapping[str, Any], key: str) -> str:
+    value = entry.get(key)
+    return value if isinstance(value, str) else ""
+
+
+def _number(entry: Mapping[str, Any], key: str) -> int:
+    value = entry.get(key)
+    return value if isinstance(value, int) else 0
+
+
+def _shown(body: bytes) -> str:
+    text = body[:60].decode("utf-8", "replace")
+    return repr(text + "..." if len(body) > 60 else text) if body else "nothing"

@@ -1,0 +1,1 @@
+"""Measurements. Each module is run with ``python -m benchmarks.<name>``; see README.md here."""

@@ -1,0 +1,188 @@
+"""Every example runs as a process of its own, against embedded nodes: `nox -s examples`.
+
+The services get real HTTP requests, then a signal, and must end well and without a warning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pathlib
+import signal
+import socket
+import sys
+from array import array
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+from aiosollol.embedded import EmbeddedNode
+
+pytestmark = pytest.mark.anyio
+
+HERE = pathlib.Path(__file__).parent
+SERVICES = {"aiohttp_service.py": signal.SIGTERM, "fastapi_service.py": signal.SIGINT}
+SCRIPTS = {"basic_usage.py"}
+MODEL = "wordllama"
+TEXTS = [f"text number {number}, about {number % 7} things" for number in range(100)]
+PATIENCE = 60.0
+SIGNS_OF_TROUBLE = ("Traceback", "ResourceWarning", "RuntimeWarning", "never", "Unclosed")
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+async def nodes() -> AsyncIterator[list[str]]:
+    """The addresses of two embedded nodes, each a process of its own."""
+    async with AsyncExitStack() as stack:
+        yield [(await stack.enter_async_context(EmbeddedNode(process=True))).url for _ in range(2)]
+
+
+def test_every_example_is_run_here() -> None:
+    assert {path.name for path in HERE.glob("*.py")} - {"test_examples.py"} == {
+        *SERVICES,
+        *SCRIPTS,
+    }
+
+
+async def test_basic_usage(nodes: list[str]) -> None:
+    async with started("basic_usage.py", *nodes) as process:
+        out, problems = await finish(process)
+    assert process.returncode == 0, problems
+    first, best, *others = out.splitlines()
+    assert first.startswith("4 items in ")
+    assert "yeast" in best
+    assert len(others) == 3
+    assert_no_trouble(problems)
+
+
+async def test_a_script_that_fails_says_which_node(free_port: int) -> None:
+    async with started("basic_usage.py", f"http://127.0.0.1:{free_port}") as process:
+        _, problems = await finish(process)
+    assert process.returncode == 1
+    assert "NoNodeAvailable" in problems
+    assert f"127.0.0.1:{free_port}" in problems
+
+
+@pytest.mark.parametrize("name", SERVICES)
+async def test_service(name: str, nodes: list[str], free_port: int) -> None:
+    base = f"http://127.0.0.1:{free_port}"
+    async with (
+        started(name, PORT=str(free_port), OLLAMA_NODES=" ".join(nodes)) as process,
+        aiohttp.ClientSession() as session,
+    ):
+        await answering(session, f"{base}/stats", process)
+
+        answers = await asyncio.gather(*(embed(session, base, TEXTS[i:]) for i in range(10)))
+        expected = await straight_from(session, nodes[0], TEXTS)
+        for start, answer in enumerate(answers):
+            assert answer["dim"] == 256
+            assert [array("f", vector) for vector in answer["vectors"]] == expected[start:]
+
+        async with session.post(f"{base}/embed", json={"texts": "one text"}) as response:
+            assert 400 <= response.status < 500
+        async with session.post(f"{base}/embed", data=b"{") as response:
+            assert 400 <= response.status < 500
+        async with session.get(f"{base}/stats") as response:
+            stats = await response.json()
+        assert stats["total_requests"] == stats["successful_requests"] > 0
+        assert sum(stats["nodes_used"].values()) == stats["total_requests"]
+
+        process.send_signal(SERVICES[name])
+        _, problems = await finish(process)
+    assert process.returncode == 0, problems
+    assert_no_trouble(problems)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+async def test_service_whose_nodes_are_down(name: str, free_port: int) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # bound and not listening: refuses every connection
+        down = f"127.0.0.1:{nobody.getsockname()[1]}"
+        base = f"http://127.0.0.1:{free_port}"
+        async with (
+            started(name, PORT=str(free_port), OLLAMA_NODES=down) as process,
+            aiohttp.ClientSession() as session,
+        ):
+            await answering(session, f"{base}/stats", process)
+            async with session.post(f"{base}/embed", json={"texts": ["a"]}) as response:
+                assert response.status == 503
+                assert down in await response.text()
+            process.send_signal(SERVICES[name])
+            _, problems = await finish(process)
+    assert process.returncode == 0, problems
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+@asynccontextmanager
+async def started(
+    name: str, *arguments: str, **environment: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """The example as a process, in Python's development mode; gone when this is left."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("OLLAMA_")}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-X", "dev", str(HERE / name), *arguments),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**clean, "SOLLOL_AUTO_DISCOVER": "false", "OLLAMA_MODEL": MODEL, **environment},
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+
+
+async def finish(process: asyncio.subprocess.Process) -> tuple[str, str]:
+    """Wait for the end; what was written to stdout and stderr."""
+    out, problems = await asyncio.wait_for(process.communicate(), PATIENCE)
+    return out.decode(), problems.decode()
+
+
+async def answering(
+    session: aiohttp.ClientSession, url: str, process: asyncio.subprocess.Process
+) -> None:
+    """Wait until `url` answers, or fail with what the process said instead."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            try:
+                async with session.get(url) as response:
+                    if response.status == 200:
+                        return
+                    pytest.fail(f"{url} answers {response.status}: {await response.text()}")
+            except aiohttp.ClientConnectionError:
+                if process.returncode is not None:
+                    pytest.fail("\n".join(await finish(process)))
+                await asyncio.sleep(0.05)  # a process that starts gives no other sign
+
+
+async def embed(session: aiohttp.ClientSession, base: str, texts: list[str]) -> Any:
+    async with session.post(f"{base}/embed", json={"texts": texts}) as response:
+        assert response.status == 200, await response.text()
+        return await response.json()
+
+
+async def straight_from(
+    session: aiohttp.ClientSession, node: str, texts: list[str]
+) -> list[array[float]]:
+    """What a node itself answers."""
+    payload = {"model": MODEL, "input": texts}
+    async with session.post(f"{node}/api/embed", json=payload) as response:
+        return [array("f", vector) for vector in (await response.json())["embeddings"]]
+
+
+def assert_no_trouble(output: str) -> None:
+    assert not any(sign in output for sign in SIGNS_OF_TROUBLE), output

@@ -1,0 +1,73 @@
+"""`nox` runs lint, typing, tests and examples; `nox -s bench` the benchmarks.
+
+Versions, extras and dependency groups are those of pyproject.toml. Words after `--` go to the
+tool: `nox -s tests -- -k embeddings -x`.
+"""
+
+from __future__ import annotations
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "venv"
+nox.options.download_python = "never"
+nox.options.error_on_missing_interpreters = False  # for tests_on; the other sessions have theirs
+nox.options.reuse_venv = "yes"
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = nox.project.python_versions(PYPROJECT)
+EXTRAS = "demo"  # what the code of today can use; grows with it
+
+
+def group(name: str) -> list[str]:
+    """The requirements of a dependency group of pyproject.toml."""
+    return list(nox.project.dependency_groups(PYPROJECT, name))
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and common mistakes: ruff check, ruff format --check."""
+    session.install(*group("lint"))
+    session.run("ruff", "check", *session.posargs)
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """mypy --strict over the package and the file that pins the public signatures."""
+    session.install("-e", f".[{EXTRAS}]", *group("typing"))
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The test suite, on the Python that runs nox."""
+    run_tests(session)
+
+
+@nox.session(python=PYTHONS, default=False)
+def tests_on(session: nox.Session) -> None:
+    """The test suite, on every supported Python that is installed."""
+    run_tests(session)
+
+
+@nox.session
+def examples(session: nox.Session) -> None:
+    """Every file in examples/, as a process, with real requests, against embedded nodes.
+
+    Installs a wheel, not the source tree: what is missing in it is missed here.
+    """
+    session.install(f".[{EXTRAS}]", *group("examples"))
+    session.run("pytest", "examples", *session.posargs)
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """The benchmarks; see benchmarks/README.md."""
+    session.install(f".[{EXTRAS}]")
+    session.run("python", "-m", "benchmarks.start_up", *session.posargs)
+
+
+def run_tests(session: nox.Session) -> None:
+    session.install("-e", f".[{EXTRAS}]", *group("test"))
+    session.run("pytest", "--cov", "--cov-report=term-missing", *session.posargs)

@@ -1,0 +1,277 @@
+"""The command line as its users run it: in a process of its own, over real embedded nodes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DEADLINE = 120.0  # a hang fails; nothing is measured
+
+COMMAND = (sys.executable, "-W", "error", "-m", "aiosollol")
+
+
+@contextmanager
+def started(*args: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """The command line in a session of its own, which is empty when it has ended."""
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
+    process = subprocess.Popen([*COMMAND, *args], start_new_session=True, **options)
+    try:
+        yield process
+        process.communicate(timeout=DEADLINE)
+        left = members_of_session(process.pid)
+        assert left == []
+    finally:
+        for pid in [process.pid, *members_of_session(process.pid)]:
+            if pid != process.pid or process.poll() is None:
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+def members_of_session(session: int) -> list[int]:
+    """The processes of a session that live, by Linux's /proc; none where there is no /proc."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it ended while we looked
+        if int(fields[3]) == session and fields[0] != "Z" and int(folder.name) != session:
+            found.append(int(folder.name))
+    return found
+
+
+def run(*args: str, code: int = 0, **options: Any) -> subprocess.CompletedProcess[str]:
+    stdin = options.pop("input", None)
+    process = subprocess.run(
+        [*COMMAND, *args], input=stdin, capture_output=True, text=True, timeout=DEADLINE, **options
+    )
+    assert process.returncode == code, process.stderr
+    assert "Traceback" not in process.stderr
+    return process
+
+
+# --- without a node
+
+
+@pytest.mark.parametrize("package", ["typer", "rich"])
+def test_without_the_extra_it_says_what_to_install(package: str) -> None:
+    code = (
+        f"import sys; sys.modules[{package!r}] = None\n"
+        "from aiosollol.cli import main\n"
+        "sys.exit(main(['--version']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=DEADLINE
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "pip install 'aiosollol[cli]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("args", [["--version"], ["--help"], ["nodes", "--json"], ["nodes"]])
+def test_a_reader_that_has_gone_ends_it_quietly(args: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [*COMMAND, *args],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "OLLAMA_HOST": f"127.0.0.1:{closed_port()}"},
+            timeout=DEADLINE,
+        )
+    finally:
+        os.close(writer)
+    assert done.stderr == b""
+    assert done.returncode == 1
+
+
+def closed_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def test_a_node_that_does_not_answer_is_shown() -> None:
+    url = f"http://127.0.0.1:{closed_port()}"
+    (node,) = json.loads(run("nodes", "--json", "--node", url, code=1).stdout)["nodes"]
+    assert (node["url"], node["answers"]) == (url, False)
+    assert node["error"]
+    shown = run("nodes", "--node", url, code=1).stdout
+    assert node["error"] in shown
+
+
+def test_no_node_at_all_says_what_to_do(tmp_path: Path) -> None:
+    out = tmp_path / "v.npy"
+    url = f"http://127.0.0.1:{closed_port()}"
+    done = run("embed", "--node", url, "--out", str(out), input="some text", code=1)
+    assert "1 of 1 passages are missing" in done.stderr
+    assert f"127.0.0.1:{url.rpartition(':')[2]}: " in done.stderr
+    assert "ollama serve" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- with embedded nodes
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[str]:
+    """The URL of `aiosollol node`, which SIGTERM ends."""
+    pytest.importorskip("wordllama")
+    port = closed_port()
+    with started("node", "--port", str(port)) as process:
+        assert process.stderr is not None
+        wait_for(process.stderr, r"http://127\.0\.0\.1:\d+")
+        yield f"http://127.0.0.1:{port}"
+        process.send_signal(signal.SIGTERM)
+    assert process.returncode in (0, 143)
+
+
+def wait_for(stream: Any, pattern: str) -> str:
+    """Read lines until one matches."""
+    for line in stream:
+        if re.search(pattern, line):
+            return str(line)
+    raise AssertionError(f"the output ended before {pattern!r}")
+
+
+def test_nodes_shows_a_real_node(node: str) -> None:
+    (shown,) = json.loads(run("nodes", "--json", "--node", node).stdout)["nodes"]
+    assert shown["answers"]
+    assert shown["models"] == ["wordllama:latest"]
+    assert "wordllama" in run("nodes", "--node", node).stdout
+
+
+def test_embed_over_a_node_that_is_named_or_in_the_environment(node: str) -> None:
+    named = run("embed", "--node", node, "--model", "wordllama", input="One text.")
+    environment = {**os.environ, "OLLAMA_HOST": node}
+    found = run("embed", "-", "--model=wordllama", input="One text.", env=environment)
+    assert named.stdout == found.stdout
+    assert len(json.loads(named.stdout)["embedding"]) == 256
+
+
+def test_a_model_that_no_node_has_is_named(node: str) -> None:
+    done = run("embed", "--node", node, input="text", code=1)
+    assert "no node has the model 'nomic-embed-text'" in done.stderr
+    assert "wordllama" in done.stderr
+
+
+def test_embedded_needs_no_node(tmp_path: Path) -> None:
+    numpy = pytest.importorskip("numpy")
+    text, out = tmp_path / "a.txt", tmp_path / "v.npy"
+    text.write_text("\n\n".join(f"Paragraph number {i} of many." for i in range(2000)))
+    args = ("embed", str(text), "--embedded", "--passage-size=40", "--out", str(out), "--json")
+    summary = json.loads(run(*args).stdout)
+    vectors = numpy.load(out)
+    assert vectors.shape == (summary["passages"], 256) == (2000, 256)
+    assert numpy.isfinite(vectors).all()
+    assert numpy.allclose(numpy.linalg.norm(vectors, axis=1), 1, atol=1e-3)
+
+
+def test_embed_into_head_ends_quietly(tmp_path: Path) -> None:
+    text = tmp_path / "a.txt"
+    text.write_text("\n\n".join(f"Paragraph number {i} of many." for i in range(5000)))
+    with started("embed", str(text), "--embedded", "--passage-size=40") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert json.loads(process.stdout.readline())["start"] == 0
+        process.stdout.close()
+        process.stdout = None
+        told = process.stderr.read()
+    assert process.returncode == 1
+    assert "Traceback" not in told
+    assert "rror" not in told
+
+
+# The question asked, and what only a passage that answers it says.
+ANSWERS = {
+    "finally": r"finally.{1,9}clause\s+is\s+executed",
+    "upper and lower": "caseless",
+    "dividing": "yields a float",
+    "no value yet": "UnboundLocalError",
+}
+
+
+def test_demo_answers_the_questions() -> None:
+    with started("demo") as process:
+        shown, errors = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 0, errors
+    assert errors == ""
+    assert "\x1b" not in shown
+    for name in ("node-1", "node-2", "node-3"):
+        assert len(re.findall(rf"^{name} ", shown, re.MULTILINE)) == 2  # found, and its share
+    assert re.search(r"embedding: ([\d,]+) of \1", shown)
+    assert "items/s" in shown
+    blocks = shown.split("\n\n")
+    for asked, answer in ANSWERS.items():
+        (block,) = [b for b in blocks if asked in b.partition("\n")[0] and "?" in b]
+        best = block.split("from the topic")[1]
+        assert re.search(answer, " ".join(best.split())), block
+
+
+def test_demo_as_json() -> None:
+    with started("demo", "--json") as process:
+        shown, _ = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 0
+    result = json.loads(shown)
+    assert result["dim"] == 256
+    assert sum(node["items"] for node in result["nodes"].values()) == result["different"]
+    scores = [p["score"] for answer in result["answers"] for p in answer["passages"]]
+    assert len(scores) == 2 * len(ANSWERS)
+    assert all(0.3 < score <= 1 for score in scores)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["Starting", "node-1 ", "embedding", "items/s"])
+@pytest.mark.parametrize("to_all", [False, True], ids=["to it", "to its group"])
+def test_a_signal_ends_the_demo_and_its_nodes(
+    number: signal.Signals, moment: str, to_all: bool
+) -> None:
+    """A terminal sends Ctrl-C to the whole group; `kill` and supervisors to one process."""
+    with started("demo") as process:
+        wait_for(process.stdout, moment)
+        (os.killpg if to_all else os.kill)(process.pid, number)
+        _, errors = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in errors
+
+
+def test_demo_on_a_terminal() -> None:
+    ours, theirs = pty.openpty()
+    env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}
+    with started("demo", stdout=theirs, stderr=theirs, stdin=theirs, env=env) as process:
+        os.close(theirs)
+        shown = read_terminal(ours)
+    assert process.returncode == 0
+    assert "\x1b[" in shown
+    assert "━" in shown
+    assert "Traceback" not in shown
+
+
+def read_terminal(terminal: int) -> str:
+    chunks = []
+    with open(terminal, "rb", buffering=0) as file:
+        while True:
+            try:
+                chunk = file.read(65536)
+            except OSError:  # EIO: Linux's end of file, when nobody holds the other side
+                chunk = b""
+            if not chunk:
+                return b"".join(chunks).decode()
+            chunks.append(chunk)

@@ -1,0 +1,145 @@
+"""The public signatures, as a type checker sees them. mypy reads this file; nobody runs it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from typing import Any, assert_type
+
+import aiosollol
+from aiosollol import (
+    BatchError,
+    BatchReport,
+    ChatReply,
+    ClusterView,
+    Embeddings,
+    GeneratedText,
+    NodeLike,
+    NodeRegistry,
+    NodeSpec,
+    NodeState,
+    NoNodeAvailable,
+    OllamaPool,
+    ReplyStream,
+    SollolError,
+    Vector,
+)
+from aiosollol.core.report import NodeShare
+from aiosollol.errors import ModelNotFound, NodeError, RequestFailed
+
+MODEL = "nomic-embed-text"
+MESSAGES = [{"role": "user", "content": "Why is the sky blue?"}]
+
+
+async def construction(specs: list[NodeSpec], registry: NodeRegistry) -> None:
+    OllamaPool()
+    OllamaPool(["http://10.0.0.2:11434", "10.0.0.3"])
+    OllamaPool([{"host": "10.0.0.2", "port": "11434"}, {"url": "10.0.0.3", "priority": 1}])
+    OllamaPool(specs)
+    OllamaPool(nodes=registry)
+    nodes: list[NodeLike] = ["10.0.0.2", {"url": "10.0.0.3"}, NodeSpec("10.0.0.4")]
+    OllamaPool(nodes)
+
+
+async def life_time() -> None:
+    async with OllamaPool() as pool:
+        assert_type(pool, OllamaPool)
+    pool = OllamaPool()
+    await pool.start()
+    await pool.aclose()
+
+
+async def state(pool: OllamaPool) -> None:
+    assert_type(pool.view, ClusterView)
+    assert_type(await pool.refresh(), ClusterView)
+    assert_type(pool.view.nodes, Mapping[str, NodeState])
+    assert_type(pool.view.having(MODEL), list[NodeState])
+    assert_type(pool.get_stats(), dict[str, Any])
+
+
+async def embed_batch(
+    pool: OllamaPool, texts: Iterable[str], show: Callable[[int, int], None]
+) -> None:
+    assert_type(await pool.embed_batch(MODEL, texts), Embeddings)
+    assert_type(
+        await pool.embed_batch(
+            MODEL,
+            texts,
+            dimensions=256,
+            truncate=True,
+            options={"num_ctx": 512},
+            keep_alive="5m",
+            on_error="return",
+            on_progress=show,
+        ),
+        Embeddings,
+    )
+    await pool.embed_batch(MODEL, texts, on_error="ignore")  # type: ignore[arg-type]
+
+
+async def embed(pool: OllamaPool, texts: list[str]) -> None:
+    assert_type(await pool.embed(MODEL, "one text"), Vector)
+    assert_type(await pool.embed(MODEL, texts), Embeddings)
+    assert_type(await pool.embed(MODEL, ("one", "two")), Embeddings)
+
+
+async def chat(pool: OllamaPool, tool: Callable[..., Any]) -> None:
+    reply = await pool.chat(
+        "llama3.2", MESSAGES, tools=[tool], think=True, format="json", options={}, keep_alive=60
+    )
+    assert_type(reply, ChatReply)
+    assert_type(str(reply), str)
+    assert_type(await pool.chat("llama3.2", MESSAGES, stream=False), ChatReply)
+    parts = await pool.chat("llama3.2", MESSAGES, stream=True)
+    assert_type(parts, ReplyStream[ChatReply])
+    async for part in parts:
+        assert_type(part, ChatReply)
+    iterator: AsyncIterator[ChatReply] = parts
+    assert_type(await anext(iterator), ChatReply)
+
+
+async def generate(pool: OllamaPool) -> None:
+    text = await pool.generate("llama3.2", "Once", " the end.", system="Be short.", raw=False)
+    assert_type(text, GeneratedText)
+    plain: str = text
+    assert_type(plain.upper(), str)
+    assert_type(text.response, str)
+    async with await pool.generate("llama3.2", "Once", stream=True, format={}) as parts:
+        assert_type(parts, ReplyStream[GeneratedText])
+        async for part in parts:
+            assert_type(part, GeneratedText)
+    assert_type(parts.node, str)
+    await parts.aclose()
+
+
+def embeddings(vectors: Embeddings) -> None:
+    assert_type(vectors[0], Vector)
+    assert_type(vectors[1:3], Embeddings)
+    assert_type(iter(vectors), Iterator[Vector])
+    assert_type(len(vectors), int)
+    assert_type(vectors.dim, int)
+    assert_type(vectors.tolist(), list[list[float]])
+    assert_type(vectors.tobytes(), bytes)
+    assert_type(vectors.buffer, Vector)
+    assert_type(vectors.errors, dict[int, SollolError])
+    assert_type(vectors.report, BatchReport | None)
+
+
+def report(done: BatchReport) -> None:
+    assert_type(done.items, int)
+    assert_type(done.seconds, float)
+    assert_type(done.retries, int)
+    assert_type(done.nodes, Mapping[str, NodeShare])
+
+
+def errors(
+    batch: BatchError, nobody: NoNodeAvailable, missing: ModelNotFound, failed: RequestFailed
+) -> None:
+    assert_type(batch.embeddings, Embeddings)
+    assert_type(batch.errors, dict[int, SollolError])
+    assert_type(nobody.nodes, dict[str, str])
+    assert_type(missing.nodes, dict[str, tuple[str, ...]])
+    assert_type(failed.attempts, tuple[NodeError, ...])
+
+
+def version() -> None:
+    assert_type(aiosollol.__version__, str)
