@@ -10,10 +10,11 @@ import anyio
 from anyio.abc import TaskGroup
 
 from aiosollol.core.buffer import VectorBuffer
+from aiosollol.core.fleet import Chunk
 from aiosollol.core.report import NodeShare
 from aiosollol.core.request import EmbedSettings
 from aiosollol.core.resilience import classify
-from aiosollol.core.schedule import BatchState, Cancel, Chunk, Instruction, Send
+from aiosollol.core.schedule import BatchState, Cancel, Instruction, Send
 from aiosollol.errors import NodeError, NodeUnreachable, NoNodeAvailable, ProtocolError
 from aiosollol.ports import Transport
 from aiosollol.registry import Node, NodeRegistry

@@ -11,8 +11,7 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
-from aiosollol import OllamaPool
-from aiosollol.errors import InvalidInput, RequestFailed
+from aiosollol import InvalidInput, OllamaPool, RequestFailed
 
 NODES = os.environ.get("OLLAMA_NODES", "").split() or None
 MODEL = os.environ.get("OLLAMA_MODEL", "nomic-embed-text")

@@ -17,8 +17,7 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel
 
-from aiosollol import OllamaPool
-from aiosollol.errors import InvalidInput, RequestFailed
+from aiosollol import InvalidInput, OllamaPool, RequestFailed
 
 NODES = os.environ.get("OLLAMA_NODES", "").split() or None
 MODEL = os.environ.get("OLLAMA_MODEL", "nomic-embed-text")

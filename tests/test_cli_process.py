@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,34 +25,35 @@ COMMAND = (sys.executable, "-W", "error", "-m", "aiosollol")
 
 @contextmanager
 def started(*args: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """The command line in a session of its own, which is empty when it has ended."""
+    """The command line. Every process that it started is gone when it has ended."""
+    mark = f"test-{uuid.uuid4()}"  # inherited by what it starts, whatever session that is in
+    environment = {**os.environ, "AIOSOLLOL_MARK": mark} | options.pop("env", {})
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
-    process = subprocess.Popen([*COMMAND, *args], start_new_session=True, **options)
+    process = subprocess.Popen(
+        [*COMMAND, *args], start_new_session=True, env=environment, **options
+    )
     try:
         yield process
-        process.communicate(timeout=DEADLINE)
-        left = members_of_session(process.pid)
-        assert left == []
+        process.wait(DEADLINE)
+        assert living(mark) == []
     finally:
-        for pid in [process.pid, *members_of_session(process.pid)]:
-            if pid != process.pid or process.poll() is None:
-                os.kill(pid, signal.SIGKILL)
+        for pid in living(mark):
+            os.kill(pid, signal.SIGKILL)
         process.wait()
         for stream in (process.stdout, process.stderr):
             if stream is not None:
                 stream.close()
 
 
-def members_of_session(session: int) -> list[int]:
-    """The processes of a session that live, by Linux's /proc; none where there is no /proc."""
+def living(mark: str) -> list[int]:
+    """The processes whose environment has the mark, by Linux's /proc; none where there is none."""
     found = []
-    for folder in Path("/proc").glob("[0-9]*"):
+    for file in Path("/proc").glob("[0-9]*/environ"):
         try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            if mark.encode() in file.read_bytes():
+                found.append(int(file.parent.name))
         except OSError:
-            continue  # it ended while we looked
-        if int(fields[3]) == session and fields[0] != "Z" and int(folder.name) != session:
-            found.append(int(folder.name))
+            continue  # it ended while we looked, or is not ours
     return found
 
 
@@ -136,11 +138,10 @@ def node() -> Iterator[str]:
     pytest.importorskip("wordllama")
     port = closed_port()
     with started("node", "--port", str(port)) as process:
-        assert process.stderr is not None
-        wait_for(process.stderr, r"http://127\.0\.0\.1:\d+")
+        wait_for(process.stdout, r"http://127\.0\.0\.1:\d+")
         yield f"http://127.0.0.1:{port}"
         process.send_signal(signal.SIGTERM)
-    assert process.returncode in (0, 143)
+    assert process.returncode == 0
 
 
 def wait_for(stream: Any, pattern: str) -> str:
@@ -192,7 +193,6 @@ def test_embed_into_head_ends_quietly(tmp_path: Path) -> None:
         assert process.stderr is not None
         assert json.loads(process.stdout.readline())["start"] == 0
         process.stdout.close()
-        process.stdout = None
         told = process.stderr.read()
     assert process.returncode == 1
     assert "Traceback" not in told
@@ -238,7 +238,7 @@ def test_demo_as_json() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("moment", ["Starting", "node-1 ", "embedding", "items/s"])
+@pytest.mark.parametrize("moment", ["Starting", "node-1 ", "embedding"])
 @pytest.mark.parametrize("to_all", [False, True], ids=["to it", "to its group"])
 def test_a_signal_ends_the_demo_and_its_nodes(
     number: signal.Signals, moment: str, to_all: bool
@@ -248,13 +248,15 @@ def test_a_signal_ends_the_demo_and_its_nodes(
         wait_for(process.stdout, moment)
         (os.killpg if to_all else os.kill)(process.pid, number)
         _, errors = process.communicate(timeout=DEADLINE)
-    assert process.returncode == 128 + number
+    # The last moment is close to the end of the demo, which may come first.
+    ends = {128 + number} if moment != "embedding" else {128 + number, 0}
+    assert process.returncode in ends
     assert "Traceback" not in errors
 
 
 def test_demo_on_a_terminal() -> None:
     ours, theirs = pty.openpty()
-    env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}
+    env = {"TERM": "xterm-256color", "COLUMNS": "100"}
     with started("demo", stdout=theirs, stderr=theirs, stdin=theirs, env=env) as process:
         os.close(theirs)
         shown = read_terminal(ours)

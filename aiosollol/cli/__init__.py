@@ -6,6 +6,7 @@ SIGTERM.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -17,9 +18,13 @@ __all__ = ["main"]
 FAILED = 1
 BAD_USAGE = 2
 
+_SILENT = logging.NullHandler()
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code. `argv` has no program name in it."""
+    # Failures are told as errors or in a table; `embed` shows warnings where it draws its bar.
+    logging.getLogger("aiosollol").addHandler(_SILENT)
     try:
         return _run(argv)
     except (SollolError, OSError) as error:

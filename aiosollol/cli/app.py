@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -169,5 +168,7 @@ def node(
     from aiosollol.cli.loop import run
     from aiosollol.embedded import serve
 
-    print(f"serving the model wordllama on {host}, port {port}; Ctrl-C ends it", file=sys.stderr)
-    run(serve(host, port))
+    def tell(url: str) -> None:
+        print(f"The model wordllama is at {url}; Ctrl-C ends it.", flush=True)
+
+    run(serve(host, port, on_ready=tell))

@@ -103,6 +103,7 @@ class Job:
         if self._total == 0:
             return
         async with AsyncExitStack() as stack:
+            stack.enter_context(self._screen.log())
             nodes: list[Any] | None = list(self._options.nodes) or None
             if self._options.embedded:
                 from aiosollol.embedded import EmbeddedNode

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import textwrap
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, TextIO, TypeAlias
@@ -82,6 +83,17 @@ class Screen:
             print("  ".join(cells).rstrip(), file=self._stream, flush=True)
 
     @contextlib.contextmanager
+    def log(self) -> Iterator[None]:
+        """While the block runs, what the library logs becomes lines here, above a moving bar."""
+        handler = _Lines(self)
+        logger = logging.getLogger("aiosollol")
+        logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+
+    @contextlib.contextmanager
     def progress(self, what: str, total: int) -> Iterator[Advance]:
         """A moving bar while the block runs; without a terminal, a line after each tenth."""
         if self._console is None:
@@ -102,6 +114,15 @@ class Screen:
                 self.line(f"{what}: {done:,} of {total:,}")
 
         return advance
+
+
+class _Lines(logging.Handler):
+    def __init__(self, screen: Screen) -> None:
+        super().__init__(logging.WARNING)
+        self._screen = screen
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._screen.line(record.getMessage(), style="yellow")
 
 
 class _Speed(ProgressColumn):

@@ -14,12 +14,12 @@ together would be done sooner that way. The first answer counts, the other is ca
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from aiosollol.core.cost import Cost
-from aiosollol.core.horizon import earliest_finish
+from aiosollol.core.fleet import Chunk, Fleet, Flight, Tally, Worker
 from aiosollol.core.queue import WorkQueue
 from aiosollol.core.resilience import Failure
 from aiosollol.errors import SollolError
@@ -33,8 +33,6 @@ _SHARE_DIVISOR = 3.0
 _FLOOR_OVERHEADS = 8.0
 """Chunks are not cut below this many overheads: then requests would cost more than they balance."""
 _MIN_CHUNK_SECONDS = 0.01
-_LATE = 1.25
-"""How many times its predicted duration a chunk may take before it counts as late."""
 _COPY_GAIN = 0.9
 """A copy must be expected within this fraction of the time that the original still needs."""
 
@@ -56,17 +54,6 @@ class ScheduleOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
-    """Items for one request. `items` are indices into the batch, `is_copy` if another has them."""
-
-    id: int
-    node: str
-    items: Sequence[int]
-    tokens: float
-    is_copy: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class Send:
     chunk: Chunk
 
@@ -79,68 +66,6 @@ class Cancel:
 Instruction: TypeAlias = Send | Cancel
 
 
-@dataclass(slots=True)
-class Tally:
-    """What one node did in the batch so far. Durations are seconds."""
-
-    items: int = 0
-    requests: int = 0
-    tokens: float = 0.0
-    busy: float = 0.0
-    wasted: float = 0.0
-    retries: int = 0
-    copies: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class _Flight:
-    chunk: Chunk
-    sent_at: float
-    starts_at: float
-    due_at: float
-    is_copied: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class _Node:
-    name: str
-    cost: Cost
-    window: int
-    free_at: float
-    is_standby: bool
-    tally: Tally
-    is_lost: bool = False
-    retry_at: float = 0.0
-    busy_answers: int = 0
-    failures: int = 0
-    flights: dict[int, _Flight] = field(default_factory=dict)
-    rate: float = 0.0
-    counted_free: float = 0.0
-    busy_since: float = 0.0
-
-    @property
-    def is_active(self) -> bool:
-        return not (self.is_lost or self.is_standby)
-
-    def expected_free(self, now: float) -> float:
-        """When it will be done with what it has. Who is late is taken to be half way through."""
-        free = max(self.free_at, now, self.retry_at)
-        for flight in self.flights.values():
-            if now > flight.due_at:
-                free = max(free, now + (now - flight.starts_at))
-            break
-        return free
-
-    def reckon_flights(self, now: float) -> None:
-        """Predict anew when each of its chunks will be done: one after another, from `now`."""
-        at = now
-        for flight in self.flights.values():
-            flight.starts_at = at
-            at += self.cost.seconds(flight.chunk.tokens)
-            flight.due_at = at
-        self.free_at = at
-
-
 class BatchState:
     """A batch of items with known token counts, over nodes that come and go."""
 
@@ -148,8 +73,8 @@ class BatchState:
         self._tokens = tokens
         self._options = options or ScheduleOptions()
         self._queue = WorkQueue(tokens)
-        self._nodes: dict[str, _Node] = {}
-        self._flights: dict[int, _Flight] = {}
+        self._fleet = Fleet(self._options.chunk_seconds)
+        self._flights: dict[int, Flight] = {}
         self._settled = bytearray(len(tokens))
         self._copied = bytearray(len(tokens))
         self._open = len(tokens)
@@ -162,15 +87,8 @@ class BatchState:
         self._is_started = False
         # Nodes with a free place for which there was nothing to do. They are asked again only
         # when something happened that may change that: `_is_stirred`.
-        self._idle: dict[str, _Node] = {}
+        self._idle: dict[str, Worker] = {}
         self._is_stirred = False
-        # The horizon of the common case, kept up to date in O(1): sums of rate and rate x free
-        # over the active nodes, and a bound for the latest time at which one of them is free.
-        self._rate = 0.0
-        self._filled = 0.0
-        self._latest_free = 0.0
-        # What the slow paths reckoned, until a node changes: many idle nodes ask the same.
-        self._memo: dict[tuple[str, float, float], float] = {}
 
     # What the executor asks.
 
@@ -195,11 +113,11 @@ class BatchState:
     @property
     def is_stuck(self) -> bool:
         """Items are open, but every node is lost."""
-        return bool(self._open) and not self._flights and not self._any_active()
+        return bool(self._open) and not self._flights and not self._fleet.any_active()
 
     def has_node(self, name: str) -> bool:
         """Whether `name` takes part, or stands by, and is not lost."""
-        node = self._nodes.get(name)
+        node = self._fleet.get(name)
         return node is not None and not node.is_lost
 
     def next_tick(self, now: float) -> float | None:
@@ -230,16 +148,16 @@ class BatchState:
 
         A `standby` node gets work only when all others are lost.
         """
-        known = self._nodes.get(name)
+        known = self._fleet.get(name)
         if known is not None and not known.is_lost:
             return []
         tally = self.tallies.setdefault(name, Tally())
-        node = _Node(name, cost, window, now + ahead, standby, tally)
+        node = Worker(name, cost, window, now + ahead, standby, tally)
         if known is not None:
             node.flights = known.flights
             node.busy_since = known.busy_since
-        self._nodes[name] = self._idle[name] = node
-        self._count(node)
+        self._idle[name] = node
+        self._fleet.put(node)
         self._is_stirred = True
         return self._dispatch(now)
 
@@ -252,7 +170,7 @@ class BatchState:
         self, name: str, now: float, error: SollolError | None = None
     ) -> list[Instruction]:
         """A node must get no more work. What it is working on may still be answered."""
-        node = self._nodes.get(name)
+        node = self._fleet.get(name)
         if node is None or node.is_lost:
             return []
         self._lose(node, error)
@@ -269,7 +187,7 @@ class BatchState:
         flight = self._land(chunk, now)
         if flight is None:
             return []
-        node = self._nodes[chunk.node]
+        node = self._fleet[chunk.node]
         node.failures = node.busy_answers = 0
         node.cost = cost
         won = [item for item in chunk.items if not self._settled[item]]
@@ -280,8 +198,8 @@ class BatchState:
         node.tally.tokens += chunk.tokens
         if not won:
             node.tally.wasted += now - flight.sent_at
-        node.reckon_flights(now)
-        self._count(node)
+        node.foresee(now)
+        self._fleet.update(node)
         instructions: list[Instruction] = []
         if chunk.is_copy or flight.is_copied:
             self._queue.discard(lambda item: self._settled[item] == 1)
@@ -295,8 +213,8 @@ class BatchState:
         """A chunk was not answered. Its items are tried again, alone if they look guilty."""
         if self._land(chunk, now) is None:
             return []
-        node = self._nodes[chunk.node]
-        node.reckon_flights(now)
+        node = self._fleet[chunk.node]
+        node.foresee(now)
         self.last_errors[node.name] = error
         items = [item for item in chunk.items if not self._settled[item]]
         if failure is Failure.INPUT:
@@ -305,7 +223,7 @@ class BatchState:
             node.tally.retries += 1
             self._punish(node, failure, error, now)
             self._retry(items, failure, error, node.name)
-        self._count(node)
+        self._fleet.update(node)
         self._is_stirred = True
         return self._cancel_settled(now) + self._dispatch(now)
 
@@ -319,7 +237,7 @@ class BatchState:
 
     # Failures.
 
-    def _punish(self, node: _Node, failure: Failure, error: SollolError, now: float) -> None:
+    def _punish(self, node: Worker, failure: Failure, error: SollolError, now: float) -> None:
         if failure is Failure.BUSY:
             node.busy_answers += 1
             node.retry_at = now + self._options.busy_pause * 2 ** (node.busy_answers - 1)
@@ -365,53 +283,44 @@ class BatchState:
         self._open -= 1
         self.errors[item] = error
 
-    def _lose(self, node: _Node, error: SollolError | None) -> None:
+    def _lose(self, node: Worker, error: SollolError | None) -> None:
         if error is not None:
             self.last_errors[node.name] = error
         if node.is_lost:
             return
         node.is_lost = True
         self._idle.pop(node.name, None)
-        self._count(node)
-        if not self._any_active():
-            for other in self._nodes.values():
+        self._fleet.update(node)
+        if not self._fleet.any_active():
+            for other in self._fleet:
                 if not other.is_lost:
                     other.is_standby = False
-                    self._count(other)
+                    self._fleet.update(other)
                     break
-
-    def _any_active(self) -> bool:
-        return any(node.is_active for node in self._nodes.values())
 
     # Flights.
 
-    def _launch(self, node: _Node, items: Sequence[int], tokens: float, now: float) -> Send:
+    def _launch(self, node: Worker, items: Sequence[int], tokens: float, now: float) -> Send:
         is_copy = any(self._copied[item] for item in items)
         chunk = Chunk(self._next_id, node.name, items, tokens, is_copy)
         self._next_id += 1
         starts_at = node.expected_free(now)
         due_at = starts_at + node.cost.seconds(tokens)
-        flight = _Flight(chunk, now, starts_at, due_at)
-        if not node.flights:
-            node.busy_since = now
-        node.flights[chunk.id] = self._flights[chunk.id] = flight
+        flight = Flight(chunk, now, starts_at, due_at)
+        node.board(flight)
+        self._flights[chunk.id] = flight
         if len(node.flights) >= node.window:
             self._idle.pop(node.name, None)
-        node.free_at = due_at
-        node.tally.requests += 1
-        node.tally.copies += is_copy
-        self._count(node)
+        self._fleet.update(node)
         return Send(chunk)
 
-    def _land(self, chunk: Chunk, now: float) -> _Flight | None:
+    def _land(self, chunk: Chunk, now: float) -> Flight | None:
         flight = self._flights.pop(chunk.id, None)
         if flight is not None:
-            node = self._nodes[chunk.node]
-            del node.flights[chunk.id]
+            node = self._fleet[chunk.node]
+            node.land(flight, now)
             if not node.is_lost:
                 self._idle[node.name] = node
-            if not node.flights:
-                node.tally.busy += now - node.busy_since
         return flight
 
     def _cancel_settled(self, now: float) -> list[Instruction]:
@@ -428,18 +337,15 @@ class BatchState:
         ]
         for flight in late:
             self._land(flight.chunk, now)
-            node = self._nodes[flight.chunk.node]
+            node = self._fleet[flight.chunk.node]
             node.tally.wasted += now - flight.sent_at
-            node.reckon_flights(now)
-            self._count(node)
+            node.foresee(now)
+            self._fleet.update(node)
         return [Cancel(flight.chunk) for flight in late]
 
     # Handing out.
 
-    def _has_place(self, node: _Node, now: float) -> bool:
-        return node.is_active and len(node.flights) < node.window and node.retry_at <= now
-
-    def _dispatch(self, now: float, freed: _Node | None = None) -> list[Instruction]:
+    def _dispatch(self, now: float, freed: Worker | None = None) -> list[Instruction]:
         """Give work to the node that just became free, or to all idle ones if things changed."""
         instructions: list[Instruction] = []
         if not self._open or not self._is_started:
@@ -447,11 +353,11 @@ class BatchState:
         if not self._queue and self._idle:
             self._reissue(now)
         if freed is None or self._is_stirred:
-            nodes = [node for node in self._idle.values() if self._has_place(node, now)]
+            nodes = [node for node in self._idle.values() if node.has_place(now)]
             nodes.sort(key=lambda node: (len(node.flights), node.cost.seconds_per_token))
             self._is_stirred = False
         else:
-            nodes = [freed] if self._has_place(freed, now) else []
+            nodes = [freed] if freed.has_place(now) else []
         while nodes:
             # One chunk each, then the second: the first answers tell how to size the rest.
             served = []
@@ -459,7 +365,7 @@ class BatchState:
                 send = self._choose(node, now)
                 if send is not None:
                     instructions.append(send)
-                    if self._has_place(node, now):
+                    if node.has_place(now):
                         served.append(node)
             nodes = served
         if self._queue and not self._flights:
@@ -468,7 +374,7 @@ class BatchState:
 
     def _force(self, instructions: list[Instruction], now: float) -> None:
         """Nothing is under way and everybody waits for another: the best one starts."""
-        able = [node for node in self._idle.values() if self._has_place(node, now)]
+        able = [node for node in self._idle.values() if node.has_place(now)]
         if able:
             self._queue.forget_culprits()
             node = min(able, key=lambda node: node.cost.seconds_per_token)
@@ -476,7 +382,7 @@ class BatchState:
             if send is not None:
                 instructions.append(send)
 
-    def _choose(self, node: _Node, now: float) -> Send | None:
+    def _choose(self, node: Worker, now: float) -> Send | None:
         """What `node` should do next, if anything."""
         queue, cost, name = self._queue, node.cost, node.name
         longest = queue.longest(name)
@@ -485,7 +391,7 @@ class BatchState:
         if cost.observations == 0:
             return self._probe(node, now)
         free = node.expected_free(now)
-        left = self._horizon(now) - free
+        left = self._fleet.horizon(now, queue.tokens) - free
         floor = max(_FLOOR_OVERHEADS * cost.overhead, _MIN_CHUNK_SECONDS)
         seconds = left if left < 2 * floor else max(left / _SHARE_DIVISOR, floor)
         seconds = min(seconds, self._options.chunk_seconds)
@@ -497,11 +403,11 @@ class BatchState:
         shortest = queue.shortest(name)
         if share >= shortest:
             return self._send(node, now, tokens, shortest=True)
-        if free + cost.seconds(shortest) > self._soonest(now, shortest):
+        if free + cost.seconds(shortest) > self._fleet.soonest(now, shortest):
             return None
         return self._send(node, now, shortest, shortest=True)
 
-    def _probe(self, node: _Node, now: float) -> Send | None:
+    def _probe(self, node: Worker, now: float) -> Send | None:
         """A first chunk for a node of which nothing is known: a short text, then a few."""
         if not node.flights:
             return self._send(node, now, 0.0, shortest=True)
@@ -509,7 +415,7 @@ class BatchState:
 
     def _send(
         self,
-        node: _Node,
+        node: Worker,
         now: float,
         tokens: float,
         *,
@@ -523,52 +429,6 @@ class BatchState:
         )
         return self._launch(node, items, total, now) if items else None
 
-    # The horizon.
-
-    def _count(self, node: _Node) -> None:
-        """Bring the sums up to date after `node` changed."""
-        self._rate -= node.rate
-        self._filled -= node.rate * node.counted_free
-        node.rate = self._rate_of(node.cost) if node.is_active else 0.0
-        node.counted_free = node.free_at
-        self._rate += node.rate
-        self._filled += node.rate * node.counted_free
-        self._latest_free = max(self._latest_free, node.free_at)
-        self._memo.clear()
-
-    def _rate_of(self, cost: Cost) -> float:
-        """Tokens per second, when each chunk of the wanted duration has its overhead to pay."""
-        seconds = max(self._options.chunk_seconds, 2 * cost.overhead)
-        return (seconds - cost.overhead) / (seconds * cost.seconds_per_token)
-
-    def _horizon(self, now: float) -> float:
-        """The earliest time at which all waiting work can be done."""
-        tokens = self._queue.tokens
-        if self._rate > 0.0:
-            surface = (tokens + self._filled) / self._rate
-            if surface > self._latest_free and surface > now:
-                return surface
-        key = ("horizon", now, tokens)
-        if key not in self._memo:
-            self._memo[key] = self._exact_horizon(self._nodes.values(), now, tokens)
-        return self._memo[key]
-
-    def _exact_horizon(self, nodes: Iterable[_Node], now: float, tokens: float) -> float:
-        return earliest_finish(
-            ((node.expected_free(now), node.rate) for node in nodes if node.is_active), tokens
-        )
-
-    def _soonest(self, now: float, tokens: float) -> float:
-        """The earliest time at which any node could be done with one more item of `tokens`."""
-        key = ("soonest", now, tokens)
-        if key not in self._memo:
-            self._memo[key] = min(
-                node.expected_free(now) + node.cost.seconds(tokens)
-                for node in self._nodes.values()
-                if node.is_active
-            )
-        return self._memo[key]
-
     # The tail.
 
     def _reissue(self, now: float) -> None:
@@ -576,21 +436,20 @@ class BatchState:
 
         The copies go through the queue, so that several idle nodes can share them.
         """
-        worst: _Flight | None = None
+        worst: Flight | None = None
         worst_finish = now
         for flight in self._flights.values():
             if not (flight.is_copied or flight.chunk.is_copy):
-                finish = _expected_finish(flight, now)
+                finish = flight.expected_finish(now)
                 if finish > worst_finish:
                     worst, worst_finish = flight, finish
         if worst is None:
             return
         owner = worst.chunk.node
         items = [item for item in worst.chunk.items if not self._settled[item]]
-        helpers = [node for node in self._nodes.values() if node.name != owner]
         overhead = min((n.cost.overhead for n in self._idle.values() if n.name != owner), default=0)
         tokens = sum(self._tokens[item] for item in items)
-        rescued = self._exact_horizon(helpers, now, tokens) + overhead
+        rescued = self._fleet.horizon_without(owner, now, tokens) + overhead
         if rescued - now > _COPY_GAIN * (worst_finish - now):
             return
         worst.is_copied = True
@@ -598,10 +457,3 @@ class BatchState:
             self._copied[item] = 1
         self._queue.put_back(items, avoid=owner)
         self._is_stirred = True
-
-
-def _expected_finish(flight: _Flight, now: float) -> float:
-    """When a chunk will be answered. One that is late is taken to be half way through."""
-    if now > flight.starts_at + _LATE * (flight.due_at - flight.starts_at):
-        return now + (now - flight.starts_at)
-    return flight.due_at

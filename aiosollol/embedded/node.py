@@ -71,7 +71,7 @@ class EmbeddedNode:
 
     @property
     def url(self) -> str:
-        """Where it answers: ``http://127.0.0.1:41234``. Raises InvalidInput before it is entered."""
+        """Where it answers: ``http://127.0.0.1:41234``. Raises InvalidInput until it is entered."""
         if not self._url:
             raise InvalidInput(f"the node {self.name!r} has not been started: use 'async with'")
         return self._url

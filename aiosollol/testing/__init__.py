@@ -7,7 +7,9 @@
 
 from aiosollol.testing.fault import Fault
 from aiosollol.testing.model import FakeModel, fake_tokens, fake_vector
-from aiosollol.testing.node import FakeNode, Record
+from aiosollol.testing.node import FakeNode, FakeOptions
+from aiosollol.testing.process import FakeOllamaProcess
+from aiosollol.testing.reply import Record
 from aiosollol.testing.server import FakeOllama
 from aiosollol.testing.transport import FakeTransport
 
@@ -15,6 +17,8 @@ __all__ = [
     "FakeModel",
     "FakeNode",
     "FakeOllama",
+    "FakeOllamaProcess",
+    "FakeOptions",
     "FakeTransport",
     "Fault",
     "Record",

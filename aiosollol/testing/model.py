@@ -53,6 +53,10 @@ class FakeModel:
         if not self.digest:
             object.__setattr__(self, "digest", hashlib.sha256(self.name.encode()).hexdigest())
 
+    def cut(self, dimensions: int) -> int:
+        """The length of its vectors where `dimensions` were asked for, 0 meaning all."""
+        return min(dimensions or self.dim, self.dim)
+
     def card(self) -> ModelCard:
         """What the server tells of it."""
         is_chat = self.kind == "chat"

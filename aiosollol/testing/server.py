@@ -6,13 +6,14 @@ import asyncio
 import socket
 import struct
 from types import TracebackType
-from typing import Any
+from typing import Any, Unpack
 
 from aiohttp import web
 
 from aiosollol.errors import InvalidInput
 from aiosollol.testing.fault import Fault
-from aiosollol.testing.node import FakeNode, Reply
+from aiosollol.testing.node import FakeNode, FakeOptions
+from aiosollol.testing.reply import Reply
 
 _BACKLOG = 1024
 
@@ -31,7 +32,9 @@ class FakeOllama(FakeNode):
     is taken.
     """
 
-    def __init__(self, *, host: str = "127.0.0.1", port: int = 0, **options: Any) -> None:
+    def __init__(
+        self, *, host: str = "127.0.0.1", port: int = 0, **options: Unpack[FakeOptions]
+    ) -> None:
         super().__init__(**options)
         self.host = host
         self.port = port

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from typing import Any
+from typing import Unpack
 
 import anyio
 
 from aiosollol.errors import ConnectionLost, NodeTimeout, NodeUnreachable
 from aiosollol.testing.fault import Fault
-from aiosollol.testing.node import FakeNode, Reply
+from aiosollol.testing.node import FakeNode, FakeOptions
+from aiosollol.testing.reply import Reply
 from aiosollol.wire.ollama import error_for
 
 
@@ -23,7 +24,7 @@ class FakeTransport(FakeNode):
     status other than 200.
     """
 
-    def __init__(self, name: str = "fake", **options: Any) -> None:
+    def __init__(self, name: str = "fake", **options: Unpack[FakeOptions]) -> None:
         super().__init__(**options)
         self.name = name
         self.is_closed = False
@@ -91,8 +92,8 @@ class FakeTransport(FakeNode):
         self._broken.discard(scope)
         if scope.cancelled_caught:
             if is_broken:
-                raise ConnectionLost(self.name, "connection reset by peer")
-            raise NodeTimeout(self.name, f"no answer within {timeout:g} s")
+                raise ConnectionLost(self.name, "connection reset by peer") from None
+            raise NodeTimeout(self.name, f"no answer within {timeout:g} s") from None
 
 
 class _Pieces:

@@ -13,18 +13,20 @@ from aiosollol import (
     ClusterView,
     Embeddings,
     GeneratedText,
-    NodeLike,
+    ModelNotFound,
+    NodeError,
     NodeRegistry,
+    NodeShare,
     NodeSpec,
     NodeState,
     NoNodeAvailable,
     OllamaPool,
     ReplyStream,
+    RequestFailed,
     SollolError,
     Vector,
 )
-from aiosollol.core.report import NodeShare
-from aiosollol.errors import ModelNotFound, NodeError, RequestFailed
+from aiosollol.core.node import NodeLike
 
 MODEL = "nomic-embed-text"
 MESSAGES = [{"role": "user", "content": "Why is the sky blue?"}]

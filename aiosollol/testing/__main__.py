@@ -1,0 +1,65 @@
+"""``python -m aiosollol.testing``: a FakeOllama as a process of its own.
+
+Prints one line with its URL, and runs until SIGINT, SIGTERM, or the end of a piped stdin.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+
+from aiosollol.embedded.process import announce, stopping
+from aiosollol.errors import SollolError
+from aiosollol.testing.model import FakeModel
+from aiosollol.testing.node import DEFAULT_MODELS
+from aiosollol.testing.server import FakeOllama
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m aiosollol.testing", description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--overhead", type=float, default=0.0, metavar="SECONDS")
+    parser.add_argument("--seconds-per-item", type=float, default=0.0, metavar="SECONDS")
+    parser.add_argument("--seconds-per-token", type=float, default=0.0, metavar="SECONDS")
+    parser.add_argument("--seconds-per-chat-token", type=float, default=0.0, metavar="SECONDS")
+    parser.add_argument("--load-seconds", type=float, default=0.0, metavar="SECONDS")
+    parser.add_argument("--slots", type=int, default=1, help="requests computed at once")
+    parser.add_argument("--version", default="0.33.0", help="the version to be taken for")
+    parser.add_argument(
+        "--model",
+        action="append",
+        type=_model,
+        metavar="NAME[,KIND[,DIM[,DIGEST]]]",
+        help="a model to have, KIND being embedding or chat; may be repeated",
+    )
+    given = vars(parser.parse_args(arguments))
+    given["models"] = given.pop("model") or DEFAULT_MODELS
+    try:
+        asyncio.run(_serve(FakeOllama(**given)))
+    except SollolError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _model(text: str) -> FakeModel:
+    name, kind, dim, digest = (*text.split(","), "", "", "", "")[:4]
+    try:
+        # FakeModel itself refuses a kind that there is not.
+        return FakeModel(name, int(dim or 64), digest, kind or "embedding")  # type: ignore[arg-type]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+async def _serve(node: FakeOllama) -> None:
+    with stopping(with_parent=True) as stop:
+        async with node:
+            announce(node.url)
+            await stop.wait()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

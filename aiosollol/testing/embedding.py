@@ -1,0 +1,119 @@
+"""The embedding endpoints of a fake node."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from aiosollol.core.node import full_name
+from aiosollol.testing.fault import Fault
+from aiosollol.testing.model import FakeModel, fake_tokens, fake_vector
+from aiosollol.testing.pace import Pace, nanoseconds
+from aiosollol.testing.reply import Reply, Work, whole
+from aiosollol.wire import answers, asked
+from aiosollol.wire.asked import Refusal
+
+if TYPE_CHECKING:
+    from aiosollol.testing.node import FakeNode
+
+_NAN = b"\x00\x00\xc0\x7f" if memoryview(b"\x01\x00").cast("H")[0] == 1 else b"\x7f\xc0\x00\x00"
+
+
+@dataclass(slots=True)
+class _Embedded:
+    floats: bytearray
+    dim: int
+    tokens: int = 0
+    seconds: float = 0.0
+    load_seconds: float = 0.0
+
+
+async def api_embed(node: FakeNode, work: Work, body: bytes, fault: Fault | None) -> Reply:
+    request = asked.read_embed(body)
+    done = await _embed(node, work, request, fault)
+    vectors = answers.json_vectors(done.floats, done.dim)
+    return whole(
+        answers.embed(
+            request.model,
+            vectors,
+            total_duration=nanoseconds(done.seconds) if request.texts else 0,
+            load_duration=nanoseconds(done.load_seconds) if request.texts else 0,
+            tokens=done.tokens,
+        )
+    )
+
+
+async def api_embeddings(node: FakeNode, work: Work, body: bytes, fault: Fault | None) -> Reply:
+    done = await _embed(node, work, asked.read_embeddings(body), fault)
+    vectors = answers.json_vectors(done.floats, done.dim)
+    return whole(answers.embeddings(vectors[0] if vectors else None))
+
+
+async def openai_embeddings(node: FakeNode, work: Work, body: bytes, fault: Fault | None) -> Reply:
+    request = asked.read_openai_embeddings(body, knows_base64=_knows_base64(node.version))
+    done = await _embed(node, work, request, fault)
+    is_base64 = request.encoding == "base64"
+    write = answers.base64_vectors if is_base64 else answers.json_vectors
+    return whole(
+        answers.openai_embeddings(request.model, write(done.floats, done.dim), tokens=done.tokens)
+    )
+
+
+async def _embed(
+    node: FakeNode, work: Work, request: asked.EmbedAsked, fault: Fault | None
+) -> _Embedded:
+    model = node.models.get(full_name(request.model))
+    if model is None:
+        raise answers.unknown_model_try_pulling(request.model)
+    if model.kind != "embedding":
+        raise Refusal(501, answers.NO_EMBEDDINGS)
+    work.record.model = model.name
+    work.record.items = len(request.texts)
+    done = _Embedded(bytearray(), model.cut(request.dimensions))
+    done.load_seconds = await node.load(model, request)
+    if not request.texts:
+        node.after(model, request)
+        return done
+    if fault is Fault.WRONG_DIM:
+        done.dim += 1
+    await work.acquire()
+    pace = Pace()
+    await pace.pay(node.overhead)
+    for number, text in enumerate(request.texts):
+        tokens = min(fake_tokens(text), model.context_length)
+        await pace.pay(node.seconds_per_item + node.seconds_per_token * tokens)
+        if number % 64 == 63:
+            await checkpoint()  # a long list without a cost still lets others run
+        done.floats += fake_vector(model.digest, text, done.dim)
+        done.tokens += tokens
+        node.items += 1
+        if node.count_texts:
+            node.embedded[text] += 1
+    work.release()
+    node.after(model, request)
+    # Like Ollama, only now: one bad text fails the list, and the others were computed for it.
+    _refuse_bad(node, model, request)
+    if fault is Fault.NAN:
+        if request.encoding != "base64":
+            raise Refusal(500, answers.NAN)
+        done.floats[:4] = _NAN
+    if fault is Fault.TOO_FEW:
+        del done.floats[-4 * done.dim :]
+    done.seconds = anyio.current_time() - work.record.at
+    return done
+
+
+def _refuse_bad(node: FakeNode, model: FakeModel, request: asked.EmbedAsked) -> None:
+    for text in request.texts:
+        is_long = not request.truncate and fake_tokens(text) > model.context_length
+        if is_long or any(poison in text for poison in node.poison):
+            raise Refusal(400, answers.TOO_LONG)
+
+
+def _knows_base64(version: str) -> bool:
+    numbers = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
+    return numbers is None or tuple(map(int, numbers.groups())) >= (0, 12, 7)

@@ -1,0 +1,90 @@
+"""The endpoints of a fake node that do not compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from aiosollol.core.node import full_name
+from aiosollol.wire import answers, asked
+from aiosollol.wire.answers import Answer
+
+if TYPE_CHECKING:
+    from aiosollol.testing.node import FakeNode
+
+_CREATED = 1_795_248_354  # seconds since 1970: when the models of the captures were made
+_MODEL = "/v1/models/"
+
+
+def probe(node: FakeNode, method: str, path: str, body: bytes) -> Answer:
+    """The answer on any path that does not compute. Raises Refusal."""
+    if path.startswith(_MODEL) and path != _MODEL:
+        methods: dict[str, _Probe] = {"GET": lambda node, _: _openai_model(node, path)}
+    elif path in _PROBES:
+        methods = _PROBES[path]
+    else:
+        return answers.not_found()
+    return methods[method](node, body) if method in methods else answers.method_not_allowed()
+
+
+def _root(node: FakeNode, body: bytes) -> Answer:
+    return answers.root()
+
+
+def _version(node: FakeNode, body: bytes) -> Answer:
+    return answers.version(node.version)
+
+
+def _tags(node: FakeNode, body: bytes) -> Answer:
+    return answers.tags(model.card() for model in node.models.values())
+
+
+def _ps(node: FakeNode, body: bytes) -> Answer:
+    return answers.ps(
+        (model.card(), model.size if model.gpu else 0, until)
+        for name, until in node.memory
+        if (model := node.models.get(name))
+    )
+
+
+def _show(node: FakeNode, body: bytes) -> Answer:
+    name = full_name(asked.read_show(body))
+    if name not in node.models:
+        raise answers.unknown_model(name)
+    return answers.show(node.models[name].card())
+
+
+def _copy(node: FakeNode, body: bytes) -> Answer:
+    source, destination = asked.read_copy(body)
+    node.add_model(replace(node.find_model(source), name=destination))
+    return Answer(200, "", b"")
+
+
+def _delete(node: FakeNode, body: bytes) -> Answer:
+    node.remove_model(node.find_model(asked.read_delete(body)).name)
+    return Answer(200, "", b"")
+
+
+def _openai_models(node: FakeNode, body: bytes) -> Answer:
+    return answers.openai_models((name, _CREATED) for name in node.models)
+
+
+def _openai_model(node: FakeNode, path: str) -> Answer:
+    name = path.removeprefix(_MODEL)
+    if full_name(name) not in node.models:
+        raise answers.unknown_model(full_name(name))
+    return answers.openai_model(name, _CREATED)
+
+
+_Probe = Callable[["FakeNode", bytes], Answer]
+_PROBES: dict[str, dict[str, _Probe]] = {
+    "/": {"GET": _root, "HEAD": _root},
+    "/api/version": {"GET": _version, "HEAD": _version},
+    "/api/tags": {"GET": _tags, "HEAD": _tags},
+    "/api/ps": {"GET": _ps},
+    "/api/show": {"POST": _show},
+    "/api/copy": {"POST": _copy},
+    "/api/delete": {"DELETE": _delete},
+    "/v1/models": {"GET": _openai_models},
+}

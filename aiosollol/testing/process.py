@@ -1,0 +1,80 @@
+"""A `FakeOllama` in a process of its own, for benchmarks: it takes no time from this one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import TracebackType
+
+from aiosollol.embedded.process import ServerProcess
+from aiosollol.errors import InvalidInput
+from aiosollol.testing.model import FakeModel
+from aiosollol.testing.node import DEFAULT_MODELS
+
+
+class FakeOllamaProcess:
+    """``python -m aiosollol.testing`` as a context manager with a `url`.
+
+    Options as for `FakeNode`, those that can be told on a command line. They stay as they are
+    while it runs, and its counters are out of reach. It ends with this process, however this one
+    ends. Entering raises NodeUnreachable or NodeTimeout, with what the process wrote to stderr, if
+    it is not ready within `start_timeout` seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        models: Iterable[str | FakeModel] = DEFAULT_MODELS,
+        port: int = 0,
+        overhead: float = 0.0,
+        seconds_per_item: float = 0.0,
+        seconds_per_token: float = 0.0,
+        seconds_per_chat_token: float = 0.0,
+        load_seconds: float = 0.0,
+        slots: int = 1,
+        version: str = "0.33.0",
+        start_timeout: float = 30.0,
+    ) -> None:
+        arguments = []
+        for option, value in (
+            ("--port", port),
+            ("--overhead", overhead),
+            ("--seconds-per-item", seconds_per_item),
+            ("--seconds-per-token", seconds_per_token),
+            ("--seconds-per-chat-token", seconds_per_chat_token),
+            ("--load-seconds", load_seconds),
+            ("--slots", slots),
+            ("--version", version),
+        ):
+            arguments += [option, str(value)]
+        for model in [models] if isinstance(models, str) else models:
+            made = FakeModel(model) if isinstance(model, str) else model
+            arguments += ["--model", f"{made.name},{made.kind},{made.dim},{made.digest}"]
+        self._process = ServerProcess(
+            "fake", "aiosollol.testing", arguments, start_timeout=start_timeout
+        )
+        self._url = ""
+
+    @property
+    def url(self) -> str:
+        """Where it answers. Raises InvalidInput before it is entered."""
+        if not self._url:
+            raise InvalidInput("the fake has not been started: use 'async with'")
+        return self._url
+
+    @property
+    def pid(self) -> int | None:
+        """The process, or None while there is none."""
+        return self._process.pid
+
+    async def __aenter__(self) -> FakeOllamaProcess:
+        self._url = await self._process.start()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._url = ""
+        await self._process.aclose()

@@ -1,0 +1,66 @@
+"""One request at a fake node: what is noted of it, what goes back, and its place in the queue."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+
+from aiosollol.testing.slots import Slots
+from aiosollol.wire.answers import Answer
+
+
+@dataclass(slots=True)
+class Record:
+    """One request in a fake node's `log`.
+
+    at: when it came, on the event loop's clock. seconds: how long it took.
+    items: texts in it. status: the HTTP status, 0 if the client left before there was one.
+    """
+
+    at: float
+    method: str
+    path: str
+    model: str = ""
+    items: int = 0
+    status: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class Reply:
+    """What goes back over the wire: `body`, or `parts` where it comes bit by bit.
+
+    length: of the whole body, where it is announced. breaks: the connection breaks at the end of
+    `parts`.
+    """
+
+    status: int
+    content_type: str
+    body: bytes = b""
+    parts: AsyncGenerator[bytes, None] | None = None
+    length: int | None = None
+    breaks: bool = False
+    is_finished: bool = False
+
+
+class Work:
+    """A request being answered, and whether it has a slot."""
+
+    def __init__(self, record: Record, slots: Slots) -> None:
+        self.record = record
+        self._slots = slots
+        self._has_slot = False
+
+    async def acquire(self) -> None:
+        await self._slots.acquire()
+        self._has_slot = True
+
+    def release(self) -> None:
+        if self._has_slot:
+            self._has_slot = False
+            self._slots.release()
+
+
+def whole(answer: Answer) -> Reply:
+    """A reply that is all there."""
+    return Reply(answer.status, answer.content_type, answer.body)

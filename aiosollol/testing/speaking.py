@@ -1,0 +1,167 @@
+"""Chat and generate on a fake node: it says its prompt again, word by word."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from aiosollol.testing.fault import Fault
+from aiosollol.testing.model import FakeModel, fake_tokens
+from aiosollol.testing.pace import Pace, nanoseconds
+from aiosollol.testing.reply import Reply, Work, whole
+from aiosollol.wire import answers, asked
+from aiosollol.wire.asked import Refusal
+
+if TYPE_CHECKING:
+    from aiosollol.testing.node import FakeNode
+
+
+@dataclass(frozen=True, slots=True)
+class _Voice:
+    """How chat and generate word what they otherwise do alike."""
+
+    model: str
+    write_part: Callable[[str, str, str], dict[str, Any]]
+    write_final: Callable[..., dict[str, Any]]
+
+    def part(self, now: str, content: str) -> dict[str, Any]:
+        return self.write_part(self.model, now, content)
+
+    def final(self, now: str, reason: str, *details: Any) -> dict[str, Any]:
+        return self.write_final(self.model, now, reason, *details)
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    tokens: list[str]
+    reason: str
+
+
+async def api_chat(node: FakeNode, work: Work, body: bytes, fault: Fault | None) -> Reply:
+    request = asked.read_chat(body)
+    model = _speaker(node, work, request.model, "chat")
+    if request.tools and not model.tools:
+        raise answers.cannot_use_tools(request.model)
+    prompt = [str(message.get("content") or "") for message in request.messages]
+    voice = _Voice(request.model, answers.chat_part, answers.chat_final)
+    return await _speak(node, work, model, request, prompt, voice, fault)
+
+
+async def api_generate(node: FakeNode, work: Work, body: bytes, fault: Fault | None) -> Reply:
+    request = asked.read_generate(body)
+    model = _speaker(node, work, request.model, "generate")
+    prompt = [request.prompt] if request.prompt else []
+    voice = _Voice(request.model, answers.generate_part, _generate_final)
+    return await _speak(node, work, model, request, prompt, voice, fault)
+
+
+def _speaker(node: FakeNode, work: Work, name: str, what: str) -> FakeModel:
+    if not name:
+        raise Refusal(400, "model is required")
+    model = node.find_model(name)
+    if model.kind != "chat":
+        raise answers.cannot(name, what)
+    work.record.model = model.name
+    return model
+
+
+async def _speak(
+    node: FakeNode,
+    work: Work,
+    model: FakeModel,
+    request: asked.ChatAsked | asked.GenerateAsked,
+    prompt: list[str],
+    voice: _Voice,
+    fault: Fault | None,
+) -> Reply:
+    if not prompt and request.keep_alive == 0:
+        node.memory.unload(model.name)
+        return whole(answers.json_answer(voice.final(_now(), "unload")))
+    load_seconds = await node.load(model, request)
+    if not prompt:
+        return whole(answers.json_answer(voice.final(_now(), "load")))
+    await work.acquire()
+    said = _echo(prompt[-1], request.options)
+    prompt_tokens = sum(map(fake_tokens, prompt))
+    began = anyio.current_time()
+    pace = Pace()
+    await pace.pay(node.overhead + node.seconds_per_token * prompt_tokens)
+    spoken = anyio.current_time()
+
+    def final(content: str) -> dict[str, Any]:
+        now = anyio.current_time()
+        node.after(model, request)
+        work.release()
+        metrics = answers.Metrics(
+            total_duration=nanoseconds(now - work.record.at),
+            load_duration=nanoseconds(load_seconds),
+            prompt_eval_count=prompt_tokens,
+            prompt_eval_duration=nanoseconds(spoken - began),
+            eval_count=len(said.tokens),
+            eval_duration=nanoseconds(now - spoken),
+        )
+        return voice.final(_now(), said.reason, metrics, content)
+
+    if not request.stream:
+        for _ in said.tokens:
+            await pace.pay(node.seconds_per_chat_token)
+        if fault is Fault.STREAM_ERROR:
+            raise Refusal(500, answers.RUNNER_GONE)
+        return whole(answers.json_answer(final("".join(said.tokens))))
+    reply = Reply(200, answers.NDJSON)
+    reply.parts = _lines(node, reply, said.tokens, pace, voice, final, fault)
+    return reply
+
+
+async def _lines(
+    node: FakeNode,
+    reply: Reply,
+    tokens: list[str],
+    pace: Pace,
+    voice: _Voice,
+    final: Callable[[str], dict[str, Any]],
+    fault: Fault | None,
+) -> AsyncGenerator[bytes, None]:
+    """A stream, and how each fault spoils it half-way or at its end."""
+    middle = len(tokens) // 2
+    spoils = fault in (Fault.STREAM_ERROR, Fault.STREAM_CUT, Fault.RESET)
+    for number, token in enumerate(tokens):
+        if spoils and number == middle:
+            break
+        await pace.pay(node.seconds_per_chat_token)
+        if fault is Fault.SLOW_BODY:
+            await anyio.sleep(node.seconds_per_piece)
+        yield answers.line(voice.part(_now(), token))
+    if fault is Fault.STREAM_ERROR:
+        yield answers.line({"error": answers.RUNNER_GONE})
+    elif not spoils:
+        last = answers.line(final(""))
+        reply.is_finished = True
+        yield last[: len(last) // 2] if fault is Fault.CUT_JSON else last
+    reply.is_finished = True
+
+
+def _generate_final(
+    model: str, now: str, reason: str, metrics: answers.Metrics | None = None, content: str = ""
+) -> dict[str, Any]:
+    # Token ids mean nothing here, but a client that hands them back must find some.
+    context = range(metrics.prompt_eval_count + metrics.eval_count) if metrics else ()
+    return answers.generate_final(model, now, reason, metrics, content, context)
+
+
+def _echo(prompt: str, options: Mapping[str, Any]) -> _Said:
+    """The prompt's own words as tokens, up to ``num_predict`` of them."""
+    tokens = re.findall(r"\s*\S+", prompt) or ["..."]
+    limit = options.get("num_predict")
+    if isinstance(limit, int) and 0 <= limit < len(tokens):
+        return _Said(tokens[:limit], "length")
+    return _Said(tokens, "stop")
+
+
+def _now() -> str:
+    return answers.timestamp(time.time_ns())

@@ -1,0 +1,155 @@
+"""The fake and the embedded node answer what a real Ollama answered: status, type, shape, words.
+
+tests/captures holds requests and the answers of a real server. What is compared is named in
+`check_shape`: keys and types all the way down, not the numbers of another model.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from aiosollol.embedded import EmbeddedNode
+from aiosollol.testing import FakeModel, FakeOllama
+
+pytestmark = pytest.mark.anyio
+
+CAPTURES = {path.stem: path for path in sorted((Path(__file__).parent / "captures").glob("*.json"))}
+# The node that is all embedding answers these otherwise, for a reason.
+NOT_EMBEDDED = {
+    "04-ps-empty": "its model is always loaded",
+    "16-embed-too-long-truncate-false": "no text is too long for it",
+    "20-embed-with-chat-model": "it has no chat model",
+    "55-copy": "its models are what they are",
+    "56-delete": "its models are what they are",
+    "57-delete-unknown": "its models are what they are",
+}
+SHORTENED = "word word word word word word word word word word word word ... (15000 characters)"
+MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z")
+
+
+def load(name: str) -> dict[str, Any]:
+    capture: dict[str, Any] = json.loads(CAPTURES[name].read_text("utf-8"))
+    return capture
+
+
+def is_for_chat(name: str) -> bool:
+    return (load(name)["request"]["body"] or {}) and "tiny-chat" in CAPTURES[name].read_text()
+
+
+EMBEDDED = [name for name in CAPTURES if name not in NOT_EMBEDDED and not is_for_chat(name)]
+
+
+@pytest.mark.parametrize("name", CAPTURES)
+async def test_the_fake_answers_as_ollama_did(name: str) -> None:
+    models = [
+        FakeModel("tiny-chat", kind="chat", context_length=4096),
+        FakeModel("all-minilm", dim=384, context_length=512),
+        FakeModel("slow-chat", kind="chat", dim=768, context_length=4096),
+    ]
+    async with FakeOllama(models=models) as node:
+        if name == "30-ps-loaded":
+            await send(node.url, load("05-embed-string")["request"])
+            await send(node.url, load("42-generate-empty-prompt-loads")["request"])
+        if name == "56-delete":
+            node.add_model("copy-of-tiny")
+        await check(node.url, name, dim=384)
+
+
+@pytest.fixture
+async def embedded() -> AsyncIterator[EmbeddedNode]:
+    async with EmbeddedNode(aliases=["all-minilm"]) as node:
+        yield node
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+async def test_the_embedded_node_answers_as_ollama_did(name: str, embedded: EmbeddedNode) -> None:
+    await check(embedded.url, name, dim=256)
+
+
+def test_most_captures_are_for_the_embedded_node_too() -> None:
+    assert len(EMBEDDED) >= 30
+
+
+async def check(url: str, name: str, *, dim: int) -> None:
+    capture = load(name)
+    status, content_type, body = await send(url, capture["request"])
+    assert status == capture["status"]
+    assert content_type == capture["headers"].get("Content-Type", "")
+    expected = capture["body"]
+    if not isinstance(expected, dict | list):
+        assert body.decode() == expected
+        return
+    if isinstance(expected, list):  # a stream
+        lines = [json.loads(line) for line in body.splitlines()]
+        wanted = [json.loads(line) for line in expected]
+        assert body.endswith(b"\n")
+        for line in lines[:-1]:
+            check_shape(line, wanted[0], dim)
+        check_shape(lines[-1], wanted[-1], dim)
+        return
+    answer = json.loads(body)
+    if status >= 400:
+        assert answer == expected
+    else:
+        check_shape(answer, expected, dim)
+        assert body.startswith(b"{") and b": " not in body.split(b'"')[0]
+
+
+async def send(url: str, request: dict[str, Any]) -> tuple[int, str, bytes]:
+    body = request["body"]
+    text = body if isinstance(body, str) else json.dumps(body)
+    data = None if body is None else text.replace(SHORTENED, "word " * 3000)
+    async with (
+        aiohttp.ClientSession(skip_auto_headers=["Content-Type"]) as session,
+        session.request(request["method"], url + request["path"], data=data) as response,
+    ):
+        return response.status, response.headers.get("Content-Type", ""), await response.read()
+
+
+def check_shape(actual: Any, expected: Any, dim: int, at: str = "") -> None:
+    """Same keys in the same order, same types, lists that are empty or not, vectors as long."""
+    where = f"{at}: {actual!r} is not like {expected!r}"[:300]
+    if expected == "..." and at:
+        return  # left out of the capture
+    if isinstance(expected, dict):
+        assert isinstance(actual, dict), where
+        if at == ".model_info":  # a part of what there is, named by the family of the model
+            assert set(map(kinds, actual.values())) <= set(map(kinds, expected.values())), where
+            return
+        assert list(actual) == list(expected), where
+        for key, value in expected.items():
+            check_shape(actual[key], value, dim, f"{at}.{key}")
+    elif isinstance(expected, list):
+        assert isinstance(actual, list), where
+        assert bool(actual) == bool(expected), where
+        if at.endswith("embeddings"):
+            assert len(actual) == len(expected), where
+        if at.endswith(("embedding", "embeddings[]")) and expected:
+            assert len(actual) == (dim if len(expected) == 384 else len(expected)), where
+        for item in actual:
+            check_shape(item, expected[0], dim, f"{at}[]")
+    else:
+        assert kinds(actual) == kinds(expected), where
+        if isinstance(expected, str) and MOMENT.fullmatch(expected):
+            assert MOMENT.fullmatch(actual), where
+
+
+def kinds(value: object) -> str:
+    return type(value).__name__
+
+
+async def test_the_session_is_closed_cleanly() -> None:
+    """Both kinds of node can be entered again after they were left."""
+    for node in (FakeOllama(), EmbeddedNode()):
+        for _ in range(2):
+            async with AsyncExitStack() as stack:
+                await stack.enter_async_context(node)
+                assert (await send(node.url, load("00-root")["request"]))[0] == 200
