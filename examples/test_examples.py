@@ -1,4 +1,4 @@
-"""Every example runs as a process of its own, against embedded nodes: `nox -s examples`.
+"""Every example, and the README's, runs as a process against embedded nodes: `nox -s examples`.
 
 The services get real HTTP requests, then a signal, and must end well and without a warning.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pathlib
+import re
 import signal
 import socket
 import sys
@@ -24,9 +25,10 @@ from aiosollol.embedded import EmbeddedNode
 pytestmark = pytest.mark.anyio
 
 HERE = pathlib.Path(__file__).parent
+README = (HERE.parent / "README.md").read_text("utf-8")
 SERVICES = {"aiohttp_service.py": signal.SIGTERM, "fastapi_service.py": signal.SIGINT}
 SCRIPTS = {"basic_usage.py"}
-MODEL = "wordllama"
+MODEL = "nomic-embed-text"  # what the examples ask for; here the nodes' own model by that name
 TEXTS = [f"text number {number}, about {number % 7} things" for number in range(100)]
 PATIENCE = 60.0
 SIGNS_OF_TROUBLE = ("Traceback", "ResourceWarning", "RuntimeWarning", "never", "Unclosed")
@@ -49,6 +51,27 @@ def test_every_example_is_run_here() -> None:
         *SERVICES,
         *SCRIPTS,
     }
+
+
+async def test_the_readme(nodes: list[str], tmp_path: pathlib.Path) -> None:
+    code = next(b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "main()" in b)
+    for address, node in zip(
+        ["http://10.0.0.2:11434", "http://10.0.0.3:11434"], nodes, strict=True
+    ):
+        assert address in code
+        code = code.replace(address, node)
+    (tmp_path / "readme.py").write_text(code, "utf-8")
+    async with started(str(tmp_path / "readme.py")) as process:
+        out, problems = await finish(process)
+    assert process.returncode == 0, problems
+    assert out.startswith("1000 256 [")
+    assert "1000 items in " in out
+    assert_no_trouble(problems)
+
+
+def test_the_readme_and_ci_run_the_same_command() -> None:
+    (command,) = re.findall(r"^python3 -m venv .*nox$", README, re.MULTILINE)
+    assert command in (HERE.parent / ".ci" / "run").read_text("utf-8").splitlines()
 
 
 async def test_basic_usage(nodes: list[str]) -> None:
@@ -137,7 +160,7 @@ async def started(
         *(sys.executable, "-X", "dev", str(HERE / name), *arguments),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env={**clean, "SOLLOL_AUTO_DISCOVER": "false", "OLLAMA_MODEL": MODEL, **environment},
+        env={**clean, "SOLLOL_AUTO_DISCOVER": "false", **environment},
     )
     try:
         yield process

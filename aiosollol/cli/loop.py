@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+PATIENCE = 3  # signals until a clean-up that hangs is given up
 
 
 def run(command: Coroutine[Any, Any, T]) -> T:
@@ -21,7 +24,7 @@ def run(command: Coroutine[Any, Any, T]) -> T:
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(_cancellable(command, received))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # on Windows, where a loop has no signal handlers
         raise SystemExit(128 + signal.SIGINT) from None
     except asyncio.CancelledError:
         if not received:
@@ -35,11 +38,14 @@ async def _cancellable(command: Coroutine[Any, Any, T], received: list[signal.Si
 
     def stop(number: signal.Signals) -> None:
         received.append(number)
-        task.cancel()
+        if len(received) == 1:
+            task.cancel()
+        # A second one is impatience: cancelled again, the clean-up would leave things open.
+        elif len(received) == PATIENCE:
+            os._exit(128 + number)
 
-    # SIGINT is not among them: asyncio.Runner cancels for it, and gives up on the second one.
     if sys.platform != "win32":
-        for number in (signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, stop, number)
     return await command
 
