@@ -29,14 +29,25 @@ A `NodeError` is about one attempt on one node, a `RequestFailed` about what the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aiosollol.core.embeddings import Embeddings
 
 
 class SollolError(Exception):
-    """Base of all errors of this library."""
+    """Base of all errors of this library. Each can be copied and pickled, with its attributes."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.args), self.__dict__
+
+
+def _rebuild(kind: type[SollolError], args: tuple[Any, ...]) -> SollolError:
+    """An error of `kind` whose attributes are set afterwards."""
+    error = kind.__new__(kind, *args)
+    # Not `kind`'s own: that makes the message out of other arguments, and the message is there.
+    super(SollolError, error).__init__(*args)
+    return error
 
 
 class InvalidInput(SollolError, ValueError):

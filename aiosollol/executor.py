@@ -62,6 +62,13 @@ class Executor:
 
     async def run(self) -> None:
         """Return when every text has a vector in the buffer or an error in ``state.errors``."""
+        try:
+            await self._run()
+        except BaseExceptionGroup as group:
+            # What a caller's `on_progress` raises is to arrive as it is.
+            raise first_of(group) from None
+
+    async def _run(self) -> None:
         state = self.state
         version = self._registry.version
         self._admit_nodes()
@@ -164,7 +171,7 @@ class Executor:
                 answer = ollama.load_embeddings(node.name, data, len(texts))
                 self._store(node, chunk, answer)
             except NodeError as error:
-                node.fail(anyio.current_time())
+                node.fail(error, anyio.current_time())
                 self._registry.failed(node, error, self._model)
                 raise
             except BaseException:  # cancelled: a copy was faster, or the caller left
@@ -206,3 +213,11 @@ class Executor:
             for name, tally in self.state.tallies.items()
             if tally.requests
         }
+
+
+def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first exception of a group that is not itself a group."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

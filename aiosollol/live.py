@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -14,13 +15,14 @@ from aiosollol.core.routing import soonest
 from aiosollol.errors import ModelNotFound, NodeError, NoNodeAvailable, PoolClosed
 from aiosollol.ports import Transport
 from aiosollol.registry import Node, NodeRegistry
-from aiosollol.streams import ReplyStream, is_nodes_fault
+from aiosollol.streams import ReplyStream
 from aiosollol.wire import ollama
 
 PATIENCE_SECONDS = 0.2
 """How long a new pool waits for its other nodes once the first has answered."""
 
 _REFRESH_SECONDS = 1.0
+_MAX_NAMES = 256  # of models: callers choose them, so not every typo must be kept
 _MAX_ATTEMPTS = 3
 _BACK_OFF_SECONDS = 0.5
 
@@ -46,7 +48,7 @@ class LiveCalls:
         self._ready: dict[str, tuple[int, list[Node]]] = {}
         self._patience_until: float | None = None
         self._refreshing: anyio.Event | None = None
-        self._refreshed_at = float("-inf")
+        self._sought_at: dict[str, float] = {}
         self._is_closed = False
         self._streams: set[ReplyStream[Any]] = set()
 
@@ -55,7 +57,9 @@ class LiveCalls:
         self._is_closed = True
         self._registry.wake()
         for stream in list(self._streams):
-            await stream.aclose()
+            # One that a task is waiting on ends there, when its connection is closed under it.
+            if not stream.is_waiting:
+                await stream.aclose()
 
     # Which nodes.
 
@@ -81,9 +85,13 @@ class LiveCalls:
             with anyio.move_on_after(patience if nodes else None):
                 await self._registry.wait_changed(version)
         # It may have been pulled, or come back, since the last look.
-        if anyio.current_time() - self._refreshed_at > _REFRESH_SECONDS:
+        now = anyio.current_time()
+        if now - self._sought_at.get(model, -math.inf) > _REFRESH_SECONDS:
+            if len(self._sought_at) > _MAX_NAMES:
+                self._sought_at.clear()
+            self._sought_at[model] = now
             await self.probe_all()
-        nodes = self._having(model)
+            nodes = self._having(model)
         if not nodes:
             raise self._nobody(model)
         return nodes
@@ -99,7 +107,6 @@ class LiveCalls:
             async with anyio.create_task_group() as group:
                 for node in self._registry:
                     group.start_soon(self._probe, node.name)
-            self._refreshed_at = anyio.current_time()
         finally:
             self._refreshing = None
             done.set()
@@ -112,7 +119,7 @@ class LiveCalls:
                 for node in self._registry
                 if not node.state.is_down and node.state.has_model(model)
             ]
-            if len(self._ready) > 256:  # names come from callers: do not keep every typo
+            if len(self._ready) > _MAX_NAMES:
                 self._ready.clear()
             self._ready[model] = (self._registry.version, nodes)
         return nodes
@@ -189,8 +196,8 @@ class LiveCalls:
                 if error is None:
                     node.succeed(sent_at, now)
                     self._registry.answered(node)
-                elif is_nodes_fault(error):
-                    node.fail(now)
+                elif isinstance(error, NodeError):
+                    node.fail(error, now)
                 else:
                     node.cancel(now)
                 node.leave()
@@ -210,8 +217,8 @@ class LiveCalls:
         sent_at = anyio.current_time()
         try:
             yield sent_at
-        except NodeError:
-            node.fail(anyio.current_time())
+        except NodeError as error:
+            node.fail(error, anyio.current_time())
             raise
         except BaseException:  # the caller left
             node.cancel(anyio.current_time())

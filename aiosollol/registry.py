@@ -12,7 +12,7 @@ from aiosollol.core.cost import Cost, TokenRatio
 from aiosollol.core.health import Answered, Event, Failed, advance
 from aiosollol.core.node import ClusterView, NodeLike, NodeSpec, NodeState, full_name
 from aiosollol.core.stats import NodeCounters, NodeStats
-from aiosollol.errors import InvalidInput, NodeError
+from aiosollol.errors import BadRequest, InvalidInput, ModelMissing, NodeError
 
 log = logging.getLogger("aiosollol")
 
@@ -94,9 +94,12 @@ class Node:
         self.counters.success(now - sent_at)
         self.last_done = now
 
-    def fail(self, now: float) -> None:
-        """A request failed."""
-        self.counters.failed += 1
+    def fail(self, error: NodeError, now: float) -> None:
+        """A request failed. What the caller did wrong is not held against the node."""
+        if isinstance(error, BadRequest | ModelMissing):
+            self.counters.rejected += 1
+        else:
+            self.counters.failed += 1
         self.last_done = now
 
     def cancel(self, now: float) -> None:

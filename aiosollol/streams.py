@@ -8,7 +8,6 @@ from types import TracebackType
 from typing import Generic, TypeVar
 
 from aiosollol.core.reply import ChatReply, GeneratedText
-from aiosollol.errors import NodeError
 from aiosollol.wire.chat import cut_off, is_last
 from aiosollol.wire.ndjson import LineSplitter
 
@@ -20,6 +19,7 @@ class ReplyStream(Generic[Part]):
 
     Raises NodeError from the iteration if the node reports an error or the stream is cut off.
     node: the name of the node that answers. parts: how many parts were delivered so far.
+    is_waiting: whether some task waits for its next part at present.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class ReplyStream(Generic[Part]):
         self._lines = LineSplitter()
         self._ready: list[bytes] = []
         self._is_over = False
+        self.is_waiting = False
 
     def __repr__(self) -> str:
         return f"<ReplyStream from {self.node}, {self.parts} parts>"
@@ -48,12 +49,15 @@ class ReplyStream(Generic[Part]):
 
         Raises NodeError.
         """
+        self.is_waiting = True
         try:
             self._pieces = await self._response.__aenter__()
             await self._fill()
         except BaseException as error:
             await self._end(error)
             raise
+        finally:
+            self.is_waiting = False
 
     def __aiter__(self) -> ReplyStream[Part]:
         return self
@@ -61,6 +65,9 @@ class ReplyStream(Generic[Part]):
     async def __anext__(self) -> Part:
         if self._is_over:
             raise StopAsyncIteration
+        if self.is_waiting:
+            raise RuntimeError("two tasks read one stream at the same time")
+        self.is_waiting = True
         try:
             if not self._ready:
                 await self._fill()
@@ -68,6 +75,8 @@ class ReplyStream(Generic[Part]):
         except BaseException as error:
             await self._end(error)
             raise
+        finally:
+            self.is_waiting = False
         self.parts += 1
         if is_last(part):
             await self._end(None)
@@ -109,8 +118,3 @@ class ReplyStream(Generic[Part]):
         self._is_over = True
         self._on_end(self, error)
         await self._response.__aexit__(None, None, None)
-
-
-def is_nodes_fault(error: BaseException | None) -> bool:
-    """Whether a stream ended because of its node, not because somebody left."""
-    return isinstance(error, NodeError)

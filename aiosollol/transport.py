@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ CONNECT_SECONDS = 5.0
 """How long a connection may take. A host that is off drops packets; it must not cost a minute."""
 
 _MAX_ERROR_BYTES = 65_536
+_LARGE_BYTES = 1 << 20
 _KEEPALIVE_SECONDS = 60.0
 _DNS_SECONDS = 60
 
@@ -67,7 +69,7 @@ class HttpTransport:
         async with self._open().request(
             method,
             self._url(path),
-            data=body,
+            data=_as_data(body),
             timeout=self._timeout(timeout),
             allow_redirects=False,
         ) as response:
@@ -85,7 +87,7 @@ class HttpTransport:
             response = await self._open().request(
                 "POST",
                 self._url(path),
-                data=body,
+                data=_as_data(body),
                 timeout=self._timeout(timeout),
                 allow_redirects=False,
             )
@@ -169,3 +171,8 @@ class HttpTransport:
         if isinstance(error, aiohttp.ClientConnectionError | aiohttp.ClientPayloadError | OSError):
             return ConnectionLost(node, f"the connection broke: {error or type(error).__name__}")
         return ProtocolError(node, f"{type(error).__name__}: {error}")
+
+
+def _as_data(body: bytes | None) -> bytes | io.BytesIO | None:
+    """What aiohttp should send: large bodies piece by piece, so that others get their turn."""
+    return io.BytesIO(body) if body is not None and len(body) > _LARGE_BYTES else body

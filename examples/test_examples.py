@@ -43,7 +43,8 @@ def anyio_backend() -> str:
 async def nodes() -> AsyncIterator[list[str]]:
     """The addresses of two embedded nodes, each a process of its own."""
     async with AsyncExitStack() as stack:
-        yield [(await stack.enter_async_context(EmbeddedNode(process=True))).url for _ in range(2)]
+        embedded = [EmbeddedNode(process=True, aliases=[MODEL]) for _ in range(2)]
+        yield [(await stack.enter_async_context(node)).url for node in embedded]
 
 
 def test_every_example_is_run_here() -> None:

@@ -89,7 +89,9 @@ def _record() -> Iterator[list[str]]:
 
     with pytest.MonkeyPatch.context() as patch:
         guard_sockets(patch, record)
-        with blockbuster.blockbuster_ctx("aiosollol"):
+        with blockbuster.blockbuster_ctx("aiosollol") as buster:
+            # pytest's own log handler writes to a text stream, in whatever task logs.
+            buster.functions["io.TextIOWrapper.write"].deactivate()
             patch.setattr("blockbuster.blockbuster.BlockingError", RecordedBlockingError)
             yield record
 
@@ -148,3 +150,12 @@ def guard_sockets(patch: pytest.MonkeyPatch, record: list[str]) -> None:
     for method in methods:
         patch.setattr(socket.socket, method.__name__, method)
     patch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+@pytest.fixture
+def unused_port() -> int:
+    """A port of 127.0.0.1 on which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port

@@ -77,11 +77,11 @@ async def _demo(screen: Screen, as_json: bool) -> None:
         _show_report(screen, vectors.report)
 
         asked = await pool.embed_batch(MODEL, QUESTIONS)
-        answers = {
-            question: best_matches(vector, vectors, topics, texts)
-            for question, vector in zip(QUESTIONS, asked, strict=True)
-        }
-        _show_answers(screen, answers)
+    # The nodes have ended; what follows is arithmetic, in a thread to leave Ctrl-C to the loop.
+    answers = await asyncio.to_thread(
+        lambda: [best_matches(vector, vectors, topics, texts) for vector in asked]
+    )
+    _show_answers(screen, answers)
     if as_json:
         write_json(_as_dict(vectors, vectors.report, answers), sys.stdout)
 
@@ -157,8 +157,8 @@ def _show_report(screen: Screen, report: BatchReport) -> None:
     screen.table(header, rows, right=header[1:])
 
 
-def _show_answers(screen: Screen, answers: dict[str, list[Match]]) -> None:
-    for question, matches in answers.items():
+def _show_answers(screen: Screen, answers: Sequence[list[Match]]) -> None:
+    for question, matches in zip(QUESTIONS, answers, strict=True):
         screen.line()
         screen.line(question, style="bold cyan")
         for match in matches:
@@ -169,7 +169,7 @@ def _show_answers(screen: Screen, answers: dict[str, list[Match]]) -> None:
 
 
 def _as_dict(
-    vectors: Embeddings, report: BatchReport, answers: dict[str, list[Match]]
+    vectors: Embeddings, report: BatchReport, answers: Sequence[list[Match]]
 ) -> dict[str, Any]:
     return {
         "model": MODEL,
@@ -189,6 +189,6 @@ def _as_dict(
                     for match in matches
                 ],
             }
-            for question, matches in answers.items()
+            for question, matches in zip(QUESTIONS, answers, strict=True)
         ],
     }

@@ -64,6 +64,8 @@ class Address:
             scheme, rest, default_port = "http", stripped, DEFAULT_PORT
             if _is_ipv6(rest):
                 rest = f"[{rest}]"
+        if re.search(r"[\s\0]", rest):  # urlsplit would drop a line break without a word
+            raise _malformed(text, "it contains white space")
         try:
             parts = urlsplit(f"{scheme}://{rest}")
             host, port = parts.hostname or "", parts.port
@@ -73,6 +75,8 @@ class Address:
             raise _malformed(text, "credentials do not belong in it: pass headers instead")
         if parts.query or parts.fragment:
             raise _malformed(text, "it has a query or a fragment")
+        if parts.netloc.endswith(":"):
+            raise _malformed(text, "there is no port after the colon")
         if port == 0:
             raise _malformed(text, "port 0 is no port to connect to")
         if not (_is_ipv6(host) or _HOST_NAME.fullmatch(host)):
@@ -80,8 +84,6 @@ class Address:
         if re.fullmatch(r"[0-9.]+", host) and not _is_ipv4(host):
             raise _malformed(text, f"{host!r} is not an IPv4 address")
         path = parts.path.rstrip("/")
-        if re.search(r"\s", path):
-            raise _malformed(text, "its path contains white space")
         return cls(scheme, host.rstrip("."), default_port if port is None else port, path)
 
 
@@ -95,7 +97,7 @@ def parse_ollama_host(text: str) -> Address:
     scheme, separator, rest = stripped.partition("://")
     if not separator:
         scheme, rest = "", stripped
-    if not rest or rest.startswith((":", "/")):
+    if not rest or (rest.startswith((":", "/")) and not _is_ipv6(rest)):
         rest = f"127.0.0.1{rest}"
     address = Address.parse(f"{scheme}://{rest}" if separator else rest)
     loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host)
@@ -105,8 +107,10 @@ def parse_ollama_host(text: str) -> Address:
 
 
 def _malformed(text: str, problem: str) -> InvalidInput:
+    _, at, tail = text.rpartition("@")
+    shown = f"...@{tail}" if at else text  # never a password
     return InvalidInput(
-        f"{text!r} is not a node's address: {problem}; "
+        f"{shown!r} is not a node's address: {problem}; "
         f"write it like http://10.0.0.2:{DEFAULT_PORT}, 10.0.0.2:{DEFAULT_PORT} or 10.0.0.2"
     )
 

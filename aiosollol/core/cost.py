@@ -21,6 +21,9 @@ GPU_SPEED_RATIO = 10.0
 _CPU_SECONDS_PER_TOKEN = 1e-3
 _PRIOR_OVERHEAD = 2e-3
 _PRIOR_WEIGHT = 0.05
+_ENOUGH_SPREAD = 0.05
+"""Variance of the sizes over their mean square from which they alone tell the overhead: 0.1 where
+one half of the answers has twice the size of the other."""
 _MIN_SECONDS_PER_TOKEN = 1e-9
 _PLAUSIBLE_RATIOS = (0.3, 10.0)
 
@@ -70,10 +73,11 @@ class Cost:
 def _fit(sums: tuple[float, float, float, float, float]) -> tuple[float, float]:
     """Least squares line through the answers: (intercept, slope), neither below zero.
 
-    A weak extra point at zero tokens pins the intercept while all answers have one size.
+    A weak extra point at zero tokens pins the intercept while all answers have about one size.
     """
     w, x, y, xx, xy = sums
-    prior = _PRIOR_WEIGHT * w
+    spread = 1.0 - x * x / (w * xx) if xx else 0.0
+    prior = _PRIOR_WEIGHT * w * max(0.0, 1.0 - spread / _ENOUGH_SPREAD)
     w, y = w + prior, y + prior * min(_PRIOR_OVERHEAD, y / w)
     determinant = w * xx - x * x
     if determinant <= 1e-12 * w * xx:

@@ -96,6 +96,9 @@ class Embeddings(Sequence[Vector]):
 
     __hash__ = None  # type: ignore[assignment]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (self.tobytes(), self.dim, self.errors, self.report, len(self))
+
     def __repr__(self) -> str:
         missing = f", {len(self.errors)} missing" if self.errors else ""
         return f"<Embeddings {len(self)} x {self.dim} float32{missing}>"
@@ -125,3 +128,13 @@ class Embeddings(Sequence[Vector]):
                 raise ValueError(f"float32 vectors cannot become {dtype} without a copy")
             return array.astype(dtype)
         return array.copy() if copy else array
+
+
+def _rebuild(
+    data: bytes,
+    dim: int,
+    errors: Mapping[int, SollolError],
+    report: BatchReport | None,
+    count: int,
+) -> Embeddings:
+    return Embeddings(data, dim, errors=errors, report=report, count=count)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
+from types import MappingProxyType, UnionType
 from typing import Any, TypeAlias
 
 from aiosollol.core.address import Address
@@ -44,10 +44,12 @@ class NodeSpec:
         set_ = object.__setattr__
         set_(self, "url", address.url)
         set_(self, "name", self.name or address.netloc)
-        set_(self, "headers", MappingProxyType(dict(self.headers)))
         if not isinstance(self.name, str):
             raise InvalidInput(f"name of {self.url} must be a string, not {self.name!r}")
-        if not isinstance(self.priority, int) or isinstance(self.priority, bool):
+        if not isinstance(self.headers, Mapping):
+            raise InvalidInput(f"headers of {self.name} must map strings to strings")
+        set_(self, "headers", MappingProxyType(dict(self.headers)))
+        if not _is_number(self.priority, int):
             raise InvalidInput(f"priority of {self.name} must be a whole number")
         if self.machine is not None and not (isinstance(self.machine, str) and self.machine):
             raise InvalidInput(f"machine of {self.name} must be a non-empty string")
@@ -57,10 +59,10 @@ class NodeSpec:
             if any(character in f"{key}{value}" for character in "\r\n\0"):
                 raise InvalidInput(f"header {key!r} of {self.name} contains a line break")
         limit = self.max_concurrency
-        if limit is not None and not (isinstance(limit, int) and limit >= 1):
+        if limit is not None and not (_is_number(limit, int) and limit >= 1):
             raise InvalidInput(f"max_concurrency of {self.name} must be at least 1, not {limit!r}")
         vram = self.vram_gb
-        if vram is not None and not (isinstance(vram, int | float) and 0 <= vram < float("inf")):
+        if vram is not None and not (_is_number(vram, int | float) and 0 <= vram < float("inf")):
             raise InvalidInput(f"vram_gb of {self.name} must be a number of GiB, not {vram!r}")
 
     @property
@@ -93,20 +95,24 @@ class NodeSpec:
             if "url" in fields:
                 raise InvalidInput(f"node {fields['host']!r} has both 'host' and 'url': give one")
             fields["url"] = _join_host(fields.pop("host"), fields.pop("port", None))
+        elif "port" in fields:
+            raise InvalidInput("'port' of a node goes with 'host'; a 'url' has its port inside")
         unknown = sorted(str(key) for key in fields if key not in _SPEC_KEYS)
         if unknown:
             raise InvalidInput(
                 f"unknown key {unknown[0]!r} in a node; "
                 f"known are host, port, {', '.join(_SPEC_KEYS)}"
             )
-        if "url" not in fields:
+        if fields.get("url") is None:
             raise InvalidInput("a node given as a mapping needs 'url', or 'host' and 'port'")
-        if fields.get("headers") is not None and not isinstance(fields["headers"], Mapping):
-            raise InvalidInput(f"headers of {fields['url']} must map strings to strings")
         return cls(**{key: value for key, value in fields.items() if value is not None})
 
 
 NodeLike: TypeAlias = str | Mapping[str, Any] | NodeSpec
+
+
+def _is_number(value: object, kind: type | UnionType) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _join_host(host: object, port: object) -> str:

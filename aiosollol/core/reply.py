@@ -9,7 +9,7 @@ from typing import Any
 class Record(Mapping[str, Any]):
     """One JSON object of an answer: ``record["done"]`` and ``record.done`` are the same.
 
-    Objects inside it are records too.
+    Objects inside it are records too, also in lists.
     """
 
     __slots__ = ("_fields",)
@@ -18,8 +18,7 @@ class Record(Mapping[str, Any]):
         self._fields = fields
 
     def __getitem__(self, key: str) -> Any:
-        value = self._fields[key]
-        return Record(value) if isinstance(value, dict) else value
+        return _readable(self._fields[key])
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -38,6 +37,14 @@ class Record(Mapping[str, Any]):
 
     def __reduce__(self) -> tuple[type, tuple[dict[str, Any]]]:
         return type(self), (dict(self._fields),)
+
+
+def _readable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return Record(value)
+    if isinstance(value, list):
+        return [_readable(item) for item in value]
+    return value
 
 
 class ChatReply(Record):

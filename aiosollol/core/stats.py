@@ -10,25 +10,38 @@ _SMOOTHING = 0.2
 
 @dataclass(slots=True)
 class NodeCounters:
-    """What was asked of a node. Every request that began ends in exactly one of the three counts.
+    """What was asked of a node. Every request that began ends in exactly one of the four counts.
 
     Counted in the event loop, between two awaits, so that no lock is needed and none is missed.
-    `latency` is a moving average over answered requests, in seconds.
+
+    succeeded: answered. failed: not answered, or wrongly, which is the node's fault.
+    rejected: refused for what the request says, which is the caller's fault.
+    cancelled: given up by us.
+    latency: a moving average over the requests that succeeded, in seconds.
     """
 
     succeeded: int = 0
     failed: int = 0
+    rejected: int = 0
     cancelled: int = 0
     vectors: int = 0
     latency: float = 0.0
 
     @property
     def total(self) -> int:
-        return self.succeeded + self.failed + self.cancelled
+        return self.succeeded + self.unsuccessful + self.cancelled
+
+    @property
+    def unsuccessful(self) -> int:
+        """Requests that failed, whoever is to blame."""
+        return self.failed + self.rejected
 
     @property
     def success_rate(self) -> float:
-        """Share of answered requests that succeeded; 1.0 before the first."""
+        """Share of requests that succeeded, of those that the node is to blame for; 1.0 at first.
+
+        What it rejected tells of its callers, and what was cancelled of nobody.
+        """
         answered = self.succeeded + self.failed
         return self.succeeded / answered if answered else 1.0
 
@@ -57,10 +70,11 @@ def pool_stats(nodes: list[NodeStats], *, strategy: str) -> dict[str, Any]:
 
     A request here is one sent to a node: a call that is tried on two nodes counts as two. The sums
     over ``node_performance`` equal the totals, and ``total_requests`` equals successful + failed +
-    cancelled.
+    cancelled. Failed are all that failed; ``success_rate`` leaves out those that the node rejected
+    because the request was at fault.
     """
     succeeded = sum(node.counters.succeeded for node in nodes)
-    failed = sum(node.counters.failed for node in nodes)
+    failed = sum(node.counters.unsuccessful for node in nodes)
     cancelled = sum(node.counters.cancelled for node in nodes)
     return {
         "total_requests": succeeded + failed + cancelled,
@@ -76,7 +90,7 @@ def pool_stats(nodes: list[NodeStats], *, strategy: str) -> dict[str, Any]:
                 "latency_ms": node.counters.latency * 1000,
                 "success_rate": node.counters.success_rate,
                 "total_requests": node.counters.total,
-                "failed_requests": node.counters.failed,
+                "failed_requests": node.counters.unsuccessful,
                 "available": node.is_available,
                 "active_requests": node.active,
                 "priority": node.priority,

@@ -79,9 +79,9 @@ class StaticModel:
         vectors = numpy.empty((len(texts), _DIM), dtype=numpy.float32)
         tokens = 0
         for row, encoding in zip(vectors, encodings, strict=True):
-            ids = encoding.ids
+            ids = encoding.ids or self._space()
             tokens += len(ids)
-            self._average(ids or self._space(), row)
+            self._average(ids, row)
         _normalise(vectors)
         if 0 < dimensions < _DIM:
             vectors = numpy.ascontiguousarray(vectors[:, :dimensions])

@@ -5,6 +5,8 @@ The standard is what a real server answers; tests/captures holds such answers.
 
 from __future__ import annotations
 
+import math
+import re
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,7 +47,7 @@ _CALLERS_FAULT = (
     "invalid image",
     "failed to decode image",
 )
-_NODES_FAULT = ("no longer running", "unsupported value: nan", "connection refused", "eof")
+_NODES_FAULT = re.compile(r"no longer running|unsupported value: nan|connection refused|\beof\b")
 
 
 def dump(payload: Mapping[str, Any]) -> bytes:
@@ -54,9 +56,17 @@ def dump(payload: Mapping[str, Any]) -> bytes:
     Raises InvalidInput for what JSON cannot carry, such as a lone surrogate.
     """
     try:
-        return orjson.dumps({key: value for key, value in payload.items() if value is not None})
+        return orjson.dumps(
+            {key: value for key, value in payload.items() if value is not None}, default=_as_dict
+        )
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInput(f"the request cannot be sent as JSON: {error}") from error
+
+
+def _as_dict(value: object) -> dict[Any, Any]:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError
 
 
 def dump_embed(settings: EmbedSettings, texts: Sequence[str]) -> bytes:
@@ -104,7 +114,7 @@ def error_for(node: str, status: int, body: bytes) -> NodeError:
         kind = ModelMissing
     elif status == 503 or "server busy" in low:
         kind = ServerBusy
-    elif any(sign in low for sign in _NODES_FAULT):
+    elif _NODES_FAULT.search(low):
         kind = RunnerFailed
     elif status in (400, 413, 422, 501) and any(sign in low for sign in _CALLERS_FAULT):
         kind = BadRequest
@@ -160,8 +170,22 @@ def load_embeddings(node: str, body: bytes, count: int) -> EmbedAnswer:
             floats.fromlist(vector)
         except (TypeError, OverflowError) as error:
             raise ProtocolError(node, f"answered a vector that is no vector: {error}") from error
+    if not math.isfinite(sum(floats)):  # exact: no sum of float32 is too large for a Python float
+        at = next(at for at, number in enumerate(floats) if not math.isfinite(number))
+        raise ProtocolError(node, f"answered a number too large for float32 (item {at // dim})")
+    if _has_booleans(body, vectors):
+        raise ProtocolError(node, "answered a vector that is no vector: it has booleans in it")
     tokens = answer.get("prompt_eval_count")
     return EmbedAnswer(memoryview(floats), count, dim, tokens if isinstance(tokens, int) else 0)
+
+
+def _has_booleans(body: bytes, vectors: list[list[float]]) -> bool:
+    """Whether true or false stands in `vectors`, where Python would take them for 1 and 0."""
+    # No number has their letters, and to look for one byte costs next to nothing.
+    start, end = body.find(b"["), body.rfind(b"]")
+    if body.find(b"t", start, end) < 0 and body.find(b"f", start, end) < 0:
+        return False
+    return any(isinstance(number, bool) for vector in vectors for number in vector)
 
 
 def load_tags(node: str, body: bytes) -> dict[str, ModelInfo]:

@@ -1,0 +1,314 @@
+"""wire/answers, wire/asked and wire/gojson: what a server reads and writes, as tables."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import struct
+from array import array
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aiosollol.errors import BadRequest, ModelMissing, RunnerFailed, ServerBusy
+from aiosollol.wire import answers, asked, gojson, ollama
+
+# ---- what Go says of bad JSON
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "EOF"),
+        (" \n ", "EOF"),
+        ("{", "unexpected EOF"),
+        ('{"a', "unexpected EOF"),
+        ('{"a":1', "unexpected EOF"),
+        ("[1,", "unexpected EOF"),
+        ("nul", "unexpected EOF"),
+        ("-", "unexpected EOF"),
+        ("1e", "unexpected EOF"),
+        ("{not json", "invalid character 'n' looking for beginning of object key string"),
+        ('{"a":1,}', "invalid character '}' looking for beginning of object key string"),
+        ("<html>", "invalid character '<' looking for beginning of value"),
+        ('{"a":}', "invalid character '}' looking for beginning of value"),
+        ("[1,]", "invalid character ']' looking for beginning of value"),
+        ("NaN", "invalid character 'N' looking for beginning of value"),
+        ("'a'", "invalid character '\\'' looking for beginning of value"),
+        ('{"a" 1}', "invalid character '1' after object key"),
+        ('{"a":1 "b"}', "invalid character '\"' after object key:value pair"),
+        ("[1 2]", "invalid character '2' after array element"),
+        ("[01]", "invalid character '1' after array element"),
+        ("nulx", "invalid character 'x' in literal null (expecting 'l')"),
+        ('"\\q"', "invalid character 'q' in string escape code"),
+        ('"\\u12g4"', "invalid character 'g' in \\u hexadecimal character escape"),
+        ('"a\nb"', "invalid character '\\n' in string literal"),
+        ("-x", "invalid character 'x' in numeric literal"),
+        ("1.x", "invalid character 'x' after decimal point in numeric literal"),
+        ("1ex", "invalid character 'x' in exponent of numeric literal"),
+        ("é", "invalid character '\\u00c3' looking for beginning of value"),
+        ("[" * 5000 + "]" * 5000, "exceeded max depth"),
+    ],
+)
+def test_bad_json_is_refused_in_gos_words(text: str, message: str) -> None:
+    with pytest.raises(gojson.GoJSONError) as caught:
+        gojson.loads(text.encode())
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("body", "value"),
+    [
+        (b'{"a":1} and more', {"a": 1}),
+        (b'[1,{"b":[]},{}] ]', [1, {"b": []}, {}]),
+        (b'"\\ud83d"', "\ufffd"),
+        (b'{"\\udc00":["\\ud800x"]}', {"\ufffd": ["\ufffdx"]}),
+        (b'"\\ud83d\\ude00"', "\N{GRINNING FACE}"),
+        (b'"\xff"', "\ufffd"),
+        (b"12 x", 12),
+        (b"-0.5e+3,", -500.0),
+        (b"true false", True),
+    ],
+)
+def test_go_forgives(body: bytes, value: object) -> None:
+    assert gojson.loads(body) == value
+
+
+json_values: st.SearchStrategy[Any] = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False)
+    | st.text().map(lambda text: text.encode("utf-8", "replace").decode()),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=10,
+).filter(lambda value: "\\ud" not in json.dumps(value) and "Infinity" not in json.dumps(value))
+
+
+@given(json_values, st.text("{}[]:,x \"'", max_size=4))
+def test_what_stands_behind_a_value_does_not_matter(value: Any, rest: str) -> None:
+    body = f"{json.dumps(value)} {rest}".encode()
+    assert gojson.loads(body) == value
+
+
+@given(st.binary(max_size=30) | st.text('{}[]:,"\\u0d8e1-.tfn ', max_size=20).map(str.encode))
+def test_any_bytes_are_read_or_refused(body: bytes) -> None:
+    try:
+        value = gojson.loads(body)
+    except gojson.GoJSONError as error:
+        assert str(error).startswith(("EOF", "unexpected EOF", "invalid character '", "exceeded"))
+    else:
+        json.dumps(value, ensure_ascii=False).encode()  # no lone surrogates are left
+
+
+# ---- requests
+
+
+@pytest.mark.parametrize(
+    ("read", "body", "message"),
+    [
+        (asked.read_embed, b"", "missing request body"),
+        (asked.read_openai_embeddings, b"", "EOF"),
+        (
+            asked.read_chat,
+            b"[]",
+            "json: cannot unmarshal array into Go value of type api.ChatRequest",
+        ),
+        (
+            asked.read_embed,
+            b'{"model":3,"input":4}',
+            "json: cannot unmarshal number into Go struct field EmbedRequest.model of type string",
+        ),
+        (
+            asked.read_embed,
+            b'{"dimensions":"8"}',
+            "json: cannot unmarshal string into Go struct field EmbedRequest.dimensions of type int",
+        ),
+        (
+            asked.read_embed,
+            b'{"dimensions":true}',
+            "json: cannot unmarshal bool into Go struct field EmbedRequest.dimensions of type int",
+        ),
+        (
+            asked.read_generate,
+            b'{"options":[]}',
+            "json: cannot unmarshal array into Go struct field GenerateRequest.options "
+            "of type map[string]interface {}",
+        ),
+        (
+            asked.read_chat,
+            b'{"messages":["hello"]}',
+            "json: cannot unmarshal string into Go struct field ChatRequest.messages "
+            "of type api.Message",
+        ),
+        (asked.read_embed, b'{"input":{}}', "invalid input type"),
+        (asked.read_embed, b'{"input":[null]}', "invalid input type"),
+        (asked.read_embed, b'{"input":false}', "invalid input type"),
+        (asked.read_openai_embeddings, b'{"input":[1,2]}', "invalid input type"),
+        (asked.read_openai_embeddings, b"{}", "invalid input"),
+        (asked.read_embed, b'{"keep_alive":"5"}', 'time: missing unit in duration "5"'),
+        (asked.read_embed, b'{"keep_alive":"soon"}', 'time: invalid duration "soon"'),
+        (asked.read_embed, b'{"keep_alive":"5mx"}', 'time: invalid duration "5mx"'),
+        (asked.read_embed, b'{"keep_alive":true}', "Unsupported type: 'bool'"),
+        (asked.read_show, b"{}", "model is required"),
+    ],
+)
+def test_requests_are_refused_in_ollamas_words(read: Any, body: bytes, message: str) -> None:
+    with pytest.raises(asked.Refusal) as caught:
+        read(body)
+    assert (caught.value.status, caught.value.message) == (400, message)
+
+
+@pytest.mark.parametrize(
+    ("given_input", "texts"),
+    [('"a"', ["a"]), ('""', []), ("null", []), ("[]", []), ('["",""]', ["", ""])],
+)
+def test_input_to_embed(given_input: str, texts: list[str]) -> None:
+    request = asked.read_embed(b'{"model":"m","input":%b}' % given_input.encode())
+    assert list(request.texts) == texts
+
+
+def test_input_to_openai_embeddings() -> None:
+    """An empty string is a text there, and none on Ollama's own endpoint."""
+    assert list(asked.read_openai_embeddings(b'{"input":""}').texts) == [""]
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("null", None),
+        ("0", 0.0),
+        ("30", 30.0),
+        ("-1", math.inf),
+        ('"5m"', 300.0),
+        ('"1h30m"', 5400.0),
+        ('"1.5s"', 1.5),
+        ('"500ms"', 0.5),
+        ('"0"', 0.0),
+        ('"-1s"', math.inf),
+    ],
+)
+def test_keep_alive(value: str, seconds: float | None) -> None:
+    body = b'{"model":"m","keep_alive":%b}' % value.encode()
+    for read in (asked.read_embed, asked.read_embeddings, asked.read_chat, asked.read_generate):
+        assert read(body).keep_alive == seconds
+
+
+def test_old_servers_ignore_encoding_format() -> None:
+    body = b'{"input":"x","encoding_format":"hex"}'
+    assert asked.read_openai_embeddings(body, knows_base64=False).encoding == "float"
+    with pytest.raises(asked.Refusal, match="Invalid value for 'encoding_format' = hex"):
+        asked.read_openai_embeddings(body)
+
+
+# ---- errors: what a server writes, our own client reads as what it is
+
+
+@pytest.mark.parametrize("openai", [False, True])
+@pytest.mark.parametrize(
+    ("refusal", "kind"),
+    [
+        (answers.unknown_model("m"), ModelMissing),
+        (answers.unknown_model_try_pulling("m"), ModelMissing),
+        (answers.unknown_model_try_pulling(""), ModelMissing),
+        (answers.cannot("m", "chat"), BadRequest),
+        (answers.cannot_use_tools("m"), BadRequest),
+        (asked.Refusal(501, answers.NO_EMBEDDINGS), BadRequest),
+        (asked.Refusal(400, answers.TOO_LONG), BadRequest),
+        (asked.Refusal(503, answers.BUSY), ServerBusy),
+        (asked.Refusal(500, answers.NAN), RunnerFailed),
+        (asked.Refusal(500, answers.RUNNER_GONE), RunnerFailed),
+    ],
+)
+def test_errors_are_understood(refusal: asked.Refusal, kind: type[Exception], openai: bool) -> None:
+    answer = answers.refuse(refusal, openai=openai)
+    error = ollama.error_for("node", answer.status, answer.body)
+    assert type(error) is kind
+    assert ollama.error_message(answer.body) == refusal.message
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("tiny", "registry.ollama.ai/library/tiny:latest"),
+        ("tiny:1b", "registry.ollama.ai/library/tiny:1b"),
+        ("me/tiny", "registry.ollama.ai/me/tiny:latest"),
+    ],
+)
+def test_the_name_in_the_tools_error(model: str, name: str) -> None:
+    assert answers.cannot_use_tools(model).message == f"{name} does not support tools"
+
+
+# ---- vectors
+
+float32s = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1)
+
+
+def without_numpy() -> None:
+    return None
+
+
+@pytest.fixture(params=["with numpy", "without numpy"])
+def _numpy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "without numpy":
+        monkeypatch.setattr(answers, "_numpy", without_numpy)
+
+
+@given(float32s)
+def test_json_vectors_are_exact(numbers: list[float]) -> None:
+    floats = array("f", numbers).tobytes()
+    for shown in (answers.json_vectors(floats, 1), answers.json_vectors(floats, len(numbers))):
+        values = orjson.loads(b"[" + b",".join(shown) + b"]")
+        flat = [number for vector in values for number in vector]
+        assert array("f", flat) == array("f", numbers)
+
+
+@given(float32s)
+def test_base64_vectors_are_little_endian_float32(numbers: list[float]) -> None:
+    (shown,) = answers.base64_vectors(array("f", numbers).tobytes(), len(numbers))
+    raw = base64.b64decode(orjson.loads(shown), validate=True)
+    assert raw == struct.pack(f"<{len(numbers)}f", *numbers)
+
+
+@pytest.mark.usefixtures("_numpy")
+def test_vectors_are_cut_apart_in_order() -> None:
+    floats = array("f", [0.5, 1.5, -2.5, 3.0, 4.0, 5.0])
+    assert [orjson.loads(row) for row in answers.json_vectors(floats.tobytes(), 3)] == [
+        [0.5, 1.5, -2.5],
+        [3.0, 4.0, 5.0],
+    ]
+    assert answers.json_vectors(b"", 3) == answers.base64_vectors(b"", 3) == []
+
+
+def test_numbers_are_as_short_as_gos() -> None:
+    """The digits of a real answer, from the captures, come out as they went in."""
+    numbers = [-0.034432307, 0.030898793, 0.006729784, -0.1604086, -0.03498432, 0.0018894251]
+    (shown,) = answers.json_vectors(array("f", numbers).tobytes(), len(numbers))
+    assert shown.decode() == str(numbers).replace(" ", "")
+
+
+# ---- small things
+
+
+@pytest.mark.parametrize(
+    ("nanoseconds", "text"),
+    [
+        (0, "1970-01-01T00:00:00Z"),
+        (1_795_251_719_127_898_359, "2026-11-21T09:01:59.127898359Z"),
+        (1_795_251_719_500_000_000, "2026-11-21T09:01:59.5Z"),
+    ],
+)
+def test_timestamps(nanoseconds: int, text: str) -> None:
+    assert answers.timestamp(nanoseconds) == text
+    assert answers.seconds_of(text) == nanoseconds // 1_000_000_000
+
+
+def test_what_is_zero_is_left_out() -> None:
+    assert answers.embed("m", []).body == b'{"model":"m","embeddings":[]}'
+    assert answers.embeddings(None).body == b'{"embedding":[]}'
+    final = answers.chat_final("m", "now", "load")
+    assert list(final) == ["model", "created_at", "message", "done", "done_reason"]
