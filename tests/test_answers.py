@@ -78,15 +78,13 @@ def test_go_forgives(body: bytes, value: object) -> None:
     assert gojson.loads(body) == value
 
 
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+scalars = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | texts
 json_values: st.SearchStrategy[Any] = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**53), 2**53)
-    | st.floats(allow_nan=False)
-    | st.text().map(lambda text: text.encode("utf-8", "replace").decode()),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=3), inner),
+    scalars | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner) | st.dictionaries(texts, inner),
     max_leaves=10,
-).filter(lambda value: "\\ud" not in json.dumps(value) and "Infinity" not in json.dumps(value))
+)
 
 
 @given(json_values, st.text("{}[]:,x \"'", max_size=4))
@@ -100,9 +98,10 @@ def test_any_bytes_are_read_or_refused(body: bytes) -> None:
     try:
         value = gojson.loads(body)
     except gojson.GoJSONError as error:
-        assert str(error).startswith(("EOF", "unexpected EOF", "invalid character '", "exceeded"))
-    else:
-        json.dumps(value, ensure_ascii=False).encode()  # no lone surrogates are left
+        value = str(error)
+        words = value.partition("'")[0]
+        assert words in ("EOF", "unexpected EOF", "invalid character ")
+    json.dumps(value, ensure_ascii=False).encode()  # no lone surrogates are left
 
 
 # ---- requests
@@ -126,7 +125,8 @@ def test_any_bytes_are_read_or_refused(body: bytes) -> None:
         (
             asked.read_embed,
             b'{"dimensions":"8"}',
-            "json: cannot unmarshal string into Go struct field EmbedRequest.dimensions of type int",
+            "json: cannot unmarshal string into Go struct field EmbedRequest.dimensions "
+            "of type int",
         ),
         (
             asked.read_embed,

@@ -100,7 +100,6 @@ async def check(url: str, name: str, *, dim: int) -> None:
         assert answer == expected
     else:
         check_shape(answer, expected, dim)
-        assert body.startswith(b"{") and b": " not in body.split(b'"')[0]
 
 
 async def send(url: str, request: dict[str, Any]) -> tuple[int, str, bytes]:

@@ -119,7 +119,7 @@ class _Pieces:
         if self._is_over:
             raise StopAsyncIteration
         if self._reply.parts is None:
-            self._is_over = True
+            self._is_over = self._reply.is_finished = True
             return self._reply.body
         try:
             if self._deadline is None:
