@@ -1,4 +1,4 @@
-"""Where a node is: every way to write it has one normal form, and a wrong one says what is wrong."""
+"""Where a node is: every way to write it has one normal form, and a wrong one says why."""
 
 from __future__ import annotations
 
@@ -164,6 +164,6 @@ def test_ollama_host_is_read_as_ollama_reads_it(text: str, url: str) -> None:
 def test_ollama_host_may_be_any_bare_ip_address(
     ip: ipaddress.IPv4Address | ipaddress.IPv6Address,
 ) -> None:
+    reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(str(ip), str(ip))
     address = parse_ollama_host(str(ip))
-    assert address.port == 11434
-    assert address.host == ("127.0.0.1" if ip.version == 4 else "::1") or not ip.is_unspecified
+    assert (address.host, address.port) == (reached, 11434)

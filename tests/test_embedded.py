@@ -381,7 +381,7 @@ async def test_a_process_that_is_never_ready_is_ended() -> None:
     while process.pid is None:
         await asyncio.sleep(0)
     pid = process.pid
-    with pytest.raises(NodeTimeout, match="not ready within 0.5 s"):
+    with pytest.raises(NodeTimeout, match=r"not ready within 0\.5 s"):
         await starting
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)

@@ -109,7 +109,7 @@ def test_equal_texts_are_one_entry() -> None:
 @given(st.lists(st.sampled_from("abcd")), st.sets(st.integers(0, 20)))
 def test_every_text_has_its_entry_and_none_other(texts: list[str], skip: set[int]) -> None:
     unique = unique_texts(texts, dict.fromkeys(skip))
-    rows = {place: text for place, text in zip(unique.places, unique.texts, strict=True)}
+    rows = dict(zip(unique.places, unique.texts, strict=True))
     for entry, places in unique.repeats.items():
         rows |= dict.fromkeys(places, unique.texts[entry])
     assert rows == {row: text for row, text in enumerate(texts) if row not in skip}

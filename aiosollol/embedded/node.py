@@ -55,7 +55,7 @@ class EmbeddedNode:
         self._host = host
         self._port = port
         self._delay = delay
-        self._aliases = tuple(aliases)
+        self._aliases = _names(aliases)
         self._process: ServerProcess | None = None
         if process:
             self._process = ServerProcess(
@@ -128,7 +128,7 @@ async def serve(
     """
     await asyncio.to_thread(_require_extra)
     with stopping(with_parent=with_parent) as stop:
-        async with _running(host, port, tuple(aliases), delay, grace=5.0) as url:
+        async with _running(host, port, _names(aliases), delay, grace=5.0) as url:
             if on_ready is not None:
                 on_ready(url)
             await stop.wait()
@@ -152,6 +152,10 @@ async def _running(
         yield f"http://{shown}:{bound[1]}"
     finally:
         await runner.cleanup()
+
+
+def _names(aliases: Iterable[str]) -> tuple[str, ...]:
+    return (aliases,) if isinstance(aliases, str) else tuple(aliases)
 
 
 def _require_extra() -> None:

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import struct
 from types import TracebackType
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 from aiohttp import web
 
@@ -175,5 +175,4 @@ def _reset(transport: asyncio.BaseTransport) -> None:
     connection = transport.get_extra_info("socket")
     if connection is not None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    assert isinstance(transport, asyncio.Transport)
-    transport.abort()
+    cast(asyncio.Transport, transport).abort()  # uvloop's is one, but does not say so
