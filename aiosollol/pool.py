@@ -78,6 +78,7 @@ class OllamaPool:
         self._watchers: dict[str, asyncio.Task[None]] = {}
         self._batches: set[anyio.CancelScope] = set()
         self._state: Literal["new", "open", "closed"] = "new"
+        self._closing: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         nodes = ", ".join(repr(node)[6:-1] for node in self._registry)
@@ -116,17 +117,23 @@ class OllamaPool:
         Calls that are under way in other tasks raise PoolClosed.
         """
         self._state = "closed"
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close(), name="close the pool")
+        await _finish(self._closing)
+
+    async def _close(self) -> None:
         watchers = list(self._watchers.values())
         self._watchers.clear()
         for task in watchers:
             task.cancel()
         for batch in self._batches:
             batch.cancel()
-        with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
+        with anyio.move_on_after(_CLOSE_SECONDS):
             await self._live.aclose()
             if watchers:
                 await asyncio.wait(watchers)
-            for transport in self._transports.values():
+        for transport in self._transports.values():
+            with anyio.move_on_after(_CLOSE_SECONDS):
                 await transport.aclose()
         self._transports.clear()
 
@@ -469,3 +476,16 @@ def _registry_of(nodes: Iterable[NodeLike] | NodeRegistry | None) -> NodeRegistr
     if not len(registry):
         raise InvalidInput("no nodes: give at least one, such as http://127.0.0.1:11434")
     return registry
+
+
+async def _finish(task: asyncio.Task[None]) -> None:
+    """Wait for `task` to its end, even if whoever waits is cancelled; then let that through."""
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    task.result()

@@ -62,14 +62,16 @@ def test_one_size_alone_is_put_down_to_the_tokens() -> None:
 @quiet
 @given(overheads, speeds, sizes, ratios, st.integers(1, 20), st.booleans())
 def test_a_node_that_became_ten_times_slower_is_noticed_in_three_answers(
-    overhead: float, speed: float, small: float, ratio: float, count: int, is_mixed: bool
+    overhead: float, speed: float, small: float, ratio: float, usual: int, is_mixed: bool
 ) -> None:
-    usual = alternate(small, small * ratio if is_mixed else small, count + 3)
-    before = learn((tokens, overhead + speed * tokens) for tokens in usual[:count])
-    after = learn(((tokens, 10 * (overhead + speed * tokens)) for tokens in usual[count:]), before)
-    for tokens in usual[count:]:
-        slow = 10 * (overhead + speed * tokens)
-        assert slow / 2 <= after.seconds(tokens) <= slow * 2
+    # Of two sizes, it takes two answers of each.
+    large, slow = (small * ratio, 4) if is_mixed else (small, 3)
+    tokens = alternate(small, large, usual + slow)
+    seconds = [overhead + speed * size for size in tokens]
+    cost = learn(zip(tokens[:usual], seconds, strict=False))
+    cost = learn([(size, 10 * (overhead + speed * size)) for size in tokens[usual:]], cost)
+    for size in (small, large):
+        assert 0.5 <= cost.seconds(size) / (10 * (overhead + speed * size)) <= 2.0
 
 
 @quiet
@@ -113,6 +115,16 @@ def test_reach_is_the_largest_answer_and_fades() -> None:
     assert learn([(10.0, 1.0)] * 50, cost).reach == 10.0
 
 
+IMPLAUSIBLE = [
+    pytest.param(100_000, 1, 514, id="a text that was cut to the context length"),
+    pytest.param(10, 1, 1000, id="a hundred tokens a character"),
+    pytest.param(0, 2, 4, id="empty texts"),
+    pytest.param(100, 10, 5, id="fewer than the special tokens"),
+    pytest.param(100, 1, 0, id="a server that counts nothing"),
+    pytest.param(100, 1, -7, id="a server that counts backwards"),
+]
+
+
 class TestTokenRatio:
     def test_a_text_has_tokens_of_its_own_and_special_ones(self) -> None:
         assert TokenRatio().tokens("") == 2.0
@@ -123,15 +135,6 @@ class TestTokenRatio:
         ratio = TokenRatio().observe(600, 10, 220)
         assert ratio.characters == pytest.approx(3.0)
         assert ratio.tokens("x" * 60) == pytest.approx(22.0)
-
-    IMPLAUSIBLE = [
-        pytest.param(100_000, 1, 514, id="a text that was cut to the context length"),
-        pytest.param(10, 1, 1000, id="a hundred tokens a character"),
-        pytest.param(0, 2, 4, id="empty texts"),
-        pytest.param(100, 10, 5, id="fewer than the special tokens"),
-        pytest.param(100, 1, 0, id="a server that counts nothing"),
-        pytest.param(100, 1, -7, id="a server that counts backwards"),
-    ]
 
     @pytest.mark.parametrize(("characters", "texts", "tokens"), IMPLAUSIBLE)
     def test_an_implausible_count_is_ignored(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import pathlib
 import socket
+from typing import Any
 
 import aiohttp
 import anyio
@@ -105,16 +107,36 @@ def test_invalid_names_fail_without_a_query(forbidden: list[str]) -> None:
     assert not forbidden
 
 
-@pytest.mark.anyio
-async def test_blocking_call_of_the_package_is_refused(forbidden: list[str]) -> None:
-    source = "import time\nasync def block(): time.sleep(0)"
+def made_in_package(source: str) -> Any:
+    """The function `f` of `source`, as if it were in a file of the package."""
     # Blockbuster asks how the path begins; as a file of the package it would puzzle coverage.
     place = f"{pathlib.Path(aiosollol.__file__).parent}_made_up.py"
-    scope: dict[str, object] = {}
+    scope: dict[str, Any] = {}
     exec(compile(source, place, "exec"), scope)
+    return scope["f"]
+
+
+@pytest.mark.anyio
+async def test_blocking_call_of_the_package_is_refused(forbidden: list[str]) -> None:
+    f = made_in_package("import time\nasync def f(): time.sleep(0)")
     with pytest.raises(blockbuster.BlockingError, match=r"time\.sleep"):
-        await scope["block"]()  # type: ignore[operator]
+        await f()
     assert take(forbidden) == ["a blocking call in the event loop: time.sleep"]
+
+
+@pytest.mark.anyio
+async def test_the_package_may_log(forbidden: list[str], tmp_path: pathlib.Path) -> None:
+    f = made_in_package("async def f(log): log.warning('down')")
+    log = logging.getLogger("aiosollol.made_up")
+    handler = logging.FileHandler(tmp_path / "log")
+    log.addHandler(handler)
+    try:
+        await f(log)
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+    assert (tmp_path / "log").read_text() == "down\n"
+    assert not forbidden
 
 
 @given(st.integers())

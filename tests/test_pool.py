@@ -359,6 +359,20 @@ async def test_closing_leaves_no_task_and_no_connection() -> None:
     assert asyncio.all_tasks() <= before
 
 
+async def test_a_cancellation_while_closing_does_not_keep_connections_open() -> None:
+    async with FakeOllama(models=[EMBED]) as fake:
+        pool = OllamaPool([fake.url])
+        await pool.start()
+        await pool.embed("nomic-embed-text", "a")
+        closing = asyncio.ensure_future(pool.aclose())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        gc.collect()  # an open session would warn
+        assert fake.in_flight == 0
+
+
 async def test_cancelling_a_caller_cancels_its_requests_and_nobody_elses() -> None:
     async with FakeOllama(models=[EMBED], slots=8) as fake, OllamaPool([fake.url]) as pool:
         await pool.refresh()

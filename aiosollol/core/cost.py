@@ -24,7 +24,7 @@ _PRIOR_WEIGHT = 0.05
 _ENOUGH_SPREAD = 0.05
 """Variance of the sizes over their mean square from which they alone tell the overhead: 0.1 where
 one half of the answers has twice the size of the other."""
-_MIN_SECONDS_PER_TOKEN = 1e-9
+_MIN_SECONDS_PER_TOKEN = 1e-6  # nothing embeds a million tokens a second; noise may look like it
 _PLAUSIBLE_RATIOS = (0.3, 10.0)
 
 

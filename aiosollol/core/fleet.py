@@ -1,10 +1,11 @@
 """The nodes at work on a batch, and when they can be done with what is left.
 
 The *horizon* is the earliest time at which all waiting work can be done by all active nodes
-together. It is asked for at every decision, so the common case costs O(1): while every node will
-be free before the horizon, it is ``(work + sum of rate x free) / sum of rates``, and both sums are
-kept up to date as nodes change. Only near the end, when some nodes are busy beyond it, is it
-reckoned exactly (`horizon.earliest_finish`).
+together; each that takes part has at least one more request to pay for, so it counts as free only
+after the overhead of one. The horizon is asked for at every decision, so the common case costs
+O(1): while every node will be free before it, it is ``(work + sum of rate x free) / sum of rates``,
+and both sums are kept up to date as nodes change. Only near the end, when some nodes are busy
+beyond it, is it reckoned exactly (`horizon.earliest_finish`).
 """
 
 from __future__ import annotations
@@ -166,10 +167,10 @@ class Fleet:
         self._rate -= worker.rate
         self._filled -= worker.rate * worker.counted_free
         worker.rate = self._rate_of(worker.cost) if worker.is_active else 0.0
-        worker.counted_free = worker.free_at
+        worker.counted_free = worker.free_at + worker.cost.overhead
         self._rate += worker.rate
         self._filled += worker.rate * worker.counted_free
-        self._latest_free = max(self._latest_free, worker.free_at)
+        self._latest_free = max(self._latest_free, worker.counted_free)
         self._horizon = self._soonest = (-1.0, -1.0, 0.0)
 
     def horizon(self, now: float, tokens: float) -> float:
@@ -186,7 +187,7 @@ class Fleet:
         """The same without one worker. Always exact, O(n log n)."""
         return earliest_finish(
             [
-                (worker.expected_free(now), worker.rate)
+                (worker.expected_free(now) + worker.cost.overhead, worker.rate)
                 for worker in self._workers.values()
                 if worker.is_active and worker.name != absent
             ],

@@ -125,8 +125,8 @@ class _Pieces:
             if self._deadline is None:
                 return await anext(self._reply.parts)
             with self._transport._wait(self._deadline, self._timeout):
-                piece = await anext(self._reply.parts)
-            return piece
+                return await anext(self._reply.parts)
+            raise AssertionError("unreachable: a wait that is cut short raises")
         except StopAsyncIteration:
             self._is_over = True
             if self._reply.breaks:

@@ -1,0 +1,205 @@
+"""The errors: one tree, data in attributes, and messages that tell what to do."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+import re
+from array import array
+from typing import Any
+
+import pytest
+
+import aiosollol
+from aiosollol import errors
+from aiosollol.core.embeddings import Embeddings
+from aiosollol.errors import (
+    BadRequest,
+    BatchError,
+    ConnectionLost,
+    InvalidInput,
+    MissingExtra,
+    ModelMissing,
+    ModelNotFound,
+    NodeError,
+    NodeTimeout,
+    NodeUnreachable,
+    NoNodeAvailable,
+    PoolClosed,
+    ProtocolError,
+    RequestFailed,
+    ResponseError,
+    RunnerFailed,
+    ServerBusy,
+    SollolError,
+    StreamCutOff,
+)
+
+CRASHED = RunnerFailed("gpu", 500, "out of memory")
+LATE = NodeTimeout("cpu", "no answer in 5 s")
+PARTIAL = Embeddings(array("f", [1.0, float("nan")]), 1, errors={1: CRASHED})
+
+# One of each: the error, its attributes, and what its message has to say.
+EACH: list[tuple[SollolError, dict[str, Any], str]] = [
+    (SollolError("words"), {}, "words"),
+    (InvalidInput("item 3 is no text", index=3), {"index": 3}, "item 3 is no text"),
+    (
+        MissingExtra("the progress bar", "cli"),
+        {
+            "feature": "the progress bar",
+            "extra": "cli",
+            "msg": str(MissingExtra("the progress bar", "cli")),
+        },
+        "the progress bar needs the extra 'cli': pip install 'aiosollol[cli]'",
+    ),
+    (PoolClosed("the pool is closed"), {}, "the pool is closed"),
+    (NodeError("gpu", "words"), {"node": "gpu", "detail": "words"}, "gpu: words"),
+    (NodeUnreachable("gpu", "refused"), {"node": "gpu", "detail": "refused"}, "gpu: refused"),
+    (LATE, {"node": "cpu", "detail": "no answer in 5 s"}, "cpu: no answer in 5 s"),
+    (ConnectionLost("gpu", "reset"), {"node": "gpu", "detail": "reset"}, "gpu: reset"),
+    (ProtocolError("gpu", "HTML"), {"node": "gpu", "detail": "HTML"}, "gpu: HTML"),
+    (
+        StreamCutOff("gpu", "ended", delivered=7),
+        {"node": "gpu", "detail": "ended", "delivered": 7},
+        "gpu: ended",
+    ),
+    *(
+        (
+            kind("gpu", 418, "words"),
+            {"node": "gpu", "status": 418, "message": "words", "detail": "words (status 418)"},
+            "gpu: words (status 418)",
+        )
+        for kind in (ResponseError, ModelMissing, ServerBusy, RunnerFailed, BadRequest)
+    ),
+    (
+        RequestFailed("all failed", [CRASHED, LATE]),
+        {"attempts": (CRASHED, LATE)},
+        "all failed\n  gpu: out of memory (status 500)\n  cpu: no answer in 5 s",
+    ),
+    (
+        NoNodeAvailable("nobody answers", {"gpu": "refused"}, [LATE]),
+        {"nodes": {"gpu": "refused"}, "attempts": (LATE,)},
+        "nobody answers\n  gpu: refused",
+    ),
+    (
+        ModelNotFound("x", {"gpu": ["y", "z"], "cpu": []}, {"off": "refused"}),
+        {"model": "x", "nodes": {"gpu": ("y", "z"), "cpu": ()}, "silent": {"off": "refused"}},
+        "no node has the model 'x'; pull it on one with: ollama pull x\n"
+        "  gpu has: y, z\n  cpu has: no models\n  off does not answer: refused",
+    ),
+    (
+        BatchError(PARTIAL, {1: CRASHED}),
+        {"embeddings": PARTIAL, "errors": {1: CRASHED}},
+        "1 of 2 items have no vector; the others are in .embeddings, the errors in .errors\n"
+        "  item 1: gpu: out of memory (status 500)",
+    ),
+]
+one_of_each = pytest.mark.parametrize(
+    ("error", "attributes", "message"), EACH, ids=[type(error).__name__ for error, *_ in EACH]
+)
+
+
+@one_of_each
+def test_each_carries_its_data(
+    error: SollolError, attributes: dict[str, Any], message: str
+) -> None:
+    assert str(error) == message
+    assert {name: getattr(error, name) for name in attributes} == attributes
+
+
+def fingerprint(error: SollolError) -> Any:
+    """Everything that an error is, in a form that can be compared."""
+
+    def plain(value: Any) -> Any:
+        match value:
+            case SollolError():
+                return fingerprint(value)
+            case Embeddings():
+                return value, plain(value.errors)
+            case dict():
+                return {key: plain(item) for key, item in value.items()}
+            case list() | tuple():
+                return [plain(item) for item in value]
+        return value
+
+    return type(error), str(error), error.args, plain(vars(error)), getattr(error, "msg", None)
+
+
+@one_of_each
+@pytest.mark.parametrize(
+    "twin_of",
+    [copy.copy, copy.deepcopy]
+    + [
+        lambda error, protocol=protocol: pickle.loads(pickle.dumps(error, protocol))
+        for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
+    ],
+    ids=["copy", "deepcopy", *(f"pickle {at}" for at in range(pickle.HIGHEST_PROTOCOL + 1))],
+)
+def test_each_can_be_copied_and_pickled(
+    error: SollolError, attributes: dict[str, Any], message: str, twin_of: Any
+) -> None:
+    twin = twin_of(error)
+    assert twin is not error
+    assert fingerprint(twin) == fingerprint(error)
+
+
+def test_notes_survive_too() -> None:
+    error = NodeError("gpu", "words")
+    error.add_note("while warming up")
+    assert pickle.loads(pickle.dumps(error)).__notes__ == ["while warming up"]
+
+
+def all_kinds() -> list[type[BaseException]]:
+    return [
+        kind
+        for _, kind in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(kind, BaseException)
+    ]
+
+
+def test_every_error_is_one_of_ours_and_public() -> None:
+    kinds = all_kinds()
+    assert all(issubclass(kind, SollolError) for kind in kinds)
+    assert {type(error) for error, *_ in EACH} == set(kinds)
+    assert [kind for kind in kinds if getattr(aiosollol, kind.__name__, None) is not kind] == []
+
+
+def test_the_tree_in_the_docs_is_the_tree() -> None:
+    drawn: list[tuple[str, str]] = []  # (child, parent)
+    above: dict[int, str] = {}
+    for line in (errors.__doc__ or "").splitlines():
+        if not (found := re.match(r"    ([│├└─ ]*)([A-Z]\w+)(?: \((\w+)\))?", line)):
+            continue
+        depth, name, builtin = len(found[1]) // 4, found[2], found[3]
+        above[depth] = name
+        drawn += [(name, above[depth - 1])] if depth else []
+        drawn += [(name, builtin)] if builtin else []
+    real = [
+        (kind.__name__, base.__name__)
+        for kind in all_kinds()
+        for base in kind.__bases__
+        if kind is not SollolError
+    ]
+    assert sorted(drawn) == sorted(real)
+
+
+def test_they_are_caught_as_what_python_calls_them() -> None:
+    assert issubclass(InvalidInput, ValueError)
+    assert issubclass(MissingExtra, ImportError)
+
+
+def test_a_batch_error_shows_the_first_three() -> None:
+    failed = {at: NodeError("gpu", f"reason {at}") for at in range(5)}
+    message = str(BatchError(Embeddings(b"", 0, count=9), failed))
+    assert message.startswith("5 of 9 items have no vector")
+    assert message.endswith("  item 2: gpu: reason 2\n  and 2 more")
+
+
+def test_what_is_given_may_change_afterwards() -> None:
+    models, missing = {"gpu": ["y"]}, {1: CRASHED}
+    unknown, batch = ModelNotFound("x", models), BatchError(PARTIAL, missing)
+    models.clear()
+    missing.clear()
+    assert unknown.nodes == {"gpu": ("y",)}
+    assert batch.errors == {1: CRASHED}

@@ -1,0 +1,134 @@
+"""Counters: every request ends in one of four counts, and the sums are the totals."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aiosollol.core.stats import NodeCounters, NodeStats, pool_stats
+
+counts = st.integers(0, 1000)
+counters = st.builds(
+    NodeCounters,
+    succeeded=counts,
+    failed=counts,
+    rejected=counts,
+    cancelled=counts,
+    vectors=counts,
+    latency=st.floats(0.0, 10.0),
+)
+
+
+def node(number: int, counters: NodeCounters, **fields: object) -> NodeStats:
+    values: dict[str, object] = {
+        "key": f"10.0.0.{number}:11434",
+        "name": f"n{number}",
+        "host": f"http://10.0.0.{number}:11434",
+        "priority": 0,
+        "is_available": True,
+        "active": 0,
+        "counters": counters,
+    }
+    return NodeStats(**{**values, **fields})  # type: ignore[arg-type]
+
+
+def test_a_request_is_in_one_of_four_counts() -> None:
+    counters = NodeCounters(succeeded=1, failed=2, rejected=4, cancelled=8)
+    assert counters.total == 15
+    assert counters.unsuccessful == 6
+
+
+RATES = [
+    pytest.param(NodeCounters(), 1.0, id="before the first"),
+    pytest.param(NodeCounters(succeeded=3, failed=1), 0.75, id="three of four"),
+    pytest.param(NodeCounters(failed=2), 0.0, id="none of two"),
+    pytest.param(NodeCounters(succeeded=1, rejected=9), 1.0, id="rejected: not its fault"),
+    pytest.param(NodeCounters(succeeded=1, cancelled=9), 1.0, id="cancelled: nobody's fault"),
+    pytest.param(NodeCounters(rejected=5, cancelled=5), 1.0, id="nothing to blame it for"),
+]
+
+
+@pytest.mark.parametrize(("counters", "rate"), RATES)
+def test_the_success_rate_is_of_what_the_node_is_to_blame_for(
+    counters: NodeCounters, rate: float
+) -> None:
+    assert counters.success_rate == rate
+
+
+def test_latency_begins_with_the_first_answer_and_follows_slowly() -> None:
+    counters = NodeCounters()
+    counters.success(1.0)
+    assert counters.latency == 1.0
+    counters.success(2.0)
+    assert counters.latency == pytest.approx(1.2)
+    assert (counters.succeeded, counters.total) == (2, 2)
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0.001, 100.0), min_size=1))
+def test_latency_stays_among_what_was_seen(seconds: list[float]) -> None:
+    counters = NodeCounters()
+    for each in seconds:
+        counters.success(each)
+    assert min(seconds) * 0.999 <= counters.latency <= max(seconds) * 1.001
+
+
+@settings(deadline=None)
+@given(st.lists(counters, max_size=5))
+def test_the_sums_over_the_nodes_are_the_totals(each: list[NodeCounters]) -> None:
+    stats = pool_stats([node(at, one) for at, one in enumerate(each)], strategy="s")
+    performance = stats["node_performance"].values()
+    for key in ("total_requests", "failed_requests"):
+        assert stats[key] == sum(one[key] for one in performance)
+    assert stats["total_requests"] == sum(stats["nodes_used"].values())
+    assert stats["total_requests"] == (
+        stats["successful_requests"] + stats["failed_requests"] + stats["cancelled_requests"]
+    )
+    assert stats["failed_requests"] == sum(one.failed + one.rejected for one in each)
+    assert stats["vectors"] == sum(one.vectors for one in each)
+
+
+def test_the_dictionary_has_the_ancestors_format() -> None:
+    used = NodeCounters(succeeded=2, failed=1, rejected=1, cancelled=1, vectors=64, latency=0.25)
+    nodes = [
+        node(2, used, priority=1, active=3),
+        node(3, NodeCounters(), is_available=False, error="connection refused"),
+    ]
+    assert pool_stats(nodes, strategy="soonest") == {
+        "total_requests": 5,
+        "successful_requests": 2,
+        "failed_requests": 2,
+        "cancelled_requests": 1,
+        "vectors": 64,
+        "nodes_used": {"10.0.0.2:11434": 5},
+        "node_performance": {
+            "10.0.0.2:11434": {
+                "host": "http://10.0.0.2:11434",
+                "name": "n2",
+                "latency_ms": 250.0,
+                "success_rate": pytest.approx(2 / 3),
+                "total_requests": 5,
+                "failed_requests": 2,
+                "available": True,
+                "active_requests": 3,
+                "priority": 1,
+                "last_error": "",
+            },
+            "10.0.0.3:11434": {
+                "host": "http://10.0.0.3:11434",
+                "name": "n3",
+                "latency_ms": 0.0,
+                "success_rate": 1.0,
+                "total_requests": 0,
+                "failed_requests": 0,
+                "available": False,
+                "active_requests": 0,
+                "priority": 0,
+                "last_error": "connection refused",
+            },
+        },
+        "nodes_configured": 2,
+        "nodes": ["10.0.0.2:11434", "10.0.0.3:11434"],
+        "routing_strategy": "soonest",
+    }
