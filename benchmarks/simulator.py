@@ -11,7 +11,7 @@ import heapq
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 
 from aiosollol.core.cost import Cost
@@ -127,9 +127,11 @@ class Simulation:
     def _may_return(self) -> bool:
         return any(what == "return" for _, _, _, what in self._events)
 
-    def _decide(self, event, *args, **options) -> None:  # type: ignore[no-untyped-def]
+    def _decide(
+        self, event: Callable[..., Sequence[Instruction]], *args: object, **options: object
+    ) -> None:
         began = time.perf_counter()
-        instructions: Sequence[Instruction] = event(*args, **options)
+        instructions = event(*args, **options)
         self.outcome.deciding += time.perf_counter() - began
         self.outcome.decisions += 1
         for instruction in instructions:

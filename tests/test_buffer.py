@@ -18,7 +18,7 @@ def view(*numbers: float) -> memoryview[float]:
 
 
 def rows(buffer: VectorBuffer) -> list[list[float]]:
-    floats = buffer.finish().cast("f").tolist()
+    floats = list(memoryview(array("f", buffer.finish().tobytes())))
     return [floats[row * buffer.dim : (row + 1) * buffer.dim] for row in range(buffer.count)]
 
 

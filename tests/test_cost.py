@@ -74,6 +74,12 @@ def test_a_node_that_became_ten_times_slower_is_noticed_in_three_answers(
         assert 0.5 <= cost.seconds(size) / (10 * (overhead + speed * size)) <= 2.0
 
 
+def test_answers_too_fast_for_a_slope_are_overhead() -> None:
+    cost = learn([(1000.0, 0.0011)] * 5)
+    assert cost.seconds(1000.0) == pytest.approx(0.0011)
+    assert cost.seconds(0.0) < 0.0011
+
+
 @quiet
 @given(anything, st.floats(0.0, 1e6), st.floats(0.0, 1e6))
 def test_more_tokens_never_cost_less_and_nothing_is_negative(

@@ -90,7 +90,7 @@ EACH: list[tuple[SollolError, dict[str, Any], str]] = [
     ),
     (
         BatchError(PARTIAL, {1: CRASHED}),
-        {"embeddings": PARTIAL, "errors": {1: CRASHED}},
+        {"embeddings": PARTIAL, "errors": {1: CRASHED}, "attempts": ()},
         "1 of 2 items have no vector; the others are in .embeddings, the errors in .errors\n"
         "  item 1: gpu: out of memory (status 500)",
     ),

@@ -42,20 +42,19 @@ class Batch(RuleBasedStateMachine):
         if source is None:
             assert (items, total, longest, least) == ([], 0.0, INFINITY, INFINITY)
             return
-        end = items[::-1] == source[: -len(items) - 1 : -1] if shortest else False
-        assert items == source[: len(items)] or items == source[-len(items) :] or end
-        assert total == self._sum(items)
         assert 1 <= len(items) <= count
+        assert total == self._sum(items)
         assert len(items) == 1 or total <= tokens + 1e-6
-        if not shortest:
-            assert self.tokens[items[0]] == longest
-        elif source is self.fresh:
+        if shortest and source is self.fresh:
+            assert items == source[-len(items) :]
             assert self.tokens[items[-1]] == least
-        room = len(items) < min(count, len(source))
-        if room:  # the next item would have been too much
-            beyond = source[-len(items) - 1] if self._from_end(source, shortest) else None
-            beyond = source[len(items)] if beyond is None else beyond
-            assert total + self.tokens[beyond] > tokens - 1e-6
+            left = source[: -len(items)][::-1]
+        else:
+            assert items == source[: len(items)]
+            assert self.tokens[items[0]] == (least if shortest else longest)
+            left = source[len(items) :]
+        if left and len(items) < count:  # one more would have been too much
+            assert total + self.tokens[left[0]] > tokens - 1e-6
         self._remove(source, items)
         self.out.append(items)
 
@@ -101,9 +100,6 @@ class Batch(RuleBasedStateMachine):
                     return items
         return self.fresh or None
 
-    def _from_end(self, source: list[int], shortest: bool) -> bool:
-        return shortest and source is self.fresh
-
     def _remove(self, source: list[int], items: list[int]) -> None:
         left = [item for item in source if item not in items]
         if source is self.fresh:
@@ -130,7 +126,8 @@ TestBatch.settings = settings(deadline=None, max_examples=150, stateful_step_cou
 def test_taken_from_the_front_items_come_longest_first(
     tokens: list[float], most: float, count: int
 ) -> None:
-    queue, order = WorkQueue(tokens), []
+    queue = WorkQueue(tokens)
+    order: list[int] = []
     while queue:
         order.extend(queue.take("a", most, count)[0])
     assert order == sorted(range(len(tokens)), key=lambda item: -tokens[item])

@@ -141,5 +141,5 @@ def test_settings_hold_what_was_given() -> None:
     assert (settings.dimensions, settings.truncate, settings.keep_alive) == (8, False, -1)
     assert EmbedSettings(model="m").options is None
     with pytest.raises(TypeError):
-        EmbedSettings("m")  # type: ignore[misc]
+        EmbedSettings("m")  # type: ignore[call-arg]
     check_model("llama3.2:1b")

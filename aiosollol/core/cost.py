@@ -80,14 +80,11 @@ def _fit(sums: tuple[float, float, float, float, float]) -> tuple[float, float]:
     prior = _PRIOR_WEIGHT * w * max(0.0, 1.0 - spread / _ENOUGH_SPREAD)
     w, y = w + prior, y + prior * min(_PRIOR_OVERHEAD, y / w)
     determinant = w * xx - x * x
-    if determinant <= 1e-12 * w * xx:
-        return y / w, _MIN_SECONDS_PER_TOKEN
-    slope = (w * xy - x * y) / determinant
+    slope = (w * xy - x * y) / determinant if determinant > 1e-12 * w * xx else 0.0
+    slope = max(slope, _MIN_SECONDS_PER_TOKEN)
     intercept = (y - slope * x) / w
-    if slope < _MIN_SECONDS_PER_TOKEN:
-        return y / w, _MIN_SECONDS_PER_TOKEN
     if intercept < 0.0:
-        return 0.0, max(xy / xx, _MIN_SECONDS_PER_TOKEN)
+        return 0.0, max(xy / xx if xx else 0.0, _MIN_SECONDS_PER_TOKEN)
     return intercept, slope
 
 

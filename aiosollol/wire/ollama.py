@@ -31,6 +31,7 @@ from aiosollol.errors import (
 # runner, a failed tokenizer and NaN all come back as 400 or 500 too.
 _CALLERS_FAULT = (
     "input length exceeds",
+    "maximum context length",
     "invalid input",
     "invalid type",
     "does not support",
