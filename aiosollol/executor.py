@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import anyio
@@ -11,6 +11,7 @@ from anyio.abc import TaskGroup
 
 from aiosollol.core.buffer import VectorBuffer
 from aiosollol.core.fleet import Chunk
+from aiosollol.core.planner import BatchShape, Plan, PlanOptions, plan
 from aiosollol.core.report import NodeShare
 from aiosollol.core.request import EmbedSettings
 from aiosollol.core.resilience import classify
@@ -26,11 +27,18 @@ GIVE_UP_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a batch is made of: different texts, and the settings of every request."""
+    """What a batch is made of: different texts, the settings of every request, and the plan.
+
+    tokens: estimated, per text. timeout: seconds for one request. options: what the plan was made
+    with, for nodes that join later.
+    """
 
     settings: EmbedSettings
     texts: Sequence[str]
+    tokens: Sequence[float]
     timeout: float
+    plan: Plan
+    options: PlanOptions
 
 
 class Executor:
@@ -49,13 +57,13 @@ class Executor:
         on_progress: Callable[[int], None] | None = None,
     ) -> None:
         self._job = job
+        self.plan = job.plan
         self._model = job.settings.model
         self._buffer = buffer
         self._registry = registry
         self._transport_of = transport_of
         self._on_progress = on_progress
-        ratio = registry.ratio(self._model)
-        self.state = BatchState([ratio.tokens(text) for text in job.texts])
+        self.state = BatchState(job.tokens, trials=job.plan.trials)
         self._scopes: dict[int, anyio.CancelScope] = {}
         self._wake = anyio.Event()
         self._told = 0
@@ -109,9 +117,28 @@ class Executor:
             usable = node.state.has_model(self._model) and not node.state.is_down
             if usable and not self.state.has_node(node.name) and self._may_return(node):
                 instructions += self.state.node_up(
-                    node.name, node.cost(self._model), now, window=node.window
+                    node.name,
+                    node.cost(self._model),
+                    now,
+                    window=node.window,
+                    ahead=node.ahead,
+                    standby=not self._takes_part(node),
                 )
         return instructions
+
+    def _takes_part(self, node: Node) -> bool:
+        """Whether the plan has work for a node, or would have had it known of it."""
+        planned = self._job.plan
+        if node.name in planned.shares or node.name in planned.standby:
+            return node.name in planned.shares
+        if any(node.name == second for _, second in planned.trials):
+            return False
+        names = {node.name, *planned.shares}
+        nodes = [each for each in self._registry if each.name in names]
+        batch = BatchShape(len(self._job.texts), sum(self._job.tokens))
+        view = self._registry.candidates(self._model, nodes)
+        verdicts = self._registry.verdicts(self._model)
+        return node.name in plan(view, batch, self._job.options, verdicts).shares
 
     def _may_return(self, node: Node) -> bool:
         # A node that was lost for what it answered is not down, and must not come back at once.
@@ -162,7 +189,8 @@ class Executor:
         texts = [job.texts[item] for item in chunk.items]
         body = ollama.dump_embed(job.settings, texts)
         async with node.slots:
-            await node.enter()
+            seconds = node.cost(self._model).seconds(chunk.tokens)
+            await node.enter(seconds)
             sent_at = anyio.current_time()
             try:
                 data = await self._transport_of(node.name).request(
@@ -178,7 +206,7 @@ class Executor:
                 node.cancel(anyio.current_time())
                 raise
             finally:
-                node.leave()
+                node.leave(seconds)
         now = anyio.current_time()
         cost = node.learn(self._model, answer.tokens or chunk.tokens, sent_at, now)
         node.succeed(sent_at, now)
@@ -187,7 +215,11 @@ class Executor:
         if answer.tokens:
             characters = sum(map(len, texts))
             self._registry.learn_ratio(self._model, characters, len(texts), answer.tokens)
-        return self.state.done(chunk, now, cost)
+        found = len(self.state.findings)
+        instructions = self.state.done(chunk, now, cost)
+        for finding in self.state.findings[found:]:
+            self._registry.remember(self._model, finding)
+        return instructions
 
     def _store(self, node: Node, chunk: Chunk, answer: ollama.EmbedAnswer) -> None:
         expected = self._buffer.dim or self._dim_of(node)
@@ -206,10 +238,18 @@ class Executor:
 
     # What was done.
 
-    def shares(self) -> Mapping[str, NodeShare]:
-        """Per node, what it did."""
+    def shares(self, seconds: float) -> dict[str, NodeShare]:
+        """Per node, what it did in a batch of `seconds`."""
         return {
-            name: NodeShare(tally.items, tally.requests, tally.busy, tally.retries)
+            name: NodeShare(
+                items=tally.items,
+                requests=tally.requests,
+                tokens=round(tally.tokens),
+                seconds=tally.busy,
+                idle=max(0.0, seconds - tally.busy),
+                wasted=tally.wasted,
+                retries=tally.retries,
+            )
             for name, tally in self.state.tallies.items()
             if tally.requests
         }

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, overload
 
 import anyio
 
+from aiosollol.batches import Batches, OnProgress
 from aiosollol.core.address import parse_ollama_host
-from aiosollol.core.buffer import VectorBuffer
 from aiosollol.core.embeddings import Embeddings, Vector
 from aiosollol.core.node import ClusterView, NodeLike, NodeSpec
+from aiosollol.core.planner import ForceMode, PlanOptions, Policy, SameMachine
 from aiosollol.core.reply import ChatReply, GeneratedText
 from aiosollol.core.report import BatchReport
 from aiosollol.core.request import (
@@ -21,11 +24,9 @@ from aiosollol.core.request import (
     check_model,
     check_text,
     collect_texts,
-    unique_texts,
 )
 from aiosollol.core.stats import pool_stats
-from aiosollol.errors import BatchError, InvalidInput, PoolClosed, SollolError
-from aiosollol.executor import Executor, Job
+from aiosollol.errors import BatchError, InvalidInput, PoolClosed
 from aiosollol.live import LiveCalls
 from aiosollol.monitor import Monitor
 from aiosollol.ports import Transport
@@ -35,7 +36,6 @@ from aiosollol.transport import HttpTransport
 from aiosollol.wire import chat as chat_wire
 from aiosollol.wire import ollama
 
-OnProgress = Callable[[int, int], None]
 OnError = Literal["raise", "return"]
 
 EMBED_SECONDS = 60.0
@@ -52,6 +52,7 @@ class OllamaPool:
     nodes: URLs, ``host:port``, bare hosts, mappings or `NodeSpec`, or a `NodeRegistry`. None means
     ``OLLAMA_HOST``, or else http://127.0.0.1:11434.
     embed_timeout, chat_timeout: seconds for one request to one node, everything included.
+    policy, min_gain, same_machine: how batches are spread, see `PlanOptions`.
     transport_factory: makes the way to a node; tests pass one that makes `testing.FakeTransport`.
 
     Raises InvalidInput for nodes that cannot be read. Nothing is sent before `start`.
@@ -63,12 +64,16 @@ class OllamaPool:
         *,
         embed_timeout: float = EMBED_SECONDS,
         chat_timeout: float = CHAT_SECONDS,
+        policy: Policy = "adaptive",
+        min_gain: float = 0.05,
+        same_machine: SameMachine = "measure",
         transport_factory: Callable[[NodeSpec], Transport] = HttpTransport,
     ) -> None:
         for name, seconds in (("embed_timeout", embed_timeout), ("chat_timeout", chat_timeout)):
             if not (isinstance(seconds, int | float) and 0 < seconds < float("inf")):
                 raise InvalidInput(f"{name} must be a number of seconds above 0, not {seconds!r}")
         self._registry = _registry_of(nodes)
+        self._planning = PlanOptions(policy=policy, min_gain=min_gain, same_machine=same_machine)
         self._embed_timeout = float(embed_timeout)
         self._chat_timeout = float(chat_timeout)
         self._transport_factory = transport_factory
@@ -76,7 +81,12 @@ class OllamaPool:
         self._monitor = Monitor(self._registry, self._transport_of)
         self._live = LiveCalls(self._registry, self._transport_of, self._monitor.probe)
         self._watchers: dict[str, asyncio.Task[None]] = {}
-        self._batches: set[anyio.CancelScope] = set()
+        self._batches = Batches(
+            self._registry,
+            self._transport_of,
+            partial(self._live.candidates, patient=True),
+            self._embed_timeout,
+        )
         self._state: Literal["new", "open", "closed"] = "new"
         self._closing: asyncio.Task[None] | None = None
 
@@ -126,8 +136,7 @@ class OllamaPool:
         self._watchers.clear()
         for task in watchers:
             task.cancel()
-        for batch in self._batches:
-            batch.cancel()
+        self._batches.close()
         with anyio.move_on_after(_CLOSE_SECONDS):
             await self._live.aclose()
             if watchers:
@@ -226,6 +235,7 @@ class OllamaPool:
         keep_alive: str | float | None = None,
         on_error: OnError = "raise",
         on_progress: OnProgress | None = None,
+        force_mode: ForceMode | None = None,
     ) -> Embeddings:
         """The vectors of many texts, in input order, computed by all nodes that have the model.
 
@@ -235,6 +245,7 @@ class OllamaPool:
         on_progress: called with (settled, all) as the batch goes on.
         on_error: with "raise", items without a vector raise BatchError, which carries the vectors
         of all others; with "return" they are NaN rows named in ``Embeddings.errors``.
+        force_mode: "sequential" uses one node, "parallel" all of them, whatever is predicted.
 
         Raises InvalidInput (nothing was sent), ModelNotFound, NoNodeAvailable, BatchError.
         """
@@ -248,42 +259,15 @@ class OllamaPool:
             options=options,
             keep_alive=keep_alive,
         )
+        planning = replace(self._planning, force_mode=force_mode)
         ollama.dump_embed(settings, ())  # options that JSON cannot carry fail here, not later
         items, invalid = collect_texts(texts)
         if invalid and on_error == "raise":
             raise next(iter(invalid.values()))
         if not items:
             return Embeddings(b"", 0, report=BatchReport(0, 0, 0.0))
-        started_at = anyio.current_time()
-        unique = unique_texts(items, invalid)
-        buffer = VectorBuffer(len(items), unique.places, unique.repeats)
-        errors: dict[int, SollolError] = dict(invalid)
-        shares = {}
-        if unique.texts:
-            await self._live.candidates(model, patient=True)
-            job = Job(settings, unique.texts, self._embed_timeout)
-
-            def tell(settled: int) -> None:
-                if on_progress is not None:
-                    share = settled / len(unique.texts)
-                    on_progress(int(share * (len(items) - len(invalid))) + len(invalid), len(items))
-
-            executor = Executor(job, buffer, self._registry, self._transport_of, tell)
-            await self._run(executor)
-            shares = dict(executor.shares())
-            for entry, error in executor.state.errors.items():
-                errors.update(dict.fromkeys(buffer.rows_of(entry), error))
-        for row in errors:
-            buffer.clear_row(row)
-        seconds = anyio.current_time() - started_at
-        embeddings = Embeddings(
-            buffer.finish(),
-            buffer.dim,
-            errors=dict(sorted(errors.items())),
-            report=BatchReport(len(items), len(unique.texts), seconds, shares),
-            count=len(items),
-        )
-        if errors and on_error == "raise":
+        embeddings = await self._batches.embed(settings, items, invalid, planning, on_progress)
+        if embeddings.errors and on_error == "raise":
             raise BatchError(embeddings, embeddings.errors)
         return embeddings
 
@@ -434,17 +418,6 @@ class OllamaPool:
             raise PoolClosed("the pool is closed")
         if self._state == "new":
             raise PoolClosed("the pool is not open yet: use 'async with', or await pool.start()")
-
-    async def _run(self, executor: Executor) -> None:
-        """Carry out a batch, unless the pool is closed meanwhile."""
-        with anyio.CancelScope() as scope:
-            self._batches.add(scope)
-            try:
-                await executor.run()
-            finally:
-                self._batches.discard(scope)
-        if scope.cancelled_caught:
-            raise PoolClosed("the pool was closed during this batch")
 
     def _transport_of(self, name: str) -> Transport:
         transport = self._transports.get(name)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 
 import anyio
 
 from aiosollol.core.cost import Cost, TokenRatio
 from aiosollol.core.health import Answered, Event, Failed, advance
+from aiosollol.core.locality import machine_of
 from aiosollol.core.node import ClusterView, NodeLike, NodeSpec, NodeState, full_name
+from aiosollol.core.planner import Candidate
 from aiosollol.core.stats import NodeCounters, NodeStats
+from aiosollol.core.trial import Finding
 from aiosollol.errors import BadRequest, InvalidInput, ModelMissing, NodeError
 
 log = logging.getLogger("aiosollol")
@@ -21,15 +24,29 @@ BATCH_WINDOW = 2
 
 
 class Node:
-    """One node in use. `state` is what is known of it; everything else is what it is doing."""
+    """One node in use. `state` is what is known of it; everything else is what it is doing.
 
-    __slots__ = ("costs", "counters", "in_flight", "last_done", "limit", "slots", "state")
+    in_flight: requests of this process under way on it. ahead: seconds that those are expected to
+    take it. costs: learned, by full model name. slots: places for chunks of batches.
+    """
+
+    __slots__ = (
+        "ahead",
+        "costs",
+        "counters",
+        "in_flight",
+        "last_done",
+        "limit",
+        "slots",
+        "state",
+    )
 
     def __init__(self, spec: NodeSpec) -> None:
         self.state = NodeState(spec)
         self.counters = NodeCounters()
         self.costs: dict[str, Cost] = {}
         self.in_flight = 0
+        self.ahead = 0.0
         self.last_done = 0.0
         self.limit: anyio.Semaphore | None = None
         if spec.max_concurrency is not None:
@@ -67,15 +84,20 @@ class Node:
         """What `model` costs here, as far as is known."""
         return self.costs.get(full_name(model)) or Cost.unknown(gpu=self.state.has_gpu())
 
-    async def enter(self) -> None:
-        """Begin a request, within the limit that the user set. `leave` must follow."""
+    async def enter(self, seconds: float = 0.0) -> None:
+        """Begin a request that is expected to take `seconds`, within the limit that the user set.
+
+        `leave` must follow, with the same number.
+        """
         if self.limit is not None:
             await self.limit.acquire()
         self.in_flight += 1
+        self.ahead += seconds
 
-    def leave(self) -> None:
+    def leave(self, seconds: float = 0.0) -> None:
         """End a request, however it went."""
         self.in_flight -= 1
+        self.ahead = self.ahead - seconds if self.in_flight else 0.0
         if self.limit is not None:
             self.limit.release()
 
@@ -130,6 +152,7 @@ class NodeRegistry:
     def __init__(self, nodes: Iterable[NodeLike] = ()) -> None:
         self._nodes: dict[str, Node] = {}
         self._ratios: dict[str, TokenRatio] = {}
+        self._verdicts: dict[str, dict[frozenset[str], bool]] = {}
         self._view: ClusterView | None = None
         self._changed = anyio.Event()
         self.version = 0
@@ -216,6 +239,23 @@ class NodeRegistry:
     def learn_ratio(self, model: str, characters: int, texts: int, tokens: int) -> None:
         """A server counted `tokens` for `texts` texts of `characters` characters in all."""
         self._ratios[full_name(model)] = self.ratio(model).observe(characters, texts, tokens)
+
+    def candidates(self, model: str, nodes: Iterable[Node]) -> list[Candidate]:
+        """`nodes` as the planner sees them."""
+        return [
+            Candidate(node.name, node.cost(model), machine_of(node.spec), node.ahead)
+            for node in nodes
+        ]
+
+    def verdicts(self, model: str) -> Mapping[frozenset[str], bool]:
+        """For pairs of nodes on one machine: whether `model` is faster on both together."""
+        return self._verdicts.get(full_name(model), {})
+
+    def remember(self, model: str, finding: Finding) -> None:
+        """Two nodes on one machine were compared."""
+        log.info("model %s: %s", model, finding)
+        pair = frozenset((finding.first, finding.second))
+        self._verdicts.setdefault(full_name(model), {})[pair] = finding.is_faster_together
 
     async def wait_changed(self, version: int) -> None:
         """Return when anything has changed since `version`."""

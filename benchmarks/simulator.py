@@ -101,8 +101,8 @@ class Simulation:
         """Play until every item is settled. Raises RuntimeError if the scheduler gets stuck."""
         state = self.outcome.state
         for server in self._servers.values():
-            for at, what in server.node.fate:
-                self._at(at, server.node.name, what)
+            for moment, fate in server.node.fate:
+                self._at(moment, server.node.name, fate)
             self._join(server)
         self._decide(state.start, self._now)
         for _ in range(max_events):

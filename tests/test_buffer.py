@@ -18,8 +18,9 @@ def view(*numbers: float) -> memoryview[float]:
 
 
 def rows(buffer: VectorBuffer) -> list[list[float]]:
-    floats = list(memoryview(array("f", buffer.finish().tobytes())))
-    return [floats[row * buffer.dim : (row + 1) * buffer.dim] for row in range(buffer.count)]
+    floats = array("f", buffer.finish().tobytes())
+    dim = buffer.dim
+    return [floats[row * dim : (row + 1) * dim].tolist() for row in range(buffer.count)]
 
 
 def test_vectors_land_at_their_rows() -> None:

@@ -76,7 +76,7 @@ def test_a_node_that_became_ten_times_slower_is_noticed_in_three_answers(
 
 def test_answers_too_fast_for_a_slope_are_overhead() -> None:
     cost = learn([(1000.0, 0.0011)] * 5)
-    assert cost.seconds(1000.0) == pytest.approx(0.0011)
+    assert cost.seconds(1000.0) == pytest.approx(0.0011, rel=0.05)
     assert cost.seconds(0.0) < 0.0011
 
 

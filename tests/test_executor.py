@@ -11,6 +11,7 @@ import trio.testing
 
 from aiosollol.core.buffer import VectorBuffer
 from aiosollol.core.health import Probed, ProbeFailed
+from aiosollol.core.planner import BatchShape, PlanOptions, plan
 from aiosollol.core.request import EmbedSettings
 from aiosollol.errors import BadRequest, NodeUnreachable, NoNodeAvailable
 from aiosollol.executor import Executor, Job
@@ -47,6 +48,15 @@ class Cluster:
         for name in self.transports:
             await monitor.probe(name)
 
+    def job(self, texts: list[str], timeout: float = 60.0) -> Job:
+        tokens = [len(text) / 4 + 2 for text in texts]
+        options = PlanOptions()
+        up = [node for node in self.registry if node.state.has_model(MODEL.name)]
+        view = self.registry.candidates(MODEL.name, up)
+        planned = plan(view, BatchShape(len(tokens), sum(tokens)), options)
+        settings = EmbedSettings(model="nomic-embed-text")
+        return Job(settings, texts, tokens, timeout, planned, options)
+
     async def embed(
         self,
         texts: list[str],
@@ -56,7 +66,7 @@ class Cluster:
     ) -> Batch:
         await self.probe()
         buffer = VectorBuffer(len(texts), range(len(texts)))
-        job = Job(EmbedSettings(model="nomic-embed-text"), texts, timeout)
+        job = self.job(texts, timeout)
         executor = Executor(job, buffer, self.registry, self.transports.__getitem__, on_progress)
         began = anyio.current_time()
         await executor.run()
@@ -69,7 +79,7 @@ class Batch:
     ) -> None:
         self.executor, self.buffer, self.texts, self.seconds = executor, buffer, texts, seconds
         self.errors = executor.state.errors
-        self.shares = executor.shares()
+        self.shares = executor.shares(seconds)
 
     def check(self) -> None:
         """Every text has its own vector, or an error."""
@@ -271,8 +281,9 @@ async def test_a_model_that_vanished_from_a_node_is_not_held_against_it() -> Non
     other = FakeTransport("b", models=[FakeModel("something-else")])
     cluster.transports["b"] = other
     buffer = VectorBuffer(50, range(50))
-    job = Job(EmbedSettings(model="nomic-embed-text"), words(50), 60.0)
-    executor = Executor(job, buffer, cluster.registry, cluster.transports.__getitem__)
+    executor = Executor(
+        cluster.job(words(50)), buffer, cluster.registry, cluster.transports.__getitem__
+    )
     await executor.run()
     Batch(executor, buffer, words(50), 0.0).check()
     assert not executor.state.errors

@@ -82,6 +82,7 @@ class Worker:
     failures: int = 0
     flights: dict[int, Flight] = field(default_factory=dict)
     busy_since: float = 0.0
+    last_done: float = float("-inf")
     # What the fleet's sums hold of it at present.
     rate: float = 0.0
     counted_free: float = 0.0

@@ -101,6 +101,10 @@ class WorkQueue:
             if open_items:
                 self.put_back(open_items, avoid=piece.avoid)
 
+    def returned(self) -> set[int]:
+        """The items that came back and wait to be handed out again."""
+        return {item for piece in self._pieces for item in piece.items}
+
     def forget_culprits(self) -> None:
         """Let every node have every item again."""
         for piece in self._pieces:

@@ -2,37 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from aiosollol.core.planner import Plan
+from aiosollol.core.trace import Slice, trace_events
+from aiosollol.core.trial import Finding
 
 
 @dataclass(frozen=True, slots=True)
 class NodeShare:
-    """What one node did in a batch.
+    """What one node did in a batch. Durations are seconds.
 
-    items: vectors that came from it.
-    requests: requests sent to it, failed ones included.
-    seconds: how long at least one of them was under way.
+    items: vectors that came from it. requests: sent to it, failed ones included.
+    tokens: prompt tokens of the answered ones, as estimated before they were sent.
+    seconds: how long at least one was under way; idle: the rest of the batch.
+    wasted: spent on requests whose items another node answered first.
     retries: how many of its requests failed and had to be done again.
     """
 
     items: int = 0
     requests: int = 0
+    tokens: int = 0
     seconds: float = 0.0
+    idle: float = 0.0
+    wasted: float = 0.0
     retries: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class BatchReport:
-    """What a batch did. `nodes` maps node names to shares; `seconds` is the whole time.
+    """What a batch did. ``str(report)`` says it in a line.
 
-    items: texts asked for; unique: different texts among them, each embedded once.
+    items: texts asked for. unique: different texts among them, each embedded once.
+    seconds: the whole time. nodes: per node name, what it did. plan: what was meant to happen, None
+    where there was nothing to plan. splits: chunks that were halved to find a bad input.
+    copies: requests for items that another node was working on.
+    findings: whether nodes on one machine were found to be faster together.
+    slices: every chunk, for `to_trace`.
     """
 
     items: int
     unique: int
     seconds: float
     nodes: Mapping[str, NodeShare] = field(default_factory=dict)
+    plan: Plan | None = None
+    splits: int = 0
+    copies: int = 0
+    findings: Sequence[Finding] = ()
+    slices: Sequence[Slice] = field(default=(), repr=False)
+
+    @property
+    def predicted_seconds(self) -> float:
+        """What the plan expected `seconds` to be; 0 without a plan."""
+        return self.plan.predicted_seconds if self.plan is not None else 0.0
 
     @property
     def retries(self) -> int:
@@ -41,6 +67,13 @@ class BatchReport:
     @property
     def requests(self) -> int:
         return sum(share.requests for share in self.nodes.values())
+
+    def to_trace(self, path: str | os.PathLike[str]) -> None:
+        """Write the batch as Chrome trace events to `path`: open it in Perfetto or a browser.
+
+        Raises OSError if the file cannot be written.
+        """
+        Path(path).write_text(json.dumps(trace_events(self.slices)), encoding="utf-8")
 
     def __str__(self) -> str:
         rate = self.items / self.seconds if self.seconds > 0 else 0.0

@@ -14,25 +14,25 @@ together would be done sooner that way. The first answer counts, the other is ca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from aiosollol.core.cost import Cost
 from aiosollol.core.fleet import Chunk, Fleet, Flight, Tally, Worker
+from aiosollol.core.ledger import Ledger
 from aiosollol.core.queue import WorkQueue
 from aiosollol.core.resilience import Failure
+from aiosollol.core.sizing import MIN_CHUNK_SECONDS, Portion, portion, probe
+from aiosollol.core.trace import Outcome, Slice
+from aiosollol.core.trial import Finding, Trial
 from aiosollol.errors import SollolError
 
-_PROBE_TOKENS = 200.0
-_PROBE_ITEMS = 16
-_EXTRAPOLATION = 8.0
-"""How far beyond the largest answer seen a prediction is trusted."""
-_SHARE_DIVISOR = 3.0
-"""A chunk is at most this fraction of what a node will still do, so that plans can change."""
-_FLOOR_OVERHEADS = 8.0
-"""Chunks are not cut below this many overheads: then requests would cost more than they balance."""
-_MIN_CHUNK_SECONDS = 0.01
+_TRIAL_OBSERVATIONS = 3
+_TRIAL_SECONDS = 2.0
+"""How much work must be left so that it pays to find out whether two nodes are faster together."""
+_TRIAL_CHUNK_SECONDS = 0.2
 _COPY_GAIN = 0.9
 """A copy must be expected within this fraction of the time that the original still needs."""
 
@@ -69,20 +69,26 @@ Instruction: TypeAlias = Send | Cancel
 class BatchState:
     """A batch of items with known token counts, over nodes that come and go."""
 
-    def __init__(self, tokens: Sequence[float], options: ScheduleOptions | None = None) -> None:
+    def __init__(
+        self,
+        tokens: Sequence[float],
+        options: ScheduleOptions | None = None,
+        trials: Iterable[tuple[str, str]] = (),
+    ) -> None:
+        """`trials`: pairs of nodes for which it is to be measured whether both should work."""
         self._tokens = tokens
         self._options = options or ScheduleOptions()
         self._queue = WorkQueue(tokens)
         self._fleet = Fleet(self._options.chunk_seconds)
         self._flights: dict[int, Flight] = {}
-        self._settled = bytearray(len(tokens))
-        self._copied = bytearray(len(tokens))
-        self._open = len(tokens)
+        self._ledger = Ledger(len(tokens))
         self._next_id = 0
-        self._attempts: dict[int, int] = {}
-        self.errors: dict[int, SollolError] = {}
+        self._trials = deque(trials)
+        self._trial: Trial | None = None
         self.last_errors: dict[str, SollolError] = {}
         self.tallies: dict[str, Tally] = {}
+        self.slices: list[Slice] = []
+        self.findings: list[Finding] = []
         self.splits = 0
         self._is_started = False
         # Nodes with a free place for which there was nothing to do. They are asked again only
@@ -95,12 +101,17 @@ class BatchState:
     @property
     def is_finished(self) -> bool:
         """Every item has an answer or an error, and nothing is under way."""
-        return self._open == 0 and not self._flights
+        return not self._ledger.open and not self._flights
+
+    @property
+    def errors(self) -> dict[int, SollolError]:
+        """Item -> its error, for the items that were given up."""
+        return self._ledger.errors
 
     @property
     def done_count(self) -> int:
         """Items that are settled, by an answer or an error."""
-        return len(self._tokens) - self._open
+        return self._ledger.count - self._ledger.open
 
     @property
     def retries(self) -> int:
@@ -113,7 +124,7 @@ class BatchState:
     @property
     def is_stuck(self) -> bool:
         """Items are open, but every node is lost."""
-        return bool(self._open) and not self._flights and not self._fleet.any_active()
+        return bool(self._ledger.open) and not self._flights and not self._fleet.any_active()
 
     def has_node(self, name: str) -> bool:
         """Whether `name` takes part, or stands by, and is not lost."""
@@ -122,14 +133,12 @@ class BatchState:
 
     def next_tick(self, now: float) -> float | None:
         """When `tick` should be called if nothing happens before; None: never."""
-        if not self._open:
-            return None
-        if not self._idle:
+        if not self._ledger.open or not self._idle:
             return None
         waits = [node.retry_at for node in self._idle.values() if node.retry_at > now]
         if self._flights and len(waits) < len(self._idle):
             oldest = next(iter(self._flights.values()))
-            waits.append(now + max(_MIN_CHUNK_SECONDS, (now - oldest.sent_at) / 4))
+            waits.append(now + max(MIN_CHUNK_SECONDS, (now - oldest.sent_at) / 4))
         return min(waits, default=None)
 
     # Events.
@@ -146,7 +155,7 @@ class BatchState:
     ) -> list[Instruction]:
         """A node joins, or comes back. `ahead`: seconds of other work that it has to do first.
 
-        A `standby` node gets work only when all others are lost.
+        A `standby` node gets work only when all others are lost, or to be tried beside another.
         """
         known = self._fleet.get(name)
         if known is not None and not known.is_lost:
@@ -156,7 +165,8 @@ class BatchState:
         if known is not None:
             node.flights = known.flights
             node.busy_since = known.busy_since
-        self._idle[name] = node
+        if node.is_active:
+            self._idle[name] = node
         self._fleet.put(node)
         self._is_stirred = True
         return self._dispatch(now)
@@ -190,20 +200,21 @@ class BatchState:
         node = self._fleet[chunk.node]
         node.failures = node.busy_answers = 0
         node.cost = cost
-        won = [item for item in chunk.items if not self._settled[item]]
-        for item in won:
-            self._settled[item] = 1
-        self._open -= len(won)
-        node.tally.items += len(won)
+        won = self._ledger.answer(chunk.items)
+        node.tally.items += won
         node.tally.tokens += chunk.tokens
         if not won:
             node.tally.wasted += now - flight.sent_at
+        self._note(flight, now, "done" if won else "late")
+        worked_from = max(flight.sent_at, node.last_done)
+        node.last_done = now
         node.foresee(now)
         self._fleet.update(node)
+        self._judge(node, chunk, worked_from, now)
         instructions: list[Instruction] = []
         if chunk.is_copy or flight.is_copied:
-            self._queue.discard(lambda item: self._settled[item] == 1)
-        if chunk.is_copy or flight.is_copied or not self._open:
+            self._queue.discard(self._ledger.is_settled)
+        if chunk.is_copy or flight.is_copied or not self._ledger.open:
             instructions = self._cancel_settled(now)
         return instructions + self._dispatch(now, node)
 
@@ -211,12 +222,17 @@ class BatchState:
         self, chunk: Chunk, now: float, failure: Failure, error: SollolError
     ) -> list[Instruction]:
         """A chunk was not answered. Its items are tried again, alone if they look guilty."""
-        if self._land(chunk, now) is None:
+        flight = self._land(chunk, now)
+        if flight is None:
             return []
+        self._note(flight, now, "failed")
         node = self._fleet[chunk.node]
+        node.last_done = now
         node.foresee(now)
         self.last_errors[node.name] = error
-        items = [item for item in chunk.items if not self._settled[item]]
+        items = self._ledger.unsettled(chunk.items)
+        if chunk.is_copy or flight.is_copied:
+            items = self._not_elsewhere(items)
         if failure is Failure.INPUT:
             self._split_or_give_up(items, error, 0, node.name)
         else:
@@ -229,9 +245,7 @@ class BatchState:
 
     def abandon(self, error: SollolError, now: float) -> list[Instruction]:
         """Give every open item `error` and cancel what is under way."""
-        for item in range(len(self._tokens)):
-            if not self._settled[item]:
-                self._give_up(item, error)
+        self._ledger.give_up_all(error)
         self._queue.drain()
         return self._cancel_settled(now)
 
@@ -256,10 +270,7 @@ class BatchState:
         if failure is not Failure.ANSWER:
             self._queue.put_back(items)
             return
-        attempts = max(self._attempts.get(item, 0) for item in items) + 1
-        for item in items:
-            self._attempts[item] = attempts
-        if attempts < 2:
+        if self._ledger.attempt(items) < 2:
             self._queue.put_back(items, avoid=culprit)
         else:
             self._split_or_give_up(items, error, self._options.max_attempts, culprit)
@@ -273,15 +284,17 @@ class BatchState:
             middle = len(items) // 2
             self._queue.put_back(items[:middle], avoid=culprit)
             self._queue.put_back(items[middle:], avoid=culprit)
-        elif items and self._attempts.get(items[0], 0) >= allowed:
-            self._give_up(items[0], error)
+        elif items and self._ledger.attempts(items[0]) >= allowed:
+            self._ledger.give_up(items[0], error)
         elif items:
             self._queue.put_back(items, avoid=culprit)
 
-    def _give_up(self, item: int, error: SollolError) -> None:
-        self._settled[item] = 1
-        self._open -= 1
-        self.errors[item] = error
+    def _not_elsewhere(self, items: Sequence[int]) -> list[int]:
+        """`items` without those of which a copy or the original is still under way or waiting."""
+        elsewhere = self._queue.returned()
+        for flight in self._flights.values():
+            elsewhere.update(flight.chunk.items)
+        return [item for item in items if item not in elsewhere]
 
     def _lose(self, node: Worker, error: SollolError | None) -> None:
         if error is not None:
@@ -291,17 +304,54 @@ class BatchState:
         node.is_lost = True
         self._idle.pop(node.name, None)
         self._fleet.update(node)
+        if self._trial is not None and node.name in (self._trial.first, self._trial.second):
+            self._trial = None
         if not self._fleet.any_active():
-            for other in self._fleet:
-                if not other.is_lost:
-                    other.is_standby = False
-                    self._fleet.update(other)
-                    break
+            spare = next((other for other in self._fleet if not other.is_lost), None)
+            if spare is not None:
+                self._set_standby(spare, False)
+
+    def _set_standby(self, node: Worker, is_standby: bool) -> None:
+        node.is_standby = is_standby
+        self._fleet.update(node)
+        if node.is_active and len(node.flights) < node.window:
+            self._idle[node.name] = node
+        else:
+            self._idle.pop(node.name, None)
+        self._is_stirred = True
+
+    # Nodes on one machine.
+
+    def _judge(self, node: Worker, chunk: Chunk, worked_from: float, now: float) -> None:
+        """Begin, continue or end the measurement of two nodes on one machine."""
+        trial = self._trial
+        if trial is None:
+            if self._trials and node.name == self._trials[0][0]:
+                self._begin_trial(node, now)
+            return
+        trial.answered(node.name, chunk.tokens, worked_from, now)
+        finding = trial.finding
+        if finding is not None:
+            self.findings.append(finding)
+            self._trial = None
+            if not finding.is_faster_together:
+                self._set_standby(self._fleet[trial.second], True)
+
+    def _begin_trial(self, first: Worker, now: float) -> None:
+        """Let the second work, if the first is well known and enough is left to pay for it."""
+        left = self._fleet.horizon(now, self._queue.tokens) - now
+        if first.cost.observations < _TRIAL_OBSERVATIONS or left < _TRIAL_SECONDS:
+            return
+        _, name = self._trials.popleft()
+        second = self._fleet.get(name)
+        if second is not None and second.is_standby and not second.is_lost:
+            self._trial = Trial(first.name, name, first.cost, now)
+            self._set_standby(second, False)
 
     # Flights.
 
     def _launch(self, node: Worker, items: Sequence[int], tokens: float, now: float) -> Send:
-        is_copy = any(self._copied[item] for item in items)
+        is_copy = self._ledger.is_copy(items)
         chunk = Chunk(self._next_id, node.name, items, tokens, is_copy)
         self._next_id += 1
         starts_at = node.expected_free(now)
@@ -319,25 +369,40 @@ class BatchState:
         if flight is not None:
             node = self._fleet[chunk.node]
             node.land(flight, now)
-            if not node.is_lost:
+            if node.is_active:
                 self._idle[node.name] = node
         return flight
 
+    def _note(self, flight: Flight, now: float, outcome: Outcome) -> None:
+        chunk = flight.chunk
+        self.slices.append(
+            Slice(
+                chunk.node,
+                flight.sent_at,
+                now,
+                len(chunk.items),
+                chunk.tokens,
+                outcome,
+                chunk.is_copy,
+            )
+        )
+
     def _cancel_settled(self, now: float) -> list[Instruction]:
         """Cancel the chunks of which every item has been settled by another."""
-        settled = self._settled
         late = [
             flight
             for flight in self._flights.values()
-            if not self._open
+            if not self._ledger.open
             or (
                 (flight.is_copied or flight.chunk.is_copy)
-                and all(settled[item] for item in flight.chunk.items)
+                and self._ledger.are_settled(flight.chunk.items)
             )
         ]
         for flight in late:
             self._land(flight.chunk, now)
+            self._note(flight, now, "cancelled")
             node = self._fleet[flight.chunk.node]
+            node.last_done = now
             node.tally.wasted += now - flight.sent_at
             node.foresee(now)
             self._fleet.update(node)
@@ -348,7 +413,7 @@ class BatchState:
     def _dispatch(self, now: float, freed: Worker | None = None) -> list[Instruction]:
         """Give work to the node that just became free, or to all idle ones if things changed."""
         instructions: list[Instruction] = []
-        if not self._open or not self._is_started:
+        if not self._ledger.open or not self._is_started:
             return instructions
         if not self._queue and self._idle:
             self._reissue(now)
@@ -378,56 +443,39 @@ class BatchState:
         if able:
             self._queue.forget_culprits()
             node = min(able, key=lambda node: node.cost.seconds_per_token)
-            send = self._send(node, now, 0.0)
+            send = self._send(node, now, Portion(0.0, 1))
             if send is not None:
                 instructions.append(send)
 
     def _choose(self, node: Worker, now: float) -> Send | None:
         """What `node` should do next, if anything."""
-        queue, cost, name = self._queue, node.cost, node.name
+        queue, cost, name, options = self._queue, node.cost, node.name, self._options
         longest = queue.longest(name)
         if longest == float("inf"):
             return None
         if cost.observations == 0:
-            return self._probe(node, now)
+            return self._send(node, now, probe(is_first=not node.flights))
         free = node.expected_free(now)
-        left = self._fleet.horizon(now, queue.tokens) - free
-        floor = max(_FLOOR_OVERHEADS * cost.overhead, _MIN_CHUNK_SECONDS)
-        seconds = left if left < 2 * floor else max(left / _SHARE_DIVISOR, floor)
-        seconds = min(seconds, self._options.chunk_seconds)
-        per_token = cost.seconds_per_token
-        tokens = min((seconds - cost.overhead) / per_token, _EXTRAPOLATION * cost.reach)
-        share = (left - cost.overhead) / per_token
-        if max(tokens, share) >= longest:
-            return self._send(node, now, tokens)
+        on_trial = self._trial is not None and name == self._trial.second
         shortest = queue.shortest(name)
-        if share >= shortest:
-            return self._send(node, now, tokens, shortest=True)
-        if free + cost.seconds(shortest) > self._fleet.soonest(now, shortest):
-            return None
-        return self._send(node, now, shortest, shortest=True)
-
-    def _probe(self, node: Worker, now: float) -> Send | None:
-        """A first chunk for a node of which nothing is known: a short text, then a few."""
-        if not node.flights:
-            return self._send(node, now, 0.0, shortest=True)
-        return self._send(node, now, _PROBE_TOKENS, count=_PROBE_ITEMS, shortest=True)
-
-    def _send(
-        self,
-        node: Worker,
-        now: float,
-        tokens: float,
-        *,
-        count: int | None = None,
-        shortest: bool = False,
-    ) -> Send | None:
-        options = self._options
-        tokens = min(tokens, options.max_tokens)
-        items, total = self._queue.take(
-            node.name, tokens, count or options.max_items, shortest=shortest
+        due = portion(
+            cost,
+            self._fleet.horizon(now, queue.tokens) - free,
+            longest,
+            shortest,
+            chunk_seconds=_TRIAL_CHUNK_SECONDS if on_trial else options.chunk_seconds,
+            max_items=options.max_items,
+            max_tokens=options.max_tokens,
         )
-        return self._launch(node, items, total, now) if items else None
+        if due is None:
+            if free + cost.seconds(shortest) > self._fleet.soonest(now, shortest):
+                return None
+            due = Portion(shortest, 1, True)
+        return self._send(node, now, due)
+
+    def _send(self, node: Worker, now: float, due: Portion) -> Send | None:
+        items, tokens = self._queue.take(node.name, due.tokens, due.items, shortest=due.shortest)
+        return self._launch(node, items, tokens, now) if items else None
 
     # The tail.
 
@@ -446,14 +494,13 @@ class BatchState:
         if worst is None:
             return
         owner = worst.chunk.node
-        items = [item for item in worst.chunk.items if not self._settled[item]]
+        items = self._ledger.unsettled(worst.chunk.items)
         overhead = min((n.cost.overhead for n in self._idle.values() if n.name != owner), default=0)
         tokens = sum(self._tokens[item] for item in items)
         rescued = self._fleet.horizon_without(owner, now, tokens) + overhead
         if rescued - now > _COPY_GAIN * (worst_finish - now):
             return
         worst.is_copied = True
-        for item in items:
-            self._copied[item] = 1
+        self._ledger.copy(items)
         self._queue.put_back(items, avoid=owner)
         self._is_stirred = True

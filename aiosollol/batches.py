@@ -1,0 +1,133 @@
+"""Batches: many texts in, `Embeddings` out, by way of a plan and an executor."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+import anyio
+
+from aiosollol.core.buffer import VectorBuffer
+from aiosollol.core.embeddings import Embeddings
+from aiosollol.core.planner import BatchShape, Plan, PlanOptions, plan
+from aiosollol.core.report import BatchReport
+from aiosollol.core.request import EmbedSettings, Unique, unique_texts
+from aiosollol.errors import InvalidInput, PoolClosed, SollolError
+from aiosollol.executor import Executor, Job
+from aiosollol.ports import Transport
+from aiosollol.registry import Node, NodeRegistry
+
+OnProgress = Callable[[int, int], None]
+
+
+class Batches:
+    """Carries out batches over the nodes of a registry, any number at a time.
+
+    transport_of: how to reach a node, by name. ready_nodes: waits for the nodes that are up and
+    have a model, and raises if there is none.
+    """
+
+    def __init__(
+        self,
+        registry: NodeRegistry,
+        transport_of: Callable[[str], Transport],
+        ready_nodes: Callable[[str], Awaitable[Sequence[Node]]],
+        timeout: float,
+    ) -> None:
+        self._registry = registry
+        self._transport_of = transport_of
+        self._ready_nodes = ready_nodes
+        self._timeout = timeout
+        self._running: set[anyio.CancelScope] = set()
+
+    def close(self) -> None:
+        """End the batches that are under way: they raise PoolClosed."""
+        for scope in self._running:
+            scope.cancel()
+
+    async def plan(self, model: str, shape: BatchShape, options: PlanOptions) -> Plan:
+        """What would be done with a batch now."""
+        view = self._registry.candidates(model, await self._ready_nodes(model))
+        return plan(view, shape, options, self._registry.verdicts(model))
+
+    async def embed(
+        self,
+        settings: EmbedSettings,
+        texts: Sequence[str],
+        invalid: Mapping[int, InvalidInput],
+        options: PlanOptions,
+        on_progress: OnProgress | None = None,
+    ) -> Embeddings:
+        """Vectors for `texts` but those that are `invalid`; what failed is in ``.errors``.
+
+        Raises PoolClosed, ModelNotFound or NoNodeAvailable.
+        """
+        began = anyio.current_time()
+        unique = unique_texts(texts, invalid)
+        buffer = VectorBuffer(len(texts), unique.places, unique.repeats)
+        errors: dict[int, SollolError] = dict(invalid)
+        executor = None
+        if unique.texts:
+            job = await self._job(settings, unique, options)
+            tell = _counting_rows(unique, len(invalid), len(texts), on_progress)
+            executor = Executor(job, buffer, self._registry, self._transport_of, tell)
+            await self._run(executor)
+            for entry, error in executor.state.errors.items():
+                errors.update(dict.fromkeys(buffer.rows_of(entry), error))
+        for row in errors:
+            buffer.clear_row(row)
+        return Embeddings(
+            buffer.finish(),
+            buffer.dim,
+            errors=dict(sorted(errors.items())),
+            report=_report(executor, len(texts), len(unique.texts), anyio.current_time() - began),
+            count=len(texts),
+        )
+
+    async def _job(self, settings: EmbedSettings, unique: Unique, options: PlanOptions) -> Job:
+        ratio = self._registry.ratio(settings.model)
+        tokens = [ratio.tokens(text) for text in unique.texts]
+        shape = BatchShape(len(tokens), sum(tokens))
+        planned = await self.plan(settings.model, shape, options)
+        return Job(settings, unique.texts, tokens, self._timeout, planned, options)
+
+    async def _run(self, executor: Executor) -> None:
+        """Carry out a batch, unless the pool is closed meanwhile."""
+        with anyio.CancelScope() as scope:
+            self._running.add(scope)
+            try:
+                await executor.run()
+            finally:
+                self._running.discard(scope)
+        if scope.cancelled_caught:
+            raise PoolClosed("the pool was closed during this batch")
+
+
+def _counting_rows(
+    unique: Unique, invalid: int, rows: int, on_progress: OnProgress | None
+) -> Callable[[int], None] | None:
+    """Tell a caller of rows settled, where the executor counts different texts."""
+    if on_progress is None:
+        return None
+    rows_per_text = (rows - invalid) / len(unique.texts)
+
+    def tell(settled: int) -> None:
+        on_progress(invalid + int(settled * rows_per_text + 0.5), rows)
+
+    return tell
+
+
+def _report(executor: Executor | None, items: int, unique: int, seconds: float) -> BatchReport:
+    if executor is None:
+        return BatchReport(items, unique, seconds)
+    state = executor.state
+    return BatchReport(
+        items=items,
+        unique=unique,
+        seconds=seconds,
+        nodes=executor.shares(seconds),
+        plan=executor.plan,
+        splits=state.splits,
+        copies=state.copies,
+        findings=tuple(state.findings),
+        slices=tuple(state.slices),
+    )
