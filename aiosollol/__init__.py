@@ -6,6 +6,8 @@
 
 from aiosollol.core.embeddings import Embeddings, Vector
 from aiosollol.core.node import ClusterView, NodeSpec, NodeState
+from aiosollol.core.parallelism import ParallelismEntry
+from aiosollol.core.planner import Mode, Plan, Reason
 from aiosollol.core.reply import ChatReply, GeneratedText
 from aiosollol.core.report import BatchReport, NodeShare
 from aiosollol.errors import (
@@ -46,6 +48,7 @@ __all__ = [
     "GeneratedText",
     "InvalidInput",
     "MissingExtra",
+    "Mode",
     "ModelMissing",
     "ModelNotFound",
     "NoNodeAvailable",
@@ -57,8 +60,11 @@ __all__ = [
     "NodeTimeout",
     "NodeUnreachable",
     "OllamaPool",
+    "ParallelismEntry",
+    "Plan",
     "PoolClosed",
     "ProtocolError",
+    "Reason",
     "ReplyStream",
     "RequestFailed",
     "ResponseError",

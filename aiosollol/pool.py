@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +17,15 @@ from aiosollol.batches import Batches, OnProgress
 from aiosollol.core.address import parse_ollama_host
 from aiosollol.core.embeddings import Embeddings, Vector
 from aiosollol.core.node import ClusterView, NodeLike, NodeSpec
-from aiosollol.core.planner import ForceMode, PlanOptions, Policy, SameMachine
+from aiosollol.core.parallelism import (
+    DEFAULT_SIZES,
+    DEFAULT_TOKENS_PER_ITEM,
+    ParallelismEntry,
+    count_machines,
+    is_parallel_worthwhile,
+    parallelism_report,
+)
+from aiosollol.core.planner import BatchShape, ForceMode, Plan, PlanOptions, Policy, SameMachine
 from aiosollol.core.reply import ChatReply, GeneratedText
 from aiosollol.core.report import BatchReport
 from aiosollol.core.request import (
@@ -37,6 +46,8 @@ from aiosollol.wire import chat as chat_wire
 from aiosollol.wire import ollama
 
 OnError = Literal["raise", "return"]
+
+log = logging.getLogger("aiosollol")
 
 EMBED_SECONDS = 60.0
 CHAT_SECONDS = 300.0
@@ -165,6 +176,60 @@ class OllamaPool:
     def get_stats(self) -> dict[str, Any]:
         """Counts of everything so far, exact. See `core.stats.pool_stats` for the keys."""
         return pool_stats([node.stats() for node in self._registry], strategy="performance")
+
+    # Planning.
+
+    async def plan(
+        self,
+        model: str,
+        items: int,
+        *,
+        tokens_per_item: float = DEFAULT_TOKENS_PER_ITEM,
+        force_mode: ForceMode | None = None,
+    ) -> Plan:
+        """What would be done now with a batch of `items` texts: which nodes, how long, and why.
+
+        Raises InvalidInput, ModelNotFound, NoNodeAvailable.
+        """
+        self._check_open()
+        check_model(model)
+        if not isinstance(items, int) or items < 1:
+            raise InvalidInput(f"items must be a whole number from 1 on, not {items!r}")
+        options = replace(self._planning, force_mode=force_mode)
+        return await self._batches.plan(model, BatchShape(items, items * tokens_per_item), options)
+
+    async def parallelism_report(
+        self,
+        model: str,
+        sizes: Iterable[int] = DEFAULT_SIZES,
+        *,
+        tokens_per_item: float = DEFAULT_TOKENS_PER_ITEM,
+    ) -> list[ParallelismEntry]:
+        """For each batch size: the plan, both estimates, and what the plan saves.
+
+        Raises InvalidInput, ModelNotFound, NoNodeAvailable.
+        """
+        self._check_open()
+        check_model(model)
+        nodes = await self._live.candidates(model, patient=True)
+        return parallelism_report(
+            self._registry.candidates(model, nodes),
+            sizes,
+            tokens_per_item=tokens_per_item,
+            options=self._planning,
+            verdicts=self._registry.verdicts(model),
+        )
+
+    def count_unique_physical_hosts(self) -> int:
+        """How many machines the nodes are, as far as their addresses and labels tell."""
+        return count_machines([node.spec for node in self._registry])
+
+    def should_use_parallel_execution(self, num_tasks: int) -> bool:
+        """The original's rule: whether there are at least two tasks and two machines."""
+        specs = [node.spec for node in self._registry]
+        is_worthwhile, why = is_parallel_worthwhile(num_tasks, specs)
+        log.debug("parallel execution %s: %s", "yes" if is_worthwhile else "no", why)
+        return is_worthwhile
 
     # Embedding.
 

@@ -22,7 +22,8 @@ async def test_eight_nodes_one_of_them_failing_and_every_vector_is_right(fault: 
     texts = [f"passage number {index}" for index in range(5000)]
     async with AsyncExitStack() as stack:
         nodes = [await stack.enter_async_context(FakeOllama(models=[MODEL])) for _ in range(8)]
-        pool = await stack.enter_async_context(OllamaPool([node.url for node in nodes]))
+        urls = [node.url for node in nodes]
+        pool = await stack.enter_async_context(OllamaPool(urls, same_machine="share"))
         await pool.refresh()
         nodes[0].seconds_per_piece = 0.001
         nodes[0].fault = fault

@@ -54,7 +54,9 @@ async def _demo(screen: Screen, as_json: bool) -> None:
     topics, texts = read_reference()
     async with AsyncExitStack() as stack:
         screen.line(f"Starting {len(NODES)} nodes, each a process with a model of its own ...")
-        pool = await stack.enter_async_context(OllamaPool(nodes=await _start_nodes(stack)))
+        pool = await stack.enter_async_context(
+            OllamaPool(nodes=await _start_nodes(stack), same_machine="share")
+        )
         _show_nodes(screen, await pool.refresh())
 
         screen.line()
