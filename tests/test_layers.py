@@ -32,6 +32,7 @@ LAYERS = {
     "monitor": 4,
     "streams": 4,
     "executor": 4,
+    "batches": 4,
     "live": 4,
     "pool": 5,
     "autobatch": 6,
@@ -58,6 +59,7 @@ MAY_IMPORT = {
     **dict.fromkeys((part for part, layer in LAYERS.items() if layer == 3), LOW),
     **dict.fromkeys((part for part, layer in LAYERS.items() if layer == 4), MIDDLE),
     **dict.fromkeys(("registry", "streams"), LOW),
+    "batches": MIDDLE | {"executor"},  # the second half of what the executor does
     "pool": {part for part, layer in LAYERS.items() if layer < 5},
     **dict.fromkeys((part for part, layer in LAYERS.items() if layer == 6), LOW | {"pool"}),
     "cli": set(LAYERS) | {""},
