@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
@@ -35,6 +35,7 @@ from aiosollol.core.request import (
     collect_texts,
 )
 from aiosollol.core.stats import pool_stats
+from aiosollol.embed_stream import EmbedStream
 from aiosollol.errors import BatchError, InvalidInput, PoolClosed
 from aiosollol.live import LiveCalls
 from aiosollol.monitor import Monitor
@@ -315,8 +316,7 @@ class OllamaPool:
         Raises InvalidInput (nothing was sent), ModelNotFound, NoNodeAvailable, BatchError.
         """
         self._check_open()
-        if on_error not in ("raise", "return"):
-            raise InvalidInput(f"on_error must be 'raise' or 'return', not {on_error!r}")
+        _check_on_error(on_error)
         settings = EmbedSettings(
             model=model,
             dimensions=dimensions,
@@ -335,6 +335,44 @@ class OllamaPool:
         if embeddings.errors and on_error == "raise":
             raise BatchError(embeddings, embeddings.errors)
         return embeddings
+
+    def embed_stream(
+        self,
+        model: str,
+        texts: Iterable[str] | AsyncIterable[str],
+        *,
+        dimensions: int | None = None,
+        truncate: bool | None = None,
+        options: Mapping[str, Any] | None = None,
+        keep_alive: str | float | None = None,
+        on_error: OnError = "raise",
+    ) -> EmbedStream:
+        """The vectors of any number of texts, as an async iterator in input order.
+
+        The texts may come from any iterable, also an async one; it is read no faster than the
+        vectors are taken, so memory stays bounded however many there are.
+
+        on_error: with "raise" the iteration ends with BatchError at the first segment in which an
+        item has no vector; with "return" such vectors are NaN and named in ``EmbedStream.errors``.
+
+        Raises InvalidInput here, and from the iteration ModelNotFound, NoNodeAvailable, BatchError.
+        """
+        self._check_open()
+        _check_on_error(on_error)
+        settings = EmbedSettings(
+            model=model,
+            dimensions=dimensions,
+            truncate=truncate,
+            options=options,
+            keep_alive=keep_alive,
+        )
+        ollama.dump_embed(settings, ())
+
+        async def embed(segment: list[str]) -> Embeddings:
+            items, invalid = collect_texts(segment)
+            return await self._batches.embed(settings, items, invalid, self._planning)
+
+        return EmbedStream(texts, embed, stops_at_error=on_error == "raise")
 
     # Chat and generate.
 
@@ -514,6 +552,11 @@ def _registry_of(nodes: Iterable[NodeLike] | NodeRegistry | None) -> NodeRegistr
     if not len(registry):
         raise InvalidInput("no nodes: give at least one, such as http://127.0.0.1:11434")
     return registry
+
+
+def _check_on_error(on_error: str) -> None:
+    if on_error not in ("raise", "return"):
+        raise InvalidInput(f"on_error must be 'raise' or 'return', not {on_error!r}")
 
 
 async def _finish(task: asyncio.Task[None]) -> None:

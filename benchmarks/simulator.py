@@ -258,7 +258,23 @@ class Simulation:
 def lower_bound(nodes: Sequence[SimNode], tokens: Sequence[float]) -> float:
     """Seconds below which no scheduler can be: all work over the sum of all rates.
 
-    Requests are taken to have no overhead and the wire no length, and nothing to happen.
+    Requests are taken to have no overhead and the wire no length. What happens to the nodes is
+    known beforehand, and nothing of what they did is lost; infinity if they are never done.
     """
-    rates = (1.0 / sum(node.per_item + node.per_token * size for size in tokens) for node in nodes)
-    return 1.0 / sum(rates)
+    count, total = len(tokens), sum(tokens)
+    full = [1.0 / (node.per_item * count + node.per_token * total) for node in nodes]
+    rates = list(full)
+    fates = [(at, index, what) for index, node in enumerate(nodes) for at, what in node.fate]
+    now, left = 0.0, 1.0
+    for at, index, what in sorted(fates, key=lambda fate: fate[0]):
+        rate = sum(rates)
+        if rate * (at - now) >= left:
+            break
+        left -= rate * (at - now)
+        now = at
+        if isinstance(what, str):
+            rates[index] = full[index] if what == "return" else 0.0
+        else:
+            rates[index] /= what
+    rate = sum(rates)
+    return now + left / rate if rate else float("inf")

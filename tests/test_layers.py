@@ -34,6 +34,7 @@ LAYERS = {
     "executor": 4,
     "batches": 4,
     "live": 4,
+    "embed_stream": 5,
     "pool": 5,
     "autobatch": 6,
     "hybrid": 6,
@@ -60,7 +61,8 @@ MAY_IMPORT = {
     **dict.fromkeys((part for part, layer in LAYERS.items() if layer == 4), MIDDLE),
     **dict.fromkeys(("registry", "streams"), LOW),
     "batches": MIDDLE | {"executor"},  # the second half of what the executor does
-    "pool": {part for part, layer in LAYERS.items() if layer < 5},
+    "embed_stream": LOW,
+    "pool": {part for part, layer in LAYERS.items() if layer < 5} | {"embed_stream"},
     **dict.fromkeys((part for part, layer in LAYERS.items() if layer == 6), LOW | {"pool"}),
     "cli": set(LAYERS) | {""},
     "__main__": set(LAYERS) | {""},

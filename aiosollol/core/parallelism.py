@@ -56,8 +56,8 @@ def parallelism_report(
     options = options or PlanOptions()
     entries = []
     for items in sizes:
-        if items < 1:
-            raise InvalidInput(f"a batch size must be at least 1, not {items}")
+        if not isinstance(items, int) or items < 1:
+            raise InvalidInput(f"a batch size must be a whole number from 1 on, not {items!r}")
         shape = BatchShape(items, items * tokens_per_item)
         planned = plan(view, shape, options, verdicts)
         parallel = plan(view, shape, replace(options, force_mode="parallel"), verdicts)

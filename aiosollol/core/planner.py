@@ -10,6 +10,7 @@ import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from types import UnionType
 from typing import Literal
 
 from aiosollol.core.cost import Cost
@@ -69,8 +70,16 @@ class PlanOptions:
         _check_choice("policy", self.policy, ("adaptive", "rules"))
         _check_choice("force_mode", self.force_mode, (None, "sequential", "parallel"))
         _check_choice("same_machine", self.same_machine, ("measure", "share", "one"))
-        if not 0 <= self.min_gain < 1:
+        if not (_is_number(self.min_gain) and 0 <= self.min_gain < 1):
             raise InvalidInput(f"min_gain must be a fraction from 0 to 1, not {self.min_gain!r}")
+        for name in ("chunk_seconds", "dominant_ratio", "balanced_ratio", "top_nodes"):
+            value = getattr(self, name)
+            if not (_is_number(value) and 0 < value < float("inf")):
+                raise InvalidInput(f"{name} must be a number above 0, not {value!r}")
+        for name in ("small_batch", "top_batch", "top_nodes"):
+            value = getattr(self, name)
+            if not (_is_number(value, int) and value >= 0):
+                raise InvalidInput(f"{name} must be a whole number, not {value!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +98,19 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class BatchShape:
-    """What the planner needs to know of a batch: how many items, and their tokens in all."""
+    """What the planner needs to know of a batch: how many items, and their tokens in all.
+
+    Raises InvalidInput for a number that there cannot be.
+    """
 
     items: int
     tokens: float
+
+    def __post_init__(self) -> None:
+        if not (_is_number(self.items, int) and self.items >= 0):
+            raise InvalidInput(f"items must be a whole number, not {self.items!r}")
+        if not (_is_number(self.tokens) and 0 <= self.tokens < float("inf")):
+            raise InvalidInput(f"tokens must be a number from 0 on, not {self.tokens!r}")
 
     @property
     def tokens_per_item(self) -> float:
@@ -124,10 +142,12 @@ class Plan:
 
     def __str__(self) -> str:
         nodes = ", ".join(f"{name} {share}" for name, share in self.shares.items())
-        return (
-            f"{self.mode.value} of {self.items} items ({self.reason.value}): {self.detail}; "
-            f"{nodes}; about {self.predicted_seconds:.2f} s"
+        sentence = (
+            f"{self.mode.value} of {self.items} items ({self.reason.value}): {self.detail}; {nodes}"
         )
+        if self.reason is Reason.MEASURING:  # the time is a guess, and nothing to be told
+            return sentence
+        return f"{sentence}; about {self.predicted_seconds:.2f} s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,14 +190,15 @@ def plan(
     elif options.policy == "rules":
         choice = _by_rules(apart.nodes, batch, options)
     else:
-        choice = _by_prediction(apart.nodes, batch, options)
+        choice = replace(_by_prediction(apart.nodes, batch, options), trials=apart.trials)
     return _as_plan(choice, ranked, apart, batch, options)
 
 
 def _forced(ranked: Sequence[Candidate], apart: _Choice, mode: ForceMode) -> _Choice:
     if mode == "sequential":
         return _Choice(ranked[:1], Reason.FORCED, "one node was asked for")
-    return _Choice(apart.nodes, Reason.FORCED, "every node was asked for", apart.trials)
+    every = "node" if len(apart.nodes) == len(ranked) else "machine"
+    return _Choice(apart.nodes, Reason.FORCED, f"every {every} was asked for", apart.trials)
 
 
 def _alone(ranked: Sequence[Candidate], apart: _Choice) -> _Choice:
@@ -343,6 +364,10 @@ def _shares(
 
 def _nodes(count: int) -> str:
     return "1 node" if count == 1 else f"{count} nodes"
+
+
+def _is_number(value: object, kind: type | UnionType = int | float) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _check_choice(name: str, value: object, choices: Sequence[object]) -> None:

@@ -47,15 +47,17 @@ def trace_events(slices: Iterable[Slice]) -> dict[str, Any]:
     start = ordered[0].began if ordered else 0.0
     tracks: dict[str, list[tuple[int, float]]] = {}
     events: list[dict[str, Any]] = []
-    names: dict[int, str] = {}
+    names: dict[int, tuple[str, int]] = {}
     for each in ordered:
         lanes = tracks.setdefault(each.node, [])
         lane = next((i for i, (_, until) in enumerate(lanes) if until <= each.began), len(lanes))
         if lane == len(lanes):
             lanes.append((len(names), each.ended))
-            names[len(names)] = each.node if lane == 0 else f"{each.node} ({lane + 1})"
+            names[len(names)] = (each.node, lane)
         track, _ = lanes[lane]
         lanes[lane] = (track, each.ended)
+        # Both ends are rounded, not the duration: what does not overlap must not begin to.
+        began, ended = (round((time - start) * 1e6) for time in (each.began, each.ended))
         events.append(
             {
                 "name": f"{'copy of ' if each.is_copy else ''}{each.items} items",
@@ -63,8 +65,8 @@ def trace_events(slices: Iterable[Slice]) -> dict[str, Any]:
                 "ph": "X",
                 "pid": 1,
                 "tid": track,
-                "ts": round((each.began - start) * 1e6, 1),
-                "dur": round((each.ended - each.began) * 1e6, 1),
+                "ts": began,
+                "dur": ended - began,
                 "cname": _COLOURS[each.outcome],
                 "args": {
                     "node": each.node,
@@ -79,9 +81,13 @@ def trace_events(slices: Iterable[Slice]) -> dict[str, Any]:
         {"name": name, "ph": "M", "pid": 1, "tid": track, "args": args}
         for place, track in enumerate(order)
         for name, args in (
-            ("thread_name", {"name": names[track]}),
+            ("thread_name", {"name": _track_name(*names[track])}),
             ("thread_sort_index", {"sort_index": place}),
         )
     ]
     process = {"name": "process_name", "ph": "M", "pid": 1, "args": {"name": "aiosollol batch"}}
     return {"traceEvents": [process, *labels, *events], "displayTimeUnit": "ms"}
+
+
+def _track_name(node: str, lane: int) -> str:
+    return f"{node} ({lane + 1})" if lane else node

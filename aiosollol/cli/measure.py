@@ -1,0 +1,100 @@
+"""A short measurement of the nodes: a fresh process knows nothing, and a plan needs to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiosollol import NodeRegistry, OllamaPool
+from aiosollol.core.locality import machine_of
+from aiosollol.errors import NodeTimeout, SollolError
+from aiosollol.registry import Node
+
+LOAD_SECONDS = 30.0  # a server loads a model when it is first asked for it
+WORK_SECONDS = 5.0
+
+_WORDS = "the quick brown fox jumps over a lazy dog and runs back home to sleep until noon".split()
+# From 3 to 121 words, none like another: two sizes tell what a request costs from what text costs.
+TEXTS = tuple(
+    f"Text {count}: " + " ".join(_WORDS[(count + i) % len(_WORDS)] for i in range(1 + 3 * count))
+    for count in range(40)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What was done. `seconds` in all; `failures`: node -> why it could not be measured."""
+
+    nodes: Sequence[str]
+    seconds: float
+    failures: dict[str, SollolError] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return (
+            f"Measured: {len(TEXTS)} texts of 3 to 120 words on each node by itself, "
+            f"{self.seconds:.1f} s in all."
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "nodes": list(self.nodes),
+            "texts": len(TEXTS),
+            "seconds": round(self.seconds, 3),
+            "errors": {name: str(error) for name, error in self.failures.items()},
+        }
+
+
+async def measure(registry: NodeRegistry, names: Iterable[str], model: str) -> Measurement:
+    """Let each of the nodes named embed a few texts; `registry` knows its speed then.
+
+    Nodes on different machines work at the same time, those on one machine one after another: they
+    would slow each other down. A node that fails, or has not loaded the model in half a minute, is
+    in the result's `failures`.
+    """
+    began = asyncio.get_running_loop().time()
+    failures: dict[str, SollolError] = {}
+    machines: dict[str, list[Node]] = {}
+    for name in names:
+        node = registry[name]
+        machines.setdefault(machine_of(node.spec), []).append(node)
+
+    async def in_turn(nodes: list[Node]) -> None:
+        for node in nodes:
+            try:
+                await _measure(node, model)
+            except SollolError as error:
+                failures[node.name] = error
+
+    async with asyncio.TaskGroup() as group:
+        for nodes in machines.values():
+            group.create_task(in_turn(nodes))
+    measured = [node.name for nodes in machines.values() for node in nodes]
+    seconds = asyncio.get_running_loop().time() - began
+    return Measurement(measured, seconds, failures)
+
+
+async def _measure(node: Node, model: str) -> None:
+    """Embed over this node alone. What loading the model took is not held against it."""
+    try:
+        async with asyncio.timeout(LOAD_SECONDS):
+            await _embed(NodeRegistry([node.spec]), model, TEXTS[:1])
+    except TimeoutError:
+        raise NodeTimeout(node.name, f"no answer within {LOAD_SECONDS:g} s") from None
+    alone = NodeRegistry([node.spec])
+    try:
+        async with asyncio.timeout(WORK_SECONDS):
+            await _embed(alone, model, TEXTS)
+    except TimeoutError:
+        pass  # a slow node: what it has answered by now tells enough
+    finally:
+        node.costs = alone[node.name].costs
+        node.counters = alone[node.name].counters
+
+
+async def _embed(nodes: NodeRegistry, model: str, texts: Sequence[str]) -> None:
+    async with OllamaPool(nodes) as pool:
+        embeddings = await pool.embed_batch(model, texts, on_error="return")
+    for error in embeddings.errors.values():
+        raise error

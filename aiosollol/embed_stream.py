@@ -1,0 +1,150 @@
+"""`EmbedStream`: vectors of any number of texts, in input order, in bounded memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from types import TracebackType
+
+from aiosollol.core.embeddings import Embeddings, Vector
+from aiosollol.errors import BatchError, InvalidInput, SollolError
+
+SEGMENT_ITEMS = 2048
+SEGMENT_CHARACTERS = 4_000_000
+_SEGMENTS_AHEAD = 2
+"""While one segment comes to its end, the nodes already work on the next."""
+
+
+class EmbedStream:
+    """Iterate over it once with ``async for``; leaving early needs `aclose` or ``async with``.
+
+    The source is read only as far ahead as the nodes need to stay busy. Texts are embedded in
+    segments of at most `SEGMENT_ITEMS`; when the source is slow, a segment is what has come so far.
+
+    errors: item index -> error, for the items without a vector; their vectors are NaN.
+    delivered: vectors handed out so far.
+    """
+
+    def __init__(
+        self,
+        source: Iterable[str] | AsyncIterable[str],
+        embed: Callable[[list[str]], Awaitable[Embeddings]],
+        *,
+        stops_at_error: bool,
+    ) -> None:
+        """`embed` gives the vectors of a segment, and never raises for single texts."""
+        if isinstance(source, str | bytes) or not isinstance(source, Iterable | AsyncIterable):
+            raise InvalidInput(f"texts must be an iterable of strings, not {type(source).__name__}")
+        self.errors: dict[int, SollolError] = {}
+        self.delivered = 0
+        self._source = source
+        self._embed = embed
+        self._stops_at_error = stops_at_error
+        self._texts: asyncio.Queue[str | None] = asyncio.Queue(SEGMENT_ITEMS)
+        self._reader: asyncio.Task[None] | None = None
+        self._segments: deque[asyncio.Task[Embeddings]] = deque()
+        self._rows: AsyncIterator[Vector] | None = None
+        self._is_read = False
+        self._source_error: Exception | None = None
+        self._is_over = False
+
+    def __repr__(self) -> str:
+        return f"<EmbedStream, {self.delivered} delivered, {len(self.errors)} errors>"
+
+    def __aiter__(self) -> EmbedStream:
+        return self
+
+    async def __anext__(self) -> Vector:
+        if self._is_over:
+            raise StopAsyncIteration
+        if self._rows is None:
+            self._rows = self._deliver()
+        try:
+            vector = await anext(self._rows)
+        except BaseException:
+            await self.aclose()
+            raise
+        self.delivered += 1
+        return vector
+
+    async def __aenter__(self) -> EmbedStream:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Stop reading, and cancel what is under way. Idempotent."""
+        self._is_over = True
+        tasks: list[asyncio.Task[None] | asyncio.Task[Embeddings]] = [*self._segments]
+        self._segments.clear()
+        if self._reader is not None:
+            tasks.append(self._reader)
+        for task in tasks:
+            task.cancel()
+        # Their results, errors included, are nobody's business any more.
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _deliver(self) -> AsyncIterator[Vector]:
+        self._reader = asyncio.create_task(self._read(), name="read texts to embed")
+        start = 0
+        while True:
+            while not self._is_read and len(self._segments) < _SEGMENTS_AHEAD:
+                # Waiting for the source must not hold back what is already embedded.
+                if self._segments and (self._segments[0].done() or self._texts.empty()):
+                    break
+                segment = await self._next_segment()
+                if segment:
+                    task = asyncio.ensure_future(self._embed(segment))
+                    self._segments.append(task)
+            if not self._segments:
+                if self._source_error is not None:
+                    raise self._source_error
+                return
+            embeddings = await self._segments[0]
+            self._segments.popleft()
+            self._note_errors(embeddings, start)
+            for row in embeddings:
+                yield row
+            start += len(embeddings)
+
+    async def _next_segment(self) -> list[str]:
+        """Wait for a text, and take with it what else has come, within bounds."""
+        segment: list[str] = []
+        characters = 0
+        while len(segment) < SEGMENT_ITEMS and characters < SEGMENT_CHARACTERS:
+            if segment and self._texts.empty():
+                # Let the reader run once: a source that is not slow has more.
+                await asyncio.sleep(0)
+                if self._texts.empty():
+                    break
+            text = await self._texts.get()
+            if text is None:
+                self._is_read = True
+                break
+            segment.append(text)
+            characters += len(text) if isinstance(text, str) else 0
+        return segment
+
+    async def _read(self) -> None:
+        try:
+            if isinstance(self._source, AsyncIterable):
+                async for text in self._source:
+                    await self._texts.put(text)
+            else:
+                for text in self._source:
+                    await self._texts.put(text)
+        except Exception as error:  # the caller's own, raised when its turn has come
+            self._source_error = error
+        await self._texts.put(None)
+
+    def _note_errors(self, embeddings: Embeddings, start: int) -> None:
+        self.errors.update({start + row: error for row, error in embeddings.errors.items()})
+        if embeddings.errors and self._stops_at_error:
+            raise BatchError(embeddings, embeddings.errors)
