@@ -17,9 +17,10 @@ from aiosollol.core.request import EmbedSettings
 from aiosollol.core.resilience import classify
 from aiosollol.core.schedule import BatchState, Cancel, Instruction, Send
 from aiosollol.errors import NodeError, NodeUnreachable, NoNodeAvailable, ProtocolError
+from aiosollol.exchange import EmbedCall, embed_on, promised_dim
 from aiosollol.ports import Transport
 from aiosollol.registry import Node, NodeRegistry
-from aiosollol.wire import ollama
+from aiosollol.wire import embed as wire
 
 GIVE_UP_SECONDS = 5.0
 """How long a batch waits for any node to come back when all are lost."""
@@ -59,6 +60,7 @@ class Executor:
         self._job = job
         self.plan = job.plan
         self._model = job.settings.model
+        self._fits_base64 = wire.fits_base64(job.settings)
         self._buffer = buffer
         self._registry = registry
         self._transport_of = transport_of
@@ -187,54 +189,32 @@ class Executor:
             raise NodeUnreachable(chunk.node, "was removed")
         node = self._registry[chunk.node]
         texts = [job.texts[item] for item in chunk.items]
-        body = ollama.dump_embed(job.settings, texts)
+        call = EmbedCall(
+            model=self._model,
+            texts=texts,
+            body=wire.dump_embed(job.settings, texts),
+            fits_base64=self._fits_base64,
+            tokens=chunk.tokens,
+            timeout=job.timeout,
+        )
         async with node.slots:
-            seconds = node.cost(self._model).seconds(chunk.tokens)
-            await node.enter(seconds)
-            sent_at = anyio.current_time()
-            try:
-                data = await self._transport_of(node.name).request(
-                    "POST", "/api/embed", body, timeout=job.timeout
-                )
-                answer = ollama.load_embeddings(node.name, data, len(texts))
-                self._store(node, chunk, answer)
-            except NodeError as error:
-                node.fail(error, anyio.current_time())
-                self._registry.failed(node, error, self._model)
-                raise
-            except BaseException:  # cancelled: a copy was faster, or the caller left
-                node.cancel(anyio.current_time())
-                raise
-            finally:
-                node.leave(seconds)
-        now = anyio.current_time()
-        cost = node.learn(self._model, answer.tokens or chunk.tokens, sent_at, now)
-        node.succeed(sent_at, now)
-        node.counters.vectors += answer.count
-        self._registry.answered(node)
+            # Asked only now: the first answer of the batch may have come while we waited.
+            call.dim = self._buffer.dim or promised_dim(node, self._model, job.settings.dimensions)
+            transport = self._transport_of(node.name)
+            answer = await embed_on(node, transport, self._registry, call)
+        if self._buffer.dim not in (0, answer.dim):
+            raise ProtocolError(node.name, f"answered {answer.dim} numbers, others did not")
+        self._buffer.put(chunk.items, answer.floats, answer.dim)
         if answer.tokens:
             characters = sum(map(len, texts))
             self._registry.learn_ratio(self._model, characters, len(texts), answer.tokens)
+        now = anyio.current_time()
+        cost = node.cost(self._model)
         found = len(self.state.findings)
         instructions = self.state.done(chunk, now, cost)
         for finding in self.state.findings[found:]:
             self._registry.remember(self._model, finding)
         return instructions
-
-    def _store(self, node: Node, chunk: Chunk, answer: ollama.EmbedAnswer) -> None:
-        expected = self._buffer.dim or self._dim_of(node)
-        if expected and answer.dim != expected:
-            raise ProtocolError(
-                node.name, f"answered vectors of {answer.dim} numbers where {expected} were due"
-            )
-        self._buffer.put(chunk.items, answer.floats, answer.dim)
-
-    def _dim_of(self, node: Node) -> int:
-        """The length of vector that a node's own list of models promises, 0 if it does not."""
-        known = node.state.find_model(self._model)
-        if known is None or not known.dim:
-            return 0
-        return min(self._job.settings.dimensions or known.dim, known.dim)
 
     # What was done.
 

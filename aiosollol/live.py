@@ -13,10 +13,11 @@ from aiosollol.core.reply import ChatReply, GeneratedText
 from aiosollol.core.resilience import Failure, classify
 from aiosollol.core.routing import soonest
 from aiosollol.errors import ModelNotFound, NodeError, NoNodeAvailable, PoolClosed
+from aiosollol.exchange import EmbedCall, embed_on
 from aiosollol.ports import Transport
 from aiosollol.registry import Node, NodeRegistry
 from aiosollol.streams import ReplyStream
-from aiosollol.wire import ollama
+from aiosollol.wire.embed import EmbedAnswer
 
 PATIENCE_SECONDS = 0.2
 """How long a new pool waits for its other nodes once the first has answered."""
@@ -138,25 +139,13 @@ class LiveCalls:
 
     # Requests.
 
-    async def embed(
-        self, model: str, texts: Sequence[str], body: bytes, timeout: float
-    ) -> ollama.EmbedAnswer:
-        """Vectors for `texts`, whose request is `body`. Raises NodeError or RequestFailed."""
+    async def embed(self, call: EmbedCall) -> EmbedAnswer:
+        """The vectors of a call. Raises NodeError or RequestFailed."""
 
-        async def send(node: Node) -> ollama.EmbedAnswer:
-            async with self._accounted(node) as sent_at:
-                transport = self._transport_of(node.name)
-                data = await transport.request("POST", "/api/embed", body, timeout=timeout)
-                answer = ollama.load_embeddings(node.name, data, len(texts))
-                tokens: float = answer.tokens
-                if not tokens:  # the server did not say
-                    ratio = self._registry.ratio(model)
-                    tokens = sum(map(ratio.tokens, texts))
-                node.learn(model, tokens, sent_at, anyio.current_time())
-                node.counters.vectors += answer.count
-            return answer
+        async def send(node: Node) -> EmbedAnswer:
+            return await embed_on(node, self._transport_of(node.name), self._registry, call)
 
-        return await self._try_nodes(model, send)
+        return await self._try_nodes(call.model, send)
 
     async def converse(
         self,
@@ -169,7 +158,7 @@ class LiveCalls:
         """A whole answer of chat or generate. Raises NodeError or RequestFailed."""
 
         async def send(node: Node) -> _Part:
-            async with self._accounted(node):
+            async with self._accounted(node, model):
                 transport = self._transport_of(node.name)
                 data = await transport.request("POST", path, body, timeout=timeout)
                 return load(node.name, data)
@@ -198,6 +187,7 @@ class LiveCalls:
                     self._registry.answered(node)
                 elif isinstance(error, NodeError):
                     node.fail(error, now)
+                    self._registry.failed(node, error, model)
                 else:
                     node.cancel(now)
                 node.leave()
@@ -211,7 +201,7 @@ class LiveCalls:
         return await self._try_nodes(model, send)
 
     @asynccontextmanager
-    async def _accounted(self, node: Node) -> AsyncIterator[float]:
+    async def _accounted(self, node: Node, model: str) -> AsyncIterator[float]:
         """Count a request to `node` as what it turns out to be. Gives the time of its start."""
         await node.enter()
         sent_at = anyio.current_time()
@@ -219,6 +209,7 @@ class LiveCalls:
             yield sent_at
         except NodeError as error:
             node.fail(error, anyio.current_time())
+            self._registry.failed(node, error, model)
             raise
         except BaseException:  # the caller left
             node.cancel(anyio.current_time())
@@ -250,7 +241,6 @@ class LiveCalls:
             except NodeError as error:
                 if self._is_closed:
                     raise PoolClosed("the pool was closed during this call") from error
-                self._registry.failed(node, error, model)
                 if classify(error) is Failure.INPUT:
                     raise
                 attempts.append(error)

@@ -37,6 +37,7 @@ from aiosollol.core.request import (
 from aiosollol.core.stats import pool_stats
 from aiosollol.embed_stream import EmbedStream
 from aiosollol.errors import BatchError, InvalidInput, PoolClosed
+from aiosollol.exchange import EmbedCall
 from aiosollol.live import LiveCalls
 from aiosollol.monitor import Monitor
 from aiosollol.ports import Transport
@@ -44,7 +45,8 @@ from aiosollol.registry import Node, NodeRegistry
 from aiosollol.streams import ReplyStream
 from aiosollol.transport import HttpTransport
 from aiosollol.wire import chat as chat_wire
-from aiosollol.wire import ollama
+from aiosollol.wire.embed import dump_embed, fits_base64
+from aiosollol.wire.ollama import dump
 
 OnError = Literal["raise", "return"]
 
@@ -285,8 +287,16 @@ class OllamaPool:
                 raise error
             if not texts:
                 return Embeddings(b"", 0)
-        body = ollama.dump_embed(settings, texts)
-        answer = await self._live.embed(model, texts, body, self._embed_timeout)
+        ratio = self._registry.ratio(model)
+        call = EmbedCall(
+            model=model,
+            texts=texts,
+            body=dump_embed(settings, texts),
+            fits_base64=fits_base64(settings),
+            tokens=sum(map(ratio.tokens, texts)),
+            timeout=self._embed_timeout,
+        )
+        answer = await self._live.embed(call)
         embeddings = Embeddings(answer.floats, answer.dim)
         return embeddings[0] if isinstance(input, str) else embeddings
 
@@ -325,7 +335,7 @@ class OllamaPool:
             keep_alive=keep_alive,
         )
         planning = replace(self._planning, force_mode=force_mode)
-        ollama.dump_embed(settings, ())  # options that JSON cannot carry fail here, not later
+        dump_embed(settings, ())  # options that JSON cannot carry fail here, not later
         items, invalid = collect_texts(texts)
         if invalid and on_error == "raise":
             raise next(iter(invalid.values()))
@@ -366,7 +376,7 @@ class OllamaPool:
             options=options,
             keep_alive=keep_alive,
         )
-        ollama.dump_embed(settings, ())
+        dump_embed(settings, ())
 
         async def embed(segment: list[str]) -> Embeddings:
             items, invalid = collect_texts(segment)
@@ -512,7 +522,7 @@ class OllamaPool:
         """The body of a request to chat or generate. Raises PoolClosed, InvalidInput."""
         self._check_open()
         check_model(model)
-        return ollama.dump({"model": model, "stream": stream, **payload})
+        return dump({"model": model, "stream": stream, **payload})
 
     # How the parts are held together.
 

@@ -28,6 +28,7 @@ class Node:
 
     in_flight: requests of this process under way on it. ahead: seconds that those are expected to
     take it. costs: learned, by full model name. slots: places for chunks of batches.
+    speaks_base64: whether it answers vectors in base64, None until it was asked.
     """
 
     __slots__ = (
@@ -38,6 +39,7 @@ class Node:
         "last_done",
         "limit",
         "slots",
+        "speaks_base64",
         "state",
     )
 
@@ -45,6 +47,7 @@ class Node:
         self.state = NodeState(spec)
         self.counters = NodeCounters()
         self.costs: dict[str, Cost] = {}
+        self.speaks_base64: bool | None = None
         self.in_flight = 0
         self.ahead = 0.0
         self.last_done = 0.0

@@ -8,7 +8,6 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from aiosollol.testing import fake_tokens
 from benchmarks.simulator import SimNode, lower_bound
 
 OVERHEAD = 0.001
@@ -34,7 +33,8 @@ class Scenario:
 
     @property
     def tokens(self) -> list[int]:
-        return [fake_tokens("x" * length) for length in self.lengths]
+        """Of each text, as `fake_tokens` counts them."""
+        return [-(-length // 4) + 2 for length in self.lengths]
 
     @property
     def bound(self) -> float:

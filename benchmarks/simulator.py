@@ -37,14 +37,17 @@ class SimNode:
     window: int = 2
     fate: Sequence[tuple[float, float | str]] = ()
 
-    def seconds(self, sizes: Sequence[float]) -> float:
-        """What a request for items of these token counts costs while nothing has happened."""
-        return self.overhead + len(sizes) * self.per_item + sum(sizes) * self.per_token
+    def seconds(self, items: int, tokens: float) -> float:
+        """What a request for so many items and tokens costs while nothing has happened."""
+        return self.overhead + items * self.per_item + tokens * self.per_token
 
 
 @dataclass(slots=True)
 class Outcome:
-    """How a simulated batch went. `costs` is what was learned, to start the next batch with."""
+    """How a simulated batch went. `costs` is what was learned, to start the next batch with.
+
+    decisions: events told to the scheduler. deciding: seconds that it took for them.
+    """
 
     seconds: float
     state: BatchState
@@ -74,6 +77,7 @@ class Simulation:
 
     tokens: of each item. costs: learned before, by node name; nothing for a cold start.
     wire: seconds between client and node, each way. poison: items that no node can embed.
+    is_counting: whether `Outcome.answered` says how often each item was answered.
     """
 
     def __init__(
@@ -86,10 +90,11 @@ class Simulation:
         poison: Set[int] = frozenset(),
         options: ScheduleOptions | None = None,
         seed: int = 0,
+        is_counting: bool = True,
     ) -> None:
-        self._tokens = tokens
         self._wire = wire
-        self._poison = poison
+        self._poison = frozenset(poison)
+        self._is_counting = is_counting
         self._rng = random.Random(seed)
         self._servers = {node.name: _Server(node) for node in nodes}
         self._events: list[tuple[float, int, str, object]] = []
@@ -113,7 +118,9 @@ class Simulation:
                 error = NodeUnreachable("all", "every node is lost")
                 self._decide(state.abandon, error, self._now)
                 continue
+            began = time.perf_counter()
             tick = state.next_tick(self._now)
+            self.outcome.deciding += time.perf_counter() - began
             if self._events and (tick is None or self._events[0][0] <= tick):
                 self._now, _, name, what = heapq.heappop(self._events)
                 self._happen(self._servers[name], what)
@@ -185,7 +192,7 @@ class Simulation:
         server.current = chunk, sent_at = server.queue.popleft()
         server.turn += 1
         server.began = max(self._now, sent_at + self._wire)
-        seconds = server.node.seconds([self._tokens[item] for item in chunk.items])
+        seconds = server.node.seconds(len(chunk.items), chunk.tokens)
         noise = 1 + self._rng.uniform(-server.node.noise, server.node.noise)
         finish = server.began + seconds * noise * server.slowness
         self._at(finish + self._wire, server.node.name, (chunk, server.turn))
@@ -243,12 +250,13 @@ class Simulation:
         if server.is_sick:
             self._fail(chunk, Failure.ANSWER, RunnerFailed(name, 500, "sick"))
             return
-        if any(item in self._poison for item in chunk.items):
+        if self._poison and not self._poison.isdisjoint(chunk.items):
             self._fail(chunk, Failure.INPUT, BadRequest(name, 400, "poison"))
             return
         cost = self.outcome.costs.get(name) or Cost.unknown()
         self.outcome.costs[name] = cost.observe(chunk.tokens, seconds)
-        self.outcome.answered.update(chunk.items)
+        if self._is_counting:
+            self.outcome.answered.update(chunk.items)
         self._decide(self.outcome.state.done, chunk, self._now, self.outcome.costs[name])
 
     def _fail(self, chunk: Chunk, failure: Failure, error: NodeError) -> None:

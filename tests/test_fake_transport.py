@@ -25,7 +25,7 @@ from aiosollol.errors import (
 from aiosollol.ports import Transport
 from aiosollol.testing import FakeModel, FakeTransport, Fault, fake_tokens, fake_vector
 from aiosollol.testing import model as fake_model
-from aiosollol.wire.ollama import load_embeddings
+from aiosollol.wire.embed import load_embeddings
 
 pytestmark = pytest.mark.anyio
 

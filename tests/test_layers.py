@@ -31,6 +31,7 @@ LAYERS = {
     "registry": 4,
     "monitor": 4,
     "streams": 4,
+    "exchange": 4,
     "executor": 4,
     "batches": 4,
     "live": 4,
@@ -60,6 +61,7 @@ MAY_IMPORT = {
     **dict.fromkeys((part for part, layer in LAYERS.items() if layer == 3), LOW),
     **dict.fromkeys((part for part, layer in LAYERS.items() if layer == 4), MIDDLE),
     **dict.fromkeys(("registry", "streams"), LOW),
+    **dict.fromkeys(("executor", "live"), MIDDLE | {"exchange"}),
     "batches": MIDDLE | {"executor"},  # the second half of what the executor does
     "embed_stream": LOW,
     "pool": {part for part, layer in LAYERS.items() if layer < 5} | {"embed_stream"},

@@ -428,3 +428,27 @@ async def test_a_silent_node_delays_nobody(unused_port: int) -> None:
         async with OllamaPool([silent.url, fake.url]) as pool, asyncio.timeout(3):
             check(await pool.embed_batch("nomic-embed-text", ["a", "b"]), ["a", "b"])
             assert len(await pool.embed("nomic-embed-text", "a")) == 16
+
+
+# The wire.
+
+
+@pytest.mark.parametrize("version", ["0.12.6", "0.13.0"])
+async def test_either_encoding_gives_the_same_bits_and_is_learned(version: str) -> None:
+    texts = [f"text {index}" for index in range(50)]
+    async with FakeOllama(models=[EMBED], version=version) as fake, OllamaPool([fake.url]) as pool:
+        check(await pool.embed_batch("nomic-embed-text", texts), texts)
+        assert (await pool.embed("nomic-embed-text", "one")).tobytes() == vector("one")
+        paths = [record.path for record in fake.log if record.items]
+        if version == "0.13.0":
+            assert set(paths) == {"/v1/embeddings"}
+        else:  # what came back told, and it is not asked again
+            assert paths[-1] == "/api/embed"
+            assert 1 <= paths.count("/v1/embeddings") <= 2
+
+
+async def test_a_request_with_options_goes_where_they_count() -> None:
+    async with FakeOllama(models=[EMBED]) as fake, OllamaPool([fake.url]) as pool:
+        await pool.embed_batch("nomic-embed-text", ["a", "b"], options={"num_ctx": 512})
+        await pool.embed("nomic-embed-text", "c", keep_alive="1m")
+        assert {record.path for record in fake.log if record.items} == {"/api/embed"}

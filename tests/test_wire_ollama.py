@@ -28,12 +28,11 @@ from aiosollol.errors import (
     RunnerFailed,
     ServerBusy,
 )
+from aiosollol.wire.embed import dump_embed, load_embeddings
 from aiosollol.wire.ollama import (
     dump,
-    dump_embed,
     error_for,
     load,
-    load_embeddings,
     load_ps,
     load_tags,
     load_version,
@@ -55,7 +54,7 @@ def captured(name: str) -> tuple[int, bytes, Any]:
 
 def test_only_what_was_given_is_sent() -> None:
     body = dump_embed(EmbedSettings(model="m"), ["a", ""])
-    assert orjson.loads(body) == {"model": "m", "input": ["a", ""]}
+    assert orjson.loads(body) == {"model": "m", "input": ["a", ""], "encoding_format": "base64"}
 
 
 def test_every_setting_is_sent_by_its_name() -> None:

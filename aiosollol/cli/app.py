@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -35,6 +35,23 @@ Nodes = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")]
+
+
+Policy = Annotated[
+    str,
+    typer.Option(
+        metavar="[adaptive|rules]",
+        help="How to spread a batch: by predicted times, or by the table of fixed thresholds.",
+    ),
+]
+SameMachine = Annotated[
+    str,
+    typer.Option(
+        metavar="[measure|share|one]",
+        help="Nodes on one machine: measure whether they are faster together, let them share the "
+        "work, or use one only.",
+    ),
+]
 
 
 def _print_version(wanted: bool) -> None:
@@ -117,6 +134,16 @@ def embed(
         int,
         typer.Option(min=0, help="The most characters in a passage; 0 embeds each text whole."),
     ] = 800,
+    policy: Policy = "adaptive",
+    same_machine: SameMachine = "measure",
+    trace: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write when each node did what, as Chrome trace events: open the file at "
+            "ui.perfetto.dev or in chrome://tracing.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Cut texts into passages and embed them.
@@ -135,6 +162,9 @@ def embed(
         embedded=embedded,
         field=field,
         passage_size=passage_size,
+        policy=cast(Any, policy),  # checked there
+        same_machine=cast(Any, same_machine),
+        trace=trace,
         as_json=as_json,
     )
     raise typer.Exit(embed_files(options))
@@ -153,6 +183,73 @@ def nodes(node: Nodes = None, as_json: Json = False) -> None:
     from aiosollol.cli.nodes import show_nodes
 
     raise typer.Exit(show_nodes(node or (), as_json=as_json))
+
+
+@app.command(
+    epilog=_examples(
+        "aiosollol plan --model all-minilm --node 10.0.0.2 --node 10.0.0.3",
+        "aiosollol plan --model all-minilm --node 10.0.0.2 --node 10.0.0.3 --sizes 1000,100000",
+    )
+)
+def plan(
+    model: Annotated[str, typer.Option(help="The embedding model.")] = "nomic-embed-text",
+    node: Nodes = None,
+    sizes: Annotated[
+        str, typer.Option(metavar="N,N,...", help="How many items the batches have.")
+    ] = "10,50,100,200",
+    tokens_per_item: Annotated[
+        float, typer.Option(min=1, help="How long an item is; 75 tokens are about 50 words.")
+    ] = 75,
+    policy: Policy = "adaptive",
+    same_machine: SameMachine = "measure",
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure/--no-measure",
+            help="Let each node embed 32 short texts first: how fast it is, only that tells.",
+        ),
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Show how batches would be spread over the nodes, how long that takes, and why.
+
+    Nothing of yours is embedded. "sequential" is the time on the best node alone, "parallel" on
+    all nodes that may take part, each with the share it can do in that time. The exit code is 1 if
+    a node cannot be measured.
+    """
+    from aiosollol.cli.plan import PlanRequest, parse_sizes, show_plan
+
+    request = PlanRequest(
+        model=model,
+        nodes=node or (),
+        sizes=parse_sizes(sizes),
+        tokens_per_item=tokens_per_item,
+        policy=cast(Any, policy),  # checked there
+        same_machine=cast(Any, same_machine),
+        is_measured=measure,
+        as_json=as_json,
+    )
+    raise typer.Exit(show_plan(request))
+
+
+@app.command(epilog=_examples("aiosollol stats --node 10.0.0.2 --node 10.0.0.3 --model all-minilm"))
+def stats(
+    node: Nodes = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Let each node that has this embedding model embed 32 short texts first."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show how the nodes are: health, GPU or CPU, requests, errors, average response, in flight.
+
+    The exit code is 1 if a node does not answer, or cannot be measured.
+    """
+    from aiosollol.cli.stats import show_stats
+
+    raise typer.Exit(show_stats(node or (), model, as_json=as_json))
 
 
 @app.command(epilog=_examples("aiosollol node --port 21434"))

@@ -60,12 +60,13 @@ async def _demo(screen: Screen, as_json: bool) -> None:
         _show_nodes(screen, await pool.refresh())
 
         screen.line()
-        chosen = ", ".join(node.name for node in pool.view.having(MODEL))
         screen.line(
-            f"Plan: {len(texts):,} passages of Python's language reference "
-            f"({sum(map(len, texts)) / 1000:,.0f} kB), model {MODEL}, on {chosen}",
+            f"{len(texts):,} passages of Python's language reference "
+            f"({sum(map(len, texts)) / 1000:,.0f} kB), model {MODEL}",
             style="bold",
         )
+        screen.line(f"Plan: {await pool.plan(MODEL, len(texts))}")
+        screen.line('The nodes are on one machine and told to share it: same_machine="share"')
         with screen.progress("embedding", len(texts)) as advance:
             seen = 0
 
@@ -157,6 +158,8 @@ def _show_report(screen: Screen, report: BatchReport) -> None:
     ]
     header = ("node", "items", "share", "requests", "busy")
     screen.table(header, rows, right=header[1:])
+    for finding in report.findings:
+        screen.line(str(finding))
 
 
 def _show_answers(screen: Screen, answers: Sequence[list[Match]]) -> None:
@@ -179,6 +182,7 @@ def _as_dict(
         "different": report.unique,
         "dim": vectors.dim,
         "seconds": round(report.seconds, 3),
+        "plan": str(report.plan),
         "nodes": {
             name: {"items": share.items, "requests": share.requests, "retries": share.retries}
             for name, share in report.nodes.items()

@@ -10,14 +10,20 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
+
+import orjson
 
 from aiosollol import OllamaPool
 from aiosollol.cli.loop import run
 from aiosollol.cli.output import Advance, Screen, write_json
-from aiosollol.cli.sinks import Sink, open_sink
+from aiosollol.cli.sinks import Replacing, Sink, open_sink
 from aiosollol.cli.sources import STDIN, Item, Reader, open_sources
 from aiosollol.core.embeddings import Embeddings
+from aiosollol.core.planner import PlanOptions, Policy, SameMachine
+from aiosollol.core.trace import Slice, trace_events
+from aiosollol.core.trial import Finding
 from aiosollol.errors import InvalidInput, SollolError
 
 SEGMENT = 512  # passages between two writes: what an interruption can lose, and no more
@@ -42,11 +48,17 @@ class EmbedOptions:
     embedded: bool = False
     field: str | None = None
     passage_size: int = 800
+    policy: Policy = "adaptive"
+    same_machine: SameMachine = "measure"
+    trace: str | None = None
     as_json: bool = False
 
     def __post_init__(self) -> None:
         if self.embedded and self.nodes:
             raise InvalidInput("give --node or --embedded, not both")
+        PlanOptions(policy=self.policy, same_machine=self.same_machine)
+        if self.trace is not None and self.trace == self.out:
+            raise InvalidInput(f"--out and --trace are both {self.out}: give two files")
 
     @property
     def model_name(self) -> str:
@@ -64,7 +76,12 @@ def embed_files(options: EmbedOptions) -> int:
     # is sent, and tells how much there is to do.
     total = sum(1 for _ in reader.read(sources))
     sink = open_sink(options.out, sys.stdout.buffer)
-    job = Job(options, reader.read(sources), total, sink)
+    try:
+        trace = Replacing(Path(options.trace), "--trace") if options.trace else None
+    except BaseException:
+        sink.discard()
+        raise
+    job = Job(options, reader.read(sources), total, sink, trace)
     try:
         run(job.work())
     except BrokenPipeError:
@@ -79,13 +96,21 @@ class Job:
     """One run of the command: what is done so far, and what becomes of it at the end."""
 
     def __init__(
-        self, options: EmbedOptions, items: Iterator[Item], total: int, sink: Sink
+        self,
+        options: EmbedOptions,
+        items: Iterator[Item],
+        total: int,
+        sink: Sink,
+        trace: Replacing | None = None,
     ) -> None:
         self.is_quiet = False
         self._options = options
         self._items = items
         self._total = total
         self._sink = sink
+        self._trace = trace
+        self._slices: list[Slice] = []  # all segments are on one clock
+        self._findings: list[Finding] = []
         self._screen = Screen(sys.stderr)
         self._started = time.perf_counter()
         self._written = 0  # items, failed ones included
@@ -110,7 +135,13 @@ class Job:
 
                 node = await stack.enter_async_context(EmbeddedNode(process=True, name="embedded"))
                 nodes = [{"url": node.url, "name": "embedded"}]
-            pool = await stack.enter_async_context(OllamaPool(nodes=nodes))
+            pool = await stack.enter_async_context(
+                OllamaPool(
+                    nodes=nodes,
+                    policy=self._options.policy,
+                    same_machine=self._options.same_machine,
+                )
+            )
             advance = stack.enter_context(self._screen.progress("embedding", self._total))
             self._started = time.perf_counter()
             await self._pump(pool, advance)
@@ -162,7 +193,13 @@ class Job:
         self._written += len(segment)
         self._dim = embeddings.dim
         self._failures += [(segment[index], error) for index, error in embeddings.errors.items()]
-        for name, share in (embeddings.report.nodes if embeddings.report else {}).items():
+        report = embeddings.report
+        if report is None:
+            return
+        self._findings += report.findings
+        if self._trace is not None:
+            self._slices += report.slices
+        for name, share in report.nodes.items():
             counts = self._shares.setdefault(name, Counter())
             counts.update(items=share.items, requests=share.requests, retries=share.retries)
 
@@ -175,6 +212,7 @@ class Job:
                 self._sink.commit()
         finally:
             self._sink.discard()
+            self._finish_trace()
         if self.is_quiet:
             return
         if self._options.as_json:
@@ -183,6 +221,16 @@ class Job:
             write_json(self._summary(seconds, is_kept), stream)
         else:
             self._tell(seconds, is_kept)
+
+    def _finish_trace(self) -> None:
+        if self._trace is None:
+            return
+        try:
+            if self._slices:
+                self._trace.stream.write(orjson.dumps(trace_events(self._slices)))
+                self._trace.commit()
+        finally:
+            self._trace.discard()
 
     def _tell(self, seconds: float, is_kept: bool) -> None:
         line = self._screen.line
@@ -199,6 +247,8 @@ class Job:
             ]
             header = ("node", "passages", "requests", "retries")
             self._screen.table(header, rows, right=header[1:])
+        for finding in self._findings:
+            line(str(finding))
         for item, error in self._failures[:ERRORS_SHOWN]:
             line(f"no vector for {_place(item)}: {error}", style="red")
         if self.missing:
@@ -207,6 +257,8 @@ class Job:
             kind = "Partial result" if self.missing else "Result"
             kept = f"{kind} in {self._options.out}"
             line(kept if is_kept else f"{self._options.out} was not written")
+        if self._options.trace and self._slices:
+            line(f"Trace in {self._options.trace}: open it at ui.perfetto.dev")
 
     def _summary(self, seconds: float, is_kept: bool) -> dict[str, Any]:
         done = self._total - self.missing
@@ -219,7 +271,9 @@ class Job:
             "seconds": round(seconds, 3),
             "per_second": round(done / seconds, 1) if seconds > 0 else None,
             "out": self._options.out if is_kept else None,
+            "trace": self._options.trace if self._slices else None,
             "nodes": {name: dict(share) for name, share in self._shares.items()},
+            "findings": [str(finding) for finding in self._findings],
             "errors": [
                 {"source": item.source, "line": item.line, "start": item.start, "error": str(error)}
                 for item, error in self._failures

@@ -15,11 +15,11 @@ from aiosollol.registry import Node
 LOAD_SECONDS = 30.0  # a server loads a model when it is first asked for it
 WORK_SECONDS = 5.0
 
-_WORDS = "the quick brown fox jumps over a lazy dog and runs back home to sleep until noon".split()
-# From 3 to 121 words, none like another: two sizes tell what a request costs from what text costs.
+_WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "sleeps")
+# From 3 to 34 words, none like another: two sizes tell what a request costs from what text costs.
 TEXTS = tuple(
-    f"Text {count}: " + " ".join(_WORDS[(count + i) % len(_WORDS)] for i in range(1 + 3 * count))
-    for count in range(40)
+    f"Text {count}: " + " ".join(_WORDS[(count + i) % len(_WORDS)] for i in range(1 + count))
+    for count in range(32)
 )
 
 
@@ -33,7 +33,7 @@ class Measurement:
 
     def __str__(self) -> str:
         return (
-            f"Measured: {len(TEXTS)} texts of 3 to 120 words on each node by itself, "
+            f"Measured: {len(TEXTS)} texts of 3 to 34 words on each node by itself, "
             f"{self.seconds:.1f} s in all."
         )
 
@@ -44,6 +44,12 @@ class Measurement:
             "seconds": round(self.seconds, 3),
             "errors": {name: str(error) for name, error in self.failures.items()},
         }
+
+
+def registry_of(nodes: Sequence[str]) -> NodeRegistry:
+    """The nodes that a command line names, or those that a pool takes when it names none."""
+    view = OllamaPool(nodes=list(nodes) or None).view
+    return NodeRegistry(node.spec for node in view.nodes.values())
 
 
 async def measure(registry: NodeRegistry, names: Iterable[str], model: str) -> Measurement:

@@ -47,6 +47,11 @@ def _print_table(view: ClusterView) -> None:
             screen.line(f"{node.name} ({node.spec.url}): {node.error}", style="red")
 
 
+def processor_of(node: NodeState) -> str:
+    """Where a node computes, as far as it has told: "GPU", "CPU", or "-" with nothing loaded."""
+    return "GPU" if node.has_gpu() else "CPU" if node.loaded else "-"
+
+
 def _loaded(node: NodeState) -> list[str]:
     return [
         f"{model.name} ({model.size_vram / _GIB:.1f} GiB VRAM)" if model.size_vram else model.name

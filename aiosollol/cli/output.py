@@ -36,6 +36,12 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "�" for c in " ".join(text.split()))
 
 
+def seconds_text(seconds: float) -> str:
+    """A duration with the digits that matter: ``0.0021 s``, ``0.10 s``, ``12.5 s``, ``3,600 s``."""
+    digits = 4 if seconds < 0.01 else 3 if seconds < 0.1 else 2 if seconds < 10 else 1
+    return f"{seconds:,.{0 if seconds >= 1000 else digits}f} s" if seconds else "0 s"
+
+
 class Screen:
     """A stream that a person or a log reads. The same calls serve both."""
 

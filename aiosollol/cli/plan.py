@@ -1,4 +1,4 @@
-"""`aiosollol plan`: what would be done with batches of several sizes, how long it takes, and why."""
+"""`aiosollol plan`: how batches of several sizes would be spread, how long that takes, and why."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 
 from aiosollol import NodeRegistry, OllamaPool
 from aiosollol.cli.loop import run
-from aiosollol.cli.measure import Measurement, measure
-from aiosollol.cli.output import Screen, processor_of, registry_of, seconds_text, write_json
+from aiosollol.cli.measure import Measurement, measure, registry_of
+from aiosollol.cli.nodes import processor_of
+from aiosollol.cli.output import Screen, seconds_text, write_json
 from aiosollol.core.cost import Cost
 from aiosollol.core.node import ClusterView
 from aiosollol.core.parallelism import DEFAULT_SIZES, DEFAULT_TOKENS_PER_ITEM, ParallelismEntry
@@ -122,10 +123,10 @@ def _print_report(screen: Screen, request: PlanRequest, answer: _Answer) -> None
     for entry in answer.entries:
         shares = ", ".join(f"{name} {share:,}" for name, share in entry.plan.shares.items())
         screen.line(f"{entry.items:,}: {entry.plan.detail}; {shares}", indent=2)
-    for first, second in _trials(answer.entries):
+    for first, others in _trials(answer.entries).items():
         screen.line(
-            f"{first} and {second} are on one machine: a batch that takes long enough tries "
-            "whether they are faster together.",
+            f"On the machine of {first}: a batch that takes long enough tries whether it is done "
+            f"sooner together with {', '.join(others)}",
             indent=2,
         )
     if any(entry.plan.reason is Reason.MEASURING for entry in answer.entries):
@@ -152,8 +153,12 @@ def _print_nodes(screen: Screen, request: PlanRequest, answer: _Answer) -> None:
             screen.line(f"{node.name} takes no part: {why}", style="yellow")
 
 
-def _trials(entries: Sequence[ParallelismEntry]) -> list[tuple[str, str]]:
-    return list(dict.fromkeys(pair for entry in entries for pair in entry.plan.trials))
+def _trials(entries: Sequence[ParallelismEntry]) -> dict[str, list[str]]:
+    """The fastest node of a machine -> the others there that may be tried beside it."""
+    trials: dict[str, list[str]] = {}
+    for first, second in dict.fromkeys(pair for entry in entries for pair in entry.plan.trials):
+        trials.setdefault(first, []).append(second)
+    return trials
 
 
 def _as_dict(request: PlanRequest, answer: _Answer) -> dict[str, Any]:

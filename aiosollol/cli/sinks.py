@@ -39,22 +39,25 @@ def open_sink(out: str | None, stdout: BinaryIO) -> Sink:
     path = Path(out)
     if path.suffix not in (".npy", ".jsonl"):
         raise InvalidInput(f"--out {out}: give it a name that ends in .npy or .jsonl")
-    if path.is_dir():
-        raise InvalidInput(f"--out {out}: this is a directory")
-    file = _Replacing(path)
+    file = Replacing(path, "--out")
     return _Npy(file) if path.suffix == ".npy" else _JsonLines(file.stream, file)
 
 
-class _Replacing:
-    """A new file beside `path`, which takes its place in one step, or never."""
+class Replacing:
+    """A new file beside `path`, which takes its place in one step, or never.
 
-    def __init__(self, path: Path) -> None:
+    Raises InvalidInput, naming the option that gave the path, if it cannot be written.
+    """
+
+    def __init__(self, path: Path, option: str) -> None:
+        if path.is_dir():
+            raise InvalidInput(f"{option} {path}: this is a directory")
         self._target = path.resolve()  # a link stays a link
         self._path = self._target.with_name(f".{self._target.name}.{os.getpid()}.part")
         try:
             self.stream: BinaryIO = self._path.open("w+b")
         except OSError as error:
-            raise InvalidInput(f"--out {path}: {error.strerror}") from error
+            raise InvalidInput(f"{option} {path}: {error.strerror}") from error
 
     def commit(self) -> None:
         self.stream.flush()
@@ -71,7 +74,7 @@ class _Replacing:
 class _JsonLines:
     """One object a line: where the passage is from, its text, and its vector."""
 
-    def __init__(self, stream: BinaryIO, file: _Replacing | None = None) -> None:
+    def __init__(self, stream: BinaryIO, file: Replacing | None = None) -> None:
         self._stream = stream
         self._file = file
 
@@ -104,7 +107,7 @@ class _Npy:
     killed. It needs no numpy: numpy.org/doc/stable/reference/generated/numpy.lib.format.html
     """
 
-    def __init__(self, file: _Replacing) -> None:
+    def __init__(self, file: Replacing) -> None:
         self._file = file
         self._rows = 0
         self._dim = 0

@@ -9,8 +9,9 @@ from typing import Any
 
 from aiosollol import OllamaPool
 from aiosollol.cli.loop import run
-from aiosollol.cli.measure import Measurement, measure
-from aiosollol.cli.output import Screen, processor_of, registry_of, seconds_text, write_json
+from aiosollol.cli.measure import Measurement, measure, registry_of
+from aiosollol.cli.nodes import processor_of
+from aiosollol.cli.output import Screen, seconds_text, write_json
 from aiosollol.core.node import ClusterView
 
 

@@ -177,7 +177,7 @@ def plan(
     ranked = sorted(view, key=lambda node: _seconds_per_item(node, batch, options))
     apart = _one_machine_each(ranked, options, verdicts or {})
     if options.force_mode is not None:
-        choice = _forced(ranked, apart, options.force_mode)
+        choice = _forced(ranked, apart, batch, options)
     elif len(apart.nodes) == 1:
         choice = _alone(ranked, apart)
     elif not all(node.is_known for node in apart.nodes) and options.policy == "adaptive":
@@ -194,9 +194,12 @@ def plan(
     return _as_plan(choice, ranked, apart, batch, options)
 
 
-def _forced(ranked: Sequence[Candidate], apart: _Choice, mode: ForceMode) -> _Choice:
-    if mode == "sequential":
-        return _Choice(ranked[:1], Reason.FORCED, "one node was asked for")
+def _forced(
+    ranked: Sequence[Candidate], apart: _Choice, batch: BatchShape, options: PlanOptions
+) -> _Choice:
+    if options.force_mode == "sequential":
+        best = min(ranked, key=lambda node: _alone_seconds(node, batch, options))
+        return _Choice([best], Reason.FORCED, "one node was asked for")
     every = "node" if len(apart.nodes) == len(ranked) else "machine"
     return _Choice(apart.nodes, Reason.FORCED, f"every {every} was asked for", apart.trials)
 

@@ -5,17 +5,13 @@ The standard is what a real server answers; tests/captures holds such answers.
 
 from __future__ import annotations
 
-import math
 import re
-from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
 from aiosollol.core.node import LoadedModel, ModelInfo, full_name
-from aiosollol.core.request import EmbedSettings
 from aiosollol.errors import (
     BadRequest,
     InvalidInput,
@@ -70,31 +66,14 @@ def _as_dict(value: object) -> dict[Any, Any]:
     raise TypeError
 
 
-def dump_embed(settings: EmbedSettings, texts: Sequence[str]) -> bytes:
-    """The body of a request to ``/api/embed`` for `texts`.
-
-    Always a list: to the string ``""`` a server answers no vector, to ``[""]`` one.
-    """
-    return dump(
-        {
-            "model": settings.model,
-            "input": texts,
-            "dimensions": settings.dimensions,
-            "truncate": settings.truncate,
-            "options": settings.options,
-            "keep_alive": settings.keep_alive,
-        }
-    )
-
-
 def load(node: str, body: bytes) -> dict[str, Any]:
     """An answer's JSON object. Raises ProtocolError, with the beginning of what came instead."""
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise ProtocolError(node, f"answered {_shown(body)}, which is not JSON") from error
+        raise ProtocolError(node, f"answered {shown(body)}, which is not JSON") from error
     if not isinstance(value, dict):
-        raise ProtocolError(node, f"answered {_shown(body)}, which is not a JSON object")
+        raise ProtocolError(node, f"answered {shown(body)}, which is not a JSON object")
     return value
 
 
@@ -108,7 +87,7 @@ def error_for(node: str, status: int, body: bytes) -> NodeError:
         if 400 <= status < 600 and len(body) < 200 and not body.lstrip().startswith(b"<"):
             message = body.decode("utf-8", "replace").strip() or "no message"
         else:
-            return ProtocolError(node, f"answered status {status} with {_shown(body)}")
+            return ProtocolError(node, f"answered status {status} with {shown(body)}")
     low = message.lower()
     kind: type[ResponseError]
     if status == 404 and "model" in low:
@@ -136,57 +115,6 @@ def error_message(body: bytes) -> str | None:
     if isinstance(error, dict):
         error = error.get("message")
     return error if isinstance(error, str) else None
-
-
-@dataclass(frozen=True, slots=True)
-class EmbedAnswer:
-    """Vectors of one answer: `floats` holds ``count * dim`` float32 in native byte order.
-
-    `tokens` is the server's count of prompt tokens for the whole request, 0 if it did not say.
-    """
-
-    floats: memoryview[float]
-    count: int
-    dim: int
-    tokens: int = 0
-
-
-def load_embeddings(node: str, body: bytes, count: int) -> EmbedAnswer:
-    """Read the answer of ``/api/embed`` to a list of `count` texts.
-
-    Raises ProtocolError if there are not `count` vectors, of one length, all finite.
-    """
-    answer = load(node, body)
-    vectors = answer.get("embeddings")
-    if not isinstance(vectors, list):
-        raise ProtocolError(node, f"answered {_shown(body)}, which has no embeddings")
-    if len(vectors) != count:
-        raise ProtocolError(node, f"answered {len(vectors)} vectors to {count} texts")
-    floats = array("f")
-    dim = len(vectors[0]) if vectors and isinstance(vectors[0], list) else 0
-    for position, vector in enumerate(vectors):
-        if not isinstance(vector, list) or len(vector) != dim or not dim:
-            raise ProtocolError(node, f"answered vectors of unequal length (item {position})")
-        try:
-            floats.fromlist(vector)
-        except (TypeError, OverflowError) as error:
-            raise ProtocolError(node, f"answered a vector that is no vector: {error}") from error
-    if not math.isfinite(sum(floats)):  # exact: no sum of float32 is too large for a Python float
-        at = next(at for at, number in enumerate(floats) if not math.isfinite(number))
-        raise ProtocolError(node, f"answered a number too large for float32 (item {at // dim})")
-    if _has_booleans(body, vectors):
-        raise ProtocolError(node, "answered a vector that is no vector: it has booleans in it")
-    tokens = answer.get("prompt_eval_count")
-    return EmbedAnswer(memoryview(floats), count, dim, tokens if isinstance(tokens, int) else 0)
-
-
-def _has_booleans(body: bytes, vectors: list[list[float]]) -> bool:
-    """Whether true or false stands in `vectors`, where Python would take them for 1 and 0."""
-    # No number has their letters, and to look for one byte costs next to nothing.
-    start, end = body.find(b"["), body.rfind(b"]")
-    if body.find(b"t", start, end) < 0 and body.find(b"f", start, end) < 0:
-        return False
-    return any(isinstance(number, bool) for vector in vectors for number in vector)
 
 
 def load_tags(node: str, body: bytes) -> dict[str, ModelInfo]:
@@ -219,7 +147,7 @@ def load_version(node: str, body: bytes) -> str:
     """Read ``/api/version``."""
     version = load(node, body).get("version")
     if not isinstance(version, str):
-        raise ProtocolError(node, f"answered {_shown(body)}, which has no version")
+        raise ProtocolError(node, f"answered {shown(body)}, which has no version")
     return version
 
 
@@ -228,7 +156,7 @@ def _entries(node: str, body: bytes) -> Sequence[dict[str, Any]]:
     if models is None:  # Go writes an empty list that was never made as null
         return []
     if not isinstance(models, list):
-        raise ProtocolError(node, f"answered {_shown(body)}, which has no list of models")
+        raise ProtocolError(node, f"answered {shown(body)}, which has no list of models")
     return [
         entry for entry in models if isinstance(entry, dict) and isinstance(entry.get("name"), str)
     ]
@@ -244,6 +172,7 @@ def _number(entry: Mapping[str, Any], key: str) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _shown(body: bytes) -> str:
+def shown(body: bytes) -> str:
+    """The beginning of an answer, as an error shows it."""
     text = body[:60].decode("utf-8", "replace")
     return repr(text + "..." if len(body) > 60 else text) if body else "nothing"
