@@ -61,7 +61,7 @@ class Batches:
 
         Raises PoolClosed, ModelNotFound or NoNodeAvailable.
         """
-        began = anyio.current_time()
+        began = self._registry.clock()
         unique = unique_texts(texts, invalid)
         buffer = VectorBuffer(len(texts), unique.places, unique.repeats)
         errors: dict[int, SollolError] = dict(invalid)
@@ -79,7 +79,7 @@ class Batches:
             buffer.finish(),
             buffer.dim,
             errors=dict(sorted(errors.items())),
-            report=_report(executor, len(texts), len(unique.texts), anyio.current_time() - began),
+            report=_report(executor, len(texts), len(unique.texts), self._registry.clock() - began),
             count=len(texts),
         )
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import anyio
-
 from aiosollol.errors import NodeError, ProtocolError
 from aiosollol.ports import Transport
 from aiosollol.registry import Node, NodeRegistry
@@ -40,20 +38,20 @@ async def embed_on(
     """
     seconds = node.cost(call.model).seconds(call.tokens)
     await node.enter(seconds)
-    sent_at = anyio.current_time()
+    sent_at = registry.clock()
     try:
         answer = await _ask(node, transport, call)
         _check_dim(node, answer.dim, call.dim)
     except NodeError as error:
-        node.fail(error, anyio.current_time())
+        node.fail(error, registry.clock())
         registry.failed(node, error, call.model)
         raise
     except BaseException:  # cancelled: the caller left, or a copy was faster
-        node.cancel(anyio.current_time())
+        node.cancel(registry.clock())
         raise
     finally:
         node.leave(seconds)
-    now = anyio.current_time()
+    now = registry.clock()
     node.learn(call.model, answer.tokens or call.tokens, sent_at, now)
     node.succeed(sent_at, now)
     node.counters.vectors += answer.count

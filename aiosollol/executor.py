@@ -83,17 +83,17 @@ class Executor:
         version = self._registry.version
         self._admit_nodes()
         async with anyio.create_task_group() as group:
-            self._follow(group, state.start(anyio.current_time()))
+            self._follow(group, state.start(self._registry.clock()))
             group.start_soon(self._watch_registry, group, version)
             while not state.is_finished:
                 if state.is_stuck:
                     await self._await_rescue(group)
                     continue
-                tick = state.next_tick(anyio.current_time())
+                tick = state.next_tick(self._registry.clock())
                 with anyio.CancelScope(deadline=math.inf if tick is None else tick) as wait:
                     await self._wake.wait()
                 if wait.cancelled_caught:
-                    self._follow(group, state.tick(anyio.current_time()))
+                    self._follow(group, state.tick(self._registry.clock()))
             group.cancel_scope.cancel()
 
     # Nodes come and go.
@@ -109,11 +109,11 @@ class Executor:
             self._follow(group, self._admit_nodes())
 
     def _lose(self, node: Node, error: NoNodeAvailable) -> list[Instruction]:
-        return self.state.node_lost(node.name, anyio.current_time(), error)
+        return self.state.node_lost(node.name, self._registry.clock(), error)
 
     def _admit_nodes(self) -> list[Instruction]:
         """Let every node take part that is up and has the model."""
-        now = anyio.current_time()
+        now = self._registry.clock()
         instructions: list[Instruction] = []
         for node in self._registry:
             usable = node.state.has_model(self._model) and not node.state.is_down
@@ -154,7 +154,7 @@ class Executor:
             return
         reasons = {name: str(error) for name, error in self.state.last_errors.items()}
         error = NoNodeAvailable(f"no node is left that can embed with {self._model!r}", reasons)
-        self._follow(group, self.state.abandon(error, anyio.current_time()))
+        self._follow(group, self.state.abandon(error, self._registry.clock()))
 
     # Instructions.
 
@@ -177,7 +177,7 @@ class Executor:
             try:
                 instructions = await self._exchange(chunk)
             except NodeError as error:
-                now = anyio.current_time()
+                now = self._registry.clock()
                 instructions = self.state.failed(chunk, now, classify(error), error)
             self._follow(group, instructions)
         del self._scopes[chunk.id]
@@ -208,7 +208,7 @@ class Executor:
         if answer.tokens:
             characters = sum(map(len, texts))
             self._registry.learn_ratio(self._model, characters, len(texts), answer.tokens)
-        now = anyio.current_time()
+        now = self._registry.clock()
         cost = node.cost(self._model)
         found = len(self.state.findings)
         instructions = self.state.done(chunk, now, cost)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -12,18 +11,14 @@ import anyio
 from aiosollol.core.reply import ChatReply, GeneratedText
 from aiosollol.core.resilience import Failure, classify
 from aiosollol.core.routing import soonest
-from aiosollol.errors import ModelNotFound, NodeError, NoNodeAvailable, PoolClosed
+from aiosollol.errors import NodeError, NoNodeAvailable, PoolClosed
 from aiosollol.exchange import EmbedCall, embed_on
 from aiosollol.ports import Transport
 from aiosollol.registry import Node, NodeRegistry
+from aiosollol.roster import Roster
 from aiosollol.streams import ReplyStream
 from aiosollol.wire.embed import EmbedAnswer
 
-PATIENCE_SECONDS = 0.2
-"""How long a new pool waits for its other nodes once the first has answered."""
-
-_REFRESH_SECONDS = 1.0
-_MAX_NAMES = 256  # of models: callers choose them, so not every typo must be kept
 _MAX_ATTEMPTS = 3
 _BACK_OFF_SECONDS = 0.5
 
@@ -32,112 +27,28 @@ _Part = TypeVar("_Part", bound=ChatReply | GeneratedText)
 
 
 class LiveCalls:
-    """Sends live requests over the nodes of a registry, and finds the nodes fit for a model.
+    """Sends live requests over the nodes of a registry.
 
-    transport_of: how to reach a node, by name. probe: asks a node what it has, and never raises.
+    roster: says which are fit for a model. transport_of: how to reach a node, by name.
     """
 
     def __init__(
         self,
         registry: NodeRegistry,
+        roster: Roster,
         transport_of: Callable[[str], Transport],
-        probe: Callable[[str], Coroutine[Any, Any, None]],
     ) -> None:
         self._registry = registry
+        self._roster = roster
         self._transport_of = transport_of
-        self._probe = probe
-        self._ready: dict[str, tuple[int, list[Node]]] = {}
-        self._patience_until: float | None = None
-        self._refreshing: anyio.Event | None = None
-        self._sought_at: dict[str, float] = {}
-        self._is_closed = False
         self._streams: set[ReplyStream[Any]] = set()
 
     async def aclose(self) -> None:
-        """Close the streams that are still open, and let whoever waits raise PoolClosed."""
-        self._is_closed = True
-        self._registry.wake()
+        """Close the streams that are still open."""
         for stream in list(self._streams):
             # One that a task is waiting on ends there, when its connection is closed under it.
             if not stream.is_waiting:
                 await stream.aclose()
-
-    # Which nodes.
-
-    async def candidates(self, model: str, *, patient: bool = False) -> list[Node]:
-        """The nodes that are up and have `model`, at least one.
-
-        Waits until one has answered; `patient` also waits a moment for the others of a pool that
-        was just started. Raises ModelNotFound or NoNodeAvailable.
-        """
-        if self._patience_until is None:
-            self._patience_until = anyio.current_time() + PATIENCE_SECONDS
-        while True:
-            if self._is_closed:
-                raise PoolClosed("the pool was closed")
-            version = self._registry.version
-            nodes = self._having(model)
-            is_complete = all(node.is_known for node in self._registry)
-            patience = self._patience_until - anyio.current_time()
-            if nodes and (is_complete or not patient or patience <= 0):
-                return nodes
-            if not nodes and is_complete:
-                break
-            with anyio.move_on_after(patience if nodes else None):
-                await self._registry.wait_changed(version)
-        # It may have been pulled, or come back, since the last look.
-        now = anyio.current_time()
-        if now - self._sought_at.get(model, -math.inf) > _REFRESH_SECONDS:
-            if len(self._sought_at) > _MAX_NAMES:
-                self._sought_at.clear()
-            self._sought_at[model] = now
-            await self.probe_all()
-            nodes = self._having(model)
-        if not nodes:
-            raise self._nobody(model)
-        return nodes
-
-    async def probe_all(self) -> None:
-        """Ask every node what it has. Callers at the same time share one round."""
-        while self._refreshing is not None:
-            await self._refreshing.wait()
-            if self._refreshing is None:
-                return
-        self._refreshing = done = anyio.Event()
-        try:
-            async with anyio.create_task_group() as group:
-                for node in self._registry:
-                    group.start_soon(self._probe, node.name)
-        finally:
-            self._refreshing = None
-            done.set()
-
-    def _having(self, model: str) -> list[Node]:
-        version, nodes = self._ready.get(model, (-1, []))
-        if version != self._registry.version:
-            nodes = [
-                node
-                for node in self._registry
-                if not node.state.is_down and node.state.has_model(model)
-            ]
-            if len(self._ready) > _MAX_NAMES:
-                self._ready.clear()
-            self._ready[model] = (self._registry.version, nodes)
-        return nodes
-
-    def _nobody(self, model: str) -> ModelNotFound | NoNodeAvailable:
-        states = self._registry.view.nodes
-        silent = {name: state.error for name, state in states.items() if state.is_down}
-        having = {
-            name: sorted(state.models)
-            for name, state in states.items()
-            if state.models is not None and not state.is_down
-        }
-        if having:
-            return ModelNotFound(model, having, silent)
-        return NoNodeAvailable("no node answers; is Ollama running there?", silent)
-
-    # Requests.
 
     async def embed(self, call: EmbedCall) -> EmbedAnswer:
         """The vectors of a call. Raises NodeError or RequestFailed."""
@@ -177,11 +88,11 @@ class LiveCalls:
 
         async def send(node: Node) -> ReplyStream[_Part]:
             await node.enter()
-            sent_at = anyio.current_time()
+            sent_at = self._registry.clock()
 
             def on_end(stream: ReplyStream[_Part], error: BaseException | None) -> None:
                 self._streams.discard(stream)
-                now = anyio.current_time()
+                now = self._registry.clock()
                 if error is None:
                     node.succeed(sent_at, now)
                     self._registry.answered(node)
@@ -204,18 +115,18 @@ class LiveCalls:
     async def _accounted(self, node: Node, model: str) -> AsyncIterator[float]:
         """Count a request to `node` as what it turns out to be. Gives the time of its start."""
         await node.enter()
-        sent_at = anyio.current_time()
+        sent_at = self._registry.clock()
         try:
             yield sent_at
         except NodeError as error:
-            node.fail(error, anyio.current_time())
+            node.fail(error, self._registry.clock())
             self._registry.failed(node, error, model)
             raise
         except BaseException:  # the caller left
-            node.cancel(anyio.current_time())
+            node.cancel(self._registry.clock())
             raise
         else:
-            node.succeed(sent_at, anyio.current_time())
+            node.succeed(sent_at, self._registry.clock())
             self._registry.answered(node)
         finally:
             node.leave()
@@ -228,7 +139,7 @@ class LiveCalls:
         attempts: list[NodeError] = []
         tried: set[str] = set()
         while True:
-            nodes = await self.candidates(model)
+            nodes = self._roster.ready(model) or await self._roster.wait_ready(model)
             node = soonest([node for node in nodes if node.name not in tried] if tried else nodes)
             if node is None:
                 if len(attempts) >= _MAX_ATTEMPTS or not _may_pass(attempts[-1]):
@@ -239,7 +150,7 @@ class LiveCalls:
             try:
                 return await send(node)
             except NodeError as error:
-                if self._is_closed:
+                if self._roster.is_closed:
                     raise PoolClosed("the pool was closed during this call") from error
                 if classify(error) is Failure.INPUT:
                     raise

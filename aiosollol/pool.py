@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -42,6 +43,7 @@ from aiosollol.live import LiveCalls
 from aiosollol.monitor import Monitor
 from aiosollol.ports import Transport
 from aiosollol.registry import Node, NodeRegistry
+from aiosollol.roster import Roster
 from aiosollol.streams import ReplyStream
 from aiosollol.transport import HttpTransport
 from aiosollol.wire import chat as chat_wire
@@ -93,12 +95,13 @@ class OllamaPool:
         self._transport_factory = transport_factory
         self._transports: dict[str, Transport] = {}
         self._monitor = Monitor(self._registry, self._transport_of)
-        self._live = LiveCalls(self._registry, self._transport_of, self._monitor.probe)
+        self._roster = Roster(self._registry, self._monitor.probe)
+        self._live = LiveCalls(self._registry, self._roster, self._transport_of)
         self._watchers: dict[str, asyncio.Task[None]] = {}
         self._batches = Batches(
             self._registry,
             self._transport_of,
-            partial(self._live.candidates, patient=True),
+            partial(self._roster.wait_ready, patient=True),
             self._embed_timeout,
         )
         self._state: Literal["new", "open", "closed"] = "new"
@@ -150,6 +153,7 @@ class OllamaPool:
         self._watchers.clear()
         for task in watchers:
             task.cancel()
+        self._roster.close()
         self._batches.close()
         with anyio.move_on_after(_CLOSE_SECONDS):
             await self._live.aclose()
@@ -173,7 +177,7 @@ class OllamaPool:
         Takes as long as the slowest node does, 5 s at most.
         """
         self._check_open()
-        await self._live.probe_all()
+        await self._roster.probe_all()
         return self.view
 
     def get_stats(self) -> dict[str, Any]:
@@ -214,7 +218,7 @@ class OllamaPool:
         """
         self._check_open()
         check_model(model)
-        nodes = await self._live.candidates(model, patient=True)
+        nodes = await self._roster.wait_ready(model, patient=True)
         return parallelism_report(
             self._registry.candidates(model, nodes),
             sizes,
@@ -550,7 +554,7 @@ def _registry_of(nodes: Iterable[NodeLike] | NodeRegistry | None) -> NodeRegistr
         registry = nodes
     elif nodes is None:
         host = os.environ.get("OLLAMA_HOST", "").strip()
-        registry = NodeRegistry([parse_ollama_host(host).url])
+        registry = NodeRegistry([parse_ollama_host(host).url], clock=time.monotonic)
     elif isinstance(nodes, str | bytes | Mapping) or not isinstance(nodes, Iterable):
         raise InvalidInput(
             f"nodes must be a list, even of one node: nodes=[{nodes!r}]"
@@ -558,7 +562,8 @@ def _registry_of(nodes: Iterable[NodeLike] | NodeRegistry | None) -> NodeRegistr
             else f"nodes must be a list of nodes, not {type(nodes).__name__}"
         )
     else:
-        registry = NodeRegistry(nodes)
+        # asyncio's clock, without the detour by which anyio finds out which loop it runs in.
+        registry = NodeRegistry(nodes, clock=time.monotonic)
     if not len(registry):
         raise InvalidInput("no nodes: give at least one, such as http://127.0.0.1:11434")
     return registry

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 
 import anyio
@@ -150,9 +150,17 @@ class NodeRegistry:
     """All nodes, by name. Changes are made here and nowhere else; whoever waits is told.
 
     A collection of `Node`: iterate over it, ask for ``registry[name]`` or ``name in registry``.
+
+    clock: seconds, as the event loop counts them.
     """
 
-    def __init__(self, nodes: Iterable[NodeLike] = ()) -> None:
+    def __init__(
+        self,
+        nodes: Iterable[NodeLike] = (),
+        *,
+        clock: Callable[[], float] = anyio.current_time,
+    ) -> None:
+        self.clock = clock
         self._nodes: dict[str, Node] = {}
         self._ratios: dict[str, TokenRatio] = {}
         self._verdicts: dict[str, dict[frozenset[str], bool]] = {}

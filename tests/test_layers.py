@@ -31,6 +31,7 @@ LAYERS = {
     "registry": 4,
     "monitor": 4,
     "streams": 4,
+    "roster": 4,
     "exchange": 4,
     "executor": 4,
     "batches": 4,
@@ -61,7 +62,8 @@ MAY_IMPORT = {
     **dict.fromkeys((part for part, layer in LAYERS.items() if layer == 3), LOW),
     **dict.fromkeys((part for part, layer in LAYERS.items() if layer == 4), MIDDLE),
     **dict.fromkeys(("registry", "streams"), LOW),
-    **dict.fromkeys(("executor", "live"), MIDDLE | {"exchange"}),
+    "executor": MIDDLE | {"exchange"},
+    "live": MIDDLE | {"exchange", "roster"},
     "batches": MIDDLE | {"executor"},  # the second half of what the executor does
     "embed_stream": LOW,
     "pool": {part for part, layer in LAYERS.items() if layer < 5} | {"embed_stream"},
