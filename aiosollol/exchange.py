@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from aiosollol.errors import NodeError, ProtocolError
@@ -30,17 +30,16 @@ class EmbedCall:
 
 
 async def embed_on(
-    node: Node, transport: Transport, registry: NodeRegistry, call: EmbedCall
+    registry: NodeRegistry, transport_of: Callable[[str], Transport], call: EmbedCall, node: Node
 ) -> wire.EmbedAnswer:
     """The vectors of `call` from one node. Raises NodeError.
 
     Every way out is counted exactly once, cancellation included.
     """
-    seconds = node.cost(call.model).seconds(call.tokens)
-    await node.enter(seconds)
+    await node.enter()
     sent_at = registry.clock()
     try:
-        answer = await _ask(node, transport, call)
+        answer = await _ask(transport_of(node.name), call, node)
         _check_dim(node, answer.dim, call.dim)
     except NodeError as error:
         node.fail(error, registry.clock())
@@ -50,7 +49,7 @@ async def embed_on(
         node.cancel(registry.clock())
         raise
     finally:
-        node.leave(seconds)
+        node.leave()
     now = registry.clock()
     node.learn(call.model, answer.tokens or call.tokens, sent_at, now)
     node.succeed(sent_at, now)
@@ -59,7 +58,7 @@ async def embed_on(
     return answer
 
 
-async def _ask(node: Node, transport: Transport, call: EmbedCall) -> wire.EmbedAnswer:
+async def _ask(transport: Transport, call: EmbedCall, node: Node) -> wire.EmbedAnswer:
     count = len(call.texts)
     if call.fits_base64 and node.speaks_base64 is not False:
         try:

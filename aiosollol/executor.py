@@ -200,8 +200,7 @@ class Executor:
         async with node.slots:
             # Asked only now: the first answer of the batch may have come while we waited.
             call.dim = self._buffer.dim or promised_dim(node, self._model, job.settings.dimensions)
-            transport = self._transport_of(node.name)
-            answer = await embed_on(node, transport, self._registry, call)
+            answer = await embed_on(self._registry, self._transport_of, call, node)
         if self._buffer.dim not in (0, answer.dim):
             raise ProtocolError(node.name, f"answered {answer.dim} numbers, others did not")
         self._buffer.put(chunk.items, answer.floats, answer.dim)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import anyio
@@ -52,10 +53,7 @@ class LiveCalls:
 
     async def embed(self, call: EmbedCall) -> EmbedAnswer:
         """The vectors of a call. Raises NodeError or RequestFailed."""
-
-        async def send(node: Node) -> EmbedAnswer:
-            return await embed_on(node, self._transport_of(node.name), self._registry, call)
-
+        send = partial(embed_on, self._registry, self._transport_of, call)
         return await self._try_nodes(call.model, send)
 
     async def converse(

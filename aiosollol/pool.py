@@ -34,6 +34,7 @@ from aiosollol.core.request import (
     check_model,
     check_text,
     collect_texts,
+    plain_settings,
 )
 from aiosollol.core.stats import pool_stats
 from aiosollol.embed_stream import EmbedStream
@@ -275,13 +276,16 @@ class OllamaPool:
         BadRequest with the server's words.
         """
         self._check_open()
-        settings = EmbedSettings(
-            model=model,
-            dimensions=dimensions,
-            truncate=truncate,
-            options=options,
-            keep_alive=keep_alive,
-        )
+        if isinstance(model, str) and dimensions is truncate is options is keep_alive is None:
+            settings = plain_settings(model)
+        else:
+            settings = EmbedSettings(
+                model=model,
+                dimensions=dimensions,
+                truncate=truncate,
+                options=options,
+                keep_alive=keep_alive,
+            )
         if isinstance(input, str):
             check_text(input)
             texts = [input]
@@ -291,18 +295,18 @@ class OllamaPool:
                 raise error
             if not texts:
                 return Embeddings(b"", 0)
-        ratio = self._registry.ratio(model)
         call = EmbedCall(
             model=model,
             texts=texts,
             body=dump_embed(settings, texts),
             fits_base64=fits_base64(settings),
-            tokens=sum(map(ratio.tokens, texts)),
+            tokens=self._registry.ratio(model).tokens_of(texts),
             timeout=self._embed_timeout,
         )
         answer = await self._live.embed(call)
-        embeddings = Embeddings(answer.floats, answer.dim)
-        return embeddings[0] if isinstance(input, str) else embeddings
+        if isinstance(input, str):
+            return answer.floats.toreadonly()
+        return Embeddings(answer.floats, answer.dim)
 
     async def embed_batch(
         self,

@@ -19,6 +19,8 @@ from aiosollol.errors import BadRequest, InvalidInput, ModelMissing, NodeError
 
 log = logging.getLogger("aiosollol")
 
+_UNKNOWN_RATIO = TokenRatio()
+
 BATCH_WINDOW = 2
 """Chunks under way on a node at once: one is computed while the next is on the wire."""
 
@@ -26,13 +28,12 @@ BATCH_WINDOW = 2
 class Node:
     """One node in use. `state` is what is known of it; everything else is what it is doing.
 
-    in_flight: requests of this process under way on it. ahead: seconds that those are expected to
-    take it. costs: learned, by full model name. slots: places for chunks of batches.
+    in_flight: requests of this process under way on it. slots: places for chunks of batches.
+    costs: learned, by full model name.
     speaks_base64: whether it answers vectors in base64, None until it was asked.
     """
 
     __slots__ = (
-        "ahead",
         "costs",
         "counters",
         "in_flight",
@@ -49,7 +50,6 @@ class Node:
         self.costs: dict[str, Cost] = {}
         self.speaks_base64: bool | None = None
         self.in_flight = 0
-        self.ahead = 0.0
         self.last_done = 0.0
         self.limit: anyio.Semaphore | None = None
         if spec.max_concurrency is not None:
@@ -83,24 +83,24 @@ class Node:
         """Seconds that it usually takes to answer; 0 before its first answer."""
         return self.counters.latency
 
+    @property
+    def ahead(self) -> float:
+        """Seconds that it will still take for what is in flight: about what it usually takes."""
+        return self.latency if self.in_flight else 0.0
+
     def cost(self, model: str) -> Cost:
         """What `model` costs here, as far as is known."""
         return self.costs.get(full_name(model)) or Cost.unknown(gpu=self.state.has_gpu())
 
-    async def enter(self, seconds: float = 0.0) -> None:
-        """Begin a request that is expected to take `seconds`, within the limit that the user set.
-
-        `leave` must follow, with the same number.
-        """
+    async def enter(self) -> None:
+        """Begin a request, within the limit that the user set. `leave` must follow."""
         if self.limit is not None:
             await self.limit.acquire()
         self.in_flight += 1
-        self.ahead += seconds
 
-    def leave(self, seconds: float = 0.0) -> None:
+    def leave(self) -> None:
         """End a request, however it went."""
         self.in_flight -= 1
-        self.ahead = self.ahead - seconds if self.in_flight else 0.0
         if self.limit is not None:
             self.limit.release()
 
@@ -110,8 +110,10 @@ class Node:
         What counts is the time that the node worked on it alone. A node computes one request after
         another, so that began when it was done with the one before.
         """
-        cost = self.cost(model).observe(tokens, now - max(sent_at, self.last_done))
-        self.costs[full_name(model)] = cost
+        name = full_name(model)
+        known = self.costs.get(name) or Cost.unknown()
+        worked_from = max(sent_at, self.last_done)
+        self.costs[name] = cost = known.observe(tokens, now - worked_from)
         return cost
 
     def succeed(self, sent_at: float, now: float) -> None:
@@ -245,7 +247,7 @@ class NodeRegistry:
 
     def ratio(self, model: str) -> TokenRatio:
         """Characters per token of `model`, as learned from what servers counted."""
-        return self._ratios.get(full_name(model)) or TokenRatio()
+        return self._ratios.get(full_name(model), _UNKNOWN_RATIO)
 
     def learn_ratio(self, model: str, characters: int, texts: int, tokens: int) -> None:
         """A server counted `tokens` for `texts` texts of `characters` characters in all."""

@@ -55,25 +55,26 @@ class HttpTransport:
         self, method: str, path: str, body: bytes | None = None, *, timeout: float
     ) -> bytes:
         """See `Transport.request`."""
-        try:
+        retries = 1
+        while True:
             try:
-                return await self._request(method, path, body, timeout)
-            except aiohttp.ServerDisconnectedError:
+                async with self._open().request(
+                    method,
+                    self._url(path),
+                    data=_as_data(body),
+                    timeout=self._timeout(timeout),
+                    allow_redirects=False,
+                ) as response:
+                    answer = await response.read()
+                break
+            except aiohttp.ServerDisconnectedError as error:
                 # The server closed an idle connection as we were about to reuse it. aiohttp retries
                 # a GET by itself; nothing that we POST has side effects either.
-                return await self._request(method, path, body, timeout)
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise self._ours(error, timeout) from error
-
-    async def _request(self, method: str, path: str, body: bytes | None, timeout: float) -> bytes:
-        async with self._open().request(
-            method,
-            self._url(path),
-            data=_as_data(body),
-            timeout=self._timeout(timeout),
-            allow_redirects=False,
-        ) as response:
-            answer = await response.read()
+                if not retries:
+                    raise self._ours(error, timeout) from error
+                retries -= 1
+            except (aiohttp.ClientError, OSError, ValueError) as error:
+                raise self._ours(error, timeout) from error
         if response.status != 200:
             raise error_for(self._node, response.status, answer)
         return answer

@@ -28,6 +28,7 @@ class StubPool:
     """Embeds a text as [its length, 1]. What a test changes is on the class."""
 
     nodes: Any = None
+    options: dict[str, Any]
     batches: list[list[str]]
     in_flight = 0
     most_in_flight = 0
@@ -36,8 +37,9 @@ class StubPool:
     is_closed = False
     view = ClusterView({})
 
-    def __init__(self, nodes: Any = None) -> None:
+    def __init__(self, nodes: Any = None, **options: Any) -> None:
         StubPool.nodes = nodes
+        StubPool.options = options
 
     async def __aenter__(self) -> StubPool:
         return self
@@ -78,6 +80,7 @@ def _row(text: str, is_bad: bool) -> list[float]:
 @pytest.fixture
 def pool(monkeypatch: pytest.MonkeyPatch) -> type[StubPool]:
     monkeypatch.setattr(StubPool, "batches", [], raising=False)
+    monkeypatch.setattr(StubPool, "options", {}, raising=False)
     for name in (
         "nodes",
         "in_flight",
@@ -142,6 +145,13 @@ def test_embed_reads_stdin_and_writes_stdout(
     (one, three) = map(json.loads, capsysbinary.readouterr().out.splitlines())
     assert one == {"source": "-", "start": 0, "end": 8, "text": "One two.", "embedding": [8, 1]}
     assert three["text"] == "Three."
+
+
+def test_embed_says_how_to_spread_the_batch(pool: type[StubPool], lines: Any) -> None:
+    assert main(["embed", lines(1)]) == 0
+    assert pool.options == {"policy": "adaptive", "same_machine": "measure"}
+    assert main(["embed", lines(1), "--policy", "rules", "--same-machine", "share"]) == 0
+    assert pool.options == {"policy": "rules", "same_machine": "share"}
 
 
 def test_embed_json_is_a_summary(
@@ -338,6 +348,19 @@ def test_nodes_prints_json(pool: type[StubPool], capsys: pytest.CaptureFixture[s
         (["embed", "--embedded", "--node", "x", "f"], "not both"),
         (["embed", "no such file"], "no such file: No such file"),
         (["embed", __file__, "--out", "v.txt"], ".npy or .jsonl"),
+        (["embed", __file__, "--policy", "best"], "policy must be one of"),
+        (["embed", __file__, "--same-machine", "no"], "same_machine must be one of"),
+        (["embed", __file__, "--out", "v.jsonl", "--trace", "v.jsonl"], "give two files"),
+        (["embed", __file__, "--trace", "none/t.json"], "--trace none/t.json: No such file"),
+        (["embed", __file__, "--trace", "."], "--trace .: this is a directory"),
+        (["plan", "--sizes", "10,many"], "not '10,many'"),
+        (["plan", "--sizes", "0"], "from 1 on"),
+        (["plan", "--sizes", ","], "from 1 on"),
+        (["plan", "--tokens-per-item", "0"], "tokens-per-item"),
+        (["plan", "--policy", "best"], "policy must be one of"),
+        (["plan", "--same-machine", "no"], "same_machine must be one of"),
+        (["plan", "--node", "ftp://x"], "not http or https"),
+        (["stats", "--node", "ftp://x"], "not http or https"),
         (["node", "--port", "70000"], "--port"),
     ],
 )
@@ -358,7 +381,7 @@ def test_a_wrong_address_is_bad_usage(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(
-        pool, "__init__", lambda self, nodes: [NodeSpec.parse(node) for node in nodes]
+        pool, "__init__", lambda self, nodes, **_: [NodeSpec.parse(node) for node in nodes]
     )
     assert main(["embed", lines(1), "--node", "ftp://x"]) == 2
     assert "'ftp', not http or https" in capsys.readouterr().err
@@ -381,7 +404,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"aiosollol {__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["demo", "embed", "nodes", "node"])
+@pytest.mark.parametrize("command", ["demo", "embed", "nodes", "plan", "stats", "node"])
 def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     for flag in ("-h", "--help"):
         assert main([command, flag]) == 0

@@ -1,4 +1,7 @@
-"""The command line as its users run it: in a process of its own, over real embedded nodes."""
+"""The command line as its users run it: in a process of its own, over real embedded nodes.
+
+A process takes a while to start, so commands that do not depend on each other run side by side.
+"""
 
 from __future__ import annotations
 
@@ -57,14 +60,41 @@ def living(mark: str) -> list[int]:
     return found
 
 
-def run(*args: str, code: int = 0, **options: Any) -> subprocess.CompletedProcess[str]:
-    stdin = options.pop("input", None)
-    process = subprocess.run(
-        [*COMMAND, *args], input=stdin, capture_output=True, text=True, timeout=DEADLINE, **options
-    )
-    assert process.returncode == code, process.stderr
-    assert "Traceback" not in process.stderr
-    return process
+class Running:
+    """A command under way. `result` waits for its end."""
+
+    def __init__(self, *args: str, input: str = "", env: dict[str, str] | None = None) -> None:
+        self._ended: list[tuple[str, str]] = []
+        self._process = subprocess.Popen(
+            [*COMMAND, *args],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **(env or {})},
+        )
+        # A few words: they fit into the pipe, so that this does not wait for the command.
+        assert self._process.stdin is not None
+        assert len(input) < 4096
+        self._process.stdin.write(input)
+        self._process.stdin.close()
+        self._process.stdin = None
+
+    def result(self, code: int = 0) -> tuple[str, str]:
+        """What it wrote to stdout and to stderr."""
+        try:
+            out, err = self._process.communicate(timeout=DEADLINE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
+            raise
+        assert self._process.returncode == code, err
+        assert "Traceback" not in err
+        return out, err
+
+
+def run(*args: str, code: int = 0, **options: Any) -> tuple[str, str]:
+    return Running(*args, **options).result(code)
 
 
 # --- without a node
@@ -86,22 +116,25 @@ def test_without_the_extra_it_says_what_to_install(package: str) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("args", [["--version"], ["--help"], ["nodes", "--json"], ["nodes"]])
-def test_a_reader_that_has_gone_ends_it_quietly(args: list[str]) -> None:
+def test_a_reader_that_has_gone_ends_it_quietly() -> None:
+    commands = (["--version"], ["--help"], ["nodes", "--json"], ["nodes"])
     reader, writer = os.pipe()
     os.close(reader)
+    environment = {**os.environ, "OLLAMA_HOST": f"127.0.0.1:{closed_port()}"}
     try:
-        done = subprocess.run(
-            [*COMMAND, *args],
-            stdout=writer,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "OLLAMA_HOST": f"127.0.0.1:{closed_port()}"},
-            timeout=DEADLINE,
-        )
+        running = [
+            subprocess.Popen(
+                [*COMMAND, *args], stdout=writer, stderr=subprocess.PIPE, env=environment
+            )
+            for args in commands
+        ]
     finally:
         os.close(writer)
-    assert done.stderr == b""
-    assert done.returncode == 1
+    ends = []
+    for process in running:
+        _, errors = process.communicate(timeout=DEADLINE)
+        ends.append((process.returncode, errors))
+    assert ends == [(1, b"")] * len(commands)
 
 
 def closed_port() -> int:
@@ -112,20 +145,20 @@ def closed_port() -> int:
 
 def test_a_node_that_does_not_answer_is_shown() -> None:
     url = f"http://127.0.0.1:{closed_port()}"
-    (node,) = json.loads(run("nodes", "--json", "--node", url, code=1).stdout)["nodes"]
+    as_json, as_table = Running("nodes", "--json", "--node", url), Running("nodes", "--node", url)
+    (node,) = json.loads(as_json.result(code=1)[0])["nodes"]
     assert (node["url"], node["answers"]) == (url, False)
     assert node["error"]
-    shown = run("nodes", "--node", url, code=1).stdout
-    assert node["error"] in shown
+    assert node["error"] in as_table.result(code=1)[0]
 
 
 def test_no_node_at_all_says_what_to_do(tmp_path: Path) -> None:
     out = tmp_path / "v.npy"
     url = f"http://127.0.0.1:{closed_port()}"
-    done = run("embed", "--node", url, "--out", str(out), input="some text", code=1)
-    assert "1 of 1 passages are missing" in done.stderr
-    assert f"127.0.0.1:{url.rpartition(':')[2]}: " in done.stderr
-    assert "ollama serve" in done.stderr
+    _, told = run("embed", "--node", url, "--out", str(out), input="some text", code=1)
+    assert "1 of 1 passages are missing" in told
+    assert f"127.0.0.1:{url.rpartition(':')[2]}: " in told
+    assert "ollama serve" in told
     assert list(tmp_path.iterdir()) == []
 
 
@@ -153,41 +186,55 @@ def wait_for(stream: Any, pattern: str) -> str:
 
 
 def test_nodes_shows_a_real_node(node: str) -> None:
-    (shown,) = json.loads(run("nodes", "--json", "--node", node).stdout)["nodes"]
+    as_json, as_table = Running("nodes", "--json", "--node", node), Running("nodes", "--node", node)
+    (shown,) = json.loads(as_json.result()[0])["nodes"]
     assert shown["answers"]
     assert shown["models"] == ["wordllama:latest"]
-    assert "wordllama" in run("nodes", "--node", node).stdout
+    assert "wordllama" in as_table.result()[0]
 
 
 def test_embed_over_a_node_that_is_named_or_in_the_environment(node: str) -> None:
-    named = run("embed", "--node", node, "--model", "wordllama", input="One text.")
-    environment = {**os.environ, "OLLAMA_HOST": node}
-    found = run("embed", "-", "--model=wordllama", input="One text.", env=environment)
-    assert named.stdout == found.stdout
-    assert len(json.loads(named.stdout)["embedding"]) == 256
+    named = Running("embed", "--node", node, "--model", "wordllama", input="One text.")
+    environment = {"OLLAMA_HOST": node}
+    found = Running("embed", "-", "--model=wordllama", input="One text.", env=environment)
+    vectors, _ = named.result()
+    assert vectors == found.result()[0]
+    assert len(json.loads(vectors)["embedding"]) == 256
 
 
 def test_a_model_that_no_node_has_is_named(node: str) -> None:
-    done = run("embed", "--node", node, input="text", code=1)
-    assert "no node has the model 'nomic-embed-text'" in done.stderr
-    assert "wordllama" in done.stderr
+    _, told = run("embed", "--node", node, input="text", code=1)
+    assert "no node has the model 'nomic-embed-text'" in told
+    assert "wordllama" in told
+
+
+def test_plan_and_stats_of_a_real_node(node: str) -> None:
+    planned = Running("plan", "--node", node, "--model=wordllama", "--sizes=1000", "--json")
+    counted = Running("stats", "--node", node, "--model=wordllama", "--json")
+    plan, stats = json.loads(planned.result()[0]), json.loads(counted.result()[0])
+    (entry,) = plan["sizes"]
+    assert (entry["mode"], entry["reason"]) == ("single-node stream", "single_node")
+    assert entry["predicted_seconds"] > 0
+    assert plan["measured"]["errors"] == {}
+    assert stats["nodes"][0]["healthy"]
+    assert stats["nodes"][0]["requests"] >= 2
 
 
 def test_embedded_needs_no_node(tmp_path: Path) -> None:
     numpy = pytest.importorskip("numpy")
     text, out = tmp_path / "a.txt", tmp_path / "v.npy"
-    text.write_text("\n\n".join(f"Paragraph number {i} of many." for i in range(2000)))
+    text.write_text("\n\n".join(f"Paragraph number {i} of many." for i in range(1100)))
     args = ("embed", str(text), "--embedded", "--passage-size=40", "--out", str(out), "--json")
-    summary = json.loads(run(*args).stdout)
+    summary = json.loads(run(*args)[0])
     vectors = numpy.load(out)
-    assert vectors.shape == (summary["passages"], 256) == (2000, 256)
+    assert vectors.shape == (summary["passages"], 256) == (1100, 256)
     assert numpy.isfinite(vectors).all()
     assert numpy.allclose(numpy.linalg.norm(vectors, axis=1), 1, atol=1e-3)
 
 
 def test_embed_into_head_ends_quietly(tmp_path: Path) -> None:
     text = tmp_path / "a.txt"
-    text.write_text("\n\n".join(f"Paragraph number {i} of many." for i in range(5000)))
+    text.write_text("\n\n".join(f"Paragraph number {i} of many." for i in range(1100)))
     with started("embed", str(text), "--embedded", "--passage-size=40") as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -216,6 +263,8 @@ def test_demo_answers_the_questions() -> None:
     assert "\x1b" not in shown
     for name in ("node-1", "node-2", "node-3"):
         assert len(re.findall(rf"^{name} ", shown, re.MULTILINE)) == 2  # found, and its share
+    assert re.search(r"^Plan: fan-out of \d+ items \(measuring\): ", shown, re.MULTILINE)
+    assert 'same_machine="share"' in shown
     assert re.search(r"embedding: ([\d,]+) of \1", shown)
     assert "items/s" in shown
     blocks = shown.split("\n\n")
@@ -225,21 +274,39 @@ def test_demo_answers_the_questions() -> None:
         assert re.search(answer, " ".join(best.split())), block
 
 
-def test_demo_as_json() -> None:
-    with started("demo", "--json") as process:
-        shown, _ = process.communicate(timeout=DEADLINE)
+def test_demo_as_json_on_a_terminal() -> None:
+    """The JSON goes to stdout, which is a pipe; what people see goes to the terminal."""
+    ours, theirs = pty.openpty()
+    env = {"TERM": "xterm-256color", "COLUMNS": "100"}
+    with started("demo", "--json", stderr=theirs, stdin=theirs, env=env) as process:
+        os.close(theirs)
+        shown = read_terminal(ours)
+        assert process.stdout is not None
+        result = json.loads(process.stdout.read())
     assert process.returncode == 0
-    result = json.loads(shown)
+    assert "\x1b[" in shown
+    assert "━" in shown
+    assert "Traceback" not in shown
     assert result["dim"] == 256
+    assert result["plan"].startswith("fan-out of ")
     assert sum(node["items"] for node in result["nodes"].values()) == result["different"]
     scores = [p["score"] for answer in result["answers"] for p in answer["passages"]]
     assert len(scores) == 2 * len(ANSWERS)
     assert all(0.3 < score <= 1 for score in scores)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("moment", ["Starting", "node-1 ", "embedding"])
-@pytest.mark.parametrize("to_all", [False, True], ids=["to it", "to its group"])
+# Every signal at every moment, and each of both in either way.
+@pytest.mark.parametrize(
+    ("moment", "number", "to_all"),
+    [
+        ("Starting", signal.SIGINT, True),
+        ("Starting", signal.SIGTERM, False),
+        ("node-1 ", signal.SIGINT, False),
+        ("node-1 ", signal.SIGTERM, True),
+        ("embedding", signal.SIGINT, True),
+        ("embedding", signal.SIGTERM, False),
+    ],
+)
 def test_a_signal_ends_the_demo_and_its_nodes(
     number: signal.Signals, moment: str, to_all: bool
 ) -> None:
@@ -252,18 +319,6 @@ def test_a_signal_ends_the_demo_and_its_nodes(
     ends = {128 + number} if moment != "embedding" else {128 + number, 0}
     assert process.returncode in ends
     assert "Traceback" not in errors
-
-
-def test_demo_on_a_terminal() -> None:
-    ours, theirs = pty.openpty()
-    env = {"TERM": "xterm-256color", "COLUMNS": "100"}
-    with started("demo", stdout=theirs, stderr=theirs, stdin=theirs, env=env) as process:
-        os.close(theirs)
-        shown = read_terminal(ours)
-    assert process.returncode == 0
-    assert "\x1b[" in shown
-    assert "━" in shown
-    assert "Traceback" not in shown
 
 
 def read_terminal(terminal: int) -> str:

@@ -268,7 +268,7 @@ def test_one_node_stays_alone_if_help_gains_too_little(min_gain: float, mode: Mo
 def test_a_few_items_are_not_worth_a_second_node() -> None:
     made = plan(nodes(0.1, 0.15), items(1))
     assert (made.mode, made.reason) == (Mode.SINGLE_NODE, Reason.SMALL_BATCH)
-    assert made.detail == "spreading 1 items would save 0%"
+    assert made.detail == "spreading 1 item would save 0%"
     assert made.standby == ("b",)
 
 

@@ -8,6 +8,7 @@ is 1 / (tokens + 1)^2: what matters is how far a prediction is off in proportion
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 FORGET = 0.75
@@ -28,46 +29,85 @@ _MIN_SECONDS_PER_TOKEN = 1e-6  # nothing embeds a million tokens a second; noise
 _PLAUSIBLE_RATIOS = (0.3, 10.0)
 
 
-@dataclass(frozen=True, slots=True)
 class Cost:
-    """The learned cost of a model on a node. Immutable: `observe` returns the next one.
+    """The learned cost of a model on a node. Never changes: `observe` returns the next one.
 
-    overhead: seconds per request. seconds_per_token: seconds per prompt token.
     observations: answers seen. reach: the most tokens seen in one of them, fading with time;
     beyond a few times that, a prediction is a guess.
+
+    Answers come by the thousand a second and predictions are asked for now and then, so the line is
+    fitted when it is asked for, and kept.
     """
 
-    overhead: float = _PRIOR_OVERHEAD
-    seconds_per_token: float = _CPU_SECONDS_PER_TOKEN
-    observations: int = 0
-    reach: float = 0.0
-    # Decayed sums of w, w x, w y, w x^2 and w x y over the answers (x tokens, y seconds).
-    _sums: tuple[float, float, float, float, float] = (0.0, 0.0, 0.0, 0.0, 0.0)
+    __slots__ = ("_line", "_sums", "observations", "reach")
+
+    def __init__(
+        self,
+        overhead: float = _PRIOR_OVERHEAD,
+        seconds_per_token: float = _CPU_SECONDS_PER_TOKEN,
+        observations: int = 0,
+        reach: float = 0.0,
+    ) -> None:
+        self.observations = observations
+        self.reach = reach
+        self._line: tuple[float, float] | None = (overhead, seconds_per_token)
+        # Decayed sums of w, w x, w y, w x^2 and w x y over the answers (x tokens, y seconds).
+        self._sums = (0.0, 0.0, 0.0, 0.0, 0.0)
+
+    def __repr__(self) -> str:
+        return (
+            f"Cost({self.overhead:.3g} s + {self.seconds_per_token:.3g} s per token, "
+            f"{self.observations} observations)"
+        )
 
     @classmethod
     def unknown(cls, *, gpu: bool = False) -> Cost:
         """A guess for a node of which nothing was measured: right only in proportion."""
-        speed = GPU_SPEED_RATIO if gpu else 1.0
-        return cls(seconds_per_token=_CPU_SECONDS_PER_TOKEN / speed)
+        return _UNKNOWN_GPU if gpu else _UNKNOWN_CPU
+
+    @property
+    def overhead(self) -> float:
+        """Seconds per request."""
+        return (self._line or self._fitted())[0]
+
+    @property
+    def seconds_per_token(self) -> float:
+        """Seconds per prompt token."""
+        return (self._line or self._fitted())[1]
 
     def seconds(self, tokens: float) -> float:
         """Predicted seconds for one request of `tokens`."""
-        return self.overhead + self.seconds_per_token * tokens
+        overhead, seconds_per_token = self._line or self._fitted()
+        return overhead + seconds_per_token * tokens
 
     def observe(self, tokens: float, seconds: float) -> Cost:
         """The cost after an answer to `tokens` tokens that kept the node busy for `seconds`."""
-        seconds = max(seconds, 0.0)
+        if seconds < 0.0:
+            seconds = 0.0
         weight = 1.0 / (tokens + 1.0) ** 2
         w, x, y, xx, xy = self._sums
-        sums = (
+        after = Cost.__new__(Cost)
+        after.observations = self.observations + 1
+        faded = FORGET * self.reach
+        after.reach = tokens if tokens > faded else faded
+        after._line = None
+        weighted = weight * tokens
+        after._sums = (
             FORGET * w + weight,
-            FORGET * x + weight * tokens,
+            FORGET * x + weighted,
             FORGET * y + weight * seconds,
-            FORGET * xx + weight * tokens * tokens,
-            FORGET * xy + weight * tokens * seconds,
+            FORGET * xx + weighted * tokens,
+            FORGET * xy + weighted * seconds,
         )
-        overhead, slope = _fit(sums)
-        return Cost(overhead, slope, self.observations + 1, max(tokens, FORGET * self.reach), sums)
+        return after
+
+    def _fitted(self) -> tuple[float, float]:
+        self._line = _fit(self._sums)
+        return self._line
+
+
+_UNKNOWN_CPU = Cost()
+_UNKNOWN_GPU = Cost(seconds_per_token=_CPU_SECONDS_PER_TOKEN / GPU_SPEED_RATIO)
 
 
 def _fit(sums: tuple[float, float, float, float, float]) -> tuple[float, float]:
@@ -98,6 +138,10 @@ class TokenRatio:
     def tokens(self, text: str) -> float:
         """Estimated tokens of `text`, the special ones included."""
         return len(text) / self.characters + SPECIAL_TOKENS
+
+    def tokens_of(self, texts: Sequence[str]) -> float:
+        """Estimated tokens of `texts` together."""
+        return sum(map(len, texts)) / self.characters + SPECIAL_TOKENS * len(texts)
 
     def observe(self, characters: int, texts: int, tokens: int) -> TokenRatio:
         """The ratio after a server counted `tokens` for `texts` texts of `characters` in all.

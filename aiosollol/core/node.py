@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from types import MappingProxyType, UnionType
 from typing import Any, TypeAlias
 
@@ -197,6 +198,7 @@ class ClusterView:
         return [node for node in self.nodes.values() if not node.is_down and node.has_model(model)]
 
 
+@lru_cache(maxsize=1024)
 def full_name(model: str) -> str:
     """`model` with its tag: Ollama reads ``llama3.2`` as ``llama3.2:latest``."""
     _, _, last = model.rpartition("/")

@@ -142,9 +142,8 @@ class Plan:
 
     def __str__(self) -> str:
         nodes = ", ".join(f"{name} {share}" for name, share in self.shares.items())
-        sentence = (
-            f"{self.mode.value} of {self.items} items ({self.reason.value}): {self.detail}; {nodes}"
-        )
+        what = f"{self.mode.value} of {_count(self.items, 'item')}"
+        sentence = f"{what} ({self.reason.value}): {self.detail}; {nodes}"
         if self.reason is Reason.MEASURING:  # the time is a guess, and nothing to be told
             return sentence
         return f"{sentence}; about {self.predicted_seconds:.2f} s"
@@ -185,7 +184,7 @@ def plan(
         choice = replace(
             apart,
             reason=Reason.MEASURING,
-            detail=f"the speed of {_nodes(unknown)} is not known yet",
+            detail=f"the speed of {_count(unknown, 'node')} is not known yet",
         )
     elif options.policy == "rules":
         choice = _by_rules(apart.nodes, batch, options)
@@ -226,19 +225,21 @@ def _one_machine_each(
             nodes.append(node)
         elif verdict is None and options.same_machine == "measure":
             trials.append((first.name, node.name))
-    detail = f"{_nodes(len(ranked))} on {len(fastest)} machine: one at a time, they would share it"
+    where = f"{_count(len(ranked), 'node')} on {len(fastest)} machine"
+    detail = f"{where}: one at a time, they would share it"
     return _Choice(nodes, Reason.SAME_MACHINE, detail, tuple(trials))
 
 
 def _by_rules(nodes: Sequence[Candidate], batch: BatchShape, options: PlanOptions) -> _Choice:
     """The decision table of the original design."""
     ratio = speed_ratio(nodes, batch, options)
+    too_few = f"{_count(batch.items, 'item')}: too few to spread"
     if ratio >= options.dominant_ratio:
         return _Choice(
             nodes[:1], Reason.DOMINANT_NODE, f"the fastest node is {ratio:.1f} times as fast"
         )
     if batch.items < options.small_batch:
-        return _Choice(nodes[:1], Reason.SMALL_BATCH, f"{batch.items} items are too few to spread")
+        return _Choice(nodes[:1], Reason.SMALL_BATCH, too_few)
     if ratio < options.balanced_ratio and batch.items > options.small_batch:
         return _Choice(
             nodes, Reason.BALANCED_CLUSTER, f"the fastest node is only {ratio:.1f} times as fast"
@@ -247,7 +248,7 @@ def _by_rules(nodes: Sequence[Candidate], batch: BatchShape, options: PlanOption
         return _Choice(
             nodes[: options.top_nodes], Reason.TOP_NODES, f"a speed ratio of {ratio:.1f}"
         )
-    return _Choice(nodes[:1], Reason.SMALL_BATCH, f"{batch.items} items are too few to spread")
+    return _Choice(nodes[:1], Reason.SMALL_BATCH, too_few)
 
 
 def _by_prediction(nodes: Sequence[Candidate], batch: BatchShape, options: PlanOptions) -> _Choice:
@@ -262,7 +263,7 @@ def _by_prediction(nodes: Sequence[Candidate], batch: BatchShape, options: PlanO
         if ratio >= options.dominant_ratio:
             reason, why = Reason.DOMINANT_NODE, f"it is {ratio:.1f} times as fast as the next"
         else:
-            reason, why = Reason.SMALL_BATCH, f"spreading {batch.items} items"
+            reason, why = Reason.SMALL_BATCH, f"spreading {_count(batch.items, 'item')}"
             why += f" would save {max(gain, 0.0):.0%}"
         return _Choice([best], reason, why)
     saving = f"{single_seconds / seconds:.1f} times as fast as the best node alone"
@@ -365,8 +366,8 @@ def _shares(
     return shares, seconds
 
 
-def _nodes(count: int) -> str:
-    return "1 node" if count == 1 else f"{count} nodes"
+def _count(count: int, noun: str) -> str:
+    return f"1 {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _is_number(value: object, kind: type | UnionType = int | float) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from aiosollol.errors import InvalidInput
@@ -37,6 +38,12 @@ class EmbedSettings:
             raise InvalidInput(f"truncate must be True or False, not {self.truncate!r}")
         if self.options is not None and not isinstance(self.options, Mapping):
             raise InvalidInput(f"options must be a mapping, not {type(self.options).__name__}")
+
+
+@lru_cache(maxsize=256)
+def plain_settings(model: str) -> EmbedSettings:
+    """The settings of a request that leaves everything to the server: checked once per model."""
+    return EmbedSettings(model=model)
 
 
 def check_model(model: object) -> None:

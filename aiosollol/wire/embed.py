@@ -40,7 +40,7 @@ else:
         return b64decode(text, None, True)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class EmbedAnswer:
     """Vectors of one answer: `floats` holds ``count * dim`` float32 in native byte order.
 
