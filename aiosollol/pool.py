@@ -58,6 +58,7 @@ log = logging.getLogger("aiosollol")
 EMBED_SECONDS = 60.0
 CHAT_SECONDS = 300.0
 _CLOSE_SECONDS = 5.0
+_NOTHING = (None, None, None, None)
 
 
 class OllamaPool:
@@ -276,7 +277,8 @@ class OllamaPool:
         BadRequest with the server's words.
         """
         self._check_open()
-        if isinstance(model, str) and dimensions is truncate is options is keep_alive is None:
+        settings_given = (dimensions, truncate, options, keep_alive)
+        if settings_given == _NOTHING and isinstance(model, str):
             settings = plain_settings(model)
         else:
             settings = EmbedSettings(

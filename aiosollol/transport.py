@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 from yarl import URL
 
+from aiosollol.deadlines import Deadlines
 from aiosollol.errors import (
     ConnectionLost,
     NodeError,
@@ -44,9 +45,9 @@ class HttpTransport:
         self._headers = {"Content-Type": "application/json", **spec.headers}
         self._session: aiohttp.ClientSession | None = None
         self._is_closed = False
-        # What is made from a path or a number once need not be made for every request.
+        # What is made from a path once need not be made for every request.
         self._urls: dict[str, URL] = {}
-        self._timeouts: dict[float, aiohttp.ClientTimeout] = {}
+        self._deadlines = Deadlines()
 
     def __repr__(self) -> str:
         return f"<HttpTransport {self._node} {self._base}>"
@@ -58,14 +59,11 @@ class HttpTransport:
         retries = 1
         while True:
             try:
-                async with self._open().request(
-                    method,
-                    self._url(path),
-                    data=_as_data(body),
-                    timeout=self._timeout(timeout),
-                    allow_redirects=False,
-                ) as response:
-                    answer = await response.read()
+                with self._deadlines.within(timeout):
+                    async with self._open().request(
+                        method, self._url(path), data=_as_data(body), allow_redirects=False
+                    ) as response:
+                        answer = await response.read()
                 break
             except aiohttp.ServerDisconnectedError as error:
                 # The server closed an idle connection as we were about to reuse it. aiohttp retries
@@ -89,7 +87,7 @@ class HttpTransport:
                 "POST",
                 self._url(path),
                 data=_as_data(body),
-                timeout=self._timeout(timeout),
+                timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_SECONDS),
                 allow_redirects=False,
             )
         except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -121,6 +119,7 @@ class HttpTransport:
     async def aclose(self) -> None:
         """Close every connection. Idempotent."""
         self._is_closed = True
+        self._deadlines.close()
         session, self._session = self._session, None
         if session is not None:
             await session.close()
@@ -136,6 +135,7 @@ class HttpTransport:
                     keepalive_timeout=_KEEPALIVE_SECONDS,
                 ),
                 headers=self._headers,
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 trust_env=False,
             )
@@ -146,16 +146,6 @@ class HttpTransport:
         if url is None:
             url = self._urls[path] = URL(self._base + path)
         return url
-
-    def _timeout(self, seconds: float) -> aiohttp.ClientTimeout:
-        timeout = self._timeouts.get(seconds)
-        if timeout is None:
-            if len(self._timeouts) > 64:
-                self._timeouts.clear()
-            timeout = self._timeouts[seconds] = aiohttp.ClientTimeout(
-                total=seconds, sock_connect=min(CONNECT_SECONDS, seconds)
-            )
-        return timeout
 
     def _ours(self, error: Exception, timeout: float) -> NodeError:
         node = self._node

@@ -106,7 +106,7 @@ def test_plan_prints_the_report(
         "  300  fan-out             balanced_cluster      30.0 s    20.0 s  parallel     10.0 s",
         "",
         "  1: spreading 1 item would save 0%; a:11434 1",
-        "  300: 1.5 times as fast as the best node alone; a:11434 199, b:11434 99, c:11434 2",
+        "  300: 1.5 times as fast as the best node alone; a:11434 199, b:11434 100, c:11434 1",
     ]
 
 

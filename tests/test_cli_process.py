@@ -15,7 +15,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -295,30 +295,28 @@ def test_demo_as_json_on_a_terminal() -> None:
     assert all(0.3 < score <= 1 for score in scores)
 
 
-# Every signal at every moment, and each of both in either way.
 @pytest.mark.parametrize(
-    ("moment", "number", "to_all"),
-    [
-        ("Starting", signal.SIGINT, True),
-        ("Starting", signal.SIGTERM, False),
-        ("node-1 ", signal.SIGINT, False),
-        ("node-1 ", signal.SIGTERM, True),
-        ("embedding", signal.SIGINT, True),
-        ("embedding", signal.SIGTERM, False),
-    ],
+    ("moment", "interrupts_all"), [("Starting", True), ("node-1 ", False), ("embedding", True)]
 )
-def test_a_signal_ends_the_demo_and_its_nodes(
-    number: signal.Signals, moment: str, to_all: bool
-) -> None:
-    """A terminal sends Ctrl-C to the whole group; `kill` and supervisors to one process."""
-    with started("demo") as process:
-        wait_for(process.stdout, moment)
-        (os.killpg if to_all else os.kill)(process.pid, number)
-        _, errors = process.communicate(timeout=DEADLINE)
-    # The last moment is close to the end of the demo, which may come first.
-    ends = {128 + number} if moment != "embedding" else {128 + number, 0}
-    assert process.returncode in ends
-    assert "Traceback" not in errors
+def test_a_signal_ends_the_demo_and_its_nodes(moment: str, interrupts_all: bool) -> None:
+    """A terminal sends Ctrl-C to the whole group; `kill` and supervisors to one process.
+
+    Each signal is sent at each moment, and each of both in either way.
+    """
+    sent = {signal.SIGINT: interrupts_all, signal.SIGTERM: not interrupts_all}
+    with ExitStack() as stack:
+        demos = {number: stack.enter_context(started("demo")) for number in sent}
+        for number, process in demos.items():
+            wait_for(process.stdout, moment)
+            (os.killpg if sent[number] else os.kill)(process.pid, number)
+        errors = {
+            number: process.communicate(timeout=DEADLINE)[1] for number, process in demos.items()
+        }
+    for number, process in demos.items():
+        # The last moment is close to the end of the demo, which may come first.
+        ends = {128 + number} if moment != "embedding" else {128 + number, 0}
+        assert process.returncode in ends
+        assert "Traceback" not in errors[number]
 
 
 def read_terminal(terminal: int) -> str:
