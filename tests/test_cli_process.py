@@ -15,7 +15,8 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -303,20 +304,25 @@ def test_a_signal_ends_the_demo_and_its_nodes(moment: str, interrupts_all: bool)
 
     Each signal is sent at each moment, and each of both in either way.
     """
-    sent = {signal.SIGINT: interrupts_all, signal.SIGTERM: not interrupts_all}
-    with ExitStack() as stack:
-        demos = {number: stack.enter_context(started("demo")) for number in sent}
-        for number, process in demos.items():
+
+    def strike(number: signal.Signals, to_all: bool) -> tuple[int, str]:
+        with started("demo") as process:
             wait_for(process.stdout, moment)
-            (os.killpg if sent[number] else os.kill)(process.pid, number)
-        errors = {
-            number: process.communicate(timeout=DEADLINE)[1] for number, process in demos.items()
+            (os.killpg if to_all else os.kill)(process.pid, number)
+            _, errors = process.communicate(timeout=DEADLINE)
+        return process.returncode, errors
+
+    with ThreadPoolExecutor() as side_by_side:
+        struck = {
+            signal.SIGINT: side_by_side.submit(strike, signal.SIGINT, interrupts_all),
+            signal.SIGTERM: side_by_side.submit(strike, signal.SIGTERM, not interrupts_all),
         }
-    for number, process in demos.items():
+    for number, future in struck.items():
+        code, errors = future.result()
         # The last moment is close to the end of the demo, which may come first.
         ends = {128 + number} if moment != "embedding" else {128 + number, 0}
-        assert process.returncode in ends
-        assert "Traceback" not in errors[number]
+        assert code in ends
+        assert "Traceback" not in errors
 
 
 def read_terminal(terminal: int) -> str:

@@ -6,10 +6,15 @@ import asyncio
 import gc
 import sys
 from contextlib import AsyncExitStack
+from pathlib import Path
+from pydoc_data.topics import topics
 
+import numpy
 import pytest
+import wordllama
 
 from aiosollol import NodeSpec, OllamaPool
+from aiosollol.embedded import EmbeddedNode
 from aiosollol.testing import FakeModel, FakeOllama, FakeTransport, Fault, fake_vector
 
 pytestmark = pytest.mark.anyio
@@ -70,3 +75,22 @@ async def test_a_hundred_thousand_calls_are_counted_exactly_and_leave_nothing_be
         assert node["active_requests"] == 0
     early, late = blocks
     assert late - early < 5_000, "50,000 calls must not leave a block of memory in ten behind"
+
+
+async def test_vectors_of_a_real_model_arrive_as_it_made_them() -> None:
+    model = wordllama.WordLlama.load(
+        "l2_supercat",
+        dim=256,
+        cache_dir=Path(wordllama.__file__).parent,
+        disable_download=True,
+    )
+    texts = [line for topic in sorted(topics)[:20] for line in topics[topic].splitlines() if line]
+    async with EmbeddedNode(process=True) as one, EmbeddedNode(process=True) as two:
+        async with OllamaPool([one.url, two.url], same_machine="share") as pool:
+            batch = await pool.embed_batch("wordllama", texts)
+            native = await pool.embed_batch("wordllama", texts, truncate=True)
+            single = await pool.embed("wordllama", texts[0])
+    expected = model.embed(texts, norm=True)
+    assert numpy.asarray(batch).tobytes() == expected.tobytes()
+    assert native == batch, "JSON numbers and base64 are equal to the last bit"
+    assert single.tobytes() == expected[0].tobytes()

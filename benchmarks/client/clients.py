@@ -130,7 +130,9 @@ class Floor:
                 else:
                     request = {"model": MODEL, "input": chunk, "truncate": True}
                     answer = await self._post("/api/embed", request)
-                    vectors = [memoryview(array("f", row)).cast("B") for row in answer["embeddings"]]
+                    vectors = [
+                        memoryview(array("f", row)).cast("B") for row in answer["embeddings"]
+                    ]
                 size = len(vectors[0])
                 if rows is None:
                     rows = memoryview(bytearray(len(texts) * size))
