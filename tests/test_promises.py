@@ -85,11 +85,14 @@ async def test_vectors_of_a_real_model_arrive_as_it_made_them() -> None:
         disable_download=True,
     )
     texts = [line for topic in sorted(topics)[:20] for line in topics[topic].splitlines() if line]
-    async with EmbeddedNode(process=True) as one, EmbeddedNode(process=True) as two:
-        async with OllamaPool([one.url, two.url], same_machine="share") as pool:
-            batch = await pool.embed_batch("wordllama", texts)
-            native = await pool.embed_batch("wordllama", texts, truncate=True)
-            single = await pool.embed("wordllama", texts[0])
+    async with (
+        EmbeddedNode(process=True) as one,
+        EmbeddedNode(process=True) as two,
+        OllamaPool([one.url, two.url], same_machine="share") as pool,
+    ):
+        batch = await pool.embed_batch("wordllama", texts)
+        native = await pool.embed_batch("wordllama", texts, truncate=True)
+        single = await pool.embed("wordllama", texts[0])
     expected = model.embed(texts, norm=True)
     assert numpy.asarray(batch).tobytes() == expected.tobytes()
     assert native == batch, "JSON numbers and base64 are equal to the last bit"
