@@ -29,13 +29,14 @@ from aiosollol.core.report import BatchReport
 from aiosollol.core.request import EmbedSettings
 from aiosollol.testing import FakeModel, fake_vector
 from aiosollol.transport import HttpTransport
-from aiosollol.wire import ollama
+from aiosollol.wire import embed
 from benchmarks.cluster import DIM, MODEL, Cluster
 from benchmarks.scenarios import Scenario, all_scenarios
+from benchmarks.simulator import SimNode
 from benchmarks.table import Row, print_targets, table, targets
 
-_ALONE_SECONDS = 10.0
-"""The best node alone is measured on the beginning of a batch that would take it longer."""
+_OTHERS_SECONDS = 4.0
+"""What we are compared with is measured on the beginning of a batch that would take it longer."""
 _SPLIT_ITEMS = 32
 _TIMEOUT = 60.0
 
@@ -138,8 +139,8 @@ async def measure_all(scenarios: Sequence[Scenario], runs: int) -> list[Measured
     """Start all servers, measure what we are compared with once, then us in `runs` rounds.
 
     In each round every scenario has its turn, so that a bad minute of this machine does not hit
-    one scenario alone. The other ways take up to ten seconds each and use next to nothing of the
-    machine, so they are measured side by side.
+    one scenario alone. The even split and the best node alone have servers of their own and are
+    measured at the same time, one scenario after another.
     """
     measured = [Measured(scenario.name, scenario.bound) for scenario in scenarios]
     async with AsyncExitStack() as stack:
@@ -148,12 +149,12 @@ async def measure_all(scenarios: Sequence[Scenario], runs: int) -> list[Measured
             await stack.enter_async_context(Cluster([each.nodes[each.best_node()]]))
             for each in scenarios
         ]
-        evens, singles = await asyncio.gather(
-            asyncio.gather(*map(_even_split, scenarios, clusters)),
-            asyncio.gather(*map(_alone, scenarios, alone)),
-        )
-        for each, even, single in zip(measured, evens, singles, strict=True):
-            each.even, each.single = even, single
+        for each, scenario, cluster, other in zip(
+            measured, scenarios, clusters, alone, strict=True
+        ):
+            each.even, each.single = await asyncio.gather(
+                _even_split(scenario, cluster), _alone(scenario, other)
+            )
         for _ in range(runs):
             for each, scenario, cluster in zip(measured, scenarios, clusters, strict=True):
                 await _run_pool(scenario, cluster, each)
@@ -236,33 +237,46 @@ async def _even_split(scenario: Scenario, cluster: Cluster) -> float | None:
     if scenario.is_deadly:
         return None
     texts, count = scenario.texts(), len(cluster.urls)
-    shares = [texts[index::count] for index in range(count)]
-    transports = [HttpTransport(NodeSpec(url)) for url in cluster.urls]
-    began = time.perf_counter()
+    scale = 1.0
+    if scenario.fate is None:
+        slowest = max(scenario.nodes, key=lambda node: node.per_item + node.per_token)
+        texts, scale = _part(scenario, texts, slowest, 1 / count)
     if scenario.fate is not None:
         index, at, what = scenario.fate
         asyncio.get_running_loop().call_later(at, cluster.strike, index, what)
-    await asyncio.gather(*map(_send_all, transports, shares))
-    seconds = time.perf_counter() - began
+    shares = [texts[index::count] for index in range(count)]
+    seconds = await _send_shares(cluster.urls, shares)
     if scenario.fate is not None:
         await cluster.heal(scenario.fate[0])
-    for transport in transports:
-        await transport.aclose()
-    return seconds
+    return seconds * scale
 
 
 async def _alone(scenario: Scenario, cluster: Cluster) -> float:
-    """The best node gets everything, or as much as it can do in a few seconds, scaled up."""
-    node, tokens = scenario.nodes[scenario.best_node()], scenario.tokens
-    texts = scenario.texts()
-    whole = node.per_item * len(tokens) + node.per_token * sum(tokens)
-    part = texts[: max(1, int(len(texts) * min(1.0, _ALONE_SECONDS / whole)))]
-    transport = HttpTransport(NodeSpec(cluster.urls[0]))
+    """The best node gets everything."""
+    node = scenario.nodes[scenario.best_node()]
+    part, scale = _part(scenario, scenario.texts(), node, 1.0)
+    return scale * await _send_shares(cluster.urls, [part])
+
+
+def _part(
+    scenario: Scenario, texts: list[str], node: SimNode, share: float
+) -> tuple[list[str], float]:
+    """As many of the texts as let `node` be done with its share in a few seconds, and the scale."""
+    tokens = scenario.tokens
+    whole = share * (node.per_item * len(tokens) + node.per_token * sum(tokens))
+    kept = round(len(texts) * min(1.0, _OTHERS_SECONDS / whole))
+    return texts[:kept], len(texts) / kept
+
+
+async def _send_shares(urls: Sequence[str], shares: Sequence[Sequence[str]]) -> float:
+    """Seconds that it takes to send each node its texts."""
+    transports = [HttpTransport(NodeSpec(url)) for url in urls]
     began = time.perf_counter()
-    await _send_all(transport, part)
+    await asyncio.gather(*map(_send_all, transports, shares))
     seconds = time.perf_counter() - began
-    await transport.aclose()
-    return seconds * len(texts) / len(part)
+    for transport in transports:
+        await transport.aclose()
+    return seconds
 
 
 async def _send_all(transport: HttpTransport, texts: Sequence[str]) -> None:
@@ -272,9 +286,9 @@ async def _send_all(transport: HttpTransport, texts: Sequence[str]) -> None:
 
     async def send() -> None:
         for part in lists:
-            body = ollama.dump_embed(settings, part)
+            body = embed.dump_embed(settings, part)
             data = await transport.request("POST", "/api/embed", body, timeout=_TIMEOUT)
-            ollama.load_embeddings("baseline", data, len(part))
+            embed.load_embeddings("baseline", data, len(part))
 
     await asyncio.gather(send(), send())
 

@@ -23,6 +23,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from benchmarks.client.bodies import TOKENS_PER_TEXT
+
 _START_SECONDS = 20.0
 _WORKERS = 2
 _CONFIG = """\
@@ -135,11 +137,11 @@ class Nginx:
 class NoCost:
     """`benchmarks.client.no_cost` in a process of its own, as a context manager.
 
-    dim: of its vectors. pace: seconds between two lines of a stream.
+    dim: of its vectors. tokens: that it counts per text. pace: seconds between lines of a stream.
     """
 
-    def __init__(self, *, dim: int, pace: float = 0.0) -> None:
-        self._options = {"dim": dim, "pace": pace}
+    def __init__(self, *, dim: int, tokens: int = TOKENS_PER_TEXT, pace: float = 0.0) -> None:
+        self._options = {"dim": dim, "tokens": tokens, "pace": pace}
         self._process: subprocess.Popen[bytes] | None = None
         self.urls: list[str] = []
 

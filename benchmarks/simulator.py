@@ -46,7 +46,8 @@ class SimNode:
 class Outcome:
     """How a simulated batch went. `costs` is what was learned, to start the next batch with.
 
-    decisions: events told to the scheduler. deciding: seconds that it took for them.
+    decisions: instructions, and events that led to none. deciding: seconds of processor time that
+    they took.
     """
 
     seconds: float
@@ -118,9 +119,9 @@ class Simulation:
                 error = NodeUnreachable("all", "every node is lost")
                 self._decide(state.abandon, error, self._now)
                 continue
-            began = time.perf_counter()
+            began = time.thread_time()
             tick = state.next_tick(self._now)
-            self.outcome.deciding += time.perf_counter() - began
+            self.outcome.deciding += time.thread_time() - began
             if self._events and (tick is None or self._events[0][0] <= tick):
                 self._now, _, name, what = heapq.heappop(self._events)
                 self._happen(self._servers[name], what)
@@ -137,10 +138,10 @@ class Simulation:
     def _decide(
         self, event: Callable[..., Sequence[Instruction]], *args: object, **options: object
     ) -> None:
-        began = time.perf_counter()
+        began = time.thread_time()
         instructions = event(*args, **options)
-        self.outcome.deciding += time.perf_counter() - began
-        self.outcome.decisions += 1
+        self.outcome.deciding += time.thread_time() - began
+        self.outcome.decisions += max(1, len(instructions))
         for instruction in instructions:
             match instruction:
                 case Send(chunk):

@@ -14,7 +14,6 @@ together would be done sooner that way. The first answer counts, the other is ca
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -26,13 +25,9 @@ from aiosollol.core.queue import WorkQueue
 from aiosollol.core.resilience import Failure
 from aiosollol.core.sizing import MIN_CHUNK_SECONDS, Portion, portion, probe
 from aiosollol.core.trace import Outcome, Slice
-from aiosollol.core.trial import Finding, Trial
+from aiosollol.core.trial import TRIAL_CHUNK_SECONDS, Finding, Trials
 from aiosollol.errors import SollolError
 
-_TRIAL_OBSERVATIONS = 3
-_TRIAL_SECONDS = 2.0
-"""How much work must be left so that it pays to find out whether two nodes are faster together."""
-_TRIAL_CHUNK_SECONDS = 0.2
 _COPY_GAIN = 0.9
 """A copy must be expected within this fraction of the time that the original still needs."""
 
@@ -83,12 +78,10 @@ class BatchState:
         self._flights: dict[int, Flight] = {}
         self._ledger = Ledger(len(tokens))
         self._next_id = 0
-        self._trials = deque(trials)
-        self._trial: Trial | None = None
+        self._trials = Trials(trials)
         self.last_errors: dict[str, SollolError] = {}
         self.tallies: dict[str, Tally] = {}
         self.slices: list[Slice] = []
-        self.findings: list[Finding] = []
         self.splits = 0
         self._is_started = False
         # Nodes with a free place for which there was nothing to do. They are asked again only
@@ -107,6 +100,11 @@ class BatchState:
     def errors(self) -> dict[int, SollolError]:
         """Item -> its error, for the items that were given up."""
         return self._ledger.errors
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Whether nodes on one machine were found to be faster together."""
+        return self._trials.findings
 
     @property
     def done_count(self) -> int:
@@ -304,8 +302,8 @@ class BatchState:
         node.is_lost = True
         self._idle.pop(node.name, None)
         self._fleet.update(node)
-        if self._trial is not None and node.name in (self._trial.first, self._trial.second):
-            self._trial = None
+        if self._trials.concerns(node.name):
+            self._trials.drop()
         if not self._fleet.any_active():
             spare = next((other for other in self._fleet if not other.is_lost), None)
             if spare is not None:
@@ -324,29 +322,29 @@ class BatchState:
 
     def _judge(self, node: Worker, chunk: Chunk, worked_from: float, now: float) -> None:
         """Begin, continue or end the measurement of two nodes on one machine."""
-        trial = self._trial
-        if trial is None:
-            if self._trials and node.name == self._trials[0][0]:
-                self._begin_trial(node, now)
-            return
-        trial.answered(node.name, chunk.tokens, worked_from, now)
-        finding = trial.finding
+        finding = self._trials.answered(node.name, chunk.tokens, worked_from, now)
         if finding is not None:
-            self.findings.append(finding)
-            self._trial = None
             if not finding.is_faster_together:
-                self._set_standby(self._fleet[trial.second], True)
+                self._set_standby(self._fleet[finding.second], True)
+        elif self._is_to_be_tried(node, now):
+            under_way = [node.cost.seconds(flight.chunk.tokens) for flight in node.flights.values()]
+            if max(under_way, default=0.0) <= 1.5 * TRIAL_CHUNK_SECONDS:
+                second = self._fleet.get(self._trials.begin(node.cost, now))
+                if second is None or second.is_lost:
+                    self._trials.drop()
+                else:
+                    self._set_standby(second, False)
 
-    def _begin_trial(self, first: Worker, now: float) -> None:
-        """Let the second work, if the first is well known and enough is left to pay for it."""
+    def _is_to_be_tried(self, first: Worker, now: float) -> bool:
+        """Whether it is time to try another node beside `first`."""
         left = self._fleet.horizon(now, self._queue.tokens) - now
-        if first.cost.observations < _TRIAL_OBSERVATIONS or left < _TRIAL_SECONDS:
-            return
-        _, name = self._trials.popleft()
-        second = self._fleet.get(name)
-        if second is not None and second.is_standby and not second.is_lost:
-            self._trial = Trial(first.name, name, first.cost, now)
-            self._set_standby(second, False)
+        return self._trials.is_due(first.name, first.cost, left)
+
+    def _chunk_seconds(self, node: Worker, now: float) -> float:
+        """How long a chunk of a node should take at most."""
+        if self._trials.concerns(node.name) or self._is_to_be_tried(node, now):
+            return TRIAL_CHUNK_SECONDS
+        return self._options.chunk_seconds
 
     # Flights.
 
@@ -456,14 +454,13 @@ class BatchState:
         if cost.observations == 0:
             return self._send(node, now, probe(is_first=not node.flights))
         free = node.expected_free(now)
-        on_trial = self._trial is not None and name == self._trial.second
         shortest = queue.shortest(name)
         due = portion(
             cost,
             self._fleet.horizon(now, queue.tokens) - free,
             longest,
             shortest,
-            chunk_seconds=_TRIAL_CHUNK_SECONDS if on_trial else options.chunk_seconds,
+            chunk_seconds=self._chunk_seconds(node, now),
             max_items=options.max_items,
             max_tokens=options.max_tokens,
         )

@@ -7,6 +7,8 @@ goes on, and their rates together are compared with the rate of the first alone.
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from aiosollol.core.cost import Cost
@@ -14,7 +16,13 @@ from aiosollol.core.cost import Cost
 ENOUGH_GAIN = 1.10
 """How many times as fast as the first alone both must be, so that it is worth to use both."""
 
+TRIAL_CHUNK_SECONDS = 0.1
+"""Both work in small chunks for the while, so that it is short even if they are slow together."""
+
 _MIN_ANSWERS = 2
+_MIN_OBSERVATIONS = 3
+_MIN_SECONDS_LEFT = 2.0
+"""How much work must be left so that it pays to find out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,3 +94,51 @@ class Trial:
         second = self._second_tokens / max(self._second_seconds, 1e-9)
         alone = self._first_tokens / max(self._alone_seconds, 1e-9)
         return Finding(self.first, self.second, alone, first + second)
+
+
+class Trials:
+    """The measurements of one batch, one after another.
+
+    pairs: (first, second) nodes to be measured. findings: the results so far.
+    """
+
+    def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
+        self._pairs = deque(pairs)
+        self._current: Trial | None = None
+        self.findings: list[Finding] = []
+
+    def is_due(self, first: str, cost: Cost, seconds_left: float) -> bool:
+        """Whether a node waits to be tried beside `first`, and it is time to."""
+        return (
+            self._current is None
+            and bool(self._pairs)
+            and self._pairs[0][0] == first
+            and cost.observations >= _MIN_OBSERVATIONS
+            and seconds_left >= _MIN_SECONDS_LEFT
+        )
+
+    def concerns(self, node: str) -> bool:
+        """Whether `node` is being measured now."""
+        trial = self._current
+        return trial is not None and node in (trial.first, trial.second)
+
+    def begin(self, alone: Cost, now: float) -> str:
+        """Begin the next measurement. Returns the name of the node that is to work as well."""
+        first, second = self._pairs.popleft()
+        self._current = Trial(first, second, alone, now)
+        return second
+
+    def drop(self) -> None:
+        """Give up the measurement under way: one of the two is gone."""
+        self._current = None
+
+    def answered(self, node: str, tokens: float, worked_from: float, now: float) -> Finding | None:
+        """Tell of an answer. Returns the result if the measurement is complete with it."""
+        if self._current is None:
+            return None
+        self._current.answered(node, tokens, worked_from, now)
+        finding = self._current.finding
+        if finding is not None:
+            self.findings.append(finding)
+            self._current = None
+        return finding

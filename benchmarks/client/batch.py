@@ -89,8 +89,8 @@ def _take_turns(
     for number in range(rounds + 1):
         first = contestants[0].do("batch", texts=texts, sizes=[])
         results = [first]
-        for other in contestants[1:]:
-            results.append(other.do("batch", texts=texts, sizes=first["sizes"]))
+        sizes = first["sizes"]
+        results += [each.do("batch", texts=texts, sizes=sizes) for each in contestants[1:]]
         check_same(results)
         if number:
             rows.append(results)

@@ -106,7 +106,7 @@ class Floor:
 
     async def embed(self, text: str) -> Any:
         if self._is_base64:
-            request = {"model": MODEL, "input": [text], "encoding_format": "base64"}
+            request: dict[str, Any] = {"model": MODEL, "input": [text], "encoding_format": "base64"}
             answer = await self._post("/v1/embeddings", request)
             return memoryview(self._decode(answer["data"][0]["embedding"])).cast("f")
         request = {"model": MODEL, "input": [text], "truncate": True}
@@ -122,6 +122,7 @@ class Floor:
 
         async def work() -> None:
             nonlocal rows
+            request: dict[str, Any]
             for chunk, start in zip(chunks, starts, strict=False):
                 if self._is_base64:
                     request = {"model": MODEL, "input": chunk, "encoding_format": "base64"}

@@ -34,7 +34,7 @@ def run(texts: int) -> Table:
         f"memory of embed_stream, {texts:,} texts of {CHARACTERS} characters, 768 dimensions",
         "the raw asyncio server",
     )
-    with NoCost(dim=768) as server:
+    with NoCost(dim=768, tokens=CHARACTERS // 4 + 2) as server:
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.client.memory", server.urls[0], str(texts)],
             stdout=subprocess.PIPE,

@@ -76,7 +76,7 @@ class LiteLLM(_Peer):
     """LiteLLM's Router over the nodes."""
 
     async def open(self) -> None:
-        litellm = import_module("litellm")
+        litellm: Any = import_module("litellm")
         litellm.telemetry = False
         self._router = litellm.Router(
             model_list=[

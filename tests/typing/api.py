@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from typing import Any, assert_type
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, assert_type
 
 import aiosollol
 from aiosollol import (
@@ -13,6 +14,7 @@ from aiosollol import (
     ClusterView,
     Embeddings,
     GeneratedText,
+    Mode,
     ModelNotFound,
     NodeError,
     NodeRegistry,
@@ -21,12 +23,16 @@ from aiosollol import (
     NodeState,
     NoNodeAvailable,
     OllamaPool,
+    ParallelismEntry,
+    Plan,
+    Reason,
     ReplyStream,
     RequestFailed,
     SollolError,
     Vector,
 )
 from aiosollol.core.node import NodeLike
+from aiosollol.core.trial import Finding
 
 MODEL = "nomic-embed-text"
 MESSAGES = [{"role": "user", "content": "Why is the sky blue?"}]
@@ -76,6 +82,45 @@ async def embed_batch(
         Embeddings,
     )
     await pool.embed_batch(MODEL, texts, on_error="ignore")  # type: ignore[arg-type]
+
+
+async def planning(pool: OllamaPool, texts: list[str]) -> None:
+    OllamaPool(policy="rules", min_gain=0.1, same_machine="share")
+    OllamaPool(policy="best")  # type: ignore[arg-type]
+    OllamaPool(same_machine="no")  # type: ignore[arg-type]
+    assert_type(await pool.plan(MODEL, 5000), Plan)
+    await pool.plan(MODEL, 5000, tokens_per_item=75, force_mode="sequential")
+    await pool.plan(MODEL, 5000, force_mode="both")  # type: ignore[arg-type]
+    assert_type(await pool.embed_batch(MODEL, texts, force_mode="parallel"), Embeddings)
+    assert_type(await pool.embed_batch(MODEL, texts, force_mode=None), Embeddings)
+    await pool.embed_batch(MODEL, texts, force_mode="both")  # type: ignore[arg-type]
+    assert_type(await pool.parallelism_report(MODEL), list[ParallelismEntry])
+    await pool.parallelism_report(MODEL, [10, 50], tokens_per_item=75.0)
+    assert_type(pool.should_use_parallel_execution(2), bool)
+    assert_type(pool.count_unique_physical_hosts(), int)
+
+
+def plan(made: Plan) -> None:
+    assert_type(made.mode, Mode)
+    assert_type(made.reason, Reason)
+    assert_type(made.detail, str)
+    assert_type(made.items, int)
+    assert_type(made.shares, Mapping[str, int])
+    assert_type(made.predicted_seconds, float)
+    assert_type(made.best_single_seconds, float)
+    assert_type(made.even_split_seconds, float)
+    assert_type(made.speed_ratio, float)
+    assert_type(made.standby, tuple[str, ...])
+    assert_type(made.trials, tuple[tuple[str, str], ...])
+
+
+def parallelism(entry: ParallelismEntry) -> None:
+    assert_type(entry.items, int)
+    assert_type(entry.plan, Plan)
+    assert_type(entry.sequential_seconds, float)
+    assert_type(entry.parallel_seconds, float)
+    assert_type(entry.saved_seconds, float)
+    assert_type(entry.recommendation, Literal["sequential", "parallel"])
 
 
 async def embed(pool: OllamaPool, texts: list[str]) -> None:
@@ -129,8 +174,34 @@ def embeddings(vectors: Embeddings) -> None:
 def report(done: BatchReport) -> None:
     assert_type(done.items, int)
     assert_type(done.seconds, float)
+    assert_type(done.predicted_seconds, float)
+    assert_type(done.plan, Plan | None)
     assert_type(done.retries, int)
+    assert_type(done.requests, int)
+    assert_type(done.splits, int)
+    assert_type(done.copies, int)
+    assert_type(done.findings, Sequence[Finding])
     assert_type(done.nodes, Mapping[str, NodeShare])
+    done.to_trace("batch.json")
+    done.to_trace(Path("batch.json"))
+
+
+def share(of_node: NodeShare) -> None:
+    assert_type(of_node.items, int)
+    assert_type(of_node.requests, int)
+    assert_type(of_node.tokens, int)
+    assert_type(of_node.seconds, float)
+    assert_type(of_node.idle, float)
+    assert_type(of_node.wasted, float)
+    assert_type(of_node.retries, int)
+
+
+def finding(measured: Finding) -> None:
+    assert_type(measured.first, str)
+    assert_type(measured.second, str)
+    assert_type(measured.alone, float)
+    assert_type(measured.together, float)
+    assert_type(measured.is_faster_together, bool)
 
 
 def errors(
