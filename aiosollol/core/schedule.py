@@ -337,8 +337,9 @@ class BatchState:
 
     def _is_to_be_tried(self, first: Worker, now: float) -> bool:
         """Whether it is time to try another node beside `first`."""
-        left = self._fleet.horizon(now, self._queue.tokens) - now
-        return self._trials.is_due(first.name, first.cost, left)
+        return self._trials.waits_beside(first.name) and self._trials.pays(
+            first.cost, self._fleet.horizon(now, self._queue.tokens) - now
+        )
 
     def _chunk_seconds(self, node: Worker, now: float) -> float:
         """How long a chunk of a node should take at most."""

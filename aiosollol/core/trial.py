@@ -107,15 +107,14 @@ class Trials:
         self._current: Trial | None = None
         self.findings: list[Finding] = []
 
-    def is_due(self, first: str, cost: Cost, seconds_left: float) -> bool:
-        """Whether a node waits to be tried beside `first`, and it is time to."""
-        return (
-            self._current is None
-            and bool(self._pairs)
-            and self._pairs[0][0] == first
-            and cost.observations >= _MIN_OBSERVATIONS
-            and seconds_left >= _MIN_SECONDS_LEFT
-        )
+    def waits_beside(self, first: str) -> bool:
+        """Whether a node waits to be tried beside `first`."""
+        return bool(self._pairs) and self._pairs[0][0] == first and self._current is None
+
+    @staticmethod
+    def pays(cost: Cost, seconds_left: float) -> bool:
+        """Whether enough is known of the first and enough is left to do."""
+        return cost.observations >= _MIN_OBSERVATIONS and seconds_left >= _MIN_SECONDS_LEFT
 
     def concerns(self, node: str) -> bool:
         """Whether `node` is being measured now."""
