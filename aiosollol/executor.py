@@ -11,7 +11,7 @@ from anyio.abc import TaskGroup
 
 from aiosollol.core.buffer import VectorBuffer
 from aiosollol.core.fleet import Chunk
-from aiosollol.core.planner import BatchShape, Plan, PlanOptions, plan
+from aiosollol.core.planner import BatchShape, Plan, PlanOptions, Reason, plan
 from aiosollol.core.report import NodeShare
 from aiosollol.core.request import EmbedSettings
 from aiosollol.core.resilience import classify
@@ -65,7 +65,9 @@ class Executor:
         self._registry = registry
         self._transport_of = transport_of
         self._on_progress = on_progress
-        self.state = BatchState(job.tokens, trials=job.plan.trials)
+        self.state = BatchState(
+            job.tokens, trials=job.plan.trials, expected_seconds=_expected_seconds(job.plan)
+        )
         self._scopes: dict[int, anyio.CancelScope] = {}
         self._wake = anyio.Event()
         self._told = 0
@@ -232,6 +234,15 @@ class Executor:
             for name, tally in self.state.tallies.items()
             if tally.requests
         }
+
+
+def _expected_seconds(planned: Plan) -> float:
+    """How long a batch may take before the nodes left out join.
+
+    For ever if it was not for their speed that they were left out.
+    """
+    is_for_speed = planned.reason in (Reason.DOMINANT_NODE, Reason.SMALL_BATCH, Reason.TOP_NODES)
+    return planned.predicted_seconds if is_for_speed else math.inf
 
 
 def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:

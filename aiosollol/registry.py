@@ -36,6 +36,7 @@ class Node:
     __slots__ = (
         "costs",
         "counters",
+        "disturbed_at",
         "in_flight",
         "last_done",
         "limit",
@@ -51,6 +52,7 @@ class Node:
         self.speaks_base64: bool | None = None
         self.in_flight = 0
         self.last_done = 0.0
+        self.disturbed_at = 0.0
         self.limit: anyio.Semaphore | None = None
         if spec.max_concurrency is not None:
             self.limit = anyio.Semaphore(spec.max_concurrency, fast_acquire=True)
@@ -108,10 +110,13 @@ class Node:
         """An embedding of `tokens`, sent at `sent_at`, was answered: learn what it cost.
 
         What counts is the time that the node worked on it alone. A node computes one request after
-        another, so that began when it was done with the one before.
+        another, so that began when it was done with the one before. If one beside it failed or was
+        cancelled, nobody knows when that was, and nothing is learned.
         """
         name = full_name(model)
         known = self.costs.get(name) or Cost.unknown()
+        if sent_at < self.disturbed_at:
+            return known
         worked_from = max(sent_at, self.last_done)
         self.costs[name] = cost = known.observe(tokens, now - worked_from)
         return cost
@@ -127,12 +132,12 @@ class Node:
             self.counters.rejected += 1
         else:
             self.counters.failed += 1
-        self.last_done = now
+        self.disturbed_at = now
 
     def cancel(self, now: float) -> None:
         """A request was given up by us."""
         self.counters.cancelled += 1
-        self.last_done = now
+        self.disturbed_at = now
 
     def stats(self) -> NodeStats:
         state, spec = self.state, self.state.spec

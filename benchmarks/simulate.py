@@ -5,7 +5,8 @@
 Drives the same pure code as a real batch by a simulated clock: the scenarios of the makespan
 benchmark, then 1 to 1,000 nodes and 1,000 to 1,000,000 texts, each with nodes that keep their pace
 exactly and with nodes that need up to 5 % more or less for each request. Medians of runs with
-different noise; the large ones are run once. Exits with 1 if a target is missed.
+different noise; what has no noise, and what is large, is run once. Exits with 1 if a target is
+missed.
 """
 
 from __future__ import annotations
@@ -33,10 +34,8 @@ NOISES = (0.0, 0.05)
 DECISION_MICROSECONDS = 20.0
 _MEASURED_AT = 100
 """How many nodes a decision is measured at."""
-_LARGE_RUNS = 100_000
-"""Items from which on a simulation is run once: it has so many chunks that noise evens out."""
-_LESSON = 50
-"""Items per node in the two batches from which the costs for a large warm one are learned."""
+_LESSON_FROM, _LESSON = 100_000, 50
+"""A warm batch of so many items follows two of fewer: so many for each node."""
 _SPLIT_ITEMS = 32
 
 
@@ -52,12 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for noise in NOISES:
         title = f"noise {noise:.0%}"
         rows = [
-            measure(_noisy(scenario, noise), options.runs)
+            measure(_noisy(scenario, noise), options.runs if noise else 1)
             for scenario in all_scenarios()
             if options.only in scenario.name
         ]
         is_met &= _show(f"{title}: the scenarios of the makespan benchmark", rows, targets(rows))
-        large = list(_large(noise, options.runs, options.only))
+        large = list(_large(noise, options.only))
         is_met &= _show(f"{title}: large", large, [*targets(large), *_decision_target(large)])
         every += [replace(row, name=f"{title}: {row.name}") for row in rows + large]
     print(f"in {time.monotonic() - began:.0f} s, medians of {options.runs} runs")
@@ -92,7 +91,7 @@ def _noisy(scenario: Scenario, noise: float) -> Scenario:
     return replace(scenario, nodes=[replace(node, noise=noise) for node in scenario.nodes])
 
 
-def _large(noise: float, runs: int, only: str) -> Iterator[Row]:
+def _large(noise: float, only: str) -> Iterator[Row]:
     """Texts of 20 to 2,000 characters, cost by token, nodes of which some are 4 times as fast."""
     for items in ITEM_COUNTS:
         rng = random.Random(items)
@@ -111,14 +110,14 @@ def _large(noise: float, runs: int, only: str) -> Iterator[Row]:
                 )
                 for index in range(count)
             ]
-            yield measure(Scenario(name, nodes, lengths), runs if items < _LARGE_RUNS else 1)
+            yield measure(Scenario(name, nodes, lengths), 1)
 
 
 def measure(scenario: Scenario, runs: int) -> Row:
     """Simulate a scenario cold, and warm after two batches without its fate."""
     tokens = scenario.tokens
     sound = [replace(node, fate=()) for node in scenario.nodes]
-    lesson = tokens[: _LESSON * len(sound)] if len(tokens) >= _LARGE_RUNS else tokens
+    lesson = tokens[: _LESSON * len(sound)] if len(tokens) >= _LESSON_FROM else tokens
     cold, warm, predicted = [], [], []
     for seed in range(runs):
         cold.append(_run(scenario.nodes, tokens, {}, seed))

@@ -200,6 +200,16 @@ def test_a_standby_gets_work_only_when_all_others_are_lost() -> None:
     assert {chunk.node for chunk in rescue} == {"spare"}
 
 
+def test_those_who_stand_by_join_when_the_plan_turns_out_wrong() -> None:
+    state = BatchState([10.0] * 500, expected_seconds=1.0)
+    state.node_up("main", KNOWN, 0.0)
+    state.node_up("spare", KNOWN, 0.0, standby=True)
+    first, *_ = sent(state.start(0.0))
+    slow = Cost(overhead=0.001, seconds_per_token=0.1, observations=6, reach=1000.0)
+    joined = sent(state.done(first, 0.5, slow))
+    assert "spare" in {chunk.node for chunk in joined}
+
+
 def test_an_idle_node_copies_what_another_is_late_with_and_the_loser_is_cancelled() -> None:
     state, chunks = two_nodes([10.0] * 20)
     quick = [chunk for chunk in chunks if chunk.node == "a"]

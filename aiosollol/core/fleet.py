@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from heapq import heapify
 
 from aiosollol.core.cost import Cost
 from aiosollol.core.horizon import earliest_finish
 
+_UPDATES_PER_RECKONING = 4
 _LATE = 1.25
 """How many times its predicted duration a chunk may take before it counts as late."""
 
@@ -142,9 +144,9 @@ class Fleet:
         self._rate = 0.0
         self._filled = 0.0
         self._latest_free = 0.0
-        # What the slow paths reckoned, until a worker changes: many idle nodes ask the same.
-        self._horizon: tuple[float, float, float] = (-1.0, -1.0, 0.0)
-        self._soonest: tuple[float, float, float] = (-1.0, -1.0, 0.0)
+        # What was last reckoned exactly, and how many updates ago.
+        self._exact = float("-inf")
+        self._updates = 0
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(self._workers.values())
@@ -172,7 +174,7 @@ class Fleet:
         self._rate += worker.rate
         self._filled += worker.rate * worker.counted_free
         self._latest_free = max(self._latest_free, worker.counted_free)
-        self._horizon = self._soonest = (-1.0, -1.0, 0.0)
+        self._updates += 1
 
     def horizon(self, now: float, tokens: float) -> float:
         """The earliest time at which `tokens` of waiting work can be done by all."""
@@ -180,9 +182,13 @@ class Fleet:
             surface = (tokens + self._filled) / self._rate
             if surface > self._latest_free and surface > now:
                 return surface
-        if self._horizon[:2] != (now, tokens):
-            self._horizon = (now, tokens, self.horizon_without(None, now, tokens))
-        return self._horizon[2]
+        # Near the end. Handing out work does not move the horizon: what the queue loses, a worker
+        # gets. Only wrong predictions do, so with many workers it need not be reckoned each time.
+        if self._exact <= now or self._updates > len(self._workers) // _UPDATES_PER_RECKONING:
+            self._exact = self.horizon_without(None, now, tokens)
+            self._updates = 0
+            self._latest_free = max(worker.counted_free for worker in self._workers.values())
+        return self._exact
 
     def horizon_without(self, absent: str | None, now: float, tokens: float) -> float:
         """The same without one worker. Always exact, O(n log n)."""
@@ -195,16 +201,18 @@ class Fleet:
             tokens,
         )
 
-    def soonest(self, now: float, tokens: float) -> float:
-        """The earliest time at which any worker could be done with one more item of `tokens`."""
-        if self._soonest[:2] != (now, tokens):
-            finish = min(
-                worker.expected_free(now) + worker.cost.seconds(tokens)
-                for worker in self._workers.values()
-                if worker.is_active
-            )
-            self._soonest = (now, tokens, finish)
-        return self._soonest[2]
+    def ranking(self, now: float, tokens: float) -> list[tuple[float, int, Worker]]:
+        """The active workers as a heap, by when they could be done with one more item of `tokens`.
+
+        The second of each entry is unique, so that workers are never compared.
+        """
+        ranking = [
+            (worker.expected_free(now) + worker.cost.seconds(tokens), place, worker)
+            for place, worker in enumerate(self._workers.values())
+            if worker.is_active
+        ]
+        heapify(ranking)
+        return ranking
 
     def _rate_of(self, cost: Cost) -> float:
         """Tokens per second in chunks of the usual duration."""

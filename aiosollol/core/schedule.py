@@ -14,8 +14,10 @@ together would be done sooner that way. The first answer counts, the other is ca
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heapreplace
 from typing import TypeAlias
 
 from aiosollol.core.cost import Cost
@@ -28,6 +30,7 @@ from aiosollol.core.trace import Outcome, Slice
 from aiosollol.core.trial import TRIAL_CHUNK_SECONDS, Finding, Trials
 from aiosollol.errors import SollolError
 
+_PLAN_TOLERANCE = 1.5
 _COPY_GAIN = 0.9
 """A copy must be expected within this fraction of the time that the original still needs."""
 
@@ -69,8 +72,14 @@ class BatchState:
         tokens: Sequence[float],
         options: ScheduleOptions | None = None,
         trials: Iterable[tuple[str, str]] = (),
+        *,
+        expected_seconds: float = math.inf,
     ) -> None:
-        """`trials`: pairs of nodes for which it is to be measured whether both should work."""
+        """`trials`: pairs of nodes for which it is to be measured whether both should work.
+
+        `expected_seconds`: how long the batch should take. If it turns out to take much longer, the
+        plan was wrong, and the nodes that stand by join.
+        """
         self._tokens = tokens
         self._options = options or ScheduleOptions()
         self._queue = WorkQueue(tokens)
@@ -84,10 +93,16 @@ class BatchState:
         self.slices: list[Slice] = []
         self.splits = 0
         self._is_started = False
+        self._expected_seconds = expected_seconds
+        self._late_at = math.inf
         # Nodes with a free place for which there was nothing to do. They are asked again only
         # when something happened that may change that: `_is_stirred`.
         self._idle: dict[str, Worker] = {}
         self._is_stirred = False
+        self._changed_at = 0.0
+        # For whom the last items wait, and when it should be done with one of them.
+        self._awaited: Worker | None = None
+        self._awaited_finish = float("inf")
 
     # What the executor asks.
 
@@ -135,8 +150,8 @@ class BatchState:
             return None
         waits = [node.retry_at for node in self._idle.values() if node.retry_at > now]
         if self._flights and len(waits) < len(self._idle):
-            oldest = next(iter(self._flights.values()))
-            waits.append(now + max(MIN_CHUNK_SECONDS, (now - oldest.sent_at) / 4))
+            # Often at first, when a copy helps most, and then ever more seldom.
+            waits.append(now + max(MIN_CHUNK_SECONDS, (now - self._changed_at) / 4))
         return min(waits, default=None)
 
     # Events.
@@ -172,6 +187,7 @@ class BatchState:
     def start(self, now: float) -> list[Instruction]:
         """Hand out the first chunks, once the nodes known at the start have been announced."""
         self._is_started = True
+        self._late_at = now + _PLAN_TOLERANCE * self._expected_seconds
         return self._dispatch(now)
 
     def node_lost(
@@ -209,6 +225,8 @@ class BatchState:
         node.foresee(now)
         self._fleet.update(node)
         self._judge(node, chunk, worked_from, now)
+        if self._late_at < math.inf:
+            self._check_plan(now)
         instructions: list[Instruction] = []
         if chunk.is_copy or flight.is_copied:
             self._queue.discard(self._ledger.is_settled)
@@ -318,6 +336,14 @@ class BatchState:
             self._idle.pop(node.name, None)
         self._is_stirred = True
 
+    def _check_plan(self, now: float) -> None:
+        """Call in the nodes that stand by if the batch will take much longer than planned."""
+        if self._fleet.horizon(now, self._queue.tokens) > self._late_at:
+            self._late_at = math.inf
+            for node in self._fleet:
+                if node.is_standby and not node.is_lost:
+                    self._set_standby(node, False)
+
     # Nodes on one machine.
 
     def _judge(self, node: Worker, chunk: Chunk, worked_from: float, now: float) -> None:
@@ -401,7 +427,6 @@ class BatchState:
             self._land(flight.chunk, now)
             self._note(flight, now, "cancelled")
             node = self._fleet[flight.chunk.node]
-            node.last_done = now
             node.tally.wasted += now - flight.sent_at
             node.foresee(now)
             self._fleet.update(node)
@@ -414,9 +439,10 @@ class BatchState:
         instructions: list[Instruction] = []
         if not self._ledger.open or not self._is_started:
             return instructions
-        if not self._queue and self._idle:
+        if freed is None and not self._queue and self._idle:
             self._reissue(now)
         if freed is None or self._is_stirred:
+            self._awaited, self._awaited_finish = None, float("inf")
             nodes = [node for node in self._idle.values() if node.has_place(now)]
             nodes.sort(key=lambda node: (len(node.flights), node.cost.seconds_per_token))
             self._is_stirred = False
@@ -426,7 +452,13 @@ class BatchState:
             # One chunk each, then the second: the first answers tell how to size the rest.
             served = []
             for node in nodes:
-                send = self._choose(node, now)
+                if not node.has_place(now):  # it got the last item while another was asked
+                    continue
+                due = self._due(node, now)
+                if due is None:
+                    instructions += self._hand_out_last(node, now)
+                    continue
+                send = self._send(node, now, due)
                 if send is not None:
                     instructions.append(send)
                     if node.has_place(now):
@@ -434,6 +466,8 @@ class BatchState:
             nodes = served
         if self._queue and not self._flights:
             self._force(instructions, now)
+        if instructions:
+            self._changed_at = now
         return instructions
 
     def _force(self, instructions: list[Instruction], now: float) -> None:
@@ -446,30 +480,50 @@ class BatchState:
             if send is not None:
                 instructions.append(send)
 
-    def _choose(self, node: Worker, now: float) -> Send | None:
-        """What `node` should do next, if anything."""
-        queue, cost, name, options = self._queue, node.cost, node.name, self._options
-        longest = queue.longest(name)
-        if longest == float("inf"):
-            return None
-        if cost.observations == 0:
-            return self._send(node, now, probe(is_first=not node.flights))
-        free = node.expected_free(now)
-        shortest = queue.shortest(name)
-        due = portion(
-            cost,
-            self._fleet.horizon(now, queue.tokens) - free,
-            longest,
-            shortest,
+    def _due(self, node: Worker, now: float) -> Portion | None:
+        """What `node` should get next; None if that is less than one item."""
+        queue, options = self._queue, self._options
+        if node.cost.observations == 0:
+            return probe(is_first=not node.flights)
+        left = self._fleet.horizon(now, queue.tokens) - node.expected_free(now)
+        return portion(
+            node.cost,
+            left,
+            queue.longest(node.name),
+            queue.shortest(node.name),
             chunk_seconds=self._chunk_seconds(node, now),
             max_items=options.max_items,
             max_tokens=options.max_tokens,
         )
-        if due is None:
-            if free + cost.seconds(shortest) > self._fleet.soonest(now, shortest):
-                return None
-            due = Portion(shortest, 1, True)
-        return self._send(node, now, due)
+
+    def _hand_out_last(self, freed: Worker, now: float) -> list[Instruction]:
+        """Give each of the last items to whoever would be done with it first.
+
+        That may be a node that is busy now: then it is waited for.
+        """
+        shortest = self._queue.shortest(freed.name)
+        if shortest == float("inf"):
+            return []
+        if freed is not self._awaited:
+            finish = freed.expected_free(now) + freed.cost.seconds(shortest)
+            if finish > self._awaited_finish:
+                return []
+        instructions: list[Instruction] = []
+        ranking = self._fleet.ranking(now, shortest)
+        while self._queue and ranking:
+            _, place, node = ranking[0]
+            if not node.has_place(now):
+                break
+            send = self._send(node, now, Portion(shortest, 1, True))
+            if send is None:  # there is nothing that this one may have
+                heappop(ranking)
+                continue
+            instructions.append(send)
+            finish = node.expected_free(now) + node.cost.seconds(shortest)
+            heapreplace(ranking, (finish, place, node))
+        if self._queue and ranking:
+            self._awaited_finish, _, self._awaited = ranking[0]
+        return instructions
 
     def _send(self, node: Worker, now: float, due: Portion) -> Send | None:
         items, tokens = self._queue.take(node.name, due.tokens, due.items, shortest=due.shortest)

@@ -12,9 +12,9 @@ _PROBE_TOKENS = 200.0
 _PROBE_ITEMS = 16
 _EXTRAPOLATION = 8.0
 """How far beyond the largest answer seen a prediction is trusted."""
-_SHARE_DIVISOR = 3.0
+_SHARE_DIVISOR = 2.0
 """A chunk is at most this fraction of what a node will still do, so that plans can change."""
-_FLOOR_OVERHEADS = 8.0
+_FLOOR_OVERHEADS = 16.0
 """Chunks are not cut below this many overheads: then requests would cost more than they balance."""
 
 

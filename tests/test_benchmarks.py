@@ -1,0 +1,120 @@
+"""The benchmarks run, in small: what they measure is not asked here, only that they can."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from dataclasses import replace
+
+import pytest
+
+from aiosollol.testing import fake_tokens
+from benchmarks import makespan, simulate
+from benchmarks.scenarios import Scenario, all_scenarios
+from benchmarks.simulator import SimNode, lower_bound
+from benchmarks.table import Row, table, targets
+
+pytestmark = pytest.mark.anyio
+
+
+def tiny(**fate: float | str) -> Scenario:
+    """A tenth of a second's work for two nodes; the second may meet a fate."""
+    nodes = [SimNode("n0", per_item=0.005), SimNode("n1", per_item=0.005)]
+    nodes[1].fate = [(0.03, what) for what in fate.values()]
+    return Scenario("tiny", nodes, [300] * 40)
+
+
+def test_scenarios_are_the_promised_ones() -> None:
+    scenarios = all_scenarios()
+    assert len(scenarios) == 10
+    assert len({scenario.name for scenario in scenarios}) == 10
+    for scenario in scenarios:
+        texts = scenario.texts()
+        assert [len(text) for text in texts] == list(scenario.lengths)
+        assert len(set(texts)) == len(texts)
+        assert [fake_tokens(text) for text in texts] == scenario.tokens
+    by_name = {scenario.name: scenario for scenario in scenarios}
+    assert by_name["1 at 10 ms, 2 at 100 ms: 200"].bound == pytest.approx(200 / 120)
+
+
+@pytest.mark.parametrize(
+    ("fate", "bound"),
+    [
+        ([], 1.0),  # 200 items at 100 and 100 a second
+        ([(0.5, "die")], 1.5),  # half is left, for one
+        ([(0.5, 10.0)], 0.5 + 100 / 110),
+        ([(0.5, "die"), (0.6, "return")], 1.05),
+        ([(2.0, "die")], 1.0),  # too late to matter
+    ],
+)
+def test_lower_bound_knows_the_fate(fate: list[tuple[float, float | str]], bound: float) -> None:
+    nodes = [SimNode("n0", per_item=0.01), SimNode("n1", per_item=0.01, fate=fate)]
+    assert lower_bound(nodes, [10.0] * 200) == pytest.approx(bound)
+
+
+def test_lower_bound_is_infinite_if_nobody_is_left() -> None:
+    assert lower_bound([SimNode("n0", per_item=1.0, fate=[(0.5, "die")])], [1.0]) == float("inf")
+
+
+@pytest.mark.parametrize("fate", [{}, {"slow": 10.0}, {"dead": "die"}])
+async def test_makespan_measures_a_scenario(fate: dict[str, float | str]) -> None:
+    scenario = tiny(**fate)
+    (measured,) = await makespan.measure_all([scenario], runs=1)
+    (cold,), (warm,) = measured.cold, measured.warm
+    assert cold.wrong == warm.wrong == 0
+    assert cold.seconds > 0.9 * scenario.bound
+    assert warm.seconds > 0.9 * scenario.bound
+    assert warm.predicted > 0
+    assert (measured.even is None) == scenario.is_deadly
+    json.dumps(measured.figures())
+
+
+@pytest.mark.parametrize("fate", [{}, {"slow": 10.0}, {"dead": "die"}])
+def test_simulate_measures_a_scenario(fate: dict[str, float | str]) -> None:
+    row = simulate.measure(tiny(**fate), runs=2)
+    assert row.wrong == 0
+    assert row.bound <= row.warm
+    assert row.decision is not None
+    assert row.decision > 0
+
+
+def test_simulate_prints_tables_and_writes_figures(
+    capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path
+) -> None:
+    path = tmp_path / "figures.json"
+    simulate.main(["--runs", "1", "--only", "10, 12, 11 ms: 100", "--json", str(path)])
+    said = capsys.readouterr().out
+    assert "10, 12, 11 ms: 1000" in said
+    assert "warm" in said
+    assert len(json.loads(path.read_text())) == 4  # two scenarios, two noises
+
+
+ROW = Row("some", 2.0, 2.1, 2.02, 3.0, 2.5, 2.0, 0.01, 20, 0)
+
+
+@pytest.mark.parametrize(
+    ("row", "missed"),
+    [
+        (ROW, ""),
+        (replace(ROW, warm=2.07), "warm: at most"),
+        (replace(ROW, bound=0.9, warm=0.95, cold=0.99), ""),  # too short to be judged
+        (replace(ROW, cold=2.21), "cold: at most"),
+        (replace(ROW, single=2.01), "not slower than"),
+        (replace(ROW, error=0.06), "prediction"),
+        (replace(ROW, error=0.06, is_fated=True), ""),  # nobody can know a fate
+        (replace(ROW, warm=2.4, chunk_seconds=0.5), ""),  # a death has a target of its own
+        (replace(ROW, warm=2.6, chunk_seconds=0.5, single=None, even=None), "a death"),
+        (replace(ROW, wrong=1), "no text"),
+    ],
+)
+def test_targets(row: Row, missed: str) -> None:
+    found = [target.text for target in targets([row]) if not target.is_met]
+    assert len(found) == bool(missed)
+    assert all(missed in text for text in found)
+
+
+def test_table_shows_what_there_is() -> None:
+    lines = table([ROW, replace(ROW, name="dies", even=None, decision=12.34)]).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert "1.010" in lines[2]
+    assert lines[3].endswith("12.3 us")
