@@ -11,11 +11,12 @@ from anyio.abc import TaskGroup
 
 from aiosollol.core.buffer import VectorBuffer
 from aiosollol.core.fleet import Chunk
+from aiosollol.core.handout import Cancel, Instruction, Send
 from aiosollol.core.planner import BatchShape, Plan, PlanOptions, Reason, plan
 from aiosollol.core.report import NodeShare
 from aiosollol.core.request import EmbedSettings
 from aiosollol.core.resilience import classify
-from aiosollol.core.schedule import BatchState, Cancel, Instruction, Send
+from aiosollol.core.schedule import BatchState
 from aiosollol.errors import NodeError, NodeUnreachable, NoNodeAvailable, ProtocolError
 from aiosollol.exchange import EmbedCall, embed_on, promised_dim
 from aiosollol.ports import Transport

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 
 from aiosollol.core.cost import Cost
 from aiosollol.core.fleet import Chunk
+from aiosollol.core.handout import Cancel, Instruction, ScheduleOptions, Send
 from aiosollol.core.resilience import Failure
-from aiosollol.core.schedule import BatchState, Cancel, Instruction, ScheduleOptions, Send
+from aiosollol.core.schedule import BatchState
 from aiosollol.errors import BadRequest, NodeError, NodeUnreachable, RunnerFailed
 
 

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from aiosollol.core.cost import Cost
 from aiosollol.core.fleet import Chunk
+from aiosollol.core.handout import Cancel, ScheduleOptions, Send
 from aiosollol.core.resilience import Failure
-from aiosollol.core.schedule import BatchState, Cancel, ScheduleOptions, Send
+from aiosollol.core.schedule import BatchState
 from aiosollol.errors import BadRequest, NodeUnreachable, RunnerFailed, ServerBusy
 from benchmarks.simulator import Outcome, SimNode, Simulation, lower_bound
 

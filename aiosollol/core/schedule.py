@@ -16,52 +16,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from heapq import heappop, heapreplace
-from typing import TypeAlias
 
 from aiosollol.core.cost import Cost
 from aiosollol.core.fleet import Chunk, Fleet, Flight, Tally, Worker
+from aiosollol.core.handout import Cancel, Handout, Instruction, ScheduleOptions
 from aiosollol.core.ledger import Ledger
 from aiosollol.core.queue import WorkQueue
 from aiosollol.core.resilience import Failure
-from aiosollol.core.sizing import MIN_CHUNK_SECONDS, Portion, portion, probe
 from aiosollol.core.trace import Outcome, Slice
 from aiosollol.core.trial import TRIAL_CHUNK_SECONDS, Finding, Trials
 from aiosollol.errors import SollolError
 
 _PLAN_TOLERANCE = 1.5
-_COPY_GAIN = 0.9
-"""A copy must be expected within this fraction of the time that the original still needs."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScheduleOptions:
-    """How a batch is cut. Durations are seconds.
-
-    chunk_seconds: how long a chunk should take. max_items, max_tokens: its upper bounds.
-    max_attempts: how often an item may be in a request that failed before it is given up.
-    """
-
-    chunk_seconds: float = 0.5
-    max_items: int = 256
-    max_tokens: float = 65_536.0
-    max_attempts: int = 3
-    busy_pause: float = 0.5
-    max_busy: int = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    chunk: Chunk
-
-
-@dataclass(frozen=True, slots=True)
-class Cancel:
-    chunk: Chunk
-
-
-Instruction: TypeAlias = Send | Cancel
 
 
 class BatchState:
@@ -80,29 +46,21 @@ class BatchState:
         `expected_seconds`: how long the batch should take. If it turns out to take much longer, the
         plan was wrong, and the nodes that stand by join.
         """
-        self._tokens = tokens
         self._options = options or ScheduleOptions()
         self._queue = WorkQueue(tokens)
         self._fleet = Fleet(self._options.chunk_seconds)
-        self._flights: dict[int, Flight] = {}
         self._ledger = Ledger(len(tokens))
-        self._next_id = 0
         self._trials = Trials(trials)
+        self._handout = Handout(
+            tokens, self._options, self._queue, self._fleet, self._ledger, self._trials
+        )
+        self._flights = self._handout.flights
         self.last_errors: dict[str, SollolError] = {}
         self.tallies: dict[str, Tally] = {}
         self.slices: list[Slice] = []
         self.splits = 0
-        self._is_started = False
         self._expected_seconds = expected_seconds
         self._late_at = math.inf
-        # Nodes with a free place for which there was nothing to do. They are asked again only
-        # when something happened that may change that: `_is_stirred`.
-        self._idle: dict[str, Worker] = {}
-        self._is_stirred = False
-        self._changed_at = 0.0
-        # For whom the last items wait, and when it should be done with one of them.
-        self._awaited: Worker | None = None
-        self._awaited_finish = float("inf")
 
     # What the executor asks.
 
@@ -146,13 +104,7 @@ class BatchState:
 
     def next_tick(self, now: float) -> float | None:
         """When `tick` should be called if nothing happens before; None: never."""
-        if not self._ledger.open or not self._idle:
-            return None
-        waits = [node.retry_at for node in self._idle.values() if node.retry_at > now]
-        if self._flights and len(waits) < len(self._idle):
-            # Often at first, when a copy helps most, and then ever more seldom.
-            waits.append(now + max(MIN_CHUNK_SECONDS, (now - self._changed_at) / 4))
-        return min(waits, default=None)
+        return self._handout.next_tick(now)
 
     # Events.
 
@@ -178,17 +130,16 @@ class BatchState:
         if known is not None:
             node.flights = known.flights
             node.busy_since = known.busy_since
-        if node.is_active:
-            self._idle[name] = node
         self._fleet.put(node)
-        self._is_stirred = True
-        return self._dispatch(now)
+        self._handout.rest(node)
+        self._handout.stir()
+        return self._handout.dispatch(now)
 
     def start(self, now: float) -> list[Instruction]:
         """Hand out the first chunks, once the nodes known at the start have been announced."""
-        self._is_started = True
+        self._handout.is_started = True
         self._late_at = now + _PLAN_TOLERANCE * self._expected_seconds
-        return self._dispatch(now)
+        return self._handout.dispatch(now)
 
     def node_lost(
         self, name: str, now: float, error: SollolError | None = None
@@ -198,13 +149,13 @@ class BatchState:
         if node is None or node.is_lost:
             return []
         self._lose(node, error)
-        self._is_stirred = True
-        return self._dispatch(now)
+        self._handout.stir()
+        return self._handout.dispatch(now)
 
     def tick(self, now: float) -> list[Instruction]:
         """Time has passed: pauses may be over, chunks may be late."""
-        self._is_stirred = True
-        return self._dispatch(now)
+        self._handout.stir()
+        return self._handout.dispatch(now)
 
     def done(self, chunk: Chunk, now: float, cost: Cost) -> list[Instruction]:
         """A chunk was answered. `cost` is what the node is known to cost by now."""
@@ -232,7 +183,7 @@ class BatchState:
             self._queue.discard(self._ledger.is_settled)
         if chunk.is_copy or flight.is_copied or not self._ledger.open:
             instructions = self._cancel_settled(now)
-        return instructions + self._dispatch(now, node)
+        return instructions + self._handout.dispatch(now, node)
 
     def failed(
         self, chunk: Chunk, now: float, failure: Failure, error: SollolError
@@ -256,8 +207,8 @@ class BatchState:
             self._punish(node, failure, error, now)
             self._retry(items, failure, error, node.name)
         self._fleet.update(node)
-        self._is_stirred = True
-        return self._cancel_settled(now) + self._dispatch(now)
+        self._handout.stir()
+        return self._cancel_settled(now) + self._handout.dispatch(now)
 
     def abandon(self, error: SollolError, now: float) -> list[Instruction]:
         """Give every open item `error` and cancel what is under way."""
@@ -318,8 +269,8 @@ class BatchState:
         if node.is_lost:
             return
         node.is_lost = True
-        self._idle.pop(node.name, None)
         self._fleet.update(node)
+        self._handout.rest(node)
         if self._trials.concerns(node.name):
             self._trials.drop()
         if not self._fleet.any_active():
@@ -330,11 +281,8 @@ class BatchState:
     def _set_standby(self, node: Worker, is_standby: bool) -> None:
         node.is_standby = is_standby
         self._fleet.update(node)
-        if node.is_active and len(node.flights) < node.window:
-            self._idle[node.name] = node
-        else:
-            self._idle.pop(node.name, None)
-        self._is_stirred = True
+        self._handout.rest(node)
+        self._handout.stir()
 
     def _check_plan(self, now: float) -> None:
         """Call in the nodes that stand by if the batch will take much longer than planned."""
@@ -352,7 +300,7 @@ class BatchState:
         if finding is not None:
             if not finding.is_faster_together:
                 self._set_standby(self._fleet[finding.second], True)
-        elif self._is_to_be_tried(node, now):
+        elif self._handout.is_to_be_tried(node, now):
             under_way = [node.cost.seconds(flight.chunk.tokens) for flight in node.flights.values()]
             if max(under_way, default=0.0) <= 1.5 * TRIAL_CHUNK_SECONDS:
                 second = self._fleet.get(self._trials.begin(node.cost, now))
@@ -361,41 +309,14 @@ class BatchState:
                 else:
                     self._set_standby(second, False)
 
-    def _is_to_be_tried(self, first: Worker, now: float) -> bool:
-        """Whether it is time to try another node beside `first`."""
-        return self._trials.waits_beside(first.name) and self._trials.pays(
-            first.cost, self._fleet.horizon(now, self._queue.tokens) - now
-        )
-
-    def _chunk_seconds(self, node: Worker, now: float) -> float:
-        """How long a chunk of a node should take at most."""
-        if self._trials.concerns(node.name) or self._is_to_be_tried(node, now):
-            return TRIAL_CHUNK_SECONDS
-        return self._options.chunk_seconds
-
     # Flights.
-
-    def _launch(self, node: Worker, items: Sequence[int], tokens: float, now: float) -> Send:
-        is_copy = self._ledger.is_copy(items)
-        chunk = Chunk(self._next_id, node.name, items, tokens, is_copy)
-        self._next_id += 1
-        starts_at = node.expected_free(now)
-        due_at = starts_at + node.cost.seconds(tokens)
-        flight = Flight(chunk, now, starts_at, due_at)
-        node.board(flight)
-        self._flights[chunk.id] = flight
-        if len(node.flights) >= node.window:
-            self._idle.pop(node.name, None)
-        self._fleet.update(node)
-        return Send(chunk)
 
     def _land(self, chunk: Chunk, now: float) -> Flight | None:
         flight = self._flights.pop(chunk.id, None)
         if flight is not None:
             node = self._fleet[chunk.node]
             node.land(flight, now)
-            if node.is_active:
-                self._idle[node.name] = node
+            self._handout.rest(node)
         return flight
 
     def _note(self, flight: Flight, now: float, outcome: Outcome) -> None:
@@ -431,128 +352,3 @@ class BatchState:
             node.foresee(now)
             self._fleet.update(node)
         return [Cancel(flight.chunk) for flight in late]
-
-    # Handing out.
-
-    def _dispatch(self, now: float, freed: Worker | None = None) -> list[Instruction]:
-        """Give work to the node that just became free, or to all idle ones if things changed."""
-        instructions: list[Instruction] = []
-        if not self._ledger.open or not self._is_started:
-            return instructions
-        if freed is None and not self._queue and self._idle:
-            self._reissue(now)
-        if freed is None or self._is_stirred:
-            self._awaited, self._awaited_finish = None, float("inf")
-            nodes = [node for node in self._idle.values() if node.has_place(now)]
-            nodes.sort(key=lambda node: (len(node.flights), node.cost.seconds_per_token))
-            self._is_stirred = False
-        else:
-            nodes = [freed] if freed.has_place(now) else []
-        while nodes:
-            # One chunk each, then the second: the first answers tell how to size the rest.
-            served = []
-            for node in nodes:
-                if not node.has_place(now):  # it got the last item while another was asked
-                    continue
-                due = self._due(node, now)
-                if due is None:
-                    instructions += self._hand_out_last(node, now)
-                    continue
-                send = self._send(node, now, due)
-                if send is not None:
-                    instructions.append(send)
-                    if node.has_place(now):
-                        served.append(node)
-            nodes = served
-        if self._queue and not self._flights:
-            self._force(instructions, now)
-        if instructions:
-            self._changed_at = now
-        return instructions
-
-    def _force(self, instructions: list[Instruction], now: float) -> None:
-        """Nothing is under way and everybody waits for another: the best one starts."""
-        able = [node for node in self._idle.values() if node.has_place(now)]
-        if able:
-            self._queue.forget_culprits()
-            node = min(able, key=lambda node: node.cost.seconds_per_token)
-            send = self._send(node, now, Portion(0.0, 1))
-            if send is not None:
-                instructions.append(send)
-
-    def _due(self, node: Worker, now: float) -> Portion | None:
-        """What `node` should get next; None if that is less than one item."""
-        queue, options = self._queue, self._options
-        if node.cost.observations == 0:
-            return probe(is_first=not node.flights)
-        left = self._fleet.horizon(now, queue.tokens) - node.expected_free(now)
-        return portion(
-            node.cost,
-            left,
-            queue.longest(node.name),
-            queue.shortest(node.name),
-            chunk_seconds=self._chunk_seconds(node, now),
-            max_items=options.max_items,
-            max_tokens=options.max_tokens,
-        )
-
-    def _hand_out_last(self, freed: Worker, now: float) -> list[Instruction]:
-        """Give each of the last items to whoever would be done with it first.
-
-        That may be a node that is busy now: then it is waited for.
-        """
-        shortest = self._queue.shortest(freed.name)
-        if shortest == float("inf"):
-            return []
-        if freed is not self._awaited:
-            finish = freed.expected_free(now) + freed.cost.seconds(shortest)
-            if finish > self._awaited_finish:
-                return []
-        instructions: list[Instruction] = []
-        ranking = self._fleet.ranking(now, shortest)
-        while self._queue and ranking:
-            _, place, node = ranking[0]
-            if not node.has_place(now):
-                break
-            send = self._send(node, now, Portion(shortest, 1, True))
-            if send is None:  # there is nothing that this one may have
-                heappop(ranking)
-                continue
-            instructions.append(send)
-            finish = node.expected_free(now) + node.cost.seconds(shortest)
-            heapreplace(ranking, (finish, place, node))
-        if self._queue and ranking:
-            self._awaited_finish, _, self._awaited = ranking[0]
-        return instructions
-
-    def _send(self, node: Worker, now: float, due: Portion) -> Send | None:
-        items, tokens = self._queue.take(node.name, due.tokens, due.items, shortest=due.shortest)
-        return self._launch(node, items, tokens, now) if items else None
-
-    # The tail.
-
-    def _reissue(self, now: float) -> None:
-        """Queue copies of the chunk that is expected last, if that helps.
-
-        The copies go through the queue, so that several idle nodes can share them.
-        """
-        worst: Flight | None = None
-        worst_finish = now
-        for flight in self._flights.values():
-            if not (flight.is_copied or flight.chunk.is_copy):
-                finish = flight.expected_finish(now)
-                if finish > worst_finish:
-                    worst, worst_finish = flight, finish
-        if worst is None:
-            return
-        owner = worst.chunk.node
-        items = self._ledger.unsettled(worst.chunk.items)
-        overhead = min((n.cost.overhead for n in self._idle.values() if n.name != owner), default=0)
-        tokens = sum(self._tokens[item] for item in items)
-        rescued = self._fleet.horizon_without(owner, now, tokens) + overhead
-        if rescued - now > _COPY_GAIN * (worst_finish - now):
-            return
-        worst.is_copied = True
-        self._ledger.copy(items)
-        self._queue.put_back(items, avoid=owner)
-        self._is_stirred = True

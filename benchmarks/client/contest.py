@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
-
 # glibc gives memory back to the system and takes it again around every read of a socket, or does
 # not, by how its heap happens to lie: one and the same client takes 80 us a call in one process and
 # 100 in the next. This makes it keep the memory, in all of them.
