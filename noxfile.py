@@ -63,9 +63,14 @@ def examples(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """The benchmarks; see benchmarks/README.md."""
-    session.install(f".[{EXTRAS}]")
-    session.run("python", "-m", "benchmarks.start_up", *session.posargs)
+    """The benchmarks of the client, against its peers too; see benchmarks/README.md.
+
+    The peers live in this session's environment and nowhere else. Words after `--` go to
+    `python -m benchmarks.client`.
+    """
+    session.install(f".[{EXTRAS}]", *group("bench"))
+    session.run("python", "-m", "benchmarks.start_up")
+    session.run("python", "-m", "benchmarks.client", "--peers", *session.posargs)
 
 
 def run_tests(session: nox.Session) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from benchmarks.client.bodies import TOKENS_PER_TEXT
+from benchmarks.client.bodies import TOKENS, TOKENS_PER_TEXT
 
 _START_SECONDS = 20.0
 _WORKERS = 2
@@ -137,11 +137,19 @@ class Nginx:
 class NoCost:
     """`benchmarks.client.no_cost` in a process of its own, as a context manager.
 
-    dim: of its vectors. tokens: that it counts per text. pace: seconds between lines of a stream.
+    dim: of its vectors. tokens: that it counts per text. pace: seconds between two of the
+    `lines` of a stream.
     """
 
-    def __init__(self, *, dim: int, tokens: int = TOKENS_PER_TEXT, pace: float = 0.0) -> None:
-        self._options = {"dim": dim, "tokens": tokens, "pace": pace}
+    def __init__(
+        self,
+        *,
+        dim: int,
+        tokens: int = TOKENS_PER_TEXT,
+        pace: float = 0.0,
+        lines: int = TOKENS,
+    ) -> None:
+        self._options = {"dim": dim, "tokens": tokens, "pace": pace, "lines": lines}
         self._process: subprocess.Popen[bytes] | None = None
         self.urls: list[str] = []
 

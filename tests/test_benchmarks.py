@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
 from aiosollol.testing import fake_tokens
 from benchmarks import makespan, simulate
+from benchmarks.client import batch, chat, embed, memory
+from benchmarks.client.report import Row as Comparison
+from benchmarks.client.report import Table
 from benchmarks.scenarios import Scenario, all_scenarios
 from benchmarks.simulator import SimNode, lower_bound
 from benchmarks.table import Row, table, targets
@@ -118,3 +122,36 @@ def test_table_shows_what_there_is() -> None:
     assert len({len(line) for line in lines}) == 1
     assert "1.010" in lines[2]
     assert lines[3].endswith("12.3 us")
+
+
+def test_client_benchmarks_compare_all_that_they_should(require: Callable[..., None]) -> None:
+    require("nginx")
+    calls = embed.run(1, calls=8, in_flight=(1, 4))
+    vectors = batch.run(1, texts=64, dims=(8,))
+    speed = batch.throughput(1, texts=64)
+    streams = chat.run(1, streams=2, paced=1)
+    stream = memory.run(200)
+    assert [len(t.rows) for t in (calls, vectors, speed, streams, stream)] == [6, 4, 1, 6, 2]
+    for each in (calls, vectors, speed, streams, stream):
+        assert all(row.ours > 0 and row.theirs > 0 for row in each.rows), each
+        assert each.server in str(each)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "limit", "at_least", "is_met"),
+    [
+        (1.2, 1.25, False, True),
+        (1.3, 1.25, False, False),
+        (99.0, 100.0, True, False),
+        (101.0, 100.0, True, True),
+        (5.0, None, False, None),
+    ],
+)
+def test_a_comparison_knows_its_target(
+    ratio: float, limit: float | None, at_least: bool, is_met: bool | None
+) -> None:
+    row = Comparison("ours", "theirs", ratio, 1.0, "us", ratio, limit, at_least)
+    assert row.is_met is is_met
+    whole = Table(1, "title", "a server", [row])
+    assert ("MISSED" in str(whole)) is (is_met is False)
+    assert whole.as_json()["rows"][0]["is_met"] is is_met

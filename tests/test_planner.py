@@ -279,6 +279,12 @@ def test_work_that_a_node_has_already_counts() -> None:
     assert made.predicted_seconds == pytest.approx(20.0)
 
 
+@pytest.mark.parametrize("policy", ["adaptive", "rules"])
+def test_of_equally_fast_nodes_the_idle_one_works(policy: Any) -> None:
+    cluster = [node("busy", 0.1, ahead=5.0), node("idle", 0.1)]
+    assert plan(cluster, items(10), PlanOptions(policy=policy)).shares == {"idle": 10}
+
+
 def test_one_node_that_was_asked_for_is_the_one_done_first() -> None:
     cluster = [node("busy", 0.1, ahead=60.0), node("idle", 0.2)]
     made = plan(cluster, items(100), PlanOptions(force_mode="sequential"))

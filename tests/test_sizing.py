@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aiosollol.core import sizing
 from aiosollol.core.cost import Cost
 from aiosollol.core.sizing import Portion, portion, probe
 
@@ -49,23 +50,23 @@ def test_with_much_left_a_chunk_takes_its_usual_time() -> None:
     assert not due.shortest
 
 
-def test_towards_the_end_chunks_become_a_third_of_what_is_left() -> None:
+def test_towards_the_end_chunks_become_a_part_of_what_is_left() -> None:
     due = size(cost(), left=0.6)
     assert due is not None
-    assert cost().seconds(due.tokens) == pytest.approx(0.2)
+    assert cost().seconds(due.tokens) == pytest.approx(0.6 / sizing._SHARE_DIVISOR)
 
 
 def test_at_the_end_the_rest_goes_at_once() -> None:
-    # 8 overheads, below which chunks are not cut, are 8 ms; with 10 ms the shortest chunk.
-    due = size(cost(), left=0.019)
+    due = size(cost(), left=0.019)  # less than two of the shortest chunks
     assert due is not None
     assert cost().seconds(due.tokens) == pytest.approx(0.019)
 
 
 def test_a_high_overhead_makes_chunks_larger() -> None:
-    due = size(cost(overhead=0.02), left=0.4)
+    shortest = sizing._FLOOR_OVERHEADS * 0.02
+    due = size(cost(overhead=0.02), left=2 * shortest, chunk_seconds=9.0)
     assert due is not None
-    assert cost(overhead=0.02).seconds(due.tokens) == pytest.approx(0.16)
+    assert due.tokens == pytest.approx((shortest - 0.02) / 0.001)
 
 
 def test_an_overhead_above_the_usual_time_still_leaves_half_a_chunk_for_work() -> None:
@@ -103,9 +104,6 @@ def test_what_the_node_can_still_do_decides_where_to_take_from(
     """An item of 100 tokens takes 0.101 s, one of 10 takes 0.011 s."""
     due = size(cost(), left, longest=100.0, shortest=10.0)
     assert (due and ("short end" if due.shortest else "long end")) == taken
-
-
-seconds = st.floats(1e-4, 1e3)
 
 
 @settings(deadline=None)

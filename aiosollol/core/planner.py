@@ -173,7 +173,8 @@ def plan(
     if not view:
         raise InvalidInput("a plan needs at least one node")
     options = options or PlanOptions()
-    ranked = sorted(view, key=lambda node: _seconds_per_item(node, batch, options))
+    # Of equally fast ones, the one that is free first.
+    ranked = sorted(view, key=lambda node: (_seconds_per_item(node, batch, options), node.ahead))
     apart = _one_machine_each(ranked, options, verdicts or {})
     if options.force_mode is not None:
         choice = _forced(ranked, apart, batch, options)

@@ -89,15 +89,14 @@ class ServerProcess:
         Raises NodeUnreachable with what it wrote to stderr if it ends instead, and NodeTimeout if
         it is not ready in time. Neither leaves it running.
         """
-        self._process = await asyncio.create_subprocess_exec(
-            *self._command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=self._environment,
-            # Ctrl-C in a terminal goes to the whole group: the parent gets it, and ends us.
-            start_new_session=True,
-        )
+        spawning = asyncio.ensure_future(self._spawn())
+        try:
+            self._process = await asyncio.shield(spawning)
+        except asyncio.CancelledError:
+            # Cancelled half way, uvloop leaves a process behind that nobody owns.
+            self._process = await spawning
+            await self.aclose()
+            raise
         self._reader = asyncio.create_task(self._read_stderr(self._process))
         try:
             async with asyncio.timeout(self._start_timeout):
@@ -109,6 +108,17 @@ class ServerProcess:
         except BaseException:
             await self.aclose()
             raise
+
+    async def _spawn(self) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            *self._command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=self._environment,
+            # Ctrl-C in a terminal goes to the whole group: the parent gets it, and ends us.
+            start_new_session=True,
+        )
 
     async def aclose(self) -> None:
         """End it: politely, and by force if that takes more than five seconds. Idempotent."""

@@ -50,12 +50,12 @@ def openai(count: int, dim: int, tokens: int = TOKENS_PER_TEXT, *, is_base64: bo
     )
 
 
-def chat_lines() -> list[bytes]:
+def chat_lines(tokens: int = TOKENS) -> list[bytes]:
     """The lines of a streamed answer of ``/api/chat``."""
     head = {"model": CHAT_MODEL, "created_at": "2026-01-01T00:00:00.123456789Z"}
     lines = [
         {**head, "message": {"role": "assistant", "content": f" word{number}"}, "done": False}
-        for number in range(TOKENS)
+        for number in range(tokens)
     ]
     last = {
         "message": {"role": "assistant", "content": ""},
@@ -65,7 +65,7 @@ def chat_lines() -> list[bytes]:
         "load_duration": 1_000_000,
         "prompt_eval_count": 26,
         "prompt_eval_duration": 30_000_000,
-        "eval_count": TOKENS,
+        "eval_count": tokens,
         "eval_duration": 1_500_000_000,
     }
     lines.append({**head, **last})

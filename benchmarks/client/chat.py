@@ -12,6 +12,7 @@ from benchmarks.servers import Nginx, NoCost
 
 LIMIT = 1.25
 PACE = 0.001
+_SHORT = 16
 
 
 def run(rounds: int, *, streams: int = 60, paced: int = 8) -> Table:
@@ -24,11 +25,19 @@ def run(rounds: int, *, streams: int = 60, paced: int = 8) -> Table:
         _compare(table, "all at once (nginx)", server.urls, rounds, streams, 1)
     with NoCost(dim=768, pace=PACE) as raw:
         _compare(table, "paced (raw)", raw.urls, rounds, paced, paced)
+    with NoCost(dim=768, pace=PACE, lines=_SHORT) as raw:
+        _compare(table, f"{_SHORT} tokens, paced (raw)", raw.urls, rounds, streams, 1, _SHORT)
     return table
 
 
 def _compare(
-    table: Table, what: str, urls: Sequence[str], rounds: int, streams: int, in_flight: int
+    table: Table,
+    what: str,
+    urls: Sequence[str],
+    rounds: int,
+    streams: int,
+    in_flight: int,
+    tokens: int = TOKENS,
 ) -> None:
     firsts, cpu = [], []
     with Contestant("ours", urls) as ours, Contestant("floor", urls) as floor:
@@ -39,7 +48,7 @@ def _compare(
             check_same([found[each] for each in both])
             if number:
                 firsts.append([found[each]["first"] * 1e6 for each in both])
-                cpu.append([found[each]["cpu"] / streams / TOKENS * 1e6 for each in both])
+                cpu.append([found[each]["cpu"] / streams / tokens * 1e6 for each in both])
     for name, unit, costs in (("first part", "us", firsts), ("per token", "us CPU", cpu)):
         row = paired(f"{name}, {what}, {in_flight} in flight", "aiohttp + orjson", unit, costs)
         row.limit = LIMIT

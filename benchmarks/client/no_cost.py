@@ -1,6 +1,6 @@
 """A server that answers as many vectors as it is sent texts, from bytes made once for each count.
 
-    python -m benchmarks.client.no_cost '{"dim": 768, "tokens": 27, "pace": 0.0}'
+    python -m benchmarks.client.no_cost '{"dim": 768, "tokens": 27, "pace": 0.0, "lines": 256}'
 
 prints its URL as JSON. It reads of a request only what it needs, and runs on uvloop if that is
 installed.
@@ -20,11 +20,11 @@ from benchmarks.client import bodies
 
 
 class Server:
-    """Answers by path. tokens: counted per text. pace: seconds between two lines of a stream."""
+    """Answers by path. tokens: counted per text. pace: seconds between two of the `lines`."""
 
-    def __init__(self, dim: int, tokens: int, pace: float) -> None:
+    def __init__(self, dim: int, tokens: int, pace: float, lines: int) -> None:
         self.pace = pace
-        self.lines = [b"%x\r\n%s\r\n" % (len(line), line) for line in bodies.chat_lines()]
+        self.lines = [b"%x\r\n%s\r\n" % (len(line), line) for line in bodies.chat_lines(lines)]
         self.fixed = {path: answer(body) for path, body in bodies.fixed().items()}
         self.native = cache(lambda count: answer(bodies.native(count, dim, tokens)))
         self.base64 = cache(lambda count: answer(bodies.openai(count, dim, tokens)))
@@ -97,8 +97,8 @@ def _content_length(head: bytes) -> int:
     return int(low[at + 15 :].split(b"\r", 1)[0]) if at >= 0 else 0
 
 
-async def serve(dim: int, tokens: int, pace: float) -> None:
-    server = Server(dim, tokens, pace)
+async def serve(dim: int, tokens: int, pace: float, lines: int) -> None:
+    server = Server(dim, tokens, pace, lines)
     loop = asyncio.get_running_loop()
     listener = await loop.create_server(lambda: Connection(server), "127.0.0.1", 0)
     port = listener.sockets[0].getsockname()[1]

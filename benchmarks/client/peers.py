@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -76,6 +77,8 @@ class LiteLLM(_Peer):
     """LiteLLM's Router over the nodes."""
 
     async def open(self) -> None:
+        _check_isolated("LiteLLM")
+        os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else it fetches a list of prices
         litellm: Any = import_module("litellm")
         litellm.telemetry = False
         self._router = litellm.Router(
@@ -96,12 +99,11 @@ class LiteLLM(_Peer):
 class Sollol(_Peer):
     """sollol 0.9.66 in lightweight mode. It is synchronous, so its calls run in threads.
 
-    It looks for nodes on the network, and is refused where there is one: see `isolation`.
+    It looks for nodes on the network, so it runs only where there is none: see `isolation`.
     """
 
     async def open(self) -> None:
-        if not is_isolated():
-            raise ImportError("sollol searches the network; it runs only where there is none")
+        _check_isolated("sollol")
         OllamaPool = import_module("sollol").OllamaPool
         nodes = [
             {"host": urlsplit(url).hostname, "port": str(urlsplit(url).port)} for url in self._urls
@@ -131,6 +133,13 @@ class Sollol(_Peer):
             self._threads, self._pool.embed_batch, MODEL, list(texts)
         )
         return [answer["embeddings"][0] for answer in answers], sizes
+
+
+def _check_isolated(name: str) -> None:
+    if not is_isolated():
+        raise ImportError(
+            f"{name} uses the network on its own, so it runs only where there is none"
+        )
 
 
 def is_isolated() -> bool:
