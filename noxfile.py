@@ -63,7 +63,7 @@ def examples(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """The benchmarks of the client, against its peers too; see benchmarks/README.md.
+    """Client, against its peers too, and scheduler; see benchmarks/README.md.
 
     The peers live in this session's environment and nowhere else. Words after `--` go to
     `python -m benchmarks.client`.
@@ -71,6 +71,8 @@ def bench(session: nox.Session) -> None:
     session.install(f".[{EXTRAS}]", *group("bench"))
     session.run("python", "-m", "benchmarks.start_up")
     session.run("python", "-m", "benchmarks.client", "--peers", *session.posargs)
+    session.run("python", "-m", "benchmarks.simulate")
+    session.run("python", "-m", "benchmarks.makespan")
 
 
 def run_tests(session: nox.Session) -> None:

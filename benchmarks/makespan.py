@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import json
 import logging
+import os
 import re
 import statistics
 import sys
@@ -88,13 +89,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not chosen or options.runs < 1:
         parser.error("nothing to run; the scenarios are: " + ", ".join(map(repr, _names())))
     logging.getLogger("aiosollol").setLevel(logging.ERROR)  # that nodes go down is meant
+    load = os.getloadavg()[0]
     measured = asyncio.run(measure_all(chosen, options.runs))
     rows = [_row(each, scenario) for each, scenario in zip(measured, chosen, strict=True)]
     print(table(rows))
     client = max(batch.cpu / batch.seconds for each in measured for batch in each.warm)
     servers = max(each.server_cpu for each in measured)
-    print(f"\nmedians of {options.runs} runs; at most {client:.2f} cores for us", end="")
-    print(f", {servers:.2f} for all servers of a scenario\n")
+    print(
+        f"\nmedians of {options.runs} runs; at most {client:.2f} cores for us, {servers:.2f} for "
+        f"the servers of a scenario; {os.cpu_count()} cores, load before {load:.1f}\n"
+    )
     found = targets(rows)
     print_targets(found)
     if options.json:

@@ -93,6 +93,7 @@ def _record() -> Iterator[list[str]]:
             # Whoever logs writes to a stream, and pytest's own handler flushes it.
             for function in buster.functions.values():
                 function.can_block_in("logging/__init__.py", "emit")
+                function.can_block_in("coverage/collector.py", "lock_data")
             patch.setattr("blockbuster.blockbuster.BlockingError", RecordedBlockingError)
             yield record
 

@@ -21,6 +21,7 @@ def size(
     longest: float = 10.0,
     shortest: float = 10.0,
     *,
+    batch_seconds: float = 1000.0,
     chunk_seconds: float = 0.5,
     max_items: int = 256,
     max_tokens: float = 65_536.0,
@@ -30,6 +31,7 @@ def size(
         left,
         longest,
         shortest,
+        batch_seconds=batch_seconds,
         chunk_seconds=chunk_seconds,
         max_items=max_items,
         max_tokens=max_tokens,
@@ -48,6 +50,12 @@ def test_with_much_left_a_chunk_takes_its_usual_time() -> None:
     assert due is not None
     assert cost().seconds(due.tokens) == pytest.approx(0.5)
     assert not due.shortest
+
+
+def test_a_short_batch_is_cut_into_several_chunks_for_each_node() -> None:
+    due = size(cost(), left=0.8, batch_seconds=0.8)
+    assert due is not None
+    assert cost().seconds(due.tokens) == pytest.approx(0.1)
 
 
 def test_towards_the_end_chunks_become_a_part_of_what_is_left() -> None:

@@ -51,7 +51,6 @@ class Handout:
     """Fills the free places of a fleet from a queue. The other half of `BatchState`.
 
     flights: the chunks under way, by id, in the order in which they were sent.
-    is_started: nothing is handed out before.
     """
 
     def __init__(
@@ -71,7 +70,7 @@ class Handout:
         self._trials = trials
         self._next_id = 0
         self.flights: dict[int, Flight] = {}
-        self.is_started = False
+        self._started_at = math.inf
         # Nodes with a free place for which there was nothing to do. They are asked again only
         # when something happened that may change that: `stir`.
         self._idle: dict[str, Worker] = {}
@@ -92,6 +91,12 @@ class Handout:
         """Something changed: at the next dispatch, ask every idle node again."""
         self._is_stirred = True
 
+    def start(self, now: float) -> list[Instruction]:
+        """Begin to hand out; nothing is before."""
+        self._started_at = now
+        self._is_stirred = True
+        return self.dispatch(now)
+
     def next_tick(self, now: float) -> float | None:
         """When `dispatch` should be called if nothing happens before; None: never."""
         if not self._ledger.open or not self._idle:
@@ -105,7 +110,7 @@ class Handout:
     def dispatch(self, now: float, freed: Worker | None = None) -> list[Instruction]:
         """Give work to the node that just became free, or to all idle ones if things changed."""
         instructions: list[Instruction] = []
-        if not self._ledger.open or not self.is_started:
+        if not self._ledger.open or now < self._started_at:
             return instructions
         if freed is None and not self._queue and self._idle:
             self._reissue(now)
@@ -153,12 +158,14 @@ class Handout:
         queue, options = self._queue, self._options
         if node.cost.observations == 0:
             return probe(is_first=not node.flights)
-        left = self._fleet.horizon(now, queue.tokens) - node.expected_free(now)
+        horizon = self._fleet.horizon(now, queue.tokens)
+        left = horizon - node.expected_free(now)
         return portion(
             node.cost,
             left,
             queue.longest(node.name),
             queue.shortest(node.name),
+            batch_seconds=horizon - self._started_at,
             chunk_seconds=self._chunk_seconds(node, now),
             max_items=options.max_items,
             max_tokens=options.max_tokens,

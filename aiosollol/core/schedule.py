@@ -137,9 +137,8 @@ class BatchState:
 
     def start(self, now: float) -> list[Instruction]:
         """Hand out the first chunks, once the nodes known at the start have been announced."""
-        self._handout.is_started = True
         self._late_at = now + _PLAN_TOLERANCE * self._expected_seconds
-        return self._handout.dispatch(now)
+        return self._handout.start(now)
 
     def node_lost(
         self, name: str, now: float, error: SollolError | None = None

@@ -14,6 +14,8 @@ _EXTRAPOLATION = 8.0
 """How far beyond the largest answer seen a prediction is trusted."""
 _SHARE_DIVISOR = 2.0
 """A chunk is at most this fraction of what a node will still do, so that plans can change."""
+_CHUNKS_PER_NODE = 8
+"""In a short batch chunks are shorter than usual: what one node is late with stays a small part."""
 _FLOOR_OVERHEADS = 16.0
 """Chunks are not cut below this many overheads: then requests would cost more than they balance."""
 
@@ -41,16 +43,19 @@ def portion(
     longest: float,
     shortest: float,
     *,
+    batch_seconds: float,
     chunk_seconds: float,
     max_items: int,
     max_tokens: float,
 ) -> Portion | None:
     """For a node that has `left` seconds until all is done; None if that is not one item's worth.
 
-    longest, shortest: tokens of the items at the two ends of the queue.
+    longest, shortest: tokens of the items at the two ends of the queue. batch_seconds: how long the
+    whole batch takes, from its start on. chunk_seconds: how long a chunk should take at most.
     """
     floor = max(_FLOOR_OVERHEADS * cost.overhead, MIN_CHUNK_SECONDS)
     seconds = left if left < 2 * floor else max(left / _SHARE_DIVISOR, floor)
+    seconds = min(seconds, max(batch_seconds / _CHUNKS_PER_NODE, floor))
     # At least half of a chunk is to be work, as `Fleet` and the planner reckon.
     seconds = min(seconds, max(chunk_seconds, 2 * cost.overhead))
     tokens = (seconds - cost.overhead) / cost.seconds_per_token

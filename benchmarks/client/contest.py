@@ -100,6 +100,8 @@ class Contestant:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
 
 def check_same(results: Sequence[dict[str, Any]]) -> None:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.client.memory URL 100000
 
-is such a process: it prints resident megabytes before, at each twentieth, and the peak, as JSON.
+is such a process: it prints resident megabytes before, on the way, and the peak, as JSON.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import resource
-import statistics
 import subprocess
 import sys
 import time
@@ -23,9 +22,9 @@ from benchmarks.client.report import Row, Table
 from benchmarks.servers import NoCost
 
 LIMIT_MB = 150.0
-FLAT = 1.05
+FLAT = 1.1
 CHARACTERS = 300
-_SAMPLES = 20
+_SAMPLES, _SHOWN = 400, 20
 
 
 def run(texts: int) -> Table:
@@ -42,18 +41,22 @@ def run(texts: int) -> Table:
         )
     result: dict[str, Any] = json.loads(done.stdout)
     samples = result["samples"]
-    early = statistics.median(samples[len(samples) // 4 : len(samples) // 2])
-    late = statistics.median(samples[-len(samples) // 4 :])
+    quarter = len(samples) // 4
+    early, late = max(samples[quarter : 2 * quarter]), max(samples[-quarter:])
     before = result["before"]
+    step = max(1, len(samples) // _SHOWN)
+    shown = [max(samples[at : at + step]) for at in range(0, len(samples), step)]
     table.rows = [
         Row("peak", "the process before", result["peak"], before, "MB", result["peak"] / before),
-        Row("last quarter", "second quarter", late, early, "MB", late / early, FLAT),
+        Row(
+            "most in the last quarter", "most in the second", late, early, "MB", late / early, FLAT
+        ),
     ]
     verdict = "met" if result["peak"] < LIMIT_MB else "MISSED"
     table.notes = [
         f"peak under {LIMIT_MB:g} MB: {verdict}",
         f"{result['seconds']:.1f} s, {texts / result['seconds']:,.0f} vectors per second",
-        "MB at each twentieth: " + " ".join(f"{sample:.0f}" for sample in samples),
+        "most MB in each twentieth: " + " ".join(f"{sample:.0f}" for sample in shown),
     ]
     return table
 
