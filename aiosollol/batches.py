@@ -85,7 +85,7 @@ class Batches:
 
     async def _job(self, settings: EmbedSettings, unique: Unique, options: PlanOptions) -> Job:
         ratio = self._registry.ratio(settings.model)
-        tokens = [ratio.tokens(text) for text in unique.texts]
+        tokens = ratio.tokens_each(unique.texts)
         shape = BatchShape(len(tokens), sum(tokens))
         planned = await self.plan(settings.model, shape, options)
         return Job(settings, unique.texts, tokens, self._timeout, planned, options)

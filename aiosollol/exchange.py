@@ -51,7 +51,7 @@ async def embed_on(
     finally:
         node.leave()
     now = registry.clock()
-    node.learn(call.model, answer.tokens or call.tokens, sent_at, now)
+    node.learn(call.model, _tokens(answer.tokens, call.tokens), sent_at, now)
     node.succeed(sent_at, now)
     node.counters.vectors += answer.count
     registry.answered(node)
@@ -77,6 +77,15 @@ async def _ask(transport: Transport, call: EmbedCall, node: Node) -> wire.EmbedA
             return answer
     body = await transport.request("POST", wire.NATIVE_PATH, call.body, timeout=call.timeout)
     return wire.load_embeddings(node.name, body, count)
+
+
+def _tokens(counted: int, estimated: float) -> float:
+    """What a request is taken to have held: what the server counted, if that can be.
+
+    A server counts what is left of texts that it cut. To learn by that while work is handed out by
+    estimates would make a node of long texts look ever slower.
+    """
+    return counted if estimated / 4 <= counted <= estimated * 4 else estimated
 
 
 def _check_dim(node: Node, dim: int, due: int) -> None:

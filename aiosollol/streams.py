@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
@@ -37,7 +38,7 @@ class ReplyStream(Generic[Part]):
         self._on_end = on_end
         self._pieces: AsyncIterator[bytes] | None = None
         self._lines = LineSplitter()
-        self._ready: list[bytes] = []
+        self._ready: deque[bytes] = deque()
         self._is_over = False
         self.is_waiting = False
 
@@ -71,7 +72,7 @@ class ReplyStream(Generic[Part]):
         try:
             if not self._ready:
                 await self._fill()
-            part = self._load(self.node, self._ready.pop(0))
+            part = self._load(self.node, self._ready.popleft())
         except BaseException as error:
             await self._end(error)
             raise
@@ -107,10 +108,10 @@ class ReplyStream(Generic[Part]):
                 rest = self._lines.rest()
                 if not rest:
                     raise cut_off(self.node, self.parts) from None
-                self._ready = [rest]  # a last line need not end with a line end
+                self._ready.append(rest)  # a last line need not end with a line end
                 self._lines = LineSplitter()
             else:
-                self._ready = self._lines.feed(piece)
+                self._ready.extend(self._lines.feed(piece))
 
     async def _end(self, error: BaseException | None) -> None:
         if self._is_over:

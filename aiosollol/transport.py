@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -77,11 +76,11 @@ class HttpTransport:
             raise error_for(self._node, response.status, answer)
         return answer
 
-    @asynccontextmanager
-    async def stream(
-        self, path: str, body: bytes, *, timeout: float
-    ) -> AsyncIterator[AsyncIterator[bytes]]:
+    def stream(self, path: str, body: bytes, *, timeout: float) -> _Pieces:
         """See `Transport.stream`."""
+        return _Pieces(self, path, body, timeout)
+
+    async def _start(self, path: str, body: bytes, timeout: float) -> aiohttp.ClientResponse:
         try:
             response = await self._open().request(
                 "POST",
@@ -92,23 +91,12 @@ class HttpTransport:
             )
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise self._ours(error, timeout) from error
+        if response.status == 200:
+            return response
         try:
-            if response.status != 200:
-                raise error_for(self._node, response.status, await self._error_body(response))
-            yield self._pieces(response, timeout)
+            raise error_for(self._node, response.status, await self._error_body(response))
         finally:
-            # Idempotent: a body that was read to its end has given its connection back already;
-            # one that was not is closed with it, which is what cancels the work on the node.
             response.close()
-
-    async def _pieces(
-        self, response: aiohttp.ClientResponse, timeout: float
-    ) -> AsyncIterator[bytes]:
-        try:
-            async for piece in response.content.iter_any():
-                yield piece
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise self._ours(error, timeout) from error
 
     async def _error_body(self, response: aiohttp.ClientResponse) -> bytes:
         try:
@@ -162,6 +150,50 @@ class HttpTransport:
         if isinstance(error, aiohttp.ClientConnectionError | aiohttp.ClientPayloadError | OSError):
             return ConnectionLost(node, f"the connection broke: {error or type(error).__name__}")
         return ProtocolError(node, f"{type(error).__name__}: {error}")
+
+
+class _Pieces:
+    """A streamed answer: a context manager, and the iterator over its pieces that it gives.
+
+    A class and not a generator in a generator: those cost more per piece than reading it does.
+    """
+
+    __slots__ = ("_body", "_path", "_response", "_timeout", "_transport")
+
+    def __init__(self, transport: HttpTransport, path: str, body: bytes, timeout: float) -> None:
+        self._transport = transport
+        self._path = path
+        self._body = body
+        self._timeout = timeout
+        self._response: aiohttp.ClientResponse | None = None
+
+    async def __aenter__(self) -> _Pieces:
+        self._response = await self._transport._start(self._path, self._body, self._timeout)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # Idempotent: a body that was read to its end has given its connection back already;
+        # one that was not is closed with it, which is what cancels the work on the node.
+        if self._response is not None:
+            self._response.close()
+
+    def __aiter__(self) -> _Pieces:
+        return self
+
+    async def __anext__(self) -> bytes:
+        assert self._response is not None
+        try:
+            piece = await self._response.content.readany()
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise self._transport._ours(error, self._timeout) from error
+        if not piece:
+            raise StopAsyncIteration
+        return piece
 
 
 def _as_data(body: bytes | None) -> bytes | io.BytesIO | None:

@@ -59,6 +59,9 @@ def test_any_float32_survives_either_way(vectors: list[list[float]]) -> None:
     as_base64 = load_embeddings("n", in_base64([*packed]), len(vectors))
     as_json = load_embeddings("n", orjson.dumps({"embeddings": vectors}), len(vectors))
     assert as_base64.floats.tobytes() == as_json.floats.tobytes() == b"".join(packed)
+    # The same answer in another form than Ollama's own, which is read as JSON.
+    spaced = json.dumps(orjson.loads(in_base64([*packed]))).encode()
+    assert load_embeddings("n", spaced, len(vectors)) == as_base64
 
 
 def test_entries_out_of_order_are_put_in_order() -> None:

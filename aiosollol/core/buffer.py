@@ -37,11 +37,15 @@ class VectorBuffer:
             raise ValueError(f"vectors of {dim} do not fit among vectors of {self.dim}")
         size = dim * _FLOAT_BYTES
         source, target, places = floats.cast("B"), self._view, self._places
-        at = 0
-        for entry in entries:
-            row = places[entry] * size
-            target[row : row + size] = source[at : at + size]
-            at += size
+        rows = [places[entry] for entry in entries]
+        first, last = rows[0], rows[-1] + 1
+        if rows == list(range(first, last)):  # texts of one length, as they came
+            target[first * size : last * size] = source
+        else:
+            at = 0
+            for row in rows:
+                target[row * size : (row + 1) * size] = source[at : at + size]
+                at += size
         if self._repeats:
             for entry in entries:
                 for row in self._repeats.get(entry, ()):

@@ -139,6 +139,11 @@ class TokenRatio:
         """Estimated tokens of `text`, the special ones included."""
         return len(text) / self.characters + SPECIAL_TOKENS
 
+    def tokens_each(self, texts: Sequence[str]) -> list[float]:
+        """Estimated tokens of each of `texts`."""
+        characters = self.characters
+        return [len(text) / characters + SPECIAL_TOKENS for text in texts]
+
     def tokens_of(self, texts: Sequence[str]) -> float:
         """Estimated tokens of `texts` together."""
         return sum(map(len, texts)) / self.characters + SPECIAL_TOKENS * len(texts)

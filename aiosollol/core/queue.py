@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 
 @dataclass(slots=True, eq=False)
@@ -31,12 +32,7 @@ class WorkQueue:
         self._tokens = tokens
         # Stable, so that texts of one length stay in input order.
         self._order = sorted(range(len(tokens)), key=tokens.__getitem__, reverse=True)
-        sums = [0.0]
-        total = 0.0
-        for item in self._order:
-            total += tokens[item]
-            sums.append(total)
-        self._sums = sums
+        self._sums = list(accumulate(map(tokens.__getitem__, self._order), initial=0.0))
         self._head, self._tail = 0, len(self._order)
         self._pieces: deque[_Piece] = deque()
         self._piece_tokens = 0.0

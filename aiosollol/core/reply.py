@@ -22,9 +22,14 @@ class Record(Mapping[str, Any]):
 
     def __getattr__(self, name: str) -> Any:
         try:
-            return self[name]
+            value = self._fields[name]
         except KeyError:
             raise AttributeError(f"the answer has no field {name!r}") from None
+        return value if type(value) is str else _readable(value)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The field of that name, or `default`."""
+        return _readable(self._fields.get(key, default))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._fields)

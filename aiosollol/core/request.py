@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -82,9 +82,14 @@ def collect_texts(texts: object) -> tuple[list[str], dict[int, InvalidInput]]:
     ):
         raise InvalidInput(f"texts must be a list of strings, not {type(texts).__name__}")
     items = list(texts)
+    try:
+        # The common case in one look: `isascii` is a flag of the string, not a scan.
+        if all(map(str.isascii, items)):
+            return items, {}
+    except TypeError:
+        pass
     errors: dict[int, InvalidInput] = {}
     for index, text in enumerate(items):
-        # The common case in one look: `isascii` is a flag of the string, not a scan.
         if not (type(text) is str and text.isascii()):
             try:
                 check_text(text, index)
@@ -93,8 +98,12 @@ def collect_texts(texts: object) -> tuple[list[str], dict[int, InvalidInput]]:
     return items, errors
 
 
-def unique_texts(texts: Iterable[str], skip: Mapping[int, object]) -> Unique:
+def unique_texts(texts: Sequence[str], skip: Mapping[int, object]) -> Unique:
     """The different texts among `texts`, leaving out the indices in `skip`."""
+    if not skip:
+        different = list(dict.fromkeys(texts))
+        if len(different) == len(texts):
+            return Unique(different, range(len(different)), {})
     first: dict[str, int] = {}
     places: list[int] = []
     repeats: dict[int, list[int]] = {}
@@ -114,5 +123,5 @@ class Unique:
     """Different texts, and where each stands: its first row, and the rows that repeat it."""
 
     texts: list[str]
-    places: list[int]
+    places: Sequence[int]
     repeats: dict[int, list[int]]

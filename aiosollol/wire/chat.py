@@ -89,7 +89,7 @@ def load_text(node: str, line: bytes) -> GeneratedText:
 
 def is_last(part: ChatReply | GeneratedText) -> bool:
     """Whether a part is the last of its stream."""
-    answer = part.answer if isinstance(part, GeneratedText) else part
+    answer = part if isinstance(part, ChatReply) else part.answer
     return answer.get("done") is True
 
 

@@ -16,6 +16,8 @@ class LineSplitter:
 
     def feed(self, piece: bytes) -> list[bytes]:
         """The lines that `piece` completes."""
+        if not self._parts and piece.find(b"\n") == len(piece) - 1 > 0:
+            return [piece[:-1]] if piece.strip() else []  # a line at a time, as servers send them
         end = piece.rfind(b"\n")
         if end < 0:
             if piece:
@@ -24,7 +26,8 @@ class LineSplitter:
         self._parts.append(piece[:end])
         whole = b"".join(self._parts)
         self._parts = [piece[end + 1 :]] if end + 1 < len(piece) else []
-        return [line for line in whole.split(b"\n") if line.strip()]
+        lines = whole.split(b"\n")
+        return lines if all(map(bytes.strip, lines)) else [line for line in lines if line.strip()]
 
     def rest(self) -> bytes:
         """What came after the last line end: empty unless the stream was cut off."""

@@ -52,10 +52,13 @@ def dump(payload: Mapping[str, Any]) -> bytes:
 
     Raises InvalidInput for what JSON cannot carry, such as a lone surrogate.
     """
+    return dump_whole({key: value for key, value in payload.items() if value is not None})
+
+
+def dump_whole(payload: Mapping[str, Any]) -> bytes:
+    """`payload` as a request body, with every key. Raises InvalidInput, as `dump` does."""
     try:
-        return orjson.dumps(
-            {key: value for key, value in payload.items() if value is not None}, default=_as_dict
-        )
+        return orjson.dumps(payload, default=_as_dict)
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInput(f"the request cannot be sent as JSON: {error}") from error
 
