@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify
+from typing import NamedTuple
 
 from aiosollol.core.cost import Cost
 from aiosollol.core.horizon import earliest_finish
@@ -22,8 +23,7 @@ _LATE = 1.25
 """How many times its predicted duration a chunk may take before it counts as late."""
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """Items for one request. `items` are indices into the batch, `is_copy` if another has them."""
 
     id: int
@@ -85,6 +85,9 @@ class Worker:
     flights: dict[int, Flight] = field(default_factory=dict)
     busy_since: float = 0.0
     last_done: float = float("-inf")
+    # Its rate, and the cost from which that was reckoned.
+    full_rate: float = 0.0
+    rated: Cost | None = None
     # What the fleet's sums hold of it at present.
     rate: float = 0.0
     counted_free: float = 0.0
@@ -169,7 +172,9 @@ class Fleet:
         """Bring the sums up to date. Call it whenever a worker changed."""
         self._rate -= worker.rate
         self._filled -= worker.rate * worker.counted_free
-        worker.rate = self._rate_of(worker.cost) if worker.is_active else 0.0
+        if worker.rated is not worker.cost:
+            worker.rated, worker.full_rate = worker.cost, self._rate_of(worker.cost)
+        worker.rate = worker.full_rate if worker.is_active else 0.0
         worker.counted_free = worker.free_at + worker.cost.overhead
         self._rate += worker.rate
         self._filled += worker.rate * worker.counted_free

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heappop, heapreplace
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from aiosollol.core.fleet import Chunk, Fleet, Flight, Worker
 from aiosollol.core.ledger import Ledger
@@ -34,13 +34,11 @@ class ScheduleOptions:
     max_busy: int = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(NamedTuple):
     chunk: Chunk
 
 
-@dataclass(frozen=True, slots=True)
-class Cancel:
+class Cancel(NamedTuple):
     chunk: Chunk
 
 

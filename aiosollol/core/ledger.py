@@ -15,7 +15,7 @@ class Ledger:
 
     def __init__(self, count: int) -> None:
         self._settled = bytearray(count)
-        self._copied = bytearray(count)
+        self._copied: set[int] = set()
         self._attempts: dict[int, int] = {}
         self.count = count
         self.open = count
@@ -65,10 +65,8 @@ class Ledger:
 
     def copy(self, items: Iterable[int]) -> None:
         """Note that `items` are handed out a second time."""
-        for item in items:
-            self._copied[item] = 1
+        self._copied.update(items)
 
     def is_copy(self, items: Iterable[int]) -> bool:
         """Whether any of `items` is handed out a second time."""
-        copied = self._copied
-        return any(copied[item] for item in items)
+        return not self._copied.isdisjoint(items)

@@ -7,8 +7,7 @@ duration in microseconds, one thread track per node, named by a metadata event (
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 Outcome = Literal["done", "late", "failed", "cancelled"]
 
@@ -20,8 +19,7 @@ _COLOURS: dict[Outcome, str] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Slice:
+class Slice(NamedTuple):
     """One chunk on one node, from being handed out to its end. Times are seconds.
 
     outcome: "done"; "late" if another node had answered all its items before; "failed";
