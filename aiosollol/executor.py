@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import anyio
 from anyio.abc import TaskGroup
@@ -27,8 +27,7 @@ GIVE_UP_SECONDS = 5.0
 """How long a batch waits for any node to come back when all are lost."""
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(NamedTuple):
     """What a batch is made of: different texts, the settings of every request, and the plan.
 
     tokens: estimated, per text. timeout: seconds for one request. options: what the plan was made

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TypeAlias
+from dataclasses import replace
+from typing import NamedTuple, TypeAlias
 
 from aiosollol.core.node import LoadedModel, ModelInfo, NodeState
 from aiosollol.core.resilience import Failure, classify
@@ -13,8 +13,7 @@ from aiosollol.errors import ModelMissing, NodeError
 FAILURES_UNTIL_DOWN = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Probed:
+class Probed(NamedTuple):
     """A node told what it is and has. `loaded` is None where that could not be learned."""
 
     version: str
@@ -22,20 +21,17 @@ class Probed:
     loaded: Mapping[str, LoadedModel] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ProbeFailed:
+class ProbeFailed(NamedTuple):
     """A node did not answer when asked what it is."""
 
     error: NodeError
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(NamedTuple):
     """A node answered a request."""
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(NamedTuple):
     """A node failed a request for `model`."""
 
     error: NodeError

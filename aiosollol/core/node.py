@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from types import MappingProxyType, UnionType
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from aiosollol.core.address import Address
 from aiosollol.errors import InvalidInput
@@ -129,8 +129,7 @@ def _join_host(host: object, port: object) -> str:
     return f"{bracketed}:{port}"
 
 
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
+class ModelInfo(NamedTuple):
     """A model that a node has, from ``/api/tags``. `dim` is 0 where the server does not tell."""
 
     name: str
@@ -139,8 +138,7 @@ class ModelInfo:
     dim: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedModel:
+class LoadedModel(NamedTuple):
     """A model that a node has in memory, from ``/api/ps``. Sizes are bytes."""
 
     name: str

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from enum import Enum
 from types import UnionType
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from aiosollol.core.cost import Cost
 from aiosollol.core.horizon import earliest_finish
@@ -82,8 +82,7 @@ class PlanOptions:
                 raise InvalidInput(f"{name} must be a whole number, not {value!r}")
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A node as the planner sees it. `ahead`: seconds of work that it has to do first."""
 
     name: str
@@ -149,14 +148,13 @@ class Plan:
         return f"{sentence}; about {self.predicted_seconds:.2f} s"
 
 
-@dataclass(frozen=True, slots=True)
-class _Choice:
+class _Choice(NamedTuple):
     """Nodes to use, and why."""
 
     nodes: Sequence[Candidate]
     reason: Reason
     detail: str
-    trials: tuple[tuple[str, str], ...] = field(default=())
+    trials: tuple[tuple[str, str], ...] = ()
 
 
 def plan(
@@ -182,15 +180,14 @@ def plan(
         choice = _alone(ranked, apart)
     elif not all(node.is_known for node in apart.nodes) and options.policy == "adaptive":
         unknown = sum(not node.is_known for node in apart.nodes)
-        choice = replace(
-            apart,
+        choice = apart._replace(
             reason=Reason.MEASURING,
             detail=f"the speed of {_count(unknown, 'node')} is not known yet",
         )
     elif options.policy == "rules":
         choice = _by_rules(apart.nodes, batch, options)
     else:
-        choice = replace(_by_prediction(apart.nodes, batch, options), trials=apart.trials)
+        choice = _by_prediction(apart.nodes, batch, options)._replace(trials=apart.trials)
     return _as_plan(choice, ranked, apart, batch, options)
 
 
@@ -207,7 +204,7 @@ def _forced(
 def _alone(ranked: Sequence[Candidate], apart: _Choice) -> _Choice:
     if len(ranked) == 1:
         return _Choice(ranked, Reason.SINGLE_NODE, "there is no other node")
-    return replace(apart, reason=Reason.SAME_MACHINE, detail=apart.detail)
+    return apart._replace(reason=Reason.SAME_MACHINE)
 
 
 def _one_machine_each(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiosollol.errors import InvalidInput
 
@@ -118,8 +118,7 @@ def unique_texts(texts: Sequence[str], skip: Mapping[int, object]) -> Unique:
     return Unique(list(first), places, repeats)
 
 
-@dataclass(frozen=True, slots=True)
-class Unique:
+class Unique(NamedTuple):
     """Different texts, and where each stands: its first row, and the rows that repeat it."""
 
     texts: list[str]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from aiosollol.core.cost import Cost
 
@@ -20,8 +20,7 @@ _FLOOR_OVERHEADS = 16.0
 """Chunks are not cut below this many overheads: then requests would cost more than they balance."""
 
 
-@dataclass(frozen=True, slots=True)
-class Portion:
+class Portion(NamedTuple):
     """What to take from the queue: up to so many tokens and items, from its long or short end."""
 
     tokens: float

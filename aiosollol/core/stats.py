@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 _SMOOTHING = 0.2
 
@@ -51,8 +51,7 @@ class NodeCounters:
         self.succeeded += 1
 
 
-@dataclass(frozen=True, slots=True)
-class NodeStats:
+class NodeStats(NamedTuple):
     """One node at one moment, as `pool_stats` shows it."""
 
     key: str

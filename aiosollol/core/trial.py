@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from aiosollol.core.cost import Cost
 
@@ -25,8 +26,7 @@ _MIN_SECONDS_LEFT = 2.0
 """How much work must be left so that it pays to find out."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """What was measured. Rates are tokens per second.
 
     first, second: names of the nodes. alone: rate of `first` alone. together: of both at once.
