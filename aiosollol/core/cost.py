@@ -2,8 +2,9 @@
 
 One `Cost` belongs to one (node, model). It is fitted by weighted least squares over the answers
 so far, each older answer counting `FORGET` times as much as the one after it. An answer's weight
-is 1 / (tokens + 1)^2: what matters is how far a prediction is off in proportion, and a list of
-400 texts must not drown out what one text told about the overhead.
+is 1 / (tokens + 100)^2: what matters is how far a prediction is off in proportion, and a list of
+400 texts must not drown out what one text told about the overhead. But below a few texts it is the
+network's jitter that counts, which has nothing to do with their length.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ GPU_SPEED_RATIO = 10.0
 
 _CPU_SECONDS_PER_TOKEN = 1e-3
 _PRIOR_OVERHEAD = 2e-3
+_JITTER_TOKENS = 100.0
 _PRIOR_WEIGHT = 0.05
 _ENOUGH_SPREAD = 0.05
 """Variance of the sizes over their mean square from which they alone tell the overhead: 0.1 where
@@ -84,7 +86,7 @@ class Cost:
         """The cost after an answer to `tokens` tokens that kept the node busy for `seconds`."""
         if seconds < 0.0:
             seconds = 0.0
-        weight = 1.0 / (tokens + 1.0) ** 2
+        weight = 1.0 / (tokens + _JITTER_TOKENS) ** 2
         w, x, y, xx, xy = self._sums
         after = Cost.__new__(Cost)
         after.observations = self.observations + 1
@@ -130,10 +132,16 @@ def _fit(sums: tuple[float, float, float, float, float]) -> tuple[float, float]:
 
 @dataclass(frozen=True, slots=True)
 class TokenRatio:
-    """Characters per token of one model, corrected by what servers count."""
+    """Characters per token of one model, corrected by what servers count.
+
+    Each answer counts by its length: a batch ends with its shortest texts, and what those lose by
+    rounding to whole tokens says nothing of the others.
+    """
 
     characters: float = CHARACTERS_PER_TOKEN
     observations: int = 0
+    # Fading sums of the characters that were sent and the tokens that were counted.
+    _sums: tuple[float, float] = (0.0, 0.0)
 
     def tokens(self, text: str) -> float:
         """Estimated tokens of `text`, the special ones included."""
@@ -157,9 +165,10 @@ class TokenRatio:
         counted = tokens - SPECIAL_TOKENS * texts
         if counted <= 0:
             return self
-        seen = characters / counted
-        if not _PLAUSIBLE_RATIOS[0] <= seen <= _PLAUSIBLE_RATIOS[1]:
+        if not _PLAUSIBLE_RATIOS[0] <= characters / counted <= _PLAUSIBLE_RATIOS[1]:
             return self
-        if self.observations == 0:
-            return TokenRatio(seen, 1)
-        return TokenRatio(FORGET * self.characters + (1 - FORGET) * seen, self.observations + 1)
+        # As much is forgotten as is learned, at most a part of what is known.
+        known, seen = self._sums
+        keep = max(FORGET, 1.0 - characters / known) if known else 0.0
+        sums = (keep * known + characters, keep * seen + counted)
+        return TokenRatio(sums[0] / sums[1], self.observations + 1, sums)
