@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable
 
 import anyio
 
-from aiosollol.core.health import Probed, ProbeFailed
-from aiosollol.core.node import LoadedModel
+from aiosollol.core.health import Described, Probed, ProbeFailed
 from aiosollol.errors import NodeError
 from aiosollol.ports import Transport
 from aiosollol.registry import NodeRegistry
@@ -56,46 +56,28 @@ class Monitor:
             await anyio.sleep(interval * self._rng.uniform(0.8, 1.2))
 
     async def probe(self, name: str) -> None:
-        """Ask one node for its version, its models and what it has loaded, all at once.
+        """Ask one node for its models, its version and what it has loaded, all at once.
 
-        Never raises for what the node does; the registry learns of it.
+        Its models decide whether it is up, and the registry learns of them at once: the others can
+        be slow. Never raises for what the node does.
         """
         transport = self._transport_of(name)
-        version, tags, loaded = "", None, None
-        problem: NodeError | None = None
-
-        async def ask_version() -> None:
-            nonlocal version, problem
-            try:
-                body = await transport.request("GET", "/api/version", timeout=PROBE_SECONDS)
-                version = ollama.load_version(name, body)
-            except NodeError as error:
-                problem = error
-
-        async def ask_tags() -> None:
-            nonlocal tags, problem
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._describe, name, transport)
             try:
                 body = await transport.request("GET", "/api/tags", timeout=PROBE_SECONDS)
-                tags = ollama.load_tags(name, body)
+                self._registry.apply(name, Probed(None, ollama.load_tags(name, body)))
             except NodeError as error:
-                problem = error
+                self._registry.apply(name, ProbeFailed(error))
 
-        async def ask_ps() -> None:
-            nonlocal loaded
-            loaded = await self._ask_ps(name, transport)
-
-        async with anyio.create_task_group() as group:
-            group.start_soon(ask_version)
-            group.start_soon(ask_tags)
-            group.start_soon(ask_ps)
-        if tags is not None and problem is None:
-            self._registry.apply(name, Probed(version, tags, loaded))
-        elif problem is not None:
-            self._registry.apply(name, ProbeFailed(problem))
-
-    async def _ask_ps(self, name: str, transport: Transport) -> dict[str, LoadedModel] | None:
-        try:
+    async def _describe(self, name: str, transport: Transport) -> None:
+        """Learn what helps to choose a node; that a node does not tell is no fault."""
+        version = loaded = None
+        with contextlib.suppress(NodeError):
+            body = await transport.request("GET", "/api/version", timeout=PROBE_SECONDS)
+            version = ollama.load_version(name, body)
+        with contextlib.suppress(NodeError):
             body = await transport.request("GET", "/api/ps", timeout=PS_SECONDS)
-            return ollama.load_ps(name, body)
-        except NodeError:
-            return None  # what is loaded helps to choose, but its absence is no fault
+            loaded = ollama.load_ps(name, body)
+        if version is not None or loaded is not None:
+            self._registry.apply(name, Described(version, loaded))

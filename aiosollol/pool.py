@@ -176,7 +176,7 @@ class OllamaPool:
     async def refresh(self) -> ClusterView:
         """Ask every node again what it has, and return what is known then.
 
-        Takes as long as the slowest node does, 5 s at most.
+        Takes as long as the slowest node does, 7 s at most.
         """
         self._check_open()
         await self._roster.probe_all()

@@ -14,11 +14,18 @@ FAILURES_UNTIL_DOWN = 3
 
 
 class Probed(NamedTuple):
-    """A node told what it is and has. `loaded` is None where that could not be learned."""
+    """A node told what it has. `version` and `loaded` are None where that was not learned."""
 
-    version: str
+    version: str | None
     models: Mapping[str, ModelInfo]
     loaded: Mapping[str, LoadedModel] | None = None
+
+
+class Described(NamedTuple):
+    """A node told more of itself. None is what was not learned."""
+
+    version: str | None
+    loaded: Mapping[str, LoadedModel] | None
 
 
 class ProbeFailed(NamedTuple):
@@ -38,7 +45,7 @@ class Failed(NamedTuple):
     model: str
 
 
-Event: TypeAlias = Probed | ProbeFailed | Answered | Failed
+Event: TypeAlias = Probed | Described | ProbeFailed | Answered | Failed
 
 
 def advance(state: NodeState, event: Event) -> NodeState:
@@ -51,12 +58,18 @@ def advance(state: NodeState, event: Event) -> NodeState:
         case Probed(version, models, loaded):
             return replace(
                 state,
-                version=version,
+                version=state.version if version is None else version,
                 models=models,
                 loaded=state.loaded if loaded is None else loaded,
                 failures=0,
                 is_down=False,
                 error="",
+            )
+        case Described(version, loaded):
+            return replace(
+                state,
+                version=state.version if version is None else version,
+                loaded=state.loaded if loaded is None else loaded,
             )
         case ProbeFailed(error):
             return replace(state, failures=state.failures + 1, is_down=True, error=error.detail)
