@@ -22,6 +22,7 @@ HEAVY = {
     "ollama",
     "prometheus_client",
     "pybase64",
+    "simdjson",
     "pydoc_data",
     "ray",
     "redis",

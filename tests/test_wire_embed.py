@@ -6,19 +6,23 @@ import base64
 import json
 import math
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy  # noqa: F401 - simdjson is used only where numpy is
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aiosollol.core.request import EmbedSettings
 from aiosollol.errors import ModelMissing, ProtocolError
+from aiosollol.wire import simd
 from aiosollol.wire.embed import dump_embed, fits_base64, lacks_endpoint, load_embeddings
 from aiosollol.wire.ollama import error_for
 
+FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 CAPTURES = Path(__file__).parent / "captures"
 
 
@@ -47,9 +51,7 @@ def test_numbers_from_the_endpoint_that_was_asked_for_base64_are_read_as_numbers
 
 @given(
     st.lists(
-        st.lists(
-            st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=3, max_size=3
-        ),
+        st.lists(FLOATS, min_size=3, max_size=3),
         min_size=1,
         max_size=5,
     )
@@ -109,7 +111,7 @@ def test_numbers_as_large_as_float32_goes_are_fine() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "fits"),
+    ("given_settings", "fits"),
     [
         ({}, True),
         ({"dimensions": 4}, True),
@@ -120,9 +122,9 @@ def test_numbers_as_large_as_float32_goes_are_fine() -> None:
     ],
 )
 def test_only_requests_of_which_nothing_is_dropped_ask_for_base64(
-    settings: dict[str, Any], fits: bool
+    given_settings: dict[str, Any], fits: bool
 ) -> None:
-    request = EmbedSettings(model="m", **settings)
+    request = EmbedSettings(model="m", **given_settings)
     assert fits_base64(request) is fits
     assert ("encoding_format" in orjson.loads(dump_embed(request, ["a"]))) is fits
 
@@ -140,3 +142,45 @@ def test_an_old_server_is_told_from_a_missing_model(status: int, body: bytes, la
     error = error_for("n", status, body)
     assert lacks_endpoint(error) is lacks
     assert isinstance(error, ModelMissing) is (status == 404 and not lacks)
+
+
+@pytest.fixture(params=["simdjson", "orjson"])
+def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Numbers are read by either library, with the same outcome."""
+    assert "numpy" in sys.modules
+    if request.param == "orjson":
+        monkeypatch.setattr(simd, "_parser", lambda: None)
+    else:
+        assert simd.read_numbers(b'{"embeddings":[[1,2]]}', 1) is not None
+    return str(request.param)
+
+
+@given(vectors=st.lists(st.lists(FLOATS, min_size=2, max_size=2), min_size=1, max_size=4))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_numbers_are_read_to_the_last_bit(reader: str, vectors: list[list[float]]) -> None:
+    body = orjson.dumps({"embeddings": vectors, "prompt_eval_count": 7})
+    answer = load_embeddings("n", body, len(vectors))
+    assert answer.floats.tobytes() == b"".join(struct.pack("<2f", *vector) for vector in vectors)
+    assert (answer.dim, answer.tokens, answer.is_base64) == (2, 7, False)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"embeddings":[[1,2],[true,4]]}',
+        b'{"embeddings":[[1,2],[null,4]]}',
+        b'{"embeddings":[[1,2],["3",4]]}',
+        b'{"embeddings":[[1,2],[[3],4]]}',
+        b'{"embeddings":[[1,2],[3]]}',
+        b'{"embeddings":[[1,2]]}',
+        b'{"embeddings":[[],[]]}',
+        b'{"embeddings":[[1,2],[NaN,4]]}',
+        b'{"embeddings":[[1,2],[1e40,4]]}',
+        b'{"embeddings":[[1,2],[3,4]',
+        b'{"embeddings":{"a":1}}',
+        b"[[1,2],[3,4]]",
+    ],
+)
+def test_what_is_no_vector_of_numbers_is_refused_by_either_reader(reader: str, body: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        load_embeddings("n", body, 2)

@@ -21,6 +21,7 @@ from typing import Any
 from aiosollol.core.request import EmbedSettings
 from aiosollol.errors import NodeError, ProtocolError, ResponseError
 from aiosollol.wire.ollama import dump, dump_whole, load, shown
+from aiosollol.wire.simd import read_numbers
 
 NATIVE_PATH = "/api/embed"
 BASE64_PATH = "/v1/embeddings"
@@ -96,29 +97,42 @@ def load_embeddings(node: str, body: bytes, count: int) -> EmbedAnswer:
 
     Raises ProtocolError if there are not `count` vectors, of one length, all finite.
     """
-    vectors: Any
-    is_base64 = True
     if (known := _known_form(body, count)) is not None:
-        vectors, rest = known
-        tokens = _usage(load(node, rest))
-    elif isinstance(entries := (answer := load(node, body)).get("data"), list):
+        texts, rest = known
+        floats, dim = _from_base64(node, texts)
+        answer = EmbedAnswer(floats, count, dim, _count(_usage(load(node, rest))), True)
+    elif (numbers := read_numbers(body, count)) is not None:
+        floats, dim, tokens = numbers
+        answer = EmbedAnswer(floats, count, dim, _count(tokens))
+    else:
+        answer = _from_json(node, body, count)
+    if not _are_finite(answer.floats):
+        at = next(at for at, number in enumerate(answer.floats) if not math.isfinite(number))
+        item = at // answer.dim
+        raise ProtocolError(node, f"answered NaN or a number too large for float32 (item {item})")
+    return answer
+
+
+def _from_json(node: str, body: bytes, count: int) -> EmbedAnswer:
+    """Read an answer of any form, and say what is wrong with one that has none."""
+    answer = load(node, body)
+    vectors: Any
+    if isinstance(entries := answer.get("data"), list):
         vectors = [entry.get("embedding") for entry in _in_order(node, entries)]
-        is_base64 = bool(vectors) and isinstance(vectors[0], str)
         tokens = _usage(answer)
     else:
-        is_base64 = False
         vectors, tokens = answer.get("embeddings"), answer.get("prompt_eval_count")
     if not isinstance(vectors, list):
         raise ProtocolError(node, f"answered {shown(body)}, which has no embeddings")
     if len(vectors) != count:
         raise ProtocolError(node, f"answered {len(vectors)} vectors to {count} texts")
+    is_base64 = isinstance(entries, list) and count > 0 and isinstance(vectors[0], str)
     floats, dim = _from_base64(node, vectors) if is_base64 else _from_lists(node, vectors, body)
-    if not _are_finite(floats):
-        at = next(at for at, number in enumerate(floats) if not math.isfinite(number))
-        raise ProtocolError(
-            node, f"answered NaN or a number too large for float32 (item {at // dim})"
-        )
-    return EmbedAnswer(floats, count, dim, tokens if isinstance(tokens, int) else 0, is_base64)
+    return EmbedAnswer(floats, count, dim, _count(tokens), is_base64)
+
+
+def _count(tokens: object) -> int:
+    return tokens if isinstance(tokens, int) else 0
 
 
 def _usage(answer: dict[str, Any]) -> object:
