@@ -15,6 +15,7 @@ from typing import Any, Literal, overload
 import anyio
 
 from aiosollol.batches import Batches, OnProgress
+from aiosollol.conversations import Conversations
 from aiosollol.core.address import parse_ollama_host
 from aiosollol.core.embeddings import Embeddings, Vector
 from aiosollol.core.node import ClusterView, NodeLike, NodeSpec
@@ -27,7 +28,6 @@ from aiosollol.core.parallelism import (
     parallelism_report,
 )
 from aiosollol.core.planner import BatchShape, ForceMode, Plan, PlanOptions, Policy, SameMachine
-from aiosollol.core.reply import ChatReply, GeneratedText
 from aiosollol.core.report import BatchReport
 from aiosollol.core.request import (
     EmbedSettings,
@@ -45,11 +45,8 @@ from aiosollol.monitor import Monitor
 from aiosollol.ports import Transport
 from aiosollol.registry import Node, NodeRegistry
 from aiosollol.roster import Roster
-from aiosollol.streams import ReplyStream
 from aiosollol.transport import HttpTransport
-from aiosollol.wire import chat as chat_wire
 from aiosollol.wire.embed import dump_embed, fits_base64
-from aiosollol.wire.ollama import dump
 
 OnError = Literal["raise", "return"]
 
@@ -61,7 +58,7 @@ _CLOSE_SECONDS = 5.0
 _NOTHING = (None, None, None, None)
 
 
-class OllamaPool:
+class OllamaPool(Conversations):
     """Many Ollama servers as one. Use it with ``async with``, or `start` it and `aclose` it.
 
     One pool serves any number of tasks of one event loop at once, and is meant to live as long as
@@ -393,146 +390,6 @@ class OllamaPool:
             return await self._batches.embed(settings, items, invalid, self._planning)
 
         return EmbedStream(texts, embed, stops_at_error=on_error == "raise")
-
-    # Chat and generate.
-
-    @overload
-    async def chat(
-        self,
-        model: str,
-        messages: Iterable[Any] | None = None,
-        *,
-        tools: Iterable[Any] | None = None,
-        stream: Literal[False] = False,
-        think: bool | str | None = None,
-        format: str | Mapping[str, Any] | None = None,
-        options: Mapping[str, Any] | None = None,
-        keep_alive: str | float | None = None,
-    ) -> ChatReply: ...
-    @overload
-    async def chat(
-        self,
-        model: str,
-        messages: Iterable[Any] | None = None,
-        *,
-        tools: Iterable[Any] | None = None,
-        stream: Literal[True],
-        think: bool | str | None = None,
-        format: str | Mapping[str, Any] | None = None,
-        options: Mapping[str, Any] | None = None,
-        keep_alive: str | float | None = None,
-    ) -> ReplyStream[ChatReply]: ...
-    async def chat(
-        self,
-        model: str,
-        messages: Iterable[Any] | None = None,
-        *,
-        tools: Iterable[Any] | None = None,
-        stream: bool = False,
-        think: bool | str | None = None,
-        format: str | Mapping[str, Any] | None = None,
-        options: Mapping[str, Any] | None = None,
-        keep_alive: str | float | None = None,
-    ) -> ChatReply | ReplyStream[ChatReply]:
-        """A chat answer, or with ``stream=True`` an async iterator over its parts.
-
-        Arguments are those of Ollama's ``/api/chat``. Another node is asked if one fails before
-        its first part. Raises InvalidInput, ModelNotFound, NoNodeAvailable, or BadRequest; the
-        iteration raises NodeError if the stream is cut off or reports an error.
-        """
-        payload = {
-            "messages": chat_wire.messages_to_send(messages),
-            "tools": chat_wire.tools_to_send(tools),
-            "think": think,
-            "format": format,
-            "options": options,
-            "keep_alive": keep_alive,
-        }
-        body = self._conversation(model, payload, stream)
-        send = self._live.open_stream if stream else self._live.converse
-        return await send("/api/chat", model, body, chat_wire.load_chat, self._chat_timeout)
-
-    @overload
-    async def generate(
-        self,
-        model: str,
-        prompt: str = "",
-        suffix: str | None = None,
-        *,
-        system: str | None = None,
-        template: str | None = None,
-        context: Sequence[int] | None = None,
-        stream: Literal[False] = False,
-        think: bool | str | None = None,
-        raw: bool | None = None,
-        format: str | Mapping[str, Any] | None = None,
-        images: Sequence[str | bytes] | None = None,
-        options: Mapping[str, Any] | None = None,
-        keep_alive: str | float | None = None,
-    ) -> GeneratedText: ...
-    @overload
-    async def generate(
-        self,
-        model: str,
-        prompt: str = "",
-        suffix: str | None = None,
-        *,
-        system: str | None = None,
-        template: str | None = None,
-        context: Sequence[int] | None = None,
-        stream: Literal[True],
-        think: bool | str | None = None,
-        raw: bool | None = None,
-        format: str | Mapping[str, Any] | None = None,
-        images: Sequence[str | bytes] | None = None,
-        options: Mapping[str, Any] | None = None,
-        keep_alive: str | float | None = None,
-    ) -> ReplyStream[GeneratedText]: ...
-    async def generate(
-        self,
-        model: str,
-        prompt: str = "",
-        suffix: str | None = None,
-        *,
-        system: str | None = None,
-        template: str | None = None,
-        context: Sequence[int] | None = None,
-        stream: bool = False,
-        think: bool | str | None = None,
-        raw: bool | None = None,
-        format: str | Mapping[str, Any] | None = None,
-        images: Sequence[str | bytes] | None = None,
-        options: Mapping[str, Any] | None = None,
-        keep_alive: str | float | None = None,
-    ) -> GeneratedText | ReplyStream[GeneratedText]:
-        """Generated text, or with ``stream=True`` an async iterator over its parts.
-
-        The text is a string; its ``answer`` holds what else the server said. Arguments are those
-        of Ollama's ``/api/generate``; failing over and errors are as in `chat`.
-        """
-        check_text(prompt)
-        payload = {
-            "prompt": prompt,
-            "suffix": suffix,
-            "system": system,
-            "template": template,
-            "context": context,
-            "think": think,
-            "raw": raw,
-            "format": format,
-            "images": None if images is None else chat_wire.images_to_send(images),
-            "options": options,
-            "keep_alive": keep_alive,
-        }
-        body = self._conversation(model, payload, stream)
-        send = self._live.open_stream if stream else self._live.converse
-        return await send("/api/generate", model, body, chat_wire.load_text, self._chat_timeout)
-
-    def _conversation(self, model: str, payload: Mapping[str, Any], stream: bool) -> bytes:
-        """The body of a request to chat or generate. Raises PoolClosed, InvalidInput."""
-        self._check_open()
-        check_model(model)
-        return dump({"model": model, "stream": stream, **payload})
 
     # How the parts are held together.
 

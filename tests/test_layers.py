@@ -38,6 +38,7 @@ LAYERS = {
     "batches": 4,
     "live": 4,
     "embed_stream": 5,
+    "conversations": 5,
     "pool": 5,
     "autobatch": 6,
     "hybrid": 6,
@@ -68,7 +69,9 @@ MAY_IMPORT = {
     "live": MIDDLE | {"exchange", "roster"},
     "batches": MIDDLE | {"executor"},  # the second half of what the executor does
     "embed_stream": LOW,
-    "pool": {part for part, layer in LAYERS.items() if layer < 5} | {"embed_stream"},
+    "conversations": LOW | {"live", "streams"},
+    "pool": {part for part, layer in LAYERS.items() if layer < 5}
+    | {"embed_stream", "conversations"},
     **dict.fromkeys((part for part, layer in LAYERS.items() if layer == 6), LOW | {"pool"}),
     "cli": set(LAYERS) | {""},
     "__main__": set(LAYERS) | {""},
