@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 import traceback
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -225,3 +227,10 @@ def test_a_view_finds_the_nodes_for_a_model_in_the_users_order() -> None:
     }
     assert [state.name for state in ClusterView(states).having("x")] == ["b", "a"]
     assert ClusterView(states).having("y") == []
+
+
+def test_a_spec_survives_pickling_and_copying() -> None:
+    spec = NodeSpec("http://10.0.0.2", name="gpu", headers={"Authorization": "Bearer x"}, vram_gb=8)
+    for again in (pickle.loads(pickle.dumps(spec)), copy.deepcopy(spec)):
+        assert again == spec
+        assert dict(again.headers) == {"Authorization": "Bearer x"}

@@ -66,6 +66,13 @@ class NodeSpec:
         if vram is not None and not (_is_number(vram, int | float) and 0 <= vram < float("inf")):
             raise InvalidInput(f"vram_gb of {self.name} must be a number of GiB, not {vram!r}")
 
+    def __reduce__(self) -> tuple[type[NodeSpec], tuple[Any, ...]]:
+        # The read-only view of the headers can be neither pickled nor copied.
+        values = (
+            dict(self.headers) if key == "headers" else getattr(self, key) for key in _SPEC_KEYS
+        )
+        return NodeSpec, tuple(values)
+
     @property
     def address(self) -> Address:
         """`url`, taken apart."""

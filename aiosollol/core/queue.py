@@ -85,6 +85,8 @@ class WorkQueue:
 
     def put_back(self, items: Sequence[int], *, avoid: str | None = None) -> None:
         """Hand `items` out again, first of all and not mixed with others, not to `avoid`."""
+        if not items:
+            return
         tokens = sum(self._tokens[item] for item in items)
         self._pieces.append(_Piece(items, tokens, avoid))
         self._piece_tokens += tokens
