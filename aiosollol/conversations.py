@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, overload
 
 from aiosollol.core.reply import ChatReply, GeneratedText
-from aiosollol.core.request import check_model, check_text
+from aiosollol.core.request import check_model, check_options, check_text
 from aiosollol.live import LiveCalls
 from aiosollol.streams import ReplyStream
 from aiosollol.wire import chat as chat_wire
@@ -158,4 +158,5 @@ class Conversations:
         """The body of a request to chat or generate. Raises PoolClosed, InvalidInput."""
         self._check_open()
         check_model(model)
+        check_options(payload["options"], payload["keep_alive"])
         return dump({"model": model, "stream": stream, **payload})

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import suppress
 from types import TracebackType
+from typing import cast
 
 from aiosollol.core.embeddings import Embeddings, Vector
 from aiosollol.errors import BatchError, InvalidInput, SollolError
 
 SEGMENT_ITEMS = 2048
 SEGMENT_CHARACTERS = 4_000_000
+_END = object()
 _SEGMENTS_AHEAD = 2
 """While one segment comes to its end, the nodes already work on the next."""
 
@@ -41,7 +44,8 @@ class EmbedStream:
         self._source = source
         self._embed = embed
         self._stops_at_error = stops_at_error
-        self._texts: asyncio.Queue[str | None] = asyncio.Queue(SEGMENT_ITEMS)
+        self._texts: asyncio.Queue[object] = asyncio.Queue(SEGMENT_ITEMS)
+        self._ended_by: BaseException | None = None
         self._reader: asyncio.Task[None] | None = None
         self._segments: deque[asyncio.Task[Embeddings]] = deque()
         self._rows: AsyncIterator[Vector] | None = None
@@ -62,8 +66,18 @@ class EmbedStream:
             self._rows = self._deliver()
         try:
             vector = await anext(self._rows)
-        except BaseException:
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._is_over and task is not None and not task.cancelling():
+                # Not we were cancelled but what we waited for: another task closed the stream.
+                raise self._ended_by or StopAsyncIteration from None
             await self.aclose()
+            raise
+        except BaseException:
+            was_closed = self._is_over
+            await self.aclose()
+            if was_closed and self._ended_by is not None:
+                raise self._ended_by from None
             raise
         self.delivered += 1
         return vector
@@ -79,15 +93,21 @@ class EmbedStream:
     ) -> None:
         await self.aclose()
 
-    async def aclose(self) -> None:
-        """Stop reading, and cancel what is under way. Idempotent."""
+    async def aclose(self, error: BaseException | None = None) -> None:
+        """Stop reading, and cancel what is under way. Idempotent.
+
+        A task that waits for a vector meanwhile gets `error`, or sees the stream end.
+        """
         self._is_over = True
+        self._ended_by = self._ended_by or error
         tasks: list[asyncio.Task[None] | asyncio.Task[Embeddings]] = [*self._segments]
         self._segments.clear()
         if self._reader is not None:
             tasks.append(self._reader)
         for task in tasks:
             task.cancel()
+        with suppress(asyncio.QueueFull):  # who waits for a text finds the queue empty
+            self._texts.put_nowait(_END)
         # Their results, errors included, are nobody's business any more.
         await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -125,10 +145,10 @@ class EmbedStream:
                 if self._texts.empty():
                     break
             text = await self._texts.get()
-            if text is None:
+            if text is _END:
                 self._is_read = True
                 break
-            segment.append(text)
+            segment.append(cast(str, text))  # what is none is told of as an item's error
             characters += len(text) if isinstance(text, str) else 0
         return segment
 
@@ -142,7 +162,7 @@ class EmbedStream:
                     await self._texts.put(text)
         except Exception as error:  # the caller's own, raised when its turn has come
             self._source_error = error
-        await self._texts.put(None)
+        await self._texts.put(_END)
 
     def _note_errors(self, embeddings: Embeddings, start: int) -> None:
         self.errors.update({start + row: error for row, error in embeddings.errors.items()})

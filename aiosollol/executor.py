@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -17,11 +18,20 @@ from aiosollol.core.report import NodeShare
 from aiosollol.core.request import EmbedSettings
 from aiosollol.core.resilience import classify
 from aiosollol.core.schedule import BatchState
-from aiosollol.errors import NodeError, NodeUnreachable, NoNodeAvailable, ProtocolError
+from aiosollol.errors import (
+    NodeError,
+    NodeUnreachable,
+    NoNodeAvailable,
+    ProtocolError,
+    RequestFailed,
+)
 from aiosollol.exchange import EmbedCall, embed_on, promised_dim
 from aiosollol.ports import Transport
 from aiosollol.registry import Node, NodeRegistry
 from aiosollol.wire import embed as wire
+
+MAX_VAIN_RETURNS = 3
+"""How often a node may come back to a batch without having answered anything meanwhile."""
 
 GIVE_UP_SECONDS = 5.0
 """How long a batch waits for any node to come back when all are lost."""
@@ -71,6 +81,8 @@ class Executor:
         self._scopes: dict[int, anyio.CancelScope] = {}
         self._wake = anyio.Event()
         self._told = 0
+        self._items_at_return: dict[str, int] = {}
+        self._vain_returns: Counter[str] = Counter()
 
     async def run(self) -> None:
         """Return when every text has a vector in the buffer or an error in ``state.errors``."""
@@ -97,6 +109,12 @@ class Executor:
                 if wait.cancelled_caught:
                     self._follow(group, state.tick(self._registry.clock()))
             group.cancel_scope.cancel()
+        if not state.is_finished:
+            # A task of ours was cancelled by somebody else, which ends its group without a word.
+            cut_short = RequestFailed(
+                "the batch was cut short: a part of it was cancelled from outside"
+            )
+            state.abandon(cut_short, self._registry.clock())
 
     # Nodes come and go.
 
@@ -145,8 +163,17 @@ class Executor:
         return node.name in plan(view, batch, self._job.options, verdicts).shares
 
     def _may_return(self, node: Node) -> bool:
-        # A node that was lost for what it answered is not down, and must not come back at once.
-        return node.name not in self.state.last_errors or node.state.failures == 0
+        # A node that was lost for what it answered is not down, and must not come back at once; nor
+        # for ever, if it is well whenever it is asked how it is, and fails whatever it gets to do.
+        if node.name not in self.state.last_errors:
+            return True
+        if node.state.failures:
+            return False
+        items = self.state.tallies[node.name].items
+        if items == self._items_at_return.get(node.name):
+            self._vain_returns[node.name] += 1
+        self._items_at_return[node.name] = items
+        return self._vain_returns[node.name] < MAX_VAIN_RETURNS
 
     async def _await_rescue(self, group: TaskGroup) -> None:
         """Every node is lost: give them a moment to return, then give up."""

@@ -49,7 +49,7 @@ class LiveCalls:
         for stream in list(self._streams):
             # One that a task is waiting on ends there, when its connection is closed under it.
             if not stream.is_waiting:
-                await stream.aclose()
+                await stream.aclose(PoolClosed("the pool was closed during this stream"))
 
     async def embed(self, call: EmbedCall) -> EmbedAnswer:
         """The vectors of a call. Raises NodeError or RequestFailed."""

@@ -20,6 +20,7 @@ PS_SECONDS = 2.0
 
 UP_INTERVAL = 30.0
 DOWN_INTERVAL = 2.0
+_FIRST_LOOK = 0.25
 
 
 class Monitor:
@@ -45,15 +46,27 @@ class Monitor:
         self._rng = rng or random.Random()
 
     async def watch(self, name: str) -> None:
-        """Look at a node again and again, until it is removed or this is cancelled."""
+        """Look at a node again and again, until it is removed or this is cancelled.
+
+        One that went down, by whatever was noticed, is looked at soon.
+        """
+        looks = 0
         while name in self._registry:
             await self.probe(name)
-            if name not in self._registry:
-                return
-            is_down = self._registry[name].state.is_down
-            interval = self._down_interval if is_down else self._up_interval
+            looks = looks + 1 if self._is_down(name) else 0
             # Jitter: many programs watch the same nodes, and must not all ask at the same moment.
-            await anyio.sleep(interval * self._rng.uniform(0.8, 1.2))
+            jitter = self._rng.uniform(0.8, 1.2)
+            if not looks:
+                with anyio.move_on_after(self._up_interval * jitter):
+                    while name in self._registry and not self._is_down(name):
+                        await self._registry.wait_changed(self._registry.version)
+            if self._is_down(name):
+                # It may be back in a moment, or not for days.
+                soon = _FIRST_LOOK * 2 ** min(looks, 16)
+                await anyio.sleep(min(soon, self._down_interval) * jitter)
+
+    def _is_down(self, name: str) -> bool:
+        return name in self._registry and self._registry[name].state.is_down
 
     async def probe(self, name: str) -> None:
         """Ask one node for its models, its version and what it has loaded, all at once.

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, overload
+from weakref import WeakSet
 
 import anyio
 
@@ -92,11 +93,13 @@ class OllamaPool(Conversations):
         self._embed_timeout = float(embed_timeout)
         self._chat_timeout = float(chat_timeout)
         self._transport_factory = transport_factory
-        self._transports: dict[str, Transport] = {}
+        self._transports: dict[str, tuple[Node, Transport]] = {}
+        self._embed_streams: WeakSet[EmbedStream] = WeakSet()
         self._monitor = Monitor(self._registry, self._transport_of)
         self._roster = Roster(self._registry, self._monitor.probe)
         self._live = LiveCalls(self._registry, self._roster, self._transport_of)
-        self._watchers: dict[str, asyncio.Task[None]] = {}
+        self._watchers: dict[str, tuple[Node, asyncio.Task[None]]] = {}
+        self._follower: asyncio.Task[None] | None = None
         self._batches = Batches(
             self._registry,
             self._transport_of,
@@ -134,8 +137,8 @@ class OllamaPool(Conversations):
         if self._state == "open":
             return
         self._state = "open"
-        for node in self._registry:
-            self._watch(node)
+        self._watch_nodes()
+        self._follower = asyncio.create_task(self._follow_registry(), name="follow the registry")
 
     async def aclose(self) -> None:
         """End what is under way and close every connection. Idempotent.
@@ -148,17 +151,20 @@ class OllamaPool(Conversations):
         await _finish(self._closing)
 
     async def _close(self) -> None:
-        watchers = list(self._watchers.values())
+        tasks = [task for _, task in self._watchers.values()]
+        tasks += [self._follower] if self._follower is not None else []
         self._watchers.clear()
-        for task in watchers:
+        for task in tasks:
             task.cancel()
         self._roster.close()
         self._batches.close()
         with anyio.move_on_after(_CLOSE_SECONDS):
+            for stream in list(self._embed_streams):
+                await stream.aclose(PoolClosed("the pool was closed during this stream"))
             await self._live.aclose()
-            if watchers:
-                await asyncio.wait(watchers)
-        for transport in self._transports.values():
+            if tasks:
+                await asyncio.wait(tasks)
+        for _, transport in self._transports.values():
             with anyio.move_on_after(_CLOSE_SECONDS):
                 await transport.aclose()
         self._transports.clear()
@@ -389,7 +395,9 @@ class OllamaPool(Conversations):
             items, invalid = collect_texts(segment)
             return await self._batches.embed(settings, items, invalid, self._planning)
 
-        return EmbedStream(texts, embed, stops_at_error=on_error == "raise")
+        stream = EmbedStream(texts, embed, stops_at_error=on_error == "raise")
+        self._embed_streams.add(stream)
+        return stream
 
     # How the parts are held together.
 
@@ -400,16 +408,38 @@ class OllamaPool(Conversations):
             raise PoolClosed("the pool is not open yet: use 'async with', or await pool.start()")
 
     def _transport_of(self, name: str) -> Transport:
-        transport = self._transports.get(name)
-        if transport is None:
-            self._check_open()
-            transport = self._transport_factory(self._registry[name].spec)
-            self._transports[name] = transport
+        node = self._registry[name]
+        known = self._transports.get(name)
+        # By the node and not its name: another may have come by the same name, and other headers.
+        if known is not None and known[0] is node:
+            return known[1]
+        self._check_open()
+        transport = self._transport_factory(node.spec)
+        self._transports[name] = (node, transport)
         return transport
 
-    def _watch(self, node: Node) -> None:
-        task = asyncio.create_task(self._monitor.watch(node.name), name=f"watch {node.name}")
-        self._watchers[node.name] = task
+    async def _follow_registry(self) -> None:
+        """Nodes may be added and removed while the pool runs: watch those there are."""
+        while True:
+            version = self._registry.version
+            self._watch_nodes()
+            for name, (node, transport) in list(self._transports.items()):
+                if name not in self._registry or self._registry[name] is not node:
+                    del self._transports[name]
+                    await transport.aclose()
+            await self._registry.wait_changed(version)
+
+    def _watch_nodes(self) -> None:
+        for name, (node, task) in list(self._watchers.items()):
+            if name not in self._registry or self._registry[name] is not node:
+                task.cancel()
+                del self._watchers[name]
+        for node in self._registry:
+            if node.name not in self._watchers:
+                task = asyncio.create_task(
+                    self._monitor.watch(node.name), name=f"watch {node.name}"
+                )
+                self._watchers[node.name] = (node, task)
 
 
 def _registry_of(nodes: Iterable[NodeLike] | NodeRegistry | None) -> NodeRegistry:

@@ -33,6 +33,7 @@ class Roster:
         self._patience_until: float | None = None
         self._sought_at: dict[str, float] = {}
         self._probing: anyio.Event | None = None
+        self._rounds = 0
         self.is_closed = False
 
     def close(self) -> None:
@@ -79,12 +80,13 @@ class Roster:
 
     async def _look_again(self, model: str) -> list[Node]:
         """Ask every node once more: `model` may have been pulled, or a node may be back."""
-        now = self._registry.clock()
-        if now - self._sought_at.get(model, -math.inf) > _LOOK_AGAIN_SECONDS:
+        sought_at = self._sought_at.get(model, -math.inf)
+        # Whoever comes while the nodes are being asked waits for what they say.
+        if self._probing is not None or self._registry.clock() - sought_at > _LOOK_AGAIN_SECONDS:
+            await self.probe_all()
             if len(self._sought_at) > _MAX_NAMES:
                 self._sought_at.clear()
-            self._sought_at[model] = now
-            await self.probe_all()
+            self._sought_at[model] = self._registry.clock()
         nodes = self.ready(model)
         if not nodes:
             raise self._nobody(model)
@@ -92,15 +94,17 @@ class Roster:
 
     async def probe_all(self) -> None:
         """Ask every node what it has. Callers at the same time share one round."""
+        rounds = self._rounds
         while self._probing is not None:
             await self._probing.wait()
-            if self._probing is None:
-                return
+            if self._rounds > rounds:
+                return  # otherwise whoever asked was cancelled, and we ask ourselves
         self._probing = done = anyio.Event()
         try:
             async with anyio.create_task_group() as group:
                 for node in self._registry:
                     group.start_soon(self._probe, node.name)
+            self._rounds += 1
         finally:
             self._probing = None
             done.set()

@@ -40,6 +40,7 @@ class ReplyStream(Generic[Part]):
         self._lines = LineSplitter()
         self._ready: deque[bytes] = deque()
         self._is_over = False
+        self._error: Exception | None = None
         self.is_waiting = False
 
     def __repr__(self) -> str:
@@ -65,6 +66,8 @@ class ReplyStream(Generic[Part]):
 
     async def __anext__(self) -> Part:
         if self._is_over:
+            if self._error is not None:
+                raise self._error
             raise StopAsyncIteration
         if self.is_waiting:
             raise RuntimeError("two tasks read one stream at the same time")
@@ -94,8 +97,13 @@ class ReplyStream(Generic[Part]):
     ) -> None:
         await self.aclose()
 
-    async def aclose(self) -> None:
-        """Stop. What the node is still working on is cancelled. Idempotent."""
+    async def aclose(self, error: Exception | None = None) -> None:
+        """Stop. What the node is still working on is cancelled. Idempotent.
+
+        With an `error`, whoever reads on gets that instead of what would look like the end.
+        """
+        if not self._is_over:
+            self._error = error
         await self._end(GeneratorExit())
 
     async def _fill(self) -> None:

@@ -7,9 +7,17 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from aiosollol import BadRequest, BatchError, InvalidInput, ModelNotFound, NodeSpec, OllamaPool
+from aiosollol import (
+    BadRequest,
+    BatchError,
+    InvalidInput,
+    ModelNotFound,
+    NodeSpec,
+    OllamaPool,
+    PoolClosed,
+)
 from aiosollol.embed_stream import SEGMENT_ITEMS
-from aiosollol.testing import FakeModel, FakeTransport, fake_vector
+from aiosollol.testing import FakeModel, FakeTransport, Fault, fake_vector
 
 pytestmark = pytest.mark.anyio
 
@@ -136,4 +144,63 @@ async def test_leaving_early_cancels_what_is_under_way() -> None:
             await anext(stream)
         assert asyncio.all_tasks() <= running
         assert fake.in_flight == 0
+    assert asyncio.all_tasks() <= before
+
+
+@pytest.mark.parametrize("bad", [None, 5, b"x"])
+async def test_what_is_no_text_is_an_error_of_its_own_and_not_the_end(bad: object) -> None:
+    texts = ["a", bad, "b"]
+    async with pool_of(FakeTransport("a", models=[MODEL])) as pool:
+        stream = pool.embed_stream("nomic-embed-text", texts, on_error="return")  # type: ignore[arg-type]
+        rows = [row.tobytes() async for row in stream]
+        assert (rows[0], rows[2]) == (vector("a"), vector("b"))
+        assert set(stream.errors) == {1}
+
+
+async def silent() -> AsyncIterator[str]:
+    await asyncio.get_running_loop().create_future()
+    yield "never"
+
+
+@pytest.mark.parametrize("is_source_slow", [True, False])
+async def test_closing_the_pool_ends_a_stream_that_is_waited_for(is_source_slow: bool) -> None:
+    before = asyncio.all_tasks()
+    fake = FakeTransport("a", models=[MODEL])
+    async with pool_of(fake) as pool:
+        await pool.refresh()
+        fake.fault = Fault.HANG
+        stream = pool.embed_stream("nomic-embed-text", silent() if is_source_slow else ["a"])
+        consumer = asyncio.ensure_future(anext(stream))
+        while not (fake.in_flight or is_source_slow):
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    with pytest.raises(PoolClosed):
+        await consumer
+    assert asyncio.all_tasks() <= before
+
+
+@pytest.mark.parametrize("is_source_slow", [True, False])
+async def test_closing_a_stream_from_another_task_ends_its_iteration(is_source_slow: bool) -> None:
+    fake = FakeTransport("a", models=[MODEL])
+    async with pool_of(fake) as pool:
+        await pool.refresh()
+        fake.fault = Fault.HANG
+        stream = pool.embed_stream("nomic-embed-text", silent() if is_source_slow else ["a"])
+
+        async def consume() -> int:
+            return len([row async for row in stream])
+
+        consumer = asyncio.ensure_future(consume())
+        while not (fake.in_flight or is_source_slow):
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        await stream.aclose()
+        assert await consumer == 0
+
+
+async def test_a_stream_that_was_left_open_is_closed_with_the_pool() -> None:
+    before = asyncio.all_tasks()
+    async with pool_of(FakeTransport("a", models=[MODEL])) as pool:
+        async for _ in pool.embed_stream("nomic-embed-text", Source(50_000)):
+            break
     assert asyncio.all_tasks() <= before

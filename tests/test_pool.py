@@ -452,3 +452,93 @@ async def test_a_request_with_options_goes_where_they_count() -> None:
         await pool.embed_batch("nomic-embed-text", ["a", "b"], options={"num_ctx": 512})
         await pool.embed("nomic-embed-text", "c", keep_alive="1m")
         assert {record.path for record in fake.log if record.items} == {"/api/embed"}
+
+
+# What attackers found.
+
+
+async def test_a_batch_whose_parts_are_cancelled_from_outside_never_looks_finished() -> None:
+    texts = [f"text {index}" for index in range(300)]
+
+    def cancel(done: int, of: int) -> None:
+        raise asyncio.CancelledError
+
+    async with FakeOllama(models=[EMBED]) as fake, OllamaPool([fake.url]) as pool:
+        with pytest.raises(BatchError) as caught:
+            await pool.embed_batch("nomic-embed-text", texts, on_progress=cancel)
+        check(caught.value.embeddings, texts)
+        assert caught.value.errors
+
+
+async def test_what_on_progress_raises_arrives_as_it_is() -> None:
+    def fail(done: int, of: int) -> None:
+        raise KeyError("mine")
+
+    async with FakeOllama(models=[EMBED]) as fake, OllamaPool([fake.url]) as pool:
+        with pytest.raises(KeyError, match="mine"):
+            await pool.embed_batch("nomic-embed-text", ["a"], on_progress=fail)
+
+
+async def test_a_chat_that_the_pools_end_cut_short_does_not_look_whole() -> None:
+    async with FakeOllama(models=[CHAT]) as fake:
+        async with OllamaPool([fake.url]) as pool:
+            stream = await pool.chat("llama3.2", HELLO, stream=True)
+            await anext(stream)
+        with pytest.raises(PoolClosed):
+            await anext(stream)
+
+
+async def test_calls_at_the_same_time_share_one_look_for_a_model() -> None:
+    async with FakeOllama(models=[EMBED]) as fake, OllamaPool([fake.url]) as pool:
+        await pool.refresh()
+        fake.add_model(FakeModel("fresh", dim=4))
+        vectors = await asyncio.gather(*(pool.embed("fresh", f"text {n}") for n in range(10)))
+        assert [len(each) for each in vectors] == [4] * 10
+
+
+@pytest.mark.parametrize("keep_alive", ["weird", "5 m", "", True, float("nan"), float("inf"), [5]])
+async def test_a_keep_alive_that_is_none_is_refused_early(keep_alive: Any) -> None:
+    async with FakeOllama(models=[EMBED, CHAT]) as fake, OllamaPool([fake.url]) as pool:
+        for call in (
+            lambda: pool.embed("nomic-embed-text", "a", keep_alive=keep_alive),
+            lambda: pool.embed_batch("nomic-embed-text", ["a"], keep_alive=keep_alive),
+            lambda: pool.chat("llama3.2", HELLO, keep_alive=keep_alive),
+        ):
+            with pytest.raises(InvalidInput, match="keep_alive"):
+                await call()
+        assert fake.requests == 0
+
+
+@pytest.mark.parametrize("keep_alive", ["5m", "1h30m", "-1s", "0", "1.5h", 300, -1, 0, 0.5])
+async def test_a_keep_alive_in_every_form(keep_alive: Any) -> None:
+    async with FakeOllama(models=[EMBED]) as fake, OllamaPool([fake.url]) as pool:
+        assert len(await pool.embed("nomic-embed-text", "a", keep_alive=keep_alive)) == 16
+
+
+async def test_nodes_added_and_removed_while_the_pool_runs() -> None:
+    async with FakeOllama(models=[EMBED]) as one, FakeOllama(models=[EMBED]) as two:
+        registry = NodeRegistry([NodeSpec(one.url, name="node")])
+        async with OllamaPool(registry) as pool:
+            await pool.embed("nomic-embed-text", "a")
+            registry.remove("node")
+            registry.add(NodeSpec(two.url, name="node"))
+            await pool.embed("nomic-embed-text", "b")
+            with pytest.raises(ModelNotFound):
+                await pool.embed("typo", "c")
+        assert (one.requests, two.requests) == (1, 1)
+
+
+async def test_a_node_that_restarts_in_mid_batch_goes_on() -> None:
+    texts = [f"text {index}" for index in range(400)]
+    async with (
+        FakeOllama(models=[EMBED], seconds_per_item=0.002) as fake,
+        OllamaPool([fake.url]) as pool,
+    ):
+        batch = asyncio.ensure_future(pool.embed_batch("nomic-embed-text", texts))
+        while fake.items < 50:
+            await asyncio.sleep(0)
+        fake.fault = Fault.REFUSE
+        while not pool.view.nodes[fake.url.removeprefix("http://")].is_down:
+            await asyncio.sleep(0)
+        fake.fault = None
+        check(await batch, texts)

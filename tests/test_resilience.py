@@ -13,7 +13,7 @@ MEANINGS = [
     (errors.ModelMissing("n", 404, "model 'x' not found"), Failure.MODEL),
     (errors.ServerBusy("n", 503, "server busy"), Failure.BUSY),
     (errors.NodeUnreachable("n", "connection refused"), Failure.NODE),
-    (errors.ConnectionLost("n", "reset by peer"), Failure.NODE),
+    (errors.ConnectionLost("n", "reset by peer"), Failure.ANSWER),
     (errors.NodeTimeout("n", "no answer in 5 s"), Failure.ANSWER),
     (errors.RunnerFailed("n", 500, "out of memory"), Failure.ANSWER),
     (errors.ResponseError("n", 403, "forbidden"), Failure.ANSWER),

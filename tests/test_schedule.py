@@ -188,6 +188,15 @@ def test_a_busy_node_is_asked_again_after_a_pause_and_not_before() -> None:
     assert not state.errors
 
 
+def test_a_pause_that_was_overslept_is_over_at_once() -> None:
+    state = BatchState([10.0])
+    state.node_up("a", KNOWN, 0.0)
+    (chunk,) = sent(state.start(0.0))
+    state.failed(chunk, 1.0, Failure.BUSY, ServerBusy("a", 503, "server busy"))
+    assert state.next_tick(9.0) == 9.0
+    assert sent(state.tick(9.0))
+
+
 def test_a_standby_gets_work_only_when_all_others_are_lost() -> None:
     state = BatchState([10.0] * 50)
     state.node_up("main", KNOWN, 0.0)

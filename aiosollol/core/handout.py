@@ -99,6 +99,9 @@ class Handout:
         """When `dispatch` should be called if nothing happens before; None: never."""
         if not self._ledger.open or not self._idle:
             return None
+        if self._queue and not self.flights:
+            # Nothing that could wake us is under way. What is due already is due now.
+            return max(now, min(node.retry_at for node in self._idle.values()))
         waits = [node.retry_at for node in self._idle.values() if node.retry_at > now]
         if self.flights and len(waits) < len(self._idle):
             # Often at first, when a copy helps most, and then ever more seldom.

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from aiosollol.errors import InvalidInput
+
+_STEP = r"(\d+(\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)"
+_DURATION = re.compile(rf"[-+]?(0|({_STEP})+)")  # as Go reads one (time.ParseDuration)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +41,10 @@ class EmbedSettings:
             raise InvalidInput(f"dimensions must be a positive whole number, not {dimensions!r}")
         if self.truncate is not None and not isinstance(self.truncate, bool):
             raise InvalidInput(f"truncate must be True or False, not {self.truncate!r}")
-        if self.options is not None and not isinstance(self.options, Mapping):
-            raise InvalidInput(f"options must be a mapping, not {type(self.options).__name__}")
+        check_options(self.options, self.keep_alive)
+        if self.options is not None:
+            # A copy: whoever changes theirs in mid-batch must not change our later requests.
+            object.__setattr__(self, "options", dict(self.options))
 
 
 @lru_cache(maxsize=256)
@@ -52,6 +59,19 @@ def check_model(model: object) -> None:
         raise InvalidInput(f"model must be a string, not {type(model).__name__}")
     if not model.strip():
         raise InvalidInput("model is empty: name one, such as 'nomic-embed-text'")
+
+
+def check_options(options: object, keep_alive: object) -> None:
+    """Raise InvalidInput unless these can be the runtime options and the keep-alive of a model."""
+    if options is not None and not isinstance(options, Mapping):
+        raise InvalidInput(f"options must be a mapping, not {type(options).__name__}")
+    if keep_alive is None or (isinstance(keep_alive, str) and _DURATION.fullmatch(keep_alive)):
+        return
+    is_number = isinstance(keep_alive, int | float) and not isinstance(keep_alive, bool)
+    if not is_number or not math.isfinite(keep_alive):  # type: ignore[arg-type]
+        raise InvalidInput(
+            f'keep_alive must be seconds, or a duration such as "5m" or "1h30m", not {keep_alive!r}'
+        )
 
 
 def check_text(text: object, index: int | None = None) -> None:

@@ -6,7 +6,6 @@ from enum import Enum
 
 from aiosollol.errors import (
     BadRequest,
-    ConnectionLost,
     ModelMissing,
     NodeError,
     NodeUnreachable,
@@ -24,9 +23,9 @@ class Failure(Enum):
     BUSY = "busy"
     """The node cannot take it now: ask it later, or another."""
     NODE = "node"
-    """The node cannot be reached or vanished: ask another, this one is probably gone."""
+    """The node cannot be reached: ask another, this one is gone."""
     ANSWER = "answer"
-    """The node answered wrongly or not at all: the node may be at fault, or this very input."""
+    """It answered wrongly, not at all, or broke off: it may be at fault, or this very input."""
 
 
 def classify(error: NodeError) -> Failure:
@@ -37,6 +36,6 @@ def classify(error: NodeError) -> Failure:
         return Failure.MODEL
     if isinstance(error, ServerBusy):
         return Failure.BUSY
-    if isinstance(error, NodeUnreachable | ConnectionLost):
+    if isinstance(error, NodeUnreachable):
         return Failure.NODE
     return Failure.ANSWER
