@@ -108,6 +108,7 @@ class OllamaPool(Conversations):
         )
         self._state: Literal["new", "open", "closed"] = "new"
         self._closing: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def __repr__(self) -> str:
         nodes = ", ".join(repr(node)[6:-1] for node in self._registry)
@@ -137,6 +138,7 @@ class OllamaPool(Conversations):
         if self._state == "open":
             return
         self._state = "open"
+        self._loop = asyncio.get_running_loop()
         self._watch_nodes()
         self._follower = asyncio.create_task(self._follow_registry(), name="follow the registry")
 
@@ -334,7 +336,7 @@ class OllamaPool(Conversations):
         on_progress: called with (settled, all) as the batch goes on.
         on_error: with "raise", items without a vector raise BatchError, which carries the vectors
         of all others; with "return" they are NaN rows named in ``Embeddings.errors``.
-        force_mode: "sequential" uses one node, "parallel" all of them, whatever is predicted.
+        force_mode: "sequential" uses one node, "parallel" every machine, whatever is predicted.
 
         Raises InvalidInput (nothing was sent), ModelNotFound, NoNodeAvailable, BatchError.
         """
@@ -406,6 +408,8 @@ class OllamaPool(Conversations):
             raise PoolClosed("the pool is closed")
         if self._state == "new":
             raise PoolClosed("the pool is not open yet: use 'async with', or await pool.start()")
+        if asyncio.get_running_loop() is not self._loop:
+            raise PoolClosed("the pool was opened in another event loop: make one for each loop")
 
     def _transport_of(self, name: str) -> Transport:
         node = self._registry[name]

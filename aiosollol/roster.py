@@ -111,7 +111,11 @@ class Roster:
 
     def _nobody(self, model: str) -> ModelNotFound | NoNodeAvailable:
         states = self._registry.view.nodes
-        silent = {name: state.error for name, state in states.items() if state.is_down}
+        silent = {
+            name: f"{state.error} ({state.spec.url})"
+            for name, state in states.items()
+            if state.is_down
+        }
         having = {
             name: sorted(state.models)
             for name, state in states.items()

@@ -144,7 +144,7 @@ class HttpTransport:
         if isinstance(error, asyncio.TimeoutError):
             return NodeTimeout(node, f"no answer within {timeout:g} s")
         if isinstance(error, aiohttp.ClientConnectorError):
-            return NodeUnreachable(node, f"no connection: {error.os_error or error}")
+            return NodeUnreachable(node, f"no connection: {_in_words(error)}")
         if isinstance(error, aiohttp.ClientResponseError):  # what came back is not HTTP
             return ProtocolError(node, f"does not speak HTTP: {error.message.splitlines()[0]}")
         if isinstance(error, aiohttp.ClientConnectionError | aiohttp.ClientPayloadError | OSError):
@@ -194,6 +194,15 @@ class _Pieces:
         if not piece:
             raise StopAsyncIteration
         return piece
+
+
+def _in_words(error: aiohttp.ClientConnectorError) -> str:
+    """Why there is no connection, with what to do about it where the reason is a usual one."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return f"its certificate is not trusted ({error.certificate_error})"
+    if "WRONG_VERSION_NUMBER" in str(error):
+        return "it does not speak https; is it http://?"
+    return str(error.os_error or error)
 
 
 def _as_data(body: bytes | None) -> bytes | io.BytesIO | None:

@@ -414,3 +414,15 @@ def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -
 def test_help_tells_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     assert "Exit codes: 0 done, 1 something failed, 2 bad" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--out", "--trace"])
+def test_no_result_takes_the_place_of_an_input(
+    option: str, pool: type[StubPool], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"text": "kept"}\n')
+    arguments = ["embed", str(source), option, str(tmp_path / "." / "in.jsonl")]
+    assert main(arguments) == 2
+    assert "would overwrite the input" in capsys.readouterr().err
+    assert source.read_text() == '{"text": "kept"}\n'

@@ -239,3 +239,13 @@ def test_a_directory_is_refused(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_found_out_early(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="No such file"):
         open_sink(str(tmp_path / "none" / "v.npy"), io.BytesIO())
+
+
+def test_what_is_partial_does_not_take_the_place_of_what_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "v.jsonl"
+    target.write_text("whole")
+    sink = open_sink(str(target), io.BytesIO())
+    sink.write(ITEMS[:1], vectors([1, 2]))
+    assert sink.commit(is_partial=True) == tmp_path / "v.partial.jsonl"
+    assert target.read_text() == "whole"
+    assert only_files(tmp_path) == ["v.jsonl", "v.partial.jsonl"]

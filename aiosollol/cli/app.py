@@ -214,8 +214,8 @@ def plan(
     """Show how batches would be spread over the nodes, how long that takes, and why.
 
     Nothing of yours is embedded. "sequential" is the time on the best node alone, "parallel" on
-    all nodes that may take part, each with the share it can do in that time. The exit code is 1 if
-    a node cannot be measured.
+    all nodes that may take part, each with the share it can do in that time. A node that
+    cannot be measured takes no part, and is named.
     """
     from aiosollol.cli.plan import PlanRequest, parse_sizes, show_plan
 
@@ -260,7 +260,7 @@ def node(
     """Serve a small embedding model behind Ollama's API.
 
     The model is called wordllama and is part of the installation. Any client of Ollama's API for
-    embeddings can use it. Ctrl-C or SIGTERM ends it.
+    embeddings can use it. Ctrl-C or SIGTERM ends it, with exit code 0.
     """
     from aiosollol.cli.loop import run
     from aiosollol.embedded import serve

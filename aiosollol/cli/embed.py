@@ -75,6 +75,7 @@ def embed_files(options: EmbedOptions) -> int:
     # Reading everything twice costs little beside embedding it, finds bad input before anything
     # is sent, and tells how much there is to do.
     total = sum(1 for _ in reader.read(sources))
+    _keep_apart(options)
     sink = open_sink(options.out, sys.stdout.buffer)
     try:
         trace = Replacing(Path(options.trace), "--trace") if options.trace else None
@@ -115,6 +116,7 @@ class Job:
         self._started = time.perf_counter()
         self._written = 0  # items, failed ones included
         self._dim = 0
+        self._kept: Path | None = None
         self._failures: list[tuple[Item, SollolError]] = []
         self._shares: dict[str, Counter[str]] = {}
 
@@ -209,7 +211,7 @@ class Job:
         is_kept = self._written > 0 or self._total == 0
         try:
             if is_kept:
-                self._sink.commit()
+                self._kept = self._sink.commit(is_partial=self._written < self._total)
         finally:
             self._sink.discard()
             self._finish_trace()
@@ -255,7 +257,10 @@ class Job:
             line(f"{self.missing:,} of {self._total:,} passages are missing.", style="red")
         if self._options.out:
             kind = "Partial result" if self.missing else "Result"
-            kept = f"{kind} in {self._options.out}"
+            place = self._options.out
+            if self._kept is not None and self._kept.name != Path(place).name:
+                place = f"{self._kept} (what was in {place} is still there)"
+            kept = f"{kind} in {place}"
             line(kept if is_kept else f"{self._options.out} was not written")
         if self._options.trace and self._slices:
             line(f"Trace in {self._options.trace}: open it at ui.perfetto.dev")
@@ -270,7 +275,7 @@ class Job:
             "dim": self._dim,
             "seconds": round(seconds, 3),
             "per_second": round(done / seconds, 1) if seconds > 0 else None,
-            "out": self._options.out if is_kept else None,
+            "out": str(self._kept) if self._kept is not None else None,
             "trace": self._options.trace if self._slices else None,
             "nodes": {name: dict(share) for name, share in self._shares.items()},
             "findings": [str(finding) for finding in self._findings],
@@ -279,6 +284,17 @@ class Job:
                 for item, error in self._failures
             ],
         }
+
+
+def _keep_apart(options: EmbedOptions) -> None:
+    """Raise InvalidInput if a result would take the place of an input, or of the other result."""
+    results = {"--out": options.out, "--trace": options.trace}
+    taken = {Path(name).resolve(): f"the input {name}" for name in options.files if name != "-"}
+    for option, name in results.items():
+        if name:
+            other = taken.setdefault(Path(name).resolve(), f"{option} {name}")
+            if other != f"{option} {name}":
+                raise InvalidInput(f"{option} {name} would overwrite {other}: give it another name")
 
 
 def _place(item: Item) -> str:

@@ -21,8 +21,8 @@ class Sink(Protocol):
     def write(self, items: Sequence[Item], embeddings: Embeddings) -> None:
         """Add the vectors of some items. Those with an error become a null, or a row of NaN."""
 
-    def commit(self) -> None:
-        """Put what was written where it was asked for."""
+    def commit(self, *, is_partial: bool = False) -> Path | None:
+        """Put what was written where it was asked for, and say where; None for stdout."""
 
     def discard(self) -> None:
         """Leave the target as it was, unless `commit` came first."""
@@ -59,11 +59,16 @@ class Replacing:
         except OSError as error:
             raise InvalidInput(f"{option} {path}: {error.strerror}") from error
 
-    def commit(self) -> None:
+    def commit(self, *, is_partial: bool = False) -> Path:
+        """Take the place. What is partial takes none that is taken, but one beside it."""
         self.stream.flush()
         os.fsync(self.stream.fileno())
         self.stream.close()
-        self._path.replace(self._target)
+        target = self._target
+        if is_partial and target.exists():
+            target = target.with_name(f"{target.stem}.partial{target.suffix}")
+        self._path.replace(target)
+        return target
 
     def discard(self) -> None:
         if not self.stream.closed:
@@ -91,9 +96,8 @@ class _JsonLines:
             self._stream.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
         self._stream.flush()
 
-    def commit(self) -> None:
-        if self._file is not None:
-            self._file.commit()
+    def commit(self, *, is_partial: bool = False) -> Path | None:
+        return None if self._file is None else self._file.commit(is_partial=is_partial)
 
     def discard(self) -> None:
         if self._file is not None:
@@ -130,8 +134,8 @@ class _Npy:
         stream.seek(end)
         stream.flush()
 
-    def commit(self) -> None:
-        self._file.commit()
+    def commit(self, *, is_partial: bool = False) -> Path | None:
+        return self._file.commit(is_partial=is_partial)
 
     def discard(self) -> None:
         self._file.discard()

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from aiosollol.core.planner import Plan
+from aiosollol.core.planner import Plan, Reason
 from aiosollol.core.trace import Slice, trace_events
 from aiosollol.core.trial import Finding
 
@@ -78,4 +78,7 @@ class BatchReport:
     def __str__(self) -> str:
         rate = self.items / self.seconds if self.seconds > 0 else 0.0
         shares = ", ".join(f"{name} {share.items}" for name, share in self.nodes.items())
-        return f"{self.items} items in {self.seconds:.2f} s ({rate:.0f}/s): {shares or 'no node'}"
+        line = f"{self.items} items in {self.seconds:.2f} s ({rate:.0f}/s): {shares or 'no node'}"
+        if self.plan is not None and self.plan.reason is Reason.SAME_MACHINE:
+            line += f" ({self.plan.detail})"  # or one would wonder what the others did
+        return line
