@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Protocol, TypeVar
 
@@ -24,6 +25,15 @@ def soonest(nodes: Iterable[LoadT]) -> LoadT | None:
     A node works on one request after another, so a new one waits for those in flight: expected is
     (in flight + 1) x latency. One that has not answered yet has latency 0 and is tried first.
     """
-    return min(
-        nodes, key=lambda node: ((node.in_flight + 1) * node.latency, node.in_flight), default=None
-    )
+    best: LoadT | None = None
+    best_expected, fewest = math.inf, 0
+    for node in nodes:
+        in_flight = node.in_flight
+        expected = (in_flight + 1) * node.latency
+        if (
+            best is None
+            or expected < best_expected
+            or (expected == best_expected and in_flight < fewest)
+        ):
+            best, best_expected, fewest = node, expected, in_flight
+    return best
