@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import anyio
 
@@ -42,7 +43,8 @@ class LiveCalls:
         self._registry = registry
         self._roster = roster
         self._transport_of = transport_of
-        self._streams: set[ReplyStream[Any]] = set()
+        # Weak: who drops a stream without closing it is to be done with it.
+        self._streams: WeakSet[ReplyStream[Any]] = WeakSet()
 
     async def aclose(self) -> None:
         """Close the streams that are still open."""

@@ -16,7 +16,7 @@ Part = TypeVar("Part", bound=ChatReply | GeneratedText)
 
 
 class ReplyStream(Generic[Part]):
-    """Iterate over it once with ``async for``; leaving early needs `aclose` or ``async with``.
+    """Iterate over it once with ``async for``; `aclose` or ``async with`` ends it at a given moment.
 
     Raises NodeError from the iteration if the node reports an error or the stream is cut off.
     node: the name of the node that answers. parts: how many parts were delivered so far.
@@ -45,6 +45,12 @@ class ReplyStream(Generic[Part]):
 
     def __repr__(self) -> str:
         return f"<ReplyStream from {self.node}, {self.parts} parts>"
+
+    def __del__(self) -> None:
+        # Left by `break`, as one does: give the node back. The response closes itself likewise.
+        if not self._is_over:
+            self._is_over = True
+            self._on_end(self, GeneratorExit())
 
     async def open(self) -> None:
         """Send the request and wait for the first part, so that failing over is still possible.

@@ -182,6 +182,10 @@ class _Pieces:
         if self._response is not None:
             self._response.close()
 
+    def __del__(self) -> None:
+        if self._response is not None:
+            self._response.close()
+
     def __aiter__(self) -> _Pieces:
         return self
 

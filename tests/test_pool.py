@@ -173,6 +173,20 @@ async def test_leaving_a_stream_cancels_it() -> None:
         assert (stats["cancelled_requests"], stats["successful_requests"]) == (1, 0)
 
 
+async def test_a_stream_that_is_dropped_gives_its_node_back() -> None:
+    async with (
+        FakeOllama(models=[CHAT], seconds_per_chat_token=0.01) as fake,
+        OllamaPool([{"url": fake.url, "max_concurrency": 1}]) as pool,
+    ):
+        async for _ in await pool.chat("llama3.2", HELLO, stream=True):
+            break
+        while fake.in_flight:
+            await asyncio.sleep(0)
+        assert str(await pool.chat("llama3.2", HELLO))
+        stats = pool.get_stats()
+        assert (stats["cancelled_requests"], stats["successful_requests"]) == (1, 1)
+
+
 # Bad input.
 
 
