@@ -16,7 +16,7 @@ Part = TypeVar("Part", bound=ChatReply | GeneratedText)
 
 
 class ReplyStream(Generic[Part]):
-    """Iterate over it once with ``async for``; `aclose` or ``async with`` ends it at a given moment.
+    """Iterate over it once with ``async for``; `aclose` or ``async with`` ends it when you say so.
 
     Raises NodeError from the iteration if the node reports an error or the stream is cut off.
     node: the name of the node that answers. parts: how many parts were delivered so far.
