@@ -125,11 +125,9 @@ class Executor:
             for node in list(self._registry):
                 if node.state.is_down and self.state.has_node(node.name):
                     lost = NoNodeAvailable("", {node.name: node.state.error})
-                    self._follow(group, self._lose(node, lost))
+                    now = self._registry.clock()
+                    self._follow(group, self.state.node_lost(node.name, now, lost))
             self._follow(group, self._admit_nodes())
-
-    def _lose(self, node: Node, error: NoNodeAvailable) -> list[Instruction]:
-        return self.state.node_lost(node.name, self._registry.clock(), error)
 
     def _admit_nodes(self) -> list[Instruction]:
         """Let every node take part that is up and has the model."""

@@ -341,7 +341,6 @@ class OllamaPool(Conversations):
         Raises InvalidInput (nothing was sent), ModelNotFound, NoNodeAvailable, BatchError.
         """
         self._check_open()
-        _check_on_error(on_error)
         settings = EmbedSettings(
             model=model,
             dimensions=dimensions,
@@ -350,7 +349,7 @@ class OllamaPool(Conversations):
             keep_alive=keep_alive,
         )
         planning = replace(self._planning, force_mode=force_mode)
-        dump_embed(settings, ())  # options that JSON cannot carry fail here, not later
+        _check_batch(settings, on_error)
         items, invalid = collect_texts(texts)
         if invalid and on_error == "raise":
             raise next(iter(invalid.values()))
@@ -383,7 +382,6 @@ class OllamaPool(Conversations):
         Raises InvalidInput here, and from the iteration ModelNotFound, NoNodeAvailable, BatchError.
         """
         self._check_open()
-        _check_on_error(on_error)
         settings = EmbedSettings(
             model=model,
             dimensions=dimensions,
@@ -391,7 +389,7 @@ class OllamaPool(Conversations):
             options=options,
             keep_alive=keep_alive,
         )
-        dump_embed(settings, ())
+        _check_batch(settings, on_error)
 
         async def embed(segment: list[str]) -> Embeddings:
             items, invalid = collect_texts(segment)
@@ -466,9 +464,11 @@ def _registry_of(nodes: Iterable[NodeLike] | NodeRegistry | None) -> NodeRegistr
     return registry
 
 
-def _check_on_error(on_error: str) -> None:
+def _check_batch(settings: EmbedSettings, on_error: str) -> None:
+    """Raise InvalidInput for what would otherwise fail when the first chunk is made."""
     if on_error not in ("raise", "return"):
         raise InvalidInput(f"on_error must be 'raise' or 'return', not {on_error!r}")
+    dump_embed(settings, ())  # options may hold what JSON cannot carry
 
 
 async def _finish(task: asyncio.Task[None]) -> None:

@@ -85,10 +85,6 @@ class BatchState:
         return self._ledger.count - self._ledger.open
 
     @property
-    def retries(self) -> int:
-        return sum(tally.retries for tally in self.tallies.values())
-
-    @property
     def copies(self) -> int:
         return sum(tally.copies for tally in self.tallies.values())
 
