@@ -4,6 +4,7 @@
 
     SollolError
     ├── InvalidInput (ValueError)      an argument is wrong; nothing was sent
+    │   └── ConfigError                a setting or a file of nodes is wrong
     ├── MissingExtra (ImportError)     an optional dependency is not installed
     ├── PoolClosed                     the pool was closed, or never opened
     ├── NodeError                      one node failed one request
@@ -20,6 +21,7 @@
     └── RequestFailed                  all that could be tried was tried
         ├── NoNodeAvailable            no node is fit to be asked, or all failed
         ├── ModelNotFound              no node has the model
+        ├── PoolSaturated              too many requests are waiting already
         └── BatchError                 some items of a batch have no vector
 
 Data is in attributes; the message says what to do next where we know it.
@@ -59,6 +61,18 @@ class InvalidInput(SollolError, ValueError):
     def __init__(self, message: str, *, index: int | None = None) -> None:
         super().__init__(message)
         self.index = index
+
+
+class ConfigError(InvalidInput):
+    """A setting or a configuration file is wrong.
+
+    `source` is the file or the environment variable, `line` the line in the file if that is known.
+    """
+
+    def __init__(self, message: str, *, source: str, line: int | None = None) -> None:
+        super().__init__(message)
+        self.source = source
+        self.line = line
 
 
 class MissingExtra(SollolError, ImportError):
@@ -178,6 +192,13 @@ class ModelNotFound(RequestFailed):
         for name, problem in self.silent.items():
             lines.append(f"  {name} does not answer: {problem}")
         super().__init__("\n".join(lines))
+
+
+class PoolSaturated(RequestFailed):
+    """So many requests are waiting for a node that another would wait too long.
+
+    Raised at once when the waiting room is full, or when a request waited there for too long.
+    """
 
 
 class BatchError(RequestFailed):

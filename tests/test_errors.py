@@ -17,6 +17,7 @@ from aiosollol.core.embeddings import Embeddings
 from aiosollol.errors import (
     BadRequest,
     BatchError,
+    ConfigError,
     ConnectionLost,
     InvalidInput,
     MissingExtra,
@@ -27,6 +28,7 @@ from aiosollol.errors import (
     NodeUnreachable,
     NoNodeAvailable,
     PoolClosed,
+    PoolSaturated,
     ProtocolError,
     RequestFailed,
     ResponseError,
@@ -44,6 +46,11 @@ PARTIAL = Embeddings(array("f", [1.0, float("nan")]), 1, errors={1: CRASHED})
 EACH: list[tuple[SollolError, dict[str, Any], str]] = [
     (SollolError("words"), {}, "words"),
     (InvalidInput("item 3 is no text", index=3), {"index": 3}, "item 3 is no text"),
+    (
+        ConfigError("nodes.json, line 3: no URL", source="nodes.json", line=3),
+        {"source": "nodes.json", "line": 3, "index": None},
+        "nodes.json, line 3: no URL",
+    ),
     (
         MissingExtra("the progress bar", "cli"),
         {
@@ -88,6 +95,7 @@ EACH: list[tuple[SollolError, dict[str, Any], str]] = [
         "no node has the model 'x'; pull it on one with: ollama pull x\n"
         "  gpu has: y, z\n  cpu has: no models\n  off does not answer: refused",
     ),
+    (PoolSaturated("1,000 requests are waiting"), {"attempts": ()}, "1,000 requests are waiting"),
     (
         BatchError(PARTIAL, {1: CRASHED}),
         {"embeddings": PARTIAL, "errors": {1: CRASHED}, "attempts": ()},

@@ -5,6 +5,7 @@ All three are frozen: a change makes a new one, so whoever holds a view can deci
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -14,7 +15,16 @@ from typing import Any, NamedTuple, TypeAlias
 from aiosollol.core.address import Address
 from aiosollol.errors import InvalidInput
 
-_SPEC_KEYS = ("url", "name", "priority", "machine", "headers", "max_concurrency", "vram_gb")
+_SPEC_KEYS = (
+    "url",
+    "name",
+    "priority",
+    "machine",
+    "headers",
+    "max_concurrency",
+    "vram_gb",
+    "fingerprint",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +38,8 @@ class NodeSpec:
     headers: sent with every request, for a node behind a reverse proxy; never printed.
     max_concurrency: the most requests that this pool has under way on the node at once.
     vram_gb: GPU memory in all, in GiB, where the user knows it.
+    fingerprint: SHA-256 of the certificate of an https node, 64 hexadecimal digits (colons may
+    stand between). Given, that certificate is trusted and no other, whoever signed it.
 
     Raises InvalidInput on a field that cannot be right.
     """
@@ -39,6 +51,7 @@ class NodeSpec:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
     max_concurrency: int | None = None
     vram_gb: float | None = None
+    fingerprint: str | None = None
 
     def __post_init__(self) -> None:
         address = Address.parse(self.url)
@@ -65,6 +78,10 @@ class NodeSpec:
         vram = self.vram_gb
         if vram is not None and not (_is_number(vram, int | float) and 0 <= vram < float("inf")):
             raise InvalidInput(f"vram_gb of {self.name} must be a number of GiB, not {vram!r}")
+        if self.fingerprint is not None:
+            set_(self, "fingerprint", _plain_fingerprint(self.name, self.fingerprint))
+            if address.scheme != "https":
+                raise InvalidInput(f"{self.name} has a fingerprint, so its URL must be https://")
 
     def __reduce__(self) -> tuple[type[NodeSpec], tuple[Any, ...]]:
         # The read-only view of the headers can be neither pickled nor copied.
@@ -121,6 +138,16 @@ NodeLike: TypeAlias = str | Mapping[str, Any] | NodeSpec
 
 def _is_number(value: object, kind: type | UnionType) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _plain_fingerprint(name: str, fingerprint: object) -> str:
+    plain = fingerprint.replace(":", "").lower() if isinstance(fingerprint, str) else ""
+    if not re.fullmatch("[0-9a-f]{64}", plain):
+        raise InvalidInput(
+            f"fingerprint of {name} must be the SHA-256 of its certificate, 64 hexadecimal digits, "
+            f"not {fingerprint!r}"
+        )
+    return plain
 
 
 def _join_host(host: object, port: object) -> str:
