@@ -33,8 +33,8 @@ from aiosollol.errors import (
     SollolError,
     StreamCutOff,
 )
+from aiosollol.node_registry import NodeRegistry
 from aiosollol.pool import OllamaPool
-from aiosollol.registry import NodeRegistry
 from aiosollol.streams import ReplyStream
 
 __version__ = "0.1.0"

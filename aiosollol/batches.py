@@ -14,7 +14,7 @@ from aiosollol.core.request import EmbedSettings, Unique, unique_texts
 from aiosollol.errors import InvalidInput, PoolClosed, SollolError
 from aiosollol.executor import Executor, Job
 from aiosollol.ports import Transport
-from aiosollol.registry import Node, NodeRegistry
+from aiosollol.registry import Node, Registry
 
 OnProgress = Callable[[int, int], None]
 
@@ -28,7 +28,7 @@ class Batches:
 
     def __init__(
         self,
-        registry: NodeRegistry,
+        registry: Registry,
         transport_of: Callable[[str], Transport],
         ready_nodes: Callable[[str], Awaitable[Sequence[Node]]],
         timeout: float,

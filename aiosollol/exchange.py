@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from aiosollol.errors import NodeError, ProtocolError
 from aiosollol.ports import Transport
-from aiosollol.registry import Node, NodeRegistry
+from aiosollol.registry import Node, Registry
 from aiosollol.wire import embed as wire
 
 
@@ -30,7 +30,7 @@ class EmbedCall:
 
 
 async def embed_on(
-    registry: NodeRegistry, transport_of: Callable[[str], Transport], call: EmbedCall, node: Node
+    registry: Registry, transport_of: Callable[[str], Transport], call: EmbedCall, node: Node
 ) -> wire.EmbedAnswer:
     """The vectors of `call` from one node. Raises NodeError.
 

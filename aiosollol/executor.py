@@ -27,7 +27,7 @@ from aiosollol.errors import (
 )
 from aiosollol.exchange import EmbedCall, embed_on, promised_dim
 from aiosollol.ports import Transport
-from aiosollol.registry import Node, NodeRegistry
+from aiosollol.registry import Node, Registry
 from aiosollol.wire import embed as wire
 
 MAX_VAIN_RETURNS = 3
@@ -63,7 +63,7 @@ class Executor:
         self,
         job: Job,
         buffer: VectorBuffer,
-        registry: NodeRegistry,
+        registry: Registry,
         transport_of: Callable[[str], Transport],
         on_progress: Callable[[int], None] | None = None,
     ) -> None:

@@ -16,7 +16,7 @@ from aiosollol.core.routing import soonest
 from aiosollol.errors import NodeError, NoNodeAvailable, PoolClosed
 from aiosollol.exchange import EmbedCall, embed_on
 from aiosollol.ports import Transport
-from aiosollol.registry import Node, NodeRegistry
+from aiosollol.registry import Node, Registry
 from aiosollol.roster import Roster
 from aiosollol.streams import ReplyStream
 from aiosollol.wire.embed import EmbedAnswer
@@ -36,7 +36,7 @@ class LiveCalls:
 
     def __init__(
         self,
-        registry: NodeRegistry,
+        registry: Registry,
         roster: Roster,
         transport_of: Callable[[str], Transport],
     ) -> None:

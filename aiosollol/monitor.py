@@ -11,7 +11,7 @@ import anyio
 from aiosollol.core.health import Described, Probed, ProbeFailed
 from aiosollol.errors import NodeError
 from aiosollol.ports import Transport
-from aiosollol.registry import NodeRegistry
+from aiosollol.registry import Registry
 from aiosollol.wire import ollama
 
 PROBE_SECONDS = 5.0
@@ -32,7 +32,7 @@ class Monitor:
 
     def __init__(
         self,
-        registry: NodeRegistry,
+        registry: Registry,
         transport_of: Callable[[str], Transport],
         *,
         up_interval: float = UP_INTERVAL,

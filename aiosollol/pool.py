@@ -24,7 +24,6 @@ from aiosollol.core.parallelism import (
     DEFAULT_SIZES,
     DEFAULT_TOKENS_PER_ITEM,
     ParallelismEntry,
-    count_machines,
     is_parallel_worthwhile,
     parallelism_report,
 )
@@ -43,8 +42,9 @@ from aiosollol.errors import BatchError, InvalidInput, PoolClosed
 from aiosollol.exchange import EmbedCall
 from aiosollol.live import LiveCalls
 from aiosollol.monitor import Monitor
+from aiosollol.node_registry import NodeRegistry
 from aiosollol.ports import Transport
-from aiosollol.registry import Node, NodeRegistry
+from aiosollol.registry import Node
 from aiosollol.roster import Roster
 from aiosollol.transport import HttpTransport
 from aiosollol.wire.embed import dump_embed, fits_base64
@@ -236,12 +236,11 @@ class OllamaPool(Conversations):
 
     def count_unique_physical_hosts(self) -> int:
         """How many machines the nodes are, as far as their addresses and labels tell."""
-        return count_machines([node.spec for node in self._registry])
+        return len(set(self._registry.machines.values()))
 
     def should_use_parallel_execution(self, num_tasks: int) -> bool:
         """The original's rule: whether there are at least two tasks and two machines."""
-        specs = [node.spec for node in self._registry]
-        is_worthwhile, why = is_parallel_worthwhile(num_tasks, specs)
+        is_worthwhile, why = is_parallel_worthwhile(num_tasks, self._registry.machines)
         log.debug("parallel execution %s: %s", "yes" if is_worthwhile else "no", why)
         return is_worthwhile
 

@@ -10,7 +10,7 @@ import anyio
 
 from aiosollol.core.cost import Cost, TokenRatio
 from aiosollol.core.health import Answered, Event, Failed, advance
-from aiosollol.core.locality import machine_of
+from aiosollol.core.locality import NO_FACTS, MachineFacts, duplicates, machines_of
 from aiosollol.core.node import ClusterView, NodeLike, NodeSpec, NodeState, full_name
 from aiosollol.core.planner import Candidate
 from aiosollol.core.stats import NodeCounters, NodeStats
@@ -153,12 +153,14 @@ class Node:
         )
 
 
-class NodeRegistry:
+class Registry:
     """All nodes, by name. Changes are made here and nowhere else; whoever waits is told.
 
     A collection of `Node`: iterate over it, ask for ``registry[name]`` or ``name in registry``.
 
-    clock: seconds, as the event loop counts them.
+    clock: seconds, as the event loop counts them. facts: what is known of whose address is whose.
+    is_searching: whether somebody looks for more nodes at present, so that one that is missed may
+    come yet.
     """
 
     def __init__(
@@ -172,6 +174,9 @@ class NodeRegistry:
         self._ratios: dict[str, TokenRatio] = {}
         self._verdicts: dict[str, dict[frozenset[str], bool]] = {}
         self._view: ClusterView | None = None
+        self._machines: dict[str, str] | None = None
+        self.facts = NO_FACTS
+        self.is_searching = False
         self._changed = anyio.Event()
         self.version = 0
         for node in nodes:
@@ -190,7 +195,7 @@ class NodeRegistry:
         return self._nodes[name]
 
     def __repr__(self) -> str:
-        return f"<NodeRegistry {', '.join(self._nodes) or 'empty'}>"
+        return f"<Registry {', '.join(self._nodes) or 'empty'}>"
 
     @property
     def view(self) -> ClusterView:
@@ -200,10 +205,16 @@ class NodeRegistry:
             self._view = ClusterView(MappingProxyType(states))
         return self._view
 
+    @property
+    def nodes(self) -> Mapping[str, Node]:
+        """Every node, by its URL."""
+        return {node.spec.url: node for node in self._nodes.values()}
+
     def add(self, node: NodeLike) -> Node:
         """Add a node. One that is already there, by its URL, is left as it is.
 
-        Raises InvalidInput if it cannot be read, or if its name is taken by another.
+        If it is the same server as another, under another address, one of the two stays, and that
+        is returned. Raises InvalidInput if it cannot be read, or if its name is taken by another.
         """
         spec = NodeSpec.parse(node)
         for known in self._nodes.values():
@@ -216,16 +227,53 @@ class NodeRegistry:
                 f"{self._nodes[spec.name].spec.url} and {spec.url}"
             )
         self._nodes[spec.name] = added = Node(spec)
-        self.wake()
-        return added
+        self._membership_changed()
+        kept = self._collapse().get(added.name, added.name)
+        return self._nodes[kept]
 
     def remove(self, name: str) -> Node:
         """Forget a node. Raises InvalidInput if there is none of that name."""
         if name not in self._nodes:
             raise InvalidInput(f"there is no node {name!r}; there are {', '.join(self._nodes)}")
         removed = self._nodes.pop(name)
-        self.wake()
+        self._membership_changed()
         return removed
+
+    def learn_facts(self, facts: MachineFacts) -> None:
+        """Take note of whose address is whose. Two nodes that turn out to be one become one."""
+        if facts != self.facts:
+            self.facts = facts
+            self._membership_changed()
+            self._collapse()
+
+    def _collapse(self) -> dict[str, str]:
+        """Keep one node of each server. Returns what was dropped -> what was kept."""
+        specs = [node.spec for node in self._nodes.values()]
+        dropped = {}
+        for duplicate in duplicates(specs, self.facts):
+            log.warning(
+                "nodes %s and %s are one server; %s is used",
+                self._nodes[duplicate.dropped].spec.url,
+                self._nodes[duplicate.kept].spec.url,
+                duplicate.kept,
+            )
+            del self._nodes[duplicate.dropped]
+            dropped[duplicate.dropped] = duplicate.kept
+        if dropped:
+            self._membership_changed()
+        return dropped
+
+    def _membership_changed(self) -> None:
+        self._machines = None
+        self.wake()
+
+    @property
+    def machines(self) -> Mapping[str, str]:
+        """Node name -> the physical machine it runs on, as far as is known."""
+        if self._machines is None:
+            specs = [node.spec for node in self._nodes.values()]
+            self._machines = machines_of(specs, self.facts)
+        return self._machines
 
     def apply(self, name: str, event: Event) -> None:
         """Take note of what happened to a node, and wake whoever waits for a change."""
@@ -260,8 +308,9 @@ class NodeRegistry:
 
     def candidates(self, model: str, nodes: Iterable[Node]) -> list[Candidate]:
         """`nodes` as the planner sees them."""
+        machines = self.machines
         return [
-            Candidate(node.name, node.cost(model), machine_of(node.spec), node.ahead)
+            Candidate(node.name, node.cost(model), machines.get(node.name, node.name), node.ahead)
             for node in nodes
         ]
 

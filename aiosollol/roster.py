@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 
 from aiosollol.errors import ModelNotFound, NoNodeAvailable, PoolClosed
-from aiosollol.registry import Node, NodeRegistry
+from aiosollol.registry import Node, Registry
 
 PATIENCE_SECONDS = 0.2
 """How long a new pool waits for its other nodes once the first has answered."""
@@ -25,7 +25,7 @@ class Roster:
     """
 
     def __init__(
-        self, registry: NodeRegistry, probe: Callable[[str], Coroutine[Any, Any, None]]
+        self, registry: Registry, probe: Callable[[str], Coroutine[Any, Any, None]]
     ) -> None:
         self._registry = registry
         self._probe = probe

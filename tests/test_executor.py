@@ -16,7 +16,7 @@ from aiosollol.core.request import EmbedSettings
 from aiosollol.errors import BadRequest, NodeUnreachable, NoNodeAvailable
 from aiosollol.executor import Executor, Job
 from aiosollol.monitor import Monitor
-from aiosollol.registry import NodeRegistry
+from aiosollol.registry import Registry
 from aiosollol.testing import FakeModel, FakeTransport, Fault, fake_vector
 
 pytestmark = pytest.mark.anyio
@@ -36,7 +36,7 @@ class Cluster:
         self.transports = {
             name: FakeTransport(name, models=[MODEL], **options) for name, options in nodes.items()
         }
-        self.registry = NodeRegistry(
+        self.registry = Registry(
             {"url": f"http://{name}.test", "name": name} for name in self.transports
         )
 

@@ -314,7 +314,7 @@ KNOWN = {
         ("transport", "import aiohttp, asyncio, time\nfrom aiosollol import __version__"),
         ("transport", "from aiosollol.ports import Transport\nasync def f(): await g()"),
         ("cache.memory", "from aiosollol.cache.sqlite import x\nfrom . import sqlite"),
-        ("monitor", "import anyio\nfrom aiosollol.registry import NodeRegistry"),
+        ("monitor", "import anyio\nfrom aiosollol.registry import Registry"),
         ("executor", "from aiosollol.streams import ReplyStream"),
         ("pool", "from aiosollol import transport, executor, config"),
         ("service", "from aiosollol.gateway.app import make_app"),

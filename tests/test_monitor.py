@@ -11,7 +11,7 @@ import trio.testing
 
 from aiosollol.errors import NodeTimeout
 from aiosollol.monitor import DOWN_INTERVAL, UP_INTERVAL, Monitor
-from aiosollol.registry import NodeRegistry
+from aiosollol.registry import Registry
 from aiosollol.testing import FakeModel, FakeTransport, Fault
 
 pytestmark = pytest.mark.anyio
@@ -34,8 +34,8 @@ class SlowPs(FakeTransport):
         return await super().request(method, path, body, timeout=timeout)
 
 
-def watched(fake: FakeTransport) -> tuple[NodeRegistry, Monitor]:
-    registry = NodeRegistry([{"url": "http://a.test", "name": "a"}])
+def watched(fake: FakeTransport) -> tuple[Registry, Monitor]:
+    registry = Registry([{"url": "http://a.test", "name": "a"}])
     return registry, Monitor(registry, lambda name: fake, rng=random.Random(1))
 
 

@@ -9,16 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiosollol.core.cost import Cost
+from aiosollol.core.locality import machines_of
 from aiosollol.core.node import NodeSpec
 from aiosollol.core.parallelism import (
     DEFAULT_SIZES,
     DEFAULT_TOKENS_PER_ITEM,
-    count_machines,
     is_parallel_worthwhile,
     parallelism_report,
 )
 from aiosollol.core.planner import Candidate, Mode, PlanOptions, Reason
 from aiosollol.errors import InvalidInput
+from aiosollol.registry import Registry
 
 
 def node(name: str, seconds_per_token: float, machine: str = "") -> Candidate:
@@ -128,7 +129,7 @@ def test_what_is_recommended_is_what_is_planned(
     ],
 )
 def test_machines_are_counted_by_address_and_label(nodes: list[Any], machines: int) -> None:
-    assert count_machines([NodeSpec.parse(each) for each in nodes]) == machines
+    assert len(set(Registry(nodes).machines.values())) == machines
 
 
 @pytest.mark.parametrize(
@@ -155,4 +156,4 @@ def test_the_rule_of_the_original(
     tasks: int, nodes: list[str], is_worthwhile: bool, why: str
 ) -> None:
     specs = [NodeSpec(node) for node in nodes]
-    assert is_parallel_worthwhile(tasks, specs) == (is_worthwhile, why)
+    assert is_parallel_worthwhile(tasks, machines_of(specs)) == (is_worthwhile, why)

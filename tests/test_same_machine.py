@@ -11,7 +11,7 @@ from aiosollol.batches import Batches
 from aiosollol.core.planner import PlanOptions, Reason
 from aiosollol.core.request import EmbedSettings
 from aiosollol.monitor import Monitor
-from aiosollol.registry import NodeRegistry
+from aiosollol.registry import Registry
 from aiosollol.roster import Roster
 from aiosollol.testing import FakeModel, FakeTransport
 
@@ -53,7 +53,7 @@ class Machine:
         self.nodes["a"].other, self.nodes["b"].other = self.nodes["b"], self.nodes["a"]
         for node in self.nodes.values():
             node.factor = factor
-        self.registry = NodeRegistry(
+        self.registry = Registry(
             {"url": f"http://127.0.0.1:{port}", "name": name}
             for port, name in enumerate(self.nodes, 1000)
         )

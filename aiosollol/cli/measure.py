@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiosollol import NodeRegistry, OllamaPool
-from aiosollol.core.locality import machine_of
 from aiosollol.errors import NodeTimeout, SollolError
 from aiosollol.registry import Node
 
@@ -64,7 +63,7 @@ async def measure(registry: NodeRegistry, names: Iterable[str], model: str) -> M
     machines: dict[str, list[Node]] = {}
     for name in names:
         node = registry[name]
-        machines.setdefault(machine_of(node.spec), []).append(node)
+        machines.setdefault(registry.machines[name], []).append(node)
 
     async def in_turn(nodes: list[Node]) -> None:
         for node in nodes:

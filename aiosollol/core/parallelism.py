@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from aiosollol.core.locality import machine_of
-from aiosollol.core.node import NodeSpec
 from aiosollol.core.planner import BatchShape, Candidate, Mode, Plan, PlanOptions, plan
 from aiosollol.errors import InvalidInput
 
@@ -69,19 +67,17 @@ def parallelism_report(
     return entries
 
 
-def count_machines(specs: Iterable[NodeSpec]) -> int:
-    """How many physical machines the nodes are, as far as their addresses and labels tell."""
-    return len({machine_of(spec) for spec in specs})
+def is_parallel_worthwhile(tasks: int, machine_of: Mapping[str, str]) -> tuple[bool, str]:
+    """The original's rule, and the sentence behind it: at least two tasks and two machines.
 
-
-def is_parallel_worthwhile(tasks: int, specs: Sequence[NodeSpec]) -> tuple[bool, str]:
-    """The original's rule, and the sentence behind it: at least two tasks and two machines."""
-    machines = count_machines(specs)
-    nodes = f"{len(specs)} node{'s' if len(specs) != 1 else ''}"
+    machine_of: node name -> the machine it runs on.
+    """
+    machines = len(set(machine_of.values()))
+    nodes = f"{len(machine_of)} node{'s' if len(machine_of) != 1 else ''}"
     where = f"{nodes} on {machines} machine{'s' if machines != 1 else ''}"
     if tasks < 2:
         return False, f"{tasks} task{'s' if tasks != 1 else ''}: nothing to do at the same time"
     if machines < 2:
-        why = "one at a time, they would share it" if len(specs) > 1 else "there is no other"
+        why = "one at a time, they would share it" if len(machine_of) > 1 else "there is no other"
         return False, f"{where}: {why}"
     return True, f"{where}: {tasks} tasks can run on them at the same time"
