@@ -13,6 +13,7 @@ from aiosollol.core.health import (
     Answered,
     Event,
     Failed,
+    Measured,
     Probed,
     ProbeFailed,
     advance,
@@ -36,6 +37,7 @@ LOADED = {"x:latest": LoadedModel("x:latest")}
 NEW = NodeState(NodeSpec("http://n:1", "n"))
 UP = replace(NEW, version="0.33", models=MODELS, loaded=LOADED)
 SHAKY = replace(UP, failures=FAILURES_UNTIL_DOWN - 1, error="out of memory")
+MISSED = replace(UP, missed=1, error="no answer in 5 s")
 DOWN = replace(UP, failures=1, is_down=True, error="connection refused")
 
 REFUSED = NodeUnreachable("n", "connection refused")
@@ -54,19 +56,47 @@ def down(state: NodeState, error: NodeError) -> NodeState:
     return replace(state, failures=state.failures + 1, is_down=True, error=error.detail)
 
 
+def missed(state: NodeState, error: NodeError, *, is_down: bool) -> NodeState:
+    return replace(state, missed=state.missed + 1, is_down=is_down, error=error.detail)
+
+
 def blamed(state: NodeState, error: NodeError) -> NodeState:
     return replace(state, failures=state.failures + 1, error=error.detail)
 
 
 TABLE = [
     pytest.param(NEW, PROBED, UP, id="a new node tells what it has"),
-    pytest.param(UP, Probed("0.34", {}, {}), replace(NEW, version="0.34", models={}), id="news"),
+    pytest.param(
+        UP, Probed("0.34", {}, {}), replace(NEW, version="0.34", models={}, loaded={}), id="news"
+    ),
     pytest.param(UP, Probed("0.33", MODELS), UP, id="what is loaded could not be learned"),
     pytest.param(SHAKY, PROBED, UP, id="a probe forgives"),
     pytest.param(DOWN, PROBED, UP, id="a probe brings a node back"),
-    pytest.param(NEW, ProbeFailed(REFUSED), down(NEW, REFUSED), id="a new node is not there"),
-    pytest.param(UP, ProbeFailed(LATE), down(UP, LATE), id="a probe without an answer"),
-    pytest.param(DOWN, ProbeFailed(LATE), down(DOWN, LATE), id="down still, and why now"),
+    pytest.param(
+        NEW, ProbeFailed(LATE), missed(NEW, LATE, is_down=True), id="a new node is not there"
+    ),
+    pytest.param(UP, ProbeFailed(REFUSED), missed(UP, REFUSED, is_down=True), id="refused: gone"),
+    pytest.param(UP, ProbeFailed(LATE), missed(UP, LATE, is_down=False), id="late once: busy"),
+    pytest.param(
+        MISSED, ProbeFailed(LATE), missed(MISSED, LATE, is_down=True), id="late twice: down"
+    ),
+    pytest.param(MISSED, PROBED, UP, id="late, then there"),
+    pytest.param(MISSED, Answered(), UP, id="late, but it answers requests"),
+    pytest.param(
+        DOWN, ProbeFailed(LATE), missed(DOWN, LATE, is_down=True), id="down still, and why now"
+    ),
+    pytest.param(
+        UP,
+        Measured(0.5, 2**30, 2**29, "id"),
+        replace(UP, cpu_load=0.5, gpu_memory_total=2**30, gpu_memory_free=2**29, machine="id"),
+        id="an agent tells",
+    ),
+    pytest.param(
+        replace(UP, cpu_load=0.5, machine="id"),
+        Measured(None, None, None),
+        replace(UP, machine="id"),
+        id="an agent falls silent: its machine is the same",
+    ),
     pytest.param(SHAKY, Answered(), UP, id="an answer forgives"),
     pytest.param(DOWN, Answered(), UP, id="an answer brings a node back"),
     pytest.param(UP, Failed(REFUSED, "x"), down(UP, REFUSED), id="not reached: down at once"),
@@ -130,12 +160,12 @@ events = st.sampled_from(
 
 
 @settings(deadline=None)
-@given(st.sampled_from([NEW, UP, SHAKY, DOWN]), st.lists(events))
+@given(st.sampled_from([NEW, UP, SHAKY, MISSED, DOWN]), st.lists(events))
 def test_a_node_that_is_down_says_why_and_one_probe_brings_it_back(
     state: NodeState, events: list[Event]
 ) -> None:
     for event in events:
         state = advance(state, event)
-        assert not state.is_down or (state.failures and state.error)
-        assert bool(state.failures) is bool(state.error)
+        assert not state.is_down or ((state.failures or state.missed) and state.error)
+        assert bool(state.failures or state.missed) is bool(state.error)
     assert advance(state, PROBED) == UP

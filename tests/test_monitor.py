@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from typing import Any
 
 import anyio
@@ -10,9 +11,16 @@ import pytest
 import trio.testing
 
 from aiosollol.errors import NodeTimeout
-from aiosollol.monitor import DOWN_INTERVAL, UP_INTERVAL, Monitor
+from aiosollol.monitor import (
+    CHECK_INTERVAL,
+    DOWN_INTERVAL,
+    METRICS_INTERVAL,
+    PROBE_SECONDS,
+    Monitor,
+)
 from aiosollol.registry import Registry
 from aiosollol.testing import FakeModel, FakeTransport, Fault
+from aiosollol.wire.agent import AgentReport, Gpu, dump_report
 
 pytestmark = pytest.mark.anyio
 
@@ -75,7 +83,7 @@ async def test_a_node_that_is_down_is_asked_more_often_and_comes_back() -> None:
         await anyio.sleep(1.3 * DOWN_INTERVAL)
         assert not registry["a"].state.is_down
         assert fake.probes - before == 3, "one look: tags, version, ps"
-        await anyio.sleep(0.7 * UP_INTERVAL)
+        await anyio.sleep(0.7 * METRICS_INTERVAL)
         assert fake.probes - before == 3, "and no other for a while"
         group.cancel_scope.cancel()
 
@@ -87,6 +95,62 @@ async def test_a_removed_node_is_watched_no_more() -> None:
         group.start_soon(monitor.watch, "a")
         await anyio.sleep(1.0)
         registry.remove("a")
-        with anyio.fail_after(2 * UP_INTERVAL):
-            await anyio.sleep(1.5 * UP_INTERVAL)
+        with anyio.fail_after(2 * METRICS_INTERVAL):
+            await anyio.sleep(1.5 * METRICS_INTERVAL)
     assert fake.probes == 3
+
+
+async def test_a_node_that_is_well_is_asked_for_little_and_now_and_then_for_all() -> None:
+    fake = FakeTransport("a", models=["m"])
+    registry, monitor = watched(fake)
+    async with anyio.create_task_group() as group:
+        group.start_soon(monitor.watch, "a")
+        await anyio.sleep(10 * CHECK_INTERVAL)
+        group.cancel_scope.cancel()
+    asked = Counter(record.path for record in fake.log)
+    assert 8 <= asked["/api/tags"] <= 13
+    assert asked["/api/version"] == asked["/api/tags"]
+    assert 33 <= asked["/api/ps"] <= 50
+    assert not registry["a"].state.is_down
+
+
+async def test_one_late_probe_is_asked_again_soon_and_two_are_too_many() -> None:
+    fake = FakeTransport("a", models=["m"], faults_probes=True)
+    registry, monitor = watched(fake)
+    async with anyio.create_task_group() as group:
+        group.start_soon(monitor.watch, "a")
+        await anyio.sleep(1.0)
+        fake.fault = Fault.HANG
+        await monitor.probe("a")
+        assert not registry["a"].state.is_down
+        assert registry["a"].state.missed == 1
+        await anyio.sleep(PROBE_SECONDS + 1.0)
+        assert registry["a"].state.is_down
+        fake.fault = None
+        await anyio.sleep(PROBE_SECONDS + 1.5 * DOWN_INTERVAL)
+        assert not registry["a"].state.is_down
+        group.cancel_scope.cancel()
+
+
+async def test_an_agent_is_read_where_there_is_one() -> None:
+    report = AgentReport("id", cpu_load=0.25, gpus=(Gpu("x", 2**30, 2**29),))
+
+    class Agent(FakeTransport):
+        is_silent = False
+
+        async def request(self, *args: Any, **more: Any) -> bytes:
+            if self.is_silent:
+                raise NodeTimeout("a", "stalled")
+            return dump_report(report)
+
+    fake, agent = FakeTransport("a", models=["m"]), Agent("a agent")
+    registry = Registry([{"url": "http://a.test", "name": "a"}])
+    monitor = Monitor(registry, lambda name: fake, agent_of=lambda name: agent)
+    await monitor.measure("a")
+    state = registry["a"].state
+    assert (state.cpu_load, state.gpu_memory_free, state.machine) == (0.25, 2**29, "id")
+    agent.is_silent = True
+    await monitor.measure("a")
+    state = registry["a"].state
+    assert (state.cpu_load, state.gpu_memory_free, state.machine) == (None, None, "id")
+    assert not state.is_down

@@ -55,7 +55,7 @@ def processor_of(node: NodeState) -> str:
 def _loaded(node: NodeState) -> list[str]:
     return [
         f"{model.name} ({model.size_vram / _GIB:.1f} GiB VRAM)" if model.size_vram else model.name
-        for model in node.loaded.values()
+        for model in (node.loaded or {}).values()
     ]
 
 
@@ -68,7 +68,7 @@ def _as_dict(node: NodeState) -> dict[str, Any]:
         "models": None if node.models is None else list(node.models),
         "loaded": [
             {"name": model.name, "size": model.size, "size_vram": model.size_vram}
-            for model in node.loaded.values()
+            for model in (node.loaded or {}).values()
         ],
         "error": node.error or None,
     }

@@ -11,6 +11,7 @@ from aiosollol.core.resilience import Failure, classify
 from aiosollol.errors import ModelMissing, NodeError
 
 FAILURES_UNTIL_DOWN = 3
+PROBES_UNTIL_DOWN = 2
 
 
 class Probed(NamedTuple):
@@ -26,6 +27,15 @@ class Described(NamedTuple):
 
     version: str | None
     loaded: Mapping[str, LoadedModel] | None
+
+
+class Measured(NamedTuple):
+    """A node's agent told how its machine is; see `NodeState` for units. None is unknown."""
+
+    cpu_load: float | None
+    gpu_memory_total: int | None
+    gpu_memory_free: int | None
+    machine: str = ""
 
 
 class ProbeFailed(NamedTuple):
@@ -45,16 +55,16 @@ class Failed(NamedTuple):
     model: str
 
 
-Event: TypeAlias = Probed | Described | ProbeFailed | Answered | Failed
+Event: TypeAlias = Probed | Described | Measured | ProbeFailed | Answered | Failed
 
 
 def advance(state: NodeState, event: Event) -> NodeState:
     """The state after `event`. Returns `state` itself if nothing changes."""
     match event:
         case Answered():
-            if not state.failures and not state.is_down:
+            if not state.failures and not state.missed and not state.is_down:
                 return state
-            return replace(state, failures=0, is_down=False, error="")
+            return replace(state, failures=0, missed=0, is_down=False, error="")
         case Probed(version, models, loaded):
             return replace(
                 state,
@@ -62,6 +72,7 @@ def advance(state: NodeState, event: Event) -> NodeState:
                 models=models,
                 loaded=state.loaded if loaded is None else loaded,
                 failures=0,
+                missed=0,
                 is_down=False,
                 error="",
             )
@@ -71,8 +82,21 @@ def advance(state: NodeState, event: Event) -> NodeState:
                 version=state.version if version is None else version,
                 loaded=state.loaded if loaded is None else loaded,
             )
+        case Measured(cpu_load, gpu_memory_total, gpu_memory_free, machine):
+            return replace(
+                state,
+                cpu_load=cpu_load,
+                gpu_memory_total=gpu_memory_total,
+                gpu_memory_free=gpu_memory_free,
+                machine=machine or state.machine,
+            )
         case ProbeFailed(error):
-            return replace(state, failures=state.failures + 1, is_down=True, error=error.detail)
+            missed = state.missed + 1
+            # Refused is refused; but one that is late may only be busy, as a machine that loads a
+            # model into memory is, and is asked again before it is given up.
+            is_down = classify(error) is Failure.NODE or missed >= PROBES_UNTIL_DOWN
+            is_down = is_down or state.is_down or state.models is None
+            return replace(state, missed=missed, is_down=is_down, error=error.detail)
         case Failed(error, model):
             return _after_failure(state, error, model)
 

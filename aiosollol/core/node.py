@@ -24,6 +24,7 @@ _SPEC_KEYS = (
     "max_concurrency",
     "vram_gb",
     "fingerprint",
+    "agent",
 )
 
 
@@ -40,6 +41,7 @@ class NodeSpec:
     vram_gb: GPU memory in all, in GiB, where the user knows it.
     fingerprint: SHA-256 of the certificate of an https node, 64 hexadecimal digits (colons may
     stand between). Given, that certificate is trusted and no other, whoever signed it.
+    agent: where its `aiosollol agent` answers, such as http://10.0.0.2:11435; None if it has none.
 
     Raises InvalidInput on a field that cannot be right.
     """
@@ -52,6 +54,7 @@ class NodeSpec:
     max_concurrency: int | None = None
     vram_gb: float | None = None
     fingerprint: str | None = None
+    agent: str | None = None
 
     def __post_init__(self) -> None:
         address = Address.parse(self.url)
@@ -82,6 +85,8 @@ class NodeSpec:
             set_(self, "fingerprint", _plain_fingerprint(self.name, self.fingerprint))
             if address.scheme != "https":
                 raise InvalidInput(f"{self.name} has a fingerprint, so its URL must be https://")
+        if self.agent is not None:
+            set_(self, "agent", Address.parse(self.agent).url)
 
     def __reduce__(self) -> tuple[type[NodeSpec], tuple[Any, ...]]:
         # The read-only view of the headers can be neither pickled nor copied.
@@ -185,16 +190,23 @@ class LoadedModel(NamedTuple):
 class NodeState:
     """What is known of one node.
 
-    `models` is None until the node has told; `error` is the last failure while it is down.
+    `models` and `loaded` are None until the node has told. `failures` counts the requests, `missed`
+    the probes that failed one after another; `error` is the last failure while it is down. `cpu_load` (0 to 1), GPU memory (bytes, None without a GPU) and `machine` (an id) are what
+    its agent measured, where it has one.
     """
 
     spec: NodeSpec
     version: str = ""
     models: Mapping[str, ModelInfo] | None = None
-    loaded: Mapping[str, LoadedModel] = field(default_factory=dict)
+    loaded: Mapping[str, LoadedModel] | None = None
     failures: int = 0
+    missed: int = 0
     is_down: bool = False
     error: str = ""
+    cpu_load: float | None = None
+    gpu_memory_total: int | None = None
+    gpu_memory_free: int | None = None
+    machine: str = ""
 
     @property
     def name(self) -> str:
@@ -209,7 +221,7 @@ class NodeState:
 
     def has_gpu(self) -> bool:
         """Whether any loaded model is at least partly in GPU memory."""
-        return any(model.size_vram > 0 for model in self.loaded.values())
+        return any(model.size_vram > 0 for model in (self.loaded or {}).values())
 
     def without_model(self, model: str) -> NodeState:
         """The same node after it said that it does not have `model`."""

@@ -1,0 +1,90 @@
+"""Tells whoever watches a pool what happens in it. Costs nothing while nobody does."""
+
+from __future__ import annotations
+
+from collections import deque
+from types import TracebackType
+
+import anyio
+
+from aiosollol.core.events import PoolEvent
+
+_KEPT = 10_000
+
+
+class EventStream:
+    """The events from now on, as an async iterator. Also a context manager; `close` ends it.
+
+    One that is read too slowly loses the oldest; `missed` counts them.
+    """
+
+    def __init__(self, hub: EventHub) -> None:
+        self._hub = hub
+        self._waiting: deque[PoolEvent] = deque(maxlen=_KEPT)
+        self._arrived = anyio.Event()
+        self._is_closed = False
+        self.missed = 0
+
+    def __aiter__(self) -> EventStream:
+        return self
+
+    async def __anext__(self) -> PoolEvent:
+        while not self._waiting:
+            if self._is_closed:
+                raise StopAsyncIteration
+            self._arrived = anyio.Event()
+            await self._arrived.wait()
+        return self._waiting.popleft()
+
+    async def __aenter__(self) -> EventStream:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the iteration, once what has happened was read. Idempotent."""
+        self._is_closed = True
+        self._hub.forget(self)
+        self._arrived.set()
+
+    def push(self, event: PoolEvent) -> None:
+        """For the hub."""
+        self.missed += len(self._waiting) == _KEPT
+        self._waiting.append(event)
+        self._arrived.set()
+
+
+class EventHub:
+    """Where events come in and go out. Ask `is_watched` before making one on a hot path."""
+
+    def __init__(self) -> None:
+        self._streams: tuple[EventStream, ...] = ()
+
+    @property
+    def is_watched(self) -> bool:
+        return bool(self._streams)
+
+    def watch(self) -> EventStream:
+        """A stream of what happens from now on."""
+        stream = EventStream(self)
+        self._streams += (stream,)
+        return stream
+
+    def forget(self, stream: EventStream) -> None:
+        self._streams = tuple(each for each in self._streams if each is not stream)
+
+    def tell(self, event: PoolEvent) -> None:
+        """Something happened."""
+        for stream in self._streams:
+            stream.push(event)
+
+    def close(self) -> None:
+        """End all streams."""
+        for stream in self._streams:
+            stream.close()
