@@ -12,7 +12,6 @@ import anyio
 
 from aiosollol.core.reply import ChatReply, GeneratedText
 from aiosollol.core.resilience import Failure, classify
-from aiosollol.core.routing import soonest
 from aiosollol.errors import NodeError, NoNodeAvailable, PoolClosed
 from aiosollol.exchange import EmbedCall, embed_on
 from aiosollol.ports import Transport
@@ -158,6 +157,11 @@ class LiveCalls:
                 tried.add(node.name)
                 if len(attempts) >= max(_MAX_ATTEMPTS, len(nodes)):
                     raise _all_failed(attempts) from error
+
+
+def soonest(nodes: Sequence[Node]) -> Node | None:
+    """The node expected to answer first, None if there is none."""
+    return min(nodes, key=lambda n: ((n.in_flight + 1) * n.latency, n.in_flight), default=None)
 
 
 def _may_pass(error: NodeError) -> bool:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import time
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,8 +14,9 @@ from weakref import WeakSet
 import anyio
 
 from aiosollol.batches import Batches, OnProgress
+from aiosollol.beginnings import begin
+from aiosollol.config.resolve import resolve
 from aiosollol.conversations import Conversations
-from aiosollol.core.address import parse_ollama_host
 from aiosollol.core.embeddings import Embeddings, Vector
 from aiosollol.core.node import ClusterView, NodeLike, NodeSpec
 from aiosollol.core.parallelism import (
@@ -41,21 +40,17 @@ from aiosollol.embed_stream import EmbedStream
 from aiosollol.errors import BatchError, InvalidInput, PoolClosed
 from aiosollol.exchange import EmbedCall
 from aiosollol.live import LiveCalls
-from aiosollol.monitor import Monitor
 from aiosollol.node_registry import NodeRegistry
 from aiosollol.ports import Transport
-from aiosollol.registry import Node
 from aiosollol.roster import Roster
 from aiosollol.transport import HttpTransport
+from aiosollol.upkeep import CLOSE_SECONDS, Upkeep
 from aiosollol.wire.embed import dump_embed, fits_base64
 
 OnError = Literal["raise", "return"]
 
 log = logging.getLogger("aiosollol")
 
-EMBED_SECONDS = 60.0
-CHAT_SECONDS = 300.0
-_CLOSE_SECONDS = 5.0
 _NOTHING = (None, None, None, None)
 
 
@@ -66,43 +61,72 @@ class OllamaPool(Conversations):
     the program does: it learns how fast each node is and keeps connections open.
 
     nodes: URLs, ``host:port``, bare hosts, mappings or `NodeSpec`, or a `NodeRegistry`. None means
-    ``OLLAMA_HOST``, or else http://127.0.0.1:11434.
+    the one in ``OLLAMA_HOST``, else those of the file of nodes, else what a search of the network
+    finds, else http://127.0.0.1:11434.
+    auto_discover: whether the network is searched if no node is named; True searches even if some
+    are. discovery_timeout: seconds that an address has to answer a search. trusted: the only
+    addresses, names or TLS fingerprints that a search may accept.
     embed_timeout, chat_timeout: seconds for one request to one node, everything included.
     policy, min_gain, same_machine: how batches are spread, see `PlanOptions`.
+    metrics_interval, check_interval: seconds between two looks at a node, see `Monitor`.
     transport_factory: makes the way to a node; tests pass one that makes `testing.FakeTransport`.
 
-    Raises InvalidInput for nodes that cannot be read. Nothing is sent before `start`.
+    What is not given comes from the environment, then the settings file, then the defaults; see
+    docs/configuration.md. Raises InvalidInput for nodes that cannot be read, and ConfigError for
+    settings. Nothing is sent before `start`.
     """
 
     def __init__(
         self,
         nodes: Iterable[NodeLike] | NodeRegistry | None = None,
         *,
-        embed_timeout: float = EMBED_SECONDS,
-        chat_timeout: float = CHAT_SECONDS,
-        policy: Policy = "adaptive",
-        min_gain: float = 0.05,
-        same_machine: SameMachine = "measure",
+        auto_discover: bool | None = None,
+        discovery_timeout: float | None = None,
+        trusted: Iterable[str] | None = None,
+        embed_timeout: float | None = None,
+        chat_timeout: float | None = None,
+        policy: Policy | None = None,
+        min_gain: float | None = None,
+        same_machine: SameMachine | None = None,
+        metrics_interval: float | None = None,
+        check_interval: float | None = None,
         transport_factory: Callable[[NodeSpec], Transport] = HttpTransport,
     ) -> None:
-        for name, seconds in (("embed_timeout", embed_timeout), ("chat_timeout", chat_timeout)):
-            if not (isinstance(seconds, int | float) and 0 < seconds < float("inf")):
-                raise InvalidInput(f"{name} must be a number of seconds above 0, not {seconds!r}")
-        self._registry = _registry_of(nodes)
-        self._planning = PlanOptions(policy=policy, min_gain=min_gain, same_machine=same_machine)
-        self._embed_timeout = float(embed_timeout)
-        self._chat_timeout = float(chat_timeout)
-        self._transport_factory = transport_factory
-        self._transports: dict[str, tuple[Node, Transport]] = {}
+        resolved = resolve(
+            {
+                "auto_discover": auto_discover,
+                "discovery_timeout": discovery_timeout,
+                "trusted": trusted,
+                "embed_timeout": embed_timeout,
+                "chat_timeout": chat_timeout,
+                "policy": policy,
+                "min_gain": min_gain,
+                "same_machine": same_machine,
+                "metrics_interval": metrics_interval,
+                "check_interval": check_interval,
+            }
+        )
+        settings = resolved.settings
+        self._registry, search = begin(nodes, resolved, transport_factory)
+        self._planning = PlanOptions(
+            policy=settings.policy, min_gain=settings.min_gain, same_machine=settings.same_machine
+        )
+        self._embed_timeout = settings.embed_timeout
+        self._chat_timeout = settings.chat_timeout
+        self._upkeep = Upkeep(
+            self._registry,
+            transport_factory,
+            search=search,
+            metrics_interval=settings.metrics_interval,
+            check_interval=settings.check_interval,
+        )
+        transport_of = self._upkeep.transport_of
         self._embed_streams: WeakSet[EmbedStream] = WeakSet()
-        self._monitor = Monitor(self._registry, self._transport_of)
-        self._roster = Roster(self._registry, self._monitor.probe)
-        self._live = LiveCalls(self._registry, self._roster, self._transport_of)
-        self._watchers: dict[str, tuple[Node, asyncio.Task[None]]] = {}
-        self._follower: asyncio.Task[None] | None = None
+        self._roster = Roster(self._registry, self._upkeep.monitor.probe)
+        self._live = LiveCalls(self._registry, self._roster, transport_of)
         self._batches = Batches(
             self._registry,
-            self._transport_of,
+            transport_of,
             partial(self._roster.wait_ready, patient=True),
             self._embed_timeout,
         )
@@ -139,8 +163,7 @@ class OllamaPool(Conversations):
             return
         self._state = "open"
         self._loop = asyncio.get_running_loop()
-        self._watch_nodes()
-        self._follower = asyncio.create_task(self._follow_registry(), name="follow the registry")
+        self._upkeep.start()
 
     async def aclose(self) -> None:
         """End what is under way and close every connection. Idempotent.
@@ -153,23 +176,16 @@ class OllamaPool(Conversations):
         await _finish(self._closing)
 
     async def _close(self) -> None:
-        tasks = [task for _, task in self._watchers.values()]
-        tasks += [self._follower] if self._follower is not None else []
-        self._watchers.clear()
-        for task in tasks:
-            task.cancel()
+        tasks = self._upkeep.cancel()
         self._roster.close()
         self._batches.close()
-        with anyio.move_on_after(_CLOSE_SECONDS):
+        with anyio.move_on_after(CLOSE_SECONDS):
             for stream in list(self._embed_streams):
                 await stream.aclose(PoolClosed("the pool was closed during this stream"))
             await self._live.aclose()
             if tasks:
                 await asyncio.wait(tasks)
-        for _, transport in self._transports.values():
-            with anyio.move_on_after(_CLOSE_SECONDS):
-                await transport.aclose()
-        self._transports.clear()
+        await self._upkeep.aclose()
 
     # What is known.
 
@@ -407,60 +423,6 @@ class OllamaPool(Conversations):
             raise PoolClosed("the pool is not open yet: use 'async with', or await pool.start()")
         if asyncio.get_running_loop() is not self._loop:
             raise PoolClosed("the pool was opened in another event loop: make one for each loop")
-
-    def _transport_of(self, name: str) -> Transport:
-        node = self._registry[name]
-        known = self._transports.get(name)
-        # By the node and not its name: another may have come by the same name, and other headers.
-        if known is not None and known[0] is node:
-            return known[1]
-        self._check_open()
-        transport = self._transport_factory(node.spec)
-        self._transports[name] = (node, transport)
-        return transport
-
-    async def _follow_registry(self) -> None:
-        """Nodes may be added and removed while the pool runs: watch those there are."""
-        while True:
-            version = self._registry.version
-            self._watch_nodes()
-            for name, (node, transport) in list(self._transports.items()):
-                if name not in self._registry or self._registry[name] is not node:
-                    del self._transports[name]
-                    await transport.aclose()
-            await self._registry.wait_changed(version)
-
-    def _watch_nodes(self) -> None:
-        for name, (node, task) in list(self._watchers.items()):
-            if name not in self._registry or self._registry[name] is not node:
-                task.cancel()
-                del self._watchers[name]
-        for node in self._registry:
-            if node.name not in self._watchers:
-                task = asyncio.create_task(
-                    self._monitor.watch(node.name), name=f"watch {node.name}"
-                )
-                self._watchers[node.name] = (node, task)
-
-
-def _registry_of(nodes: Iterable[NodeLike] | NodeRegistry | None) -> NodeRegistry:
-    if isinstance(nodes, NodeRegistry):
-        registry = nodes
-    elif nodes is None:
-        host = os.environ.get("OLLAMA_HOST", "").strip()
-        registry = NodeRegistry([parse_ollama_host(host).url], clock=time.monotonic)
-    elif isinstance(nodes, str | bytes | Mapping) or not isinstance(nodes, Iterable):
-        raise InvalidInput(
-            f"nodes must be a list, even of one node: nodes=[{nodes!r}]"
-            if isinstance(nodes, str | Mapping)
-            else f"nodes must be a list of nodes, not {type(nodes).__name__}"
-        )
-    else:
-        # asyncio's clock, without the detour by which anyio finds out which loop it runs in.
-        registry = NodeRegistry(nodes, clock=time.monotonic)
-    if not len(registry):
-        raise InvalidInput("no nodes: give at least one, such as http://127.0.0.1:11434")
-    return registry
 
 
 def _check_batch(settings: EmbedSettings, on_error: str) -> None:

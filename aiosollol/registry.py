@@ -9,6 +9,7 @@ from types import MappingProxyType
 import anyio
 
 from aiosollol.core.cost import Cost, TokenRatio
+from aiosollol.core.discovered import Source
 from aiosollol.core.health import Answered, Event, Failed, advance
 from aiosollol.core.locality import NO_FACTS, MachineFacts, duplicates, machines_of
 from aiosollol.core.node import ClusterView, NodeLike, NodeSpec, NodeState, full_name
@@ -31,6 +32,7 @@ class Node:
     in_flight: requests of this process under way on it. slots: places for chunks of batches.
     costs: learned, by full model name.
     speaks_base64: whether it answers vectors in base64, None until it was asked.
+    source: how it was found, None if somebody named it.
     """
 
     __slots__ = (
@@ -41,6 +43,7 @@ class Node:
         "last_done",
         "limit",
         "slots",
+        "source",
         "speaks_base64",
         "state",
     )
@@ -50,6 +53,7 @@ class Node:
         self.counters = NodeCounters()
         self.costs: dict[str, Cost] = {}
         self.speaks_base64: bool | None = None
+        self.source: Source | None = None
         self.in_flight = 0
         self.last_done = 0.0
         self.disturbed_at = 0.0
@@ -287,6 +291,9 @@ class Registry:
             log.warning("node %s is down: %s", name, node.state.error)
         elif before.is_down and not node.state.is_down:
             log.info("node %s is back", name)
+        if node.state.machine != before.machine:
+            machines = {**self.facts.machines, name: node.state.machine}
+            self.learn_facts(self.facts._replace(machines=machines))
         self.wake()
 
     def answered(self, node: Node) -> None:

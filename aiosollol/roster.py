@@ -69,7 +69,7 @@ class Roster:
                 raise PoolClosed("the pool was closed")
             version = registry.version
             nodes = self.ready(model)
-            is_complete = all(node.is_known for node in registry)
+            is_complete = not registry.is_searching and all(node.is_known for node in registry)
             patience = self._patience_until - registry.clock()
             if nodes and (is_complete or not patient or patience <= 0):
                 return nodes
@@ -123,4 +123,10 @@ class Roster:
         }
         if having:
             return ModelNotFound(model, having, silent)
+        if not states:
+            return NoNodeAvailable(
+                "no Ollama server was found: name one, as in OllamaPool(['10.0.0.2']), or start "
+                "one that others can reach with: OLLAMA_HOST=0.0.0.0 ollama serve",
+                {},
+            )
         return NoNodeAvailable("no node answers; is Ollama running there?", silent)

@@ -34,6 +34,7 @@ LAYERS = {
     "registry": 4,
     "monitor": 4,
     "streams": 4,
+    "events": 4,
     "roster": 4,
     "exchange": 4,
     "executor": 4,
@@ -42,6 +43,8 @@ LAYERS = {
     "embed_stream": 5,
     "conversations": 5,
     "node_registry": 5,
+    "beginnings": 5,
+    "upkeep": 5,
     "pool": 5,
     "agent": 6,
     "autobatch": 6,
@@ -59,7 +62,7 @@ LAYERS = {
 BESIDE = {"testing", ""}
 
 LOW = {"errors", "core", "wire", "ports"}  # L0 to L2
-MIDDLE = LOW | {"registry", "streams"}  # what L4 may know; these two know none of it
+MIDDLE = LOW | {"registry", "streams", "events"}  # what L4 may know; these know none of it
 MAY_IMPORT = {
     "errors": set(),
     "core": {"errors"},
@@ -68,7 +71,7 @@ MAY_IMPORT = {
     **dict.fromkeys((part for part, layer in LAYERS.items() if layer == 3), LOW),
     "transport": LOW | {"deadlines", "connection"},
     **dict.fromkeys((part for part, layer in LAYERS.items() if layer == 4), MIDDLE),
-    **dict.fromkeys(("registry", "streams"), LOW),
+    **dict.fromkeys(("registry", "streams", "events"), LOW),
     "executor": MIDDLE | {"exchange"},
     "live": MIDDLE | {"exchange", "roster"},
     "batches": MIDDLE | {"executor"},  # the second half of what the executor does
@@ -76,7 +79,9 @@ MAY_IMPORT = {
     "conversations": LOW | {"live", "streams"},
     "node_registry": {part for part, layer in LAYERS.items() if layer < 5},
     "pool": {part for part, layer in LAYERS.items() if layer < 5}
-    | {"embed_stream", "conversations", "node_registry"},
+    | {"embed_stream", "conversations", "node_registry", "beginnings", "upkeep"},
+    "beginnings": {part for part, layer in LAYERS.items() if layer < 5} | {"node_registry"},
+    "upkeep": {part for part, layer in LAYERS.items() if layer < 5} | {"node_registry"},
     **dict.fromkeys((part for part, layer in LAYERS.items() if layer == 6), LOW | {"pool"}),
     "cli": set(LAYERS) | {""},
     "__main__": set(LAYERS) | {""},

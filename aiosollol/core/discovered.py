@@ -15,7 +15,8 @@ class Discovered(NamedTuple):
     url: its base URL, as `Address.url` writes it. models: full names.
     seconds: the round trip of its first answer.
     name: what it calls itself, machine: what it says of the machine it runs on, where it was
-    announced; fingerprint: of the certificate by which it was trusted. All are "" otherwise.
+    announced, agent: URL of its agent; fingerprint: of the certificate by which it was trusted.
+    All are "" otherwise.
     """
 
     url: str
@@ -26,3 +27,4 @@ class Discovered(NamedTuple):
     name: str = ""
     machine: str = ""
     fingerprint: str = ""
+    agent: str = ""

@@ -86,11 +86,11 @@ def duplicates(specs: Sequence[NodeSpec], facts: MachineFacts = NO_FACTS) -> lis
 
     Two entries are one server if scheme, port and path are the same, and their hosts are names of
     one address, or both are this machine: a server listens on loopback and on the real address
-    alike. The real address is kept, since others can reach it too. Different labels keep them apart.
+    alike. The real address is kept, since others can reach it too. Labels keep them apart.
     """
     kept: dict[tuple[object, ...], NodeSpec] = {}
     found: list[Duplicate] = []
-    for spec in sorted(specs, key=lambda spec: _is_loopback(_host_of(spec))):
+    for spec in sorted(specs, key=lambda spec: is_loopback(_host_of(spec))):
         address = spec.address
         identity = _server_host(_host_of(spec), facts)
         if identity is None:
@@ -108,7 +108,7 @@ def _server_host(host: str, facts: MachineFacts) -> str | None:
     addresses = _addresses_of(host, facts)
     if any(address in _DEFAULT_LOOPBACK or address in facts.own for address in addresses):
         return THIS_MACHINE
-    if any(_is_loopback(address) for address in addresses):
+    if any(is_loopback(address) for address in addresses):
         return host  # 127.0.0.2 and 127.0.0.3 can be two servers
     return min(addresses) if len(addresses) == 1 else None
 
@@ -134,16 +134,28 @@ def _addresses_of(host: str, facts: MachineFacts) -> frozenset[str]:
 
 
 def _is_here(host: str, facts: MachineFacts) -> bool:
-    return host in facts.own or _is_loopback(host)
+    return host in facts.own or is_loopback(host)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether `host` never leaves this machine, whatever DNS says."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def is_name(host: str) -> bool:
+    """Whether DNS has to tell what `host` is."""
+    if is_loopback(host):
+        return False
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return True
+    return False
 
 
 class _Groups:

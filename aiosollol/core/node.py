@@ -191,8 +191,9 @@ class NodeState:
     """What is known of one node.
 
     `models` and `loaded` are None until the node has told. `failures` counts the requests, `missed`
-    the probes that failed one after another; `error` is the last failure while it is down. `cpu_load` (0 to 1), GPU memory (bytes, None without a GPU) and `machine` (an id) are what
-    its agent measured, where it has one.
+    the probes that failed one after another; `error` is the last failure while it is down.
+    `cpu_load` (0 to 1), GPU memory (bytes, None without a GPU) and `machine` (an id) are what its
+    agent measured, where it has one.
     """
 
     spec: NodeSpec

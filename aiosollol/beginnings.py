@@ -1,0 +1,98 @@
+"""With which nodes a pool begins, and whether it searches for more."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from aiosollol.config.places import find_nodes_file
+from aiosollol.config.resolve import Resolved
+from aiosollol.core.address import parse_ollama_host
+from aiosollol.core.node import NodeLike, NodeSpec
+from aiosollol.errors import InvalidInput
+from aiosollol.names import Names
+from aiosollol.node_registry import NodeRegistry
+from aiosollol.ports import Transport
+from aiosollol.transport import HttpTransport
+
+SMALL_SUBNET = 256
+"""Addresses of the largest subnet that a pool sweeps without being asked to: a /24."""
+
+LOCALHOST = "http://127.0.0.1:11434"
+
+
+class Beginning(NamedTuple):
+    """The nodes that are known, and the options of the search for more; None if there is none."""
+
+    registry: NodeRegistry
+    search: Mapping[str, Any] | None
+
+
+def begin(
+    nodes: Iterable[NodeLike] | NodeRegistry | None,
+    resolved: Resolved,
+    transport_factory: Callable[[NodeSpec], Transport],
+) -> Beginning:
+    """What a pool begins with.
+
+    The nodes that were given; else the one in ``OLLAMA_HOST``; else those of the file of nodes;
+    else what a search finds, unless that is turned off; else localhost. With nodes of any origin a
+    search is made only if the program itself asks for it by ``auto_discover=True``, with a file
+    also if a setting does. Raises InvalidInput, and ConfigError for the file.
+    """
+    wanted, source = resolved.origins["auto_discover"]
+    is_asked_for = wanted and source == "argument"
+    if isinstance(nodes, NodeRegistry):
+        searches = nodes.auto_discover or is_asked_for
+        return Beginning(nodes, _search(resolved) if searches else None)
+    # asyncio's clock, without the detour by which anyio finds out which loop it runs in.
+    registry = NodeRegistry(
+        clock=time.monotonic,
+        names=None if transport_factory is HttpTransport else Names(_nobody),
+        transport_factory=transport_factory,
+    )
+    if nodes is not None:
+        for node in _checked(nodes):
+            registry.add(node)
+        searches = is_asked_for
+        if not len(registry) and not searches:
+            raise InvalidInput("no nodes: give at least one, such as http://127.0.0.1:11434")
+    elif host := os.environ.get("OLLAMA_HOST", "").strip():
+        registry.add(parse_ollama_host(host).url)
+        searches = is_asked_for
+    elif file := find_nodes_file():
+        registry.load_config(file)
+        searches = wanted and source != "default"
+        if not len(registry):
+            searches = wanted
+    else:
+        searches = wanted
+    if not len(registry) and not searches:
+        registry.add(LOCALHOST)
+    return Beginning(registry, _search(resolved) if searches else None)
+
+
+def _search(resolved: Resolved) -> dict[str, Any]:
+    settings = resolved.settings
+    return {
+        "timeout": settings.discovery_timeout,
+        "trusted": settings.trusted,
+        "max_addresses": SMALL_SUBNET,
+    }
+
+
+def _checked(nodes: object) -> Iterable[NodeLike]:
+    if isinstance(nodes, str | bytes | Mapping) or not isinstance(nodes, Iterable):
+        raise InvalidInput(
+            f"nodes must be a list, even of one node: nodes=[{nodes!r}]"
+            if isinstance(nodes, str | Mapping)
+            else f"nodes must be a list of nodes, not {type(nodes).__name__}"
+        )
+    return nodes
+
+
+async def _nobody(host: str) -> tuple[str, ...]:
+    """Who brings transports of his own may use names that no DNS knows."""
+    return ()
