@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import anyio
 
@@ -12,9 +12,11 @@ from aiosollol.core.planner import BatchShape, Plan, PlanOptions, plan
 from aiosollol.core.report import BatchReport
 from aiosollol.core.request import EmbedSettings, Unique, unique_texts
 from aiosollol.errors import InvalidInput, PoolClosed, SollolError
+from aiosollol.exchange import Exchange
 from aiosollol.executor import Executor, Job
-from aiosollol.ports import Transport
-from aiosollol.registry import Node, Registry
+from aiosollol.nodes import Node
+from aiosollol.registry import Registry
+from aiosollol.roster import Roster
 
 OnProgress = Callable[[int, int], None]
 
@@ -22,20 +24,16 @@ OnProgress = Callable[[int, int], None]
 class Batches:
     """Carries out batches over the nodes of a registry, any number at a time.
 
-    transport_of: how to reach a node, by name. ready_nodes: waits for the nodes that are up and
-    have a model, and raises if there is none.
+    exchange: sends a request to a node. roster: says which nodes are fit for a model. timeout:
+    seconds for one request.
     """
 
     def __init__(
-        self,
-        registry: Registry,
-        transport_of: Callable[[str], Transport],
-        ready_nodes: Callable[[str], Awaitable[Sequence[Node]]],
-        timeout: float,
+        self, registry: Registry, exchange: Exchange, roster: Roster, timeout: float
     ) -> None:
         self._registry = registry
-        self._transport_of = transport_of
-        self._ready_nodes = ready_nodes
+        self._exchange = exchange
+        self._roster = roster
         self._timeout = timeout
         self._running: set[anyio.CancelScope] = set()
 
@@ -46,8 +44,13 @@ class Batches:
 
     async def plan(self, model: str, shape: BatchShape, options: PlanOptions) -> Plan:
         """What would be done with a batch now."""
-        view = self._registry.candidates(model, await self._ready_nodes(model))
+        view = self._registry.candidates(model, await self.ready_nodes(model))
         return plan(view, shape, options, self._registry.verdicts(model))
+
+    async def ready_nodes(self, model: str) -> Sequence[Node]:
+        """The nodes that may take part in a batch: up, with `model`, and of comparable vectors."""
+        nodes = await self._roster.wait_ready(model, patient=True)
+        return self._roster.comparable(model, nodes)
 
     async def embed(
         self,
@@ -56,8 +59,11 @@ class Batches:
         invalid: Mapping[int, InvalidInput],
         options: PlanOptions,
         on_progress: OnProgress | None = None,
+        timeout: float | None = None,
     ) -> Embeddings:
         """Vectors for `texts` but those that are `invalid`; what failed is in ``.errors``.
+
+        timeout: seconds for all of it; what is not done by then has failed.
 
         Raises PoolClosed, ModelNotFound or NoNodeAvailable.
         """
@@ -69,8 +75,8 @@ class Batches:
         if unique.texts:
             job = await self._job(settings, unique, options)
             tell = _counting_rows(unique, len(invalid), len(texts), on_progress)
-            executor = Executor(job, buffer, self._registry, self._transport_of, tell)
-            await self._run(executor)
+            executor = Executor(job, buffer, self._registry, self._exchange, tell)
+            await self._run(executor, timeout)
             for entry, error in executor.state.errors.items():
                 errors.update(dict.fromkeys(buffer.rows_of(entry), error))
         for row in errors:
@@ -88,16 +94,20 @@ class Batches:
         tokens = ratio.tokens_each(unique.texts)
         shape = BatchShape(len(tokens), sum(tokens))
         planned = await self.plan(settings.model, shape, options)
-        return Job(settings, unique.texts, tokens, self._timeout, planned, options)
+        digest = self._roster.digest_in_use(settings.model)
+        return Job(settings, unique.texts, tokens, self._timeout, planned, options, digest)
 
-    async def _run(self, executor: Executor) -> None:
-        """Carry out a batch, unless the pool is closed meanwhile."""
+    async def _run(self, executor: Executor, timeout: float | None) -> None:
+        """Carry out a batch, unless the pool is closed or its time is over meanwhile."""
         with anyio.CancelScope() as scope:
             self._running.add(scope)
             try:
-                await executor.run()
+                with anyio.move_on_after(timeout) as limit:
+                    await executor.run()
             finally:
                 self._running.discard(scope)
+            if limit.cancelled_caught:
+                executor.give_up(f"the batch was not done within {timeout:g} s")
         if scope.cancelled_caught:
             raise PoolClosed("the pool was closed during this batch")
 

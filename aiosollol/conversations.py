@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, overload
 
+from aiosollol.core.cost import CHARACTERS_PER_TOKEN
 from aiosollol.core.reply import ChatReply, GeneratedText
-from aiosollol.core.request import check_model, check_options, check_text
-from aiosollol.live import LiveCalls
+from aiosollol.core.request import (
+    check_model,
+    check_options,
+    check_text,
+    check_timeout,
+    loading_of,
+    reload_key,
+)
+from aiosollol.core.waiting import USUAL, check_priority
+from aiosollol.exchange import Part, TalkCall
+from aiosollol.live import LiveCalls, Wishes
 from aiosollol.streams import ReplyStream
 from aiosollol.wire import chat as chat_wire
 from aiosollol.wire.ollama import dump
@@ -34,6 +44,9 @@ class Conversations:
         format: str | Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
         keep_alive: str | float | None = None,
+        timeout: float | None = None,
+        priority: int = USUAL,
+        sticky: str | None = None,
     ) -> ChatReply: ...
     @overload
     async def chat(
@@ -47,6 +60,9 @@ class Conversations:
         format: str | Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
         keep_alive: str | float | None = None,
+        timeout: float | None = None,
+        priority: int = USUAL,
+        sticky: str | None = None,
     ) -> ReplyStream[ChatReply]: ...
     async def chat(
         self,
@@ -59,12 +75,20 @@ class Conversations:
         format: str | Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
         keep_alive: str | float | None = None,
+        timeout: float | None = None,
+        priority: int = USUAL,
+        sticky: str | None = None,
     ) -> ChatReply | ReplyStream[ChatReply]:
         """A chat answer, or with ``stream=True`` an async iterator over its parts.
 
-        Arguments are those of Ollama's ``/api/chat``. Another node is asked if one fails before
-        its first part. Raises InvalidInput, ModelNotFound, NoNodeAvailable, or BadRequest; the
-        iteration raises NodeError if the stream is cut off or reports an error.
+        Arguments are those of Ollama's ``/api/chat``, and: timeout, seconds for all of it;
+        priority, 1 to 10, where 10 goes first if requests have to wait for a node; sticky, the name
+        of a conversation, which stays on the node that has its prompt cache unless that is much
+        busier than others.
+
+        Another node is asked if one fails before its first part. Raises InvalidInput,
+        ModelNotFound, NoNodeAvailable, PoolSaturated, or BadRequest; the iteration raises NodeError
+        if the stream is cut off or reports an error.
         """
         payload = {
             "messages": chat_wire.messages_to_send(messages),
@@ -74,9 +98,11 @@ class Conversations:
             "options": options,
             "keep_alive": keep_alive,
         }
-        body = self._conversation(model, payload, stream)
-        send = self._live.open_stream if stream else self._live.converse
-        return await send("/api/chat", model, body, chat_wire.load_chat, self._chat_timeout)
+        wishes = self._wishes(timeout, priority, sticky)
+        call = self._talk("/api/chat", model, payload, chat_wire.load_chat, stream)
+        if stream:
+            return await self._live.open_stream(call, wishes)
+        return await self._live.converse(call, wishes)
 
     @overload
     async def generate(
@@ -95,6 +121,9 @@ class Conversations:
         images: Sequence[str | bytes] | None = None,
         options: Mapping[str, Any] | None = None,
         keep_alive: str | float | None = None,
+        timeout: float | None = None,
+        priority: int = USUAL,
+        sticky: str | None = None,
     ) -> GeneratedText: ...
     @overload
     async def generate(
@@ -113,6 +142,9 @@ class Conversations:
         images: Sequence[str | bytes] | None = None,
         options: Mapping[str, Any] | None = None,
         keep_alive: str | float | None = None,
+        timeout: float | None = None,
+        priority: int = USUAL,
+        sticky: str | None = None,
     ) -> ReplyStream[GeneratedText]: ...
     async def generate(
         self,
@@ -130,6 +162,9 @@ class Conversations:
         images: Sequence[str | bytes] | None = None,
         options: Mapping[str, Any] | None = None,
         keep_alive: str | float | None = None,
+        timeout: float | None = None,
+        priority: int = USUAL,
+        sticky: str | None = None,
     ) -> GeneratedText | ReplyStream[GeneratedText]:
         """Generated text, or with ``stream=True`` an async iterator over its parts.
 
@@ -150,13 +185,38 @@ class Conversations:
             "options": options,
             "keep_alive": keep_alive,
         }
-        body = self._conversation(model, payload, stream)
-        send = self._live.open_stream if stream else self._live.converse
-        return await send("/api/generate", model, body, chat_wire.load_text, self._chat_timeout)
+        wishes = self._wishes(timeout, priority, sticky)
+        call = self._talk("/api/generate", model, payload, chat_wire.load_text, stream)
+        if stream:
+            return await self._live.open_stream(call, wishes)
+        return await self._live.converse(call, wishes)
 
-    def _conversation(self, model: str, payload: Mapping[str, Any], stream: bool) -> bytes:
-        """The body of a request to chat or generate. Raises PoolClosed, InvalidInput."""
+    def _talk(
+        self,
+        path: str,
+        model: str,
+        payload: Mapping[str, Any],
+        load: Callable[[str, bytes], Part],
+        stream: bool,
+    ) -> TalkCall[Part]:
+        """A request to chat or generate. Raises PoolClosed, InvalidInput."""
         self._check_open()
         check_model(model)
-        check_options(payload["options"], payload["keep_alive"])
-        return dump({"model": model, "stream": stream, **payload})
+        options = payload["options"]
+        check_options(options, payload["keep_alive"])
+        body = dump({"model": model, "stream": stream, **payload})
+        tokens = len(body) / CHARACTERS_PER_TOKEN
+        return TalkCall(
+            path,
+            model,
+            body,
+            load,
+            tokens,
+            self._chat_timeout,
+            reload_key(options),
+            loading_of(options, payload["keep_alive"]),
+        )
+
+    def _wishes(self, timeout: float | None, priority: int, sticky: str | None) -> Wishes:
+        seconds = self._chat_timeout if timeout is None else check_timeout(timeout)
+        return Wishes(seconds, check_priority(priority), sticky)

@@ -15,7 +15,7 @@ from aiosollol.core.fleet import Chunk
 from aiosollol.core.handout import Cancel, Instruction, Send
 from aiosollol.core.planner import BatchShape, Plan, PlanOptions, Reason, plan
 from aiosollol.core.report import NodeShare
-from aiosollol.core.request import EmbedSettings
+from aiosollol.core.request import EmbedSettings, loading_of, reload_key
 from aiosollol.core.resilience import classify
 from aiosollol.core.schedule import BatchState
 from aiosollol.errors import (
@@ -25,9 +25,9 @@ from aiosollol.errors import (
     ProtocolError,
     RequestFailed,
 )
-from aiosollol.exchange import EmbedCall, embed_on, promised_dim
-from aiosollol.ports import Transport
-from aiosollol.registry import Node, Registry
+from aiosollol.exchange import EmbedCall, Exchange, promised_dim
+from aiosollol.nodes import Node, has_same_vectors
+from aiosollol.registry import Registry
 from aiosollol.wire import embed as wire
 
 MAX_VAIN_RETURNS = 3
@@ -41,7 +41,7 @@ class Job(NamedTuple):
     """What a batch is made of: different texts, the settings of every request, and the plan.
 
     tokens: estimated, per text. timeout: seconds for one request. options: what the plan was made
-    with, for nodes that join later.
+    with, for nodes that join later. digest: that nodes must have of the model, None for any.
     """
 
     settings: EmbedSettings
@@ -50,12 +50,13 @@ class Job(NamedTuple):
     timeout: float
     plan: Plan
     options: PlanOptions
+    digest: str | None = None
 
 
 class Executor:
     """One batch on its way. Make one, await `run` once, then read `state`.
 
-    transport_of: how to reach a node, by name. on_progress: called with how many of the texts are
+    exchange: sends a request to a node. on_progress: called with how many of the texts are
     settled, whenever that grew.
     """
 
@@ -64,16 +65,18 @@ class Executor:
         job: Job,
         buffer: VectorBuffer,
         registry: Registry,
-        transport_of: Callable[[str], Transport],
+        exchange: Exchange,
         on_progress: Callable[[int], None] | None = None,
     ) -> None:
         self._job = job
         self.plan = job.plan
         self._model = job.settings.model
+        self._reload_key = reload_key(job.settings.options)
+        self._loading = loading_of(job.settings.options, job.settings.keep_alive)
         self._fits_base64 = wire.fits_base64(job.settings)
         self._buffer = buffer
         self._registry = registry
-        self._transport_of = transport_of
+        self._exchange = exchange
         self._on_progress = on_progress
         self.state = BatchState(
             job.tokens, trials=job.plan.trials, expected_seconds=_expected_seconds(job.plan)
@@ -111,10 +114,11 @@ class Executor:
             group.cancel_scope.cancel()
         if not state.is_finished:
             # A task of ours was cancelled by somebody else, which ends its group without a word.
-            cut_short = RequestFailed(
-                "the batch was cut short: a part of it was cancelled from outside"
-            )
-            state.abandon(cut_short, self._registry.clock())
+            self.give_up("the batch was cut short: a part of it was cancelled from outside")
+
+    def give_up(self, why: str) -> None:
+        """What has no vector by now has failed."""
+        self.state.abandon(RequestFailed(why), self._registry.clock())
 
     # Nodes come and go.
 
@@ -134,17 +138,29 @@ class Executor:
         now = self._registry.clock()
         instructions: list[Instruction] = []
         for node in self._registry:
-            usable = node.state.has_model(self._model) and not node.state.is_down
-            if usable and not self.state.has_node(node.name) and self._may_return(node):
+            if (
+                self._is_usable(node)
+                and not self.state.has_node(node.name)
+                and self._may_return(node)
+            ):
                 instructions += self.state.node_up(
                     node.name,
                     node.cost(self._model),
                     now,
                     window=node.window,
-                    ahead=node.ahead,
+                    ahead=node.ahead(now),
                     standby=not self._takes_part(node),
                 )
         return instructions
+
+    def _is_usable(self, node: Node) -> bool:
+        state = node.state
+        return (
+            state.has_model(self._model)
+            and not state.is_down
+            and not node.is_draining
+            and has_same_vectors(node, self._model, self._job.digest)
+        )
 
     def _takes_part(self, node: Node) -> bool:
         """Whether the plan has work for a node, or would have had it known of it."""
@@ -202,14 +218,14 @@ class Executor:
     async def _send(self, group: TaskGroup, chunk: Chunk, scope: anyio.CancelScope) -> None:
         with scope:
             try:
-                instructions = await self._exchange(chunk)
+                instructions = await self._deliver(chunk)
             except NodeError as error:
                 now = self._registry.clock()
                 instructions = self.state.failed(chunk, now, classify(error), error)
             self._follow(group, instructions)
         del self._scopes[chunk.id]
 
-    async def _exchange(self, chunk: Chunk) -> list[Instruction]:
+    async def _deliver(self, chunk: Chunk) -> list[Instruction]:
         """Send a chunk and store its vectors. Raises NodeError."""
         job = self._job
         if chunk.node not in self._registry:
@@ -223,11 +239,14 @@ class Executor:
             fits_base64=self._fits_base64,
             tokens=chunk.tokens,
             timeout=job.timeout,
+            options=self._reload_key,
+            loading=self._loading,
         )
         async with node.slots:
             # Asked only now: the first answer of the batch may have come while we waited.
             call.dim = self._buffer.dim or promised_dim(node, self._model, job.settings.dimensions)
-            answer = await embed_on(self._registry, self._transport_of, call, node)
+            await node.enter()
+            answer = await self._exchange.embed(call, node, is_live=False)
         if self._buffer.dim not in (0, answer.dim):
             raise ProtocolError(node.name, f"answered {answer.dim} numbers, others did not")
         self._buffer.put(chunk.items, answer.floats, answer.dim)

@@ -15,8 +15,9 @@ from aiosollol.core.node import NodeLike, NodeSpec
 from aiosollol.errors import InvalidInput
 from aiosollol.monitor import Monitor
 from aiosollol.names import Names
+from aiosollol.nodes import Node
 from aiosollol.ports import Transport
-from aiosollol.registry import Node, Registry
+from aiosollol.registry import Registry
 from aiosollol.transport import HttpTransport
 
 log = logging.getLogger("aiosollol")

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from random import Random
 from types import TracebackType
-from typing import Any, Literal, overload
+from typing import Any, Literal, Unpack, overload
 from weakref import WeakSet
 
 import anyio
 
+from aiosollol.admission import Admission
 from aiosollol.batches import Batches, OnProgress
 from aiosollol.beginnings import begin
+from aiosollol.care import Care
 from aiosollol.config.resolve import resolve
+from aiosollol.config.settings import PoolSettings, RoutingStrategy
 from aiosollol.conversations import Conversations
+from aiosollol.core.agreement import Agreement, check_digest
 from aiosollol.core.embeddings import Embeddings, Vector
-from aiosollol.core.node import ClusterView, NodeLike, NodeSpec
+from aiosollol.core.explain import RouteExplanation, explain
+from aiosollol.core.node import ClusterView, NodeLike, NodeSpec, NodeState
 from aiosollol.core.parallelism import (
     DEFAULT_SIZES,
     DEFAULT_TOKENS_PER_ITEM,
@@ -26,20 +32,33 @@ from aiosollol.core.parallelism import (
     is_parallel_worthwhile,
     parallelism_report,
 )
-from aiosollol.core.planner import BatchShape, ForceMode, Plan, PlanOptions, Policy, SameMachine
+from aiosollol.core.planner import BatchShape, ForceMode, Plan, PlanOptions
 from aiosollol.core.report import BatchReport
 from aiosollol.core.request import (
     EmbedSettings,
     check_model,
     check_text,
+    check_timeout,
     collect_texts,
+    loading_of,
     plain_settings,
+    reload_key,
 )
+from aiosollol.core.routing import RouteRequest, RoutingFunction, strategy_of
 from aiosollol.core.stats import pool_stats
+from aiosollol.core.waiting import USUAL, check_priority
 from aiosollol.embed_stream import EmbedStream
-from aiosollol.errors import BatchError, InvalidInput, PoolClosed
-from aiosollol.exchange import EmbedCall
-from aiosollol.live import LiveCalls
+from aiosollol.errors import (
+    BatchError,
+    InvalidInput,
+    PoolClosed,
+    RequestFailed,
+    SollolError,
+)
+from aiosollol.events import EventStream
+from aiosollol.exchange import EmbedCall, Exchange
+from aiosollol.live import LiveCalls, LiveOptions, Wishes
+from aiosollol.loads import Loads
 from aiosollol.node_registry import NodeRegistry
 from aiosollol.ports import Transport
 from aiosollol.roster import Roster
@@ -63,73 +82,74 @@ class OllamaPool(Conversations):
     nodes: URLs, ``host:port``, bare hosts, mappings or `NodeSpec`, or a `NodeRegistry`. None means
     the one in ``OLLAMA_HOST``, else those of the file of nodes, else what a search of the network
     finds, else http://127.0.0.1:11434.
-    auto_discover: whether the network is searched if no node is named; True searches even if some
-    are. discovery_timeout: seconds that an address has to answer a search. trusted: the only
-    addresses, names or TLS fingerprints that a search may accept.
-    embed_timeout, chat_timeout: seconds for one request to one node, everything included.
-    policy, min_gain, same_machine: how batches are spread, see `PlanOptions`.
-    metrics_interval, check_interval: seconds between two looks at a node, see `Monitor`.
+    require_digest: model -> the digest (its first 7 digits or more) that nodes must have of it to
+    embed with it.
+    routing_strategy: which node gets a live request: "performance", "score", "round_robin",
+    "priority", "least_loaded", "random", or a `RoutingFunction` of your own.
     transport_factory: makes the way to a node; tests pass one that makes `testing.FakeTransport`.
+    settings: the other settings, such as ``embed_timeout=30``; `PoolSettings` has their names and
+    types, docs/configuration.md what they mean. What is not given comes from the environment, then
+    the settings file, then the defaults.
 
-    What is not given comes from the environment, then the settings file, then the defaults; see
-    docs/configuration.md. Raises InvalidInput for nodes that cannot be read, and ConfigError for
-    settings. Nothing is sent before `start`.
+    Raises InvalidInput for nodes that cannot be read, and ConfigError for settings. Nothing is sent
+    before `start`.
     """
 
     def __init__(
         self,
         nodes: Iterable[NodeLike] | NodeRegistry | None = None,
         *,
-        auto_discover: bool | None = None,
-        discovery_timeout: float | None = None,
-        trusted: Iterable[str] | None = None,
-        embed_timeout: float | None = None,
-        chat_timeout: float | None = None,
-        policy: Policy | None = None,
-        min_gain: float | None = None,
-        same_machine: SameMachine | None = None,
-        metrics_interval: float | None = None,
-        check_interval: float | None = None,
+        require_digest: Mapping[str, str] | None = None,
+        routing_strategy: RoutingStrategy | RoutingFunction | None = None,
         transport_factory: Callable[[NodeSpec], Transport] = HttpTransport,
+        **settings: Unpack[PoolSettings],
     ) -> None:
-        resolved = resolve(
-            {
-                "auto_discover": auto_discover,
-                "discovery_timeout": discovery_timeout,
-                "trusted": trusted,
-                "embed_timeout": embed_timeout,
-                "chat_timeout": chat_timeout,
-                "policy": policy,
-                "min_gain": min_gain,
-                "same_machine": same_machine,
-                "metrics_interval": metrics_interval,
-                "check_interval": check_interval,
-            }
+        named = None if callable(routing_strategy) else routing_strategy
+        resolved = resolve({**settings, "routing_strategy": named})
+        held = resolved.settings
+        strategy = routing_strategy if callable(routing_strategy) else held.routing_strategy
+        self._strategy = strategy_of(strategy)
+        self._strategy_name = (
+            strategy if isinstance(strategy, str) else getattr(strategy, "__name__", "custom")
         )
-        settings = resolved.settings
         self._registry, search = begin(nodes, resolved, transport_factory)
+        self._registry.room.limit = held.max_waiting
         self._planning = PlanOptions(
-            policy=settings.policy, min_gain=settings.min_gain, same_machine=settings.same_machine
+            policy=held.policy, min_gain=held.min_gain, same_machine=held.same_machine
         )
-        self._embed_timeout = settings.embed_timeout
-        self._chat_timeout = settings.chat_timeout
+        self._embed_timeout = held.embed_timeout
+        self._chat_timeout = held.chat_timeout
+        self._usual = Wishes(self._embed_timeout)
         self._upkeep = Upkeep(
             self._registry,
             transport_factory,
             search=search,
-            metrics_interval=settings.metrics_interval,
-            check_interval=settings.check_interval,
+            metrics_interval=held.metrics_interval,
+            check_interval=held.check_interval,
         )
-        transport_of = self._upkeep.transport_of
         self._embed_streams: WeakSet[EmbedStream] = WeakSet()
-        self._roster = Roster(self._registry, self._upkeep.monitor.probe)
-        self._live = LiveCalls(self._registry, self._roster, transport_of)
-        self._batches = Batches(
-            self._registry,
-            transport_of,
-            partial(self._roster.wait_ready, patient=True),
-            self._embed_timeout,
+        self._rng = Random()
+        self._roster = Roster(
+            self._registry, self._upkeep.monitor.probe, _checked_digests(require_digest)
         )
+        exchange = Exchange(self._registry, self._upkeep.transport_of, Loads(self._upkeep.spawn))
+        self._admission = Admission(
+            self._registry, self._roster, self._strategy, held.wait_timeout, self._rng
+        )
+        live_options = LiveOptions(
+            held.max_retries, held.retry_budget, held.hedge_rate, held.first_byte_timeout
+        )
+        self._live = LiveCalls(
+            self._registry,
+            self._roster,
+            self._admission,
+            exchange,
+            live_options,
+            self._upkeep.spawn,
+            self._rng,
+        )
+        self._batches = Batches(self._registry, exchange, self._roster, self._embed_timeout)
+        self._care = Care(self._registry, self._roster, exchange)
         self._state: Literal["new", "open", "closed"] = "new"
         self._closing: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -178,6 +198,8 @@ class OllamaPool(Conversations):
     async def _close(self) -> None:
         tasks = self._upkeep.cancel()
         self._roster.close()
+        for node in self._registry:
+            node.send_away()
         self._batches.close()
         with anyio.move_on_after(CLOSE_SECONDS):
             for stream in list(self._embed_streams):
@@ -186,6 +208,7 @@ class OllamaPool(Conversations):
             if tasks:
                 await asyncio.wait(tasks)
         await self._upkeep.aclose()
+        self._registry.hub.close()
 
     # What is known.
 
@@ -205,7 +228,99 @@ class OllamaPool(Conversations):
 
     def get_stats(self) -> dict[str, Any]:
         """Counts of everything so far, exact. See `core.stats.pool_stats` for the keys."""
-        return pool_stats([node.stats() for node in self._registry], strategy="performance")
+        now = self._registry.clock() if self._state == "open" else 0.0
+        return pool_stats(
+            [node.stats(now) for node in self._registry], strategy=self._strategy_name
+        )
+
+    def events(self) -> EventStream:
+        """What happens from now on, as an async iterator: decisions, failures, breakers, loads.
+
+        Ends when the pool is closed. See `core.events` for the values.
+        """
+        self._check_open()
+        return self._registry.hub.watch()
+
+    # The nodes.
+
+    async def add_node(
+        self, node: NodeLike, name: str = "", priority: int = 0, auto_probe: bool = True
+    ) -> NodeState:
+        """Add a node, which takes part in what is under way. See `NodeRegistry.add_node`."""
+        self._check_open()
+        added = await self._registry.add_node(node, name, priority, auto_probe)
+        return added.state
+
+    async def remove_node(self, node: str) -> None:
+        """Forget a node, by name or URL. What it has under way is done by others.
+
+        To let it finish that first, `drain` it. Raises InvalidInput if there is none.
+        """
+        self._check_open()
+        self._registry.remove_node(node)
+
+    async def drain(self, node: str, on_wait: Callable[[int], None] | None = None) -> None:
+        """Give a node no more work, and return when it has none under way. `resume` undoes it.
+
+        on_wait: told how many requests it still has. Raises InvalidInput if there is none.
+        """
+        self._check_open()
+        await self._care.drain(node, on_wait)
+
+    def resume(self, node: str) -> None:
+        """Let a node that was drained work again. Raises InvalidInput if there is none."""
+        self._check_open()
+        self._care.resume(node)
+
+    async def warm(
+        self, model: str, nodes: Iterable[str] | None = None
+    ) -> dict[str, float | SollolError]:
+        """Load a model ahead, on every node that has it or on those named.
+
+        Returns node -> seconds until it was in memory, or the error. Raises InvalidInput,
+        ModelNotFound, NoNodeAvailable.
+        """
+        self._check_open()
+        check_model(model)
+        return await self._care.warm(model, nodes)
+
+    async def verify(self, model: str) -> Agreement:
+        """Compare the vectors of a few texts between all nodes, alone and in a list.
+
+        Nodes whose cosine similarity to the others is below 0.999 are kept out of embedding with
+        this model from then on, until another `verify` finds them equal. Raises InvalidInput,
+        ModelNotFound, NoNodeAvailable.
+        """
+        self._check_open()
+        check_model(model)
+        return await self._care.verify(model)
+
+    async def route(
+        self, model: str, *, kind: Literal["embed", "chat", "generate"] = "embed", tokens: float = 0
+    ) -> RouteExplanation:
+        """Which node a request would go to now, each node's terms, and why others would not do.
+
+        tokens: of the prompt. Nothing is sent. ``print`` it, or read its attributes.
+        """
+        self._check_open()
+        check_model(model)
+        if kind not in ("embed", "chat", "generate"):
+            raise InvalidInput(f"kind must be 'embed', 'chat' or 'generate', not {kind!r}")
+        with contextlib.suppress(RequestFailed):
+            await self._roster.wait_ready(model, patient=True)
+        digest = None
+        if kind == "embed":
+            with contextlib.suppress(RequestFailed):
+                self._roster.comparable(model, self._roster.ready(model))
+            digest = self._roster.digest_in_use(model)
+        return explain(
+            self._strategy,
+            self._strategy_name,
+            list(self._registry),
+            RouteRequest(model, tokens, kind, digest=digest),
+            self._registry.clock(),
+            self._rng,
+        )
 
     # Planning.
 
@@ -241,7 +356,7 @@ class OllamaPool(Conversations):
         """
         self._check_open()
         check_model(model)
-        nodes = await self._roster.wait_ready(model, patient=True)
+        nodes = await self._batches.ready_nodes(model)
         return parallelism_report(
             self._registry.candidates(model, nodes),
             sizes,
@@ -271,6 +386,9 @@ class OllamaPool(Conversations):
         options: Mapping[str, Any] | None = None,
         keep_alive: str | float | None = None,
         dimensions: int | None = None,
+        *,
+        timeout: float | None = None,
+        priority: int = USUAL,
     ) -> Vector: ...
     @overload
     async def embed(
@@ -281,6 +399,9 @@ class OllamaPool(Conversations):
         options: Mapping[str, Any] | None = None,
         keep_alive: str | float | None = None,
         dimensions: int | None = None,
+        *,
+        timeout: float | None = None,
+        priority: int = USUAL,
     ) -> Embeddings: ...
     async def embed(
         self,
@@ -290,11 +411,15 @@ class OllamaPool(Conversations):
         options: Mapping[str, Any] | None = None,
         keep_alive: str | float | None = None,
         dimensions: int | None = None,
+        *,
+        timeout: float | None = None,
+        priority: int = USUAL,
     ) -> Vector | Embeddings:
         """The vector of one text, or `Embeddings` of a list, by one request to one node.
 
-        Another node is asked if one fails. Raises InvalidInput, ModelNotFound, NoNodeAvailable, or
-        BadRequest with the server's words.
+        timeout: seconds for all of it. priority: 1 to 10; if requests have to wait for a node, 10
+        goes first. Another node is asked if one fails. Raises InvalidInput, ModelNotFound,
+        NoNodeAvailable, PoolSaturated, or BadRequest with the server's words.
         """
         self._check_open()
         settings_given = (dimensions, truncate, options, keep_alive)
@@ -324,8 +449,15 @@ class OllamaPool(Conversations):
             fits_base64=fits_base64(settings),
             tokens=self._registry.ratio(model).tokens_of(texts),
             timeout=self._embed_timeout,
+            options=None if options is None else reload_key(options),
+            loading=loading_of(options, keep_alive),
         )
-        answer = await self._live.embed(call)
+        if timeout is None and priority == USUAL:
+            wishes = self._usual
+        else:
+            seconds = self._embed_timeout if timeout is None else check_timeout(timeout)
+            wishes = Wishes(seconds, check_priority(priority))
+        answer = await self._live.embed(call, wishes)
         if isinstance(input, str):
             return answer.floats.toreadonly()
         return Embeddings(answer.floats, answer.dim)
@@ -342,6 +474,7 @@ class OllamaPool(Conversations):
         on_error: OnError = "raise",
         on_progress: OnProgress | None = None,
         force_mode: ForceMode | None = None,
+        timeout: float | None = None,
     ) -> Embeddings:
         """The vectors of many texts, in input order, computed by all nodes that have the model.
 
@@ -352,6 +485,8 @@ class OllamaPool(Conversations):
         on_error: with "raise", items without a vector raise BatchError, which carries the vectors
         of all others; with "return" they are NaN rows named in ``Embeddings.errors``.
         force_mode: "sequential" uses one node, "parallel" every machine, whatever is predicted.
+        timeout: seconds for all of it; what is not done by then fails, the rest is kept. None is no
+        limit but that of each request, `embed_timeout`.
 
         Raises InvalidInput (nothing was sent), ModelNotFound, NoNodeAvailable, BatchError.
         """
@@ -370,7 +505,14 @@ class OllamaPool(Conversations):
             raise next(iter(invalid.values()))
         if not items:
             return Embeddings(b"", 0, report=BatchReport(0, 0, 0.0))
-        embeddings = await self._batches.embed(settings, items, invalid, planning, on_progress)
+        embeddings = await self._batches.embed(
+            settings,
+            items,
+            invalid,
+            planning,
+            on_progress,
+            None if timeout is None else check_timeout(timeout),
+        )
         if embeddings.errors and on_error == "raise":
             raise BatchError(embeddings, embeddings.errors)
         return embeddings
@@ -423,6 +565,14 @@ class OllamaPool(Conversations):
             raise PoolClosed("the pool is not open yet: use 'async with', or await pool.start()")
         if asyncio.get_running_loop() is not self._loop:
             raise PoolClosed("the pool was opened in another event loop: make one for each loop")
+
+
+def _checked_digests(require_digest: Mapping[str, str] | None) -> Mapping[str, str]:
+    for model, digest in (require_digest or {}).items():
+        problem = check_digest(digest)
+        if problem is not None:
+            raise InvalidInput(f"require_digest of {model}: {problem}")
+    return require_digest or {}
 
 
 def _check_batch(settings: EmbedSettings, on_error: str) -> None:

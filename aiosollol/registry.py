@@ -1,4 +1,4 @@
-"""The nodes of a pool: what is known of each, and what it is doing."""
+"""All nodes of a pool, and everything that changes what is known of them."""
 
 from __future__ import annotations
 
@@ -8,153 +8,20 @@ from types import MappingProxyType
 
 import anyio
 
-from aiosollol.core.cost import Cost, TokenRatio
-from aiosollol.core.discovered import Source
-from aiosollol.core.health import Answered, Event, Failed, advance
+from aiosollol.core.cost import TokenRatio
+from aiosollol.core.events import NodeChanged, PoolEvent
+from aiosollol.core.health import Answered, Described, Event, Failed, Probed, advance
 from aiosollol.core.locality import NO_FACTS, MachineFacts, duplicates, machines_of
-from aiosollol.core.node import ClusterView, NodeLike, NodeSpec, NodeState, full_name
+from aiosollol.core.node import ClusterView, NodeLike, NodeSpec, full_name
 from aiosollol.core.planner import Candidate
-from aiosollol.core.stats import NodeCounters, NodeStats
 from aiosollol.core.trial import Finding
-from aiosollol.errors import BadRequest, InvalidInput, ModelMissing, NodeError
+from aiosollol.errors import InvalidInput, NodeError
+from aiosollol.events import EventHub
+from aiosollol.nodes import Node, Room
 
 log = logging.getLogger("aiosollol")
 
 _UNKNOWN_RATIO = TokenRatio()
-
-BATCH_WINDOW = 2
-"""Chunks under way on a node at once: one is computed while the next is on the wire."""
-
-
-class Node:
-    """One node in use. `state` is what is known of it; everything else is what it is doing.
-
-    in_flight: requests of this process under way on it. slots: places for chunks of batches.
-    costs: learned, by full model name.
-    speaks_base64: whether it answers vectors in base64, None until it was asked.
-    source: how it was found, None if somebody named it.
-    """
-
-    __slots__ = (
-        "costs",
-        "counters",
-        "disturbed_at",
-        "in_flight",
-        "last_done",
-        "limit",
-        "slots",
-        "source",
-        "speaks_base64",
-        "state",
-    )
-
-    def __init__(self, spec: NodeSpec) -> None:
-        self.state = NodeState(spec)
-        self.counters = NodeCounters()
-        self.costs: dict[str, Cost] = {}
-        self.speaks_base64: bool | None = None
-        self.source: Source | None = None
-        self.in_flight = 0
-        self.last_done = 0.0
-        self.disturbed_at = 0.0
-        self.limit: anyio.Semaphore | None = None
-        if spec.max_concurrency is not None:
-            self.limit = anyio.Semaphore(spec.max_concurrency, fast_acquire=True)
-        self.slots = anyio.Semaphore(self.window, fast_acquire=True)
-
-    def __repr__(self) -> str:
-        condition = "down" if self.state.is_down else "up" if self.is_known else "unknown"
-        return f"<Node {self.name} {condition}, {self.in_flight} in flight>"
-
-    @property
-    def spec(self) -> NodeSpec:
-        return self.state.spec
-
-    @property
-    def name(self) -> str:
-        return self.state.spec.name
-
-    @property
-    def is_known(self) -> bool:
-        """Whether the node has answered, or failed to, at least once."""
-        return self.state.models is not None or self.state.is_down
-
-    @property
-    def window(self) -> int:
-        """How many chunks of a batch may be under way on it."""
-        return min(BATCH_WINDOW, self.spec.max_concurrency or BATCH_WINDOW)
-
-    @property
-    def latency(self) -> float:
-        """Seconds that it usually takes to answer; 0 before its first answer."""
-        return self.counters.latency
-
-    @property
-    def ahead(self) -> float:
-        """Seconds that it will still take for what is in flight: about what it usually takes."""
-        return self.latency if self.in_flight else 0.0
-
-    def cost(self, model: str) -> Cost:
-        """What `model` costs here, as far as is known."""
-        return self.costs.get(full_name(model)) or Cost.unknown(gpu=self.state.has_gpu())
-
-    async def enter(self) -> None:
-        """Begin a request, within the limit that the user set. `leave` must follow."""
-        if self.limit is not None:
-            await self.limit.acquire()
-        self.in_flight += 1
-
-    def leave(self) -> None:
-        """End a request, however it went."""
-        self.in_flight -= 1
-        if self.limit is not None:
-            self.limit.release()
-
-    def learn(self, model: str, tokens: float, sent_at: float, now: float) -> Cost:
-        """An embedding of `tokens`, sent at `sent_at`, was answered: learn what it cost.
-
-        What counts is the time that the node worked on it alone. A node computes one request after
-        another, so that began when it was done with the one before. If one beside it failed or was
-        cancelled, nobody knows when that was, and nothing is learned.
-        """
-        name = full_name(model)
-        known = self.costs.get(name) or Cost.unknown()
-        if sent_at < self.disturbed_at:
-            return known
-        worked_from = max(sent_at, self.last_done)
-        self.costs[name] = cost = known.observe(tokens, now - worked_from)
-        return cost
-
-    def succeed(self, sent_at: float, now: float) -> None:
-        """A request was answered."""
-        self.counters.success(now - sent_at)
-        self.last_done = now
-
-    def fail(self, error: NodeError, now: float) -> None:
-        """A request failed. What the caller did wrong is not held against the node."""
-        if isinstance(error, BadRequest | ModelMissing):
-            self.counters.rejected += 1
-        else:
-            self.counters.failed += 1
-        self.disturbed_at = now
-
-    def cancel(self, now: float) -> None:
-        """A request was given up by us."""
-        self.counters.cancelled += 1
-        self.disturbed_at = now
-
-    def stats(self) -> NodeStats:
-        state, spec = self.state, self.state.spec
-        return NodeStats(
-            spec.key,
-            spec.name,
-            spec.url,
-            spec.priority,
-            not state.is_down,
-            self.in_flight,
-            self.counters,
-            state.error,
-        )
 
 
 class Registry:
@@ -162,7 +29,10 @@ class Registry:
 
     A collection of `Node`: iterate over it, ask for ``registry[name]`` or ``name in registry``.
 
-    clock: seconds, as the event loop counts them. facts: what is known of whose address is whose.
+    clock: seconds, as the event loop counts them. max_waiting: requests that may wait for a place.
+    hub: where events are told. room: who waits for a place on which node.
+    not_closed: nodes whose circuit breaker is not closed, by name.
+    facts: what is known of whose address is whose.
     is_searching: whether somebody looks for more nodes at present, so that one that is missed may
     come yet.
     """
@@ -172,8 +42,12 @@ class Registry:
         nodes: Iterable[NodeLike] = (),
         *,
         clock: Callable[[], float] = anyio.current_time,
+        max_waiting: int = 1000,
     ) -> None:
         self.clock = clock
+        self.hub = EventHub()
+        self.room = Room(max_waiting)
+        self.not_closed: set[str] = set()
         self._nodes: dict[str, Node] = {}
         self._ratios: dict[str, TokenRatio] = {}
         self._verdicts: dict[str, dict[frozenset[str], bool]] = {}
@@ -230,8 +104,10 @@ class Registry:
                 f"two nodes are named {spec.name!r}: "
                 f"{self._nodes[spec.name].spec.url} and {spec.url}"
             )
-        self._nodes[spec.name] = added = Node(spec)
+        self._nodes[spec.name] = added = Node(spec, self.room)
         self._membership_changed()
+        if self.hub.is_watched:
+            self.tell(NodeChanged(self.clock(), added.name, "added", spec.url))
         kept = self._collapse().get(added.name, added.name)
         return self._nodes[kept]
 
@@ -239,9 +115,17 @@ class Registry:
         """Forget a node. Raises InvalidInput if there is none of that name."""
         if name not in self._nodes:
             raise InvalidInput(f"there is no node {name!r}; there are {', '.join(self._nodes)}")
-        removed = self._nodes.pop(name)
+        removed = self._nodes[name]
+        self._drop(name)
         self._membership_changed()
         return removed
+
+    def _drop(self, name: str) -> None:
+        dropped = self._nodes.pop(name)
+        self.not_closed.discard(name)
+        dropped.send_away()
+        if self.hub.is_watched:
+            self.tell(NodeChanged(self.clock(), name, "removed", dropped.spec.url))
 
     def learn_facts(self, facts: MachineFacts) -> None:
         """Take note of whose address is whose. Two nodes that turn out to be one become one."""
@@ -261,7 +145,7 @@ class Registry:
                 self._nodes[duplicate.kept].spec.url,
                 duplicate.kept,
             )
-            del self._nodes[duplicate.dropped]
+            self._drop(duplicate.dropped)
             dropped[duplicate.dropped] = duplicate.kept
         if dropped:
             self._membership_changed()
@@ -287,18 +171,43 @@ class Registry:
         before, node.state = node.state, advance(node.state, event)
         if node.state is before:
             return
+        if isinstance(event, Probed | Described) and event.loaded is not None:
+            node.forget_warmed()
         if node.state.is_down and not before.is_down:
             log.warning("node %s is down: %s", name, node.state.error)
+            self.tell(NodeChanged(self.clock(), name, "down", node.state.error))
+            node.send_away()
         elif before.is_down and not node.state.is_down:
             log.info("node %s is back", name)
+            node.returned_at = self.clock()
+            self.tell(NodeChanged(self.clock(), name, "up"))
         if node.state.machine != before.machine:
             machines = {**self.facts.machines, name: node.state.machine}
             self.learn_facts(self.facts._replace(machines=machines))
         self.wake()
 
+    def tell(self, event: PoolEvent) -> None:
+        """Tell whoever watches."""
+        if self.hub.is_watched:
+            self.hub.tell(event)
+
+    def drained(self, node: Node) -> None:
+        """`node` is given no more work."""
+        self.tell(NodeChanged(self.clock(), node.name, "draining"))
+        self.wake()
+
+    def breaker_changed(self, node: Node) -> None:
+        """The circuit breaker of `node` was opened, probed or closed."""
+        if node.breaker.opens_at is None:
+            self.not_closed.discard(node.name)
+        elif node.name in self._nodes:
+            self.not_closed.add(node.name)
+        self.wake()
+
     def answered(self, node: Node) -> None:
         """A request to `node` was answered. Cheap when that is no news."""
-        if node.state.failures or node.state.is_down:
+        state = node.state
+        if state.failures or state.missed or state.is_down:
             self.apply(node.name, Answered())
 
     def failed(self, node: Node, error: NodeError, model: str) -> None:
@@ -315,9 +224,11 @@ class Registry:
 
     def candidates(self, model: str, nodes: Iterable[Node]) -> list[Candidate]:
         """`nodes` as the planner sees them."""
-        machines = self.machines
+        machines, now = self.machines, self.clock()
         return [
-            Candidate(node.name, node.cost(model), machines.get(node.name, node.name), node.ahead)
+            Candidate(
+                node.name, node.cost(model), machines.get(node.name, node.name), node.ahead(now)
+            )
             for node in nodes
         ]
 

@@ -13,8 +13,8 @@ from aiosollol.core.node import NodeSpec
 from aiosollol.errors import PoolClosed, SollolError
 from aiosollol.monitor import Monitor
 from aiosollol.node_registry import NodeRegistry
+from aiosollol.nodes import Node
 from aiosollol.ports import Transport
-from aiosollol.registry import Node
 
 log = logging.getLogger("aiosollol")
 

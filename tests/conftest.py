@@ -14,11 +14,14 @@ import ipaddress
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import blockbuster
 import pytest
+
+if TYPE_CHECKING:
+    from netlab import NetLab
 
 pytest_plugins = ["pytester"]
 
@@ -28,10 +31,18 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+@pytest.fixture(scope="session")
+def _empty_home(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("home"))
+
+
 @pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, _empty_home: str) -> None:
+    for name in os.environ:
+        if name.startswith("SOLLOL_") or name in ("OLLAMA_HOST", "XDG_CONFIG_HOME"):
+            monkeypatch.delenv(name)
     monkeypatch.setenv("SOLLOL_AUTO_DISCOVER", "false")
-    monkeypatch.delenv("OLLAMA_HOST", raising=False)
+    monkeypatch.setenv("HOME", _empty_home)  # with no settings and no file of nodes
 
 
 @pytest.fixture
@@ -46,12 +57,28 @@ def require() -> Callable[..., None]:
         missing = [program for program in programs if shutil.which(program) is None]
         if not missing:
             return
-        message = f"not installed: {', '.join(missing)}" + (f" ({because})" if because else "")
-        if os.environ.get("AIOSOLLOL_REQUIRE_ALL") == "1":
-            pytest.fail(message, pytrace=False)
-        pytest.skip(message)
+        unmet(f"not installed: {', '.join(missing)}" + (f" ({because})" if because else ""))
 
     return require
+
+
+def unmet(message: str) -> NoReturn:
+    """Skip the test, or fail it where none may be skipped: see `require`."""
+    if os.environ.get("AIOSOLLOL_REQUIRE_ALL") == "1":
+        pytest.fail(message, pytrace=False)
+    pytest.skip(message)
+
+
+@pytest.fixture
+async def netlab(request: pytest.FixtureRequest) -> AsyncIterator[NetLab]:
+    """A network of real hosts, for tests marked `netlab`: see netlab.py."""
+    from netlab import NetLab, why_no_lab
+
+    assert request.node.get_closest_marker("netlab"), "mark it: pytest.mark.netlab"
+    if problem := why_no_lab():
+        unmet(f"no lab here: {problem}")
+    async with NetLab() as lab:
+        yield lab
 
 
 class ForbiddenPacket(AssertionError):
@@ -94,6 +121,8 @@ def _record() -> Iterator[list[str]]:
             for function in buster.functions.values():
                 function.can_block_in("logging/__init__.py", "emit")
                 function.can_block_in("coverage/collector.py", "lock_data")
+                # A pool is made without an await, and its few settings are read by that.
+                function.can_block_in("aiosollol/config/resolve.py", "resolve")
             patch.setattr("blockbuster.blockbuster.BlockingError", RecordedBlockingError)
             yield record
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import anyio
+import anyio.abc
 import pytest
 import trio.testing
 
@@ -14,7 +15,9 @@ from aiosollol.core.health import Probed, ProbeFailed
 from aiosollol.core.planner import BatchShape, PlanOptions, plan
 from aiosollol.core.request import EmbedSettings
 from aiosollol.errors import BadRequest, NodeUnreachable, NoNodeAvailable
+from aiosollol.exchange import Exchange
 from aiosollol.executor import Executor, Job
+from aiosollol.loads import Loads
 from aiosollol.monitor import Monitor
 from aiosollol.registry import Registry
 from aiosollol.testing import FakeModel, FakeTransport, Fault, fake_vector
@@ -48,6 +51,13 @@ class Cluster:
         for name in self.transports:
             await monitor.probe(name)
 
+    def exchange(self, group: anyio.abc.TaskGroup) -> Exchange:
+        async def run(work: Any) -> None:
+            await work
+
+        loads = Loads(lambda work, name: group.start_soon(run, work))
+        return Exchange(self.registry, self.transports.__getitem__, loads)
+
     def job(self, texts: list[str], timeout: float = 60.0) -> Job:
         tokens = [len(text) / 4 + 2 for text in texts]
         options = PlanOptions()
@@ -67,9 +77,11 @@ class Cluster:
         await self.probe()
         buffer = VectorBuffer(len(texts), range(len(texts)))
         job = self.job(texts, timeout)
-        executor = Executor(job, buffer, self.registry, self.transports.__getitem__, on_progress)
         began = anyio.current_time()
-        await executor.run()
+        async with anyio.create_task_group() as group:
+            executor = Executor(job, buffer, self.registry, self.exchange(group), on_progress)
+            await executor.run()
+            group.cancel_scope.cancel()
         return Batch(executor, buffer, texts, anyio.current_time() - began)
 
 
@@ -281,10 +293,11 @@ async def test_a_model_that_vanished_from_a_node_is_not_held_against_it() -> Non
     other = FakeTransport("b", models=[FakeModel("something-else")])
     cluster.transports["b"] = other
     buffer = VectorBuffer(50, range(50))
-    executor = Executor(
-        cluster.job(words(50)), buffer, cluster.registry, cluster.transports.__getitem__
-    )
-    await executor.run()
+    async with anyio.create_task_group() as group:
+        executor = Executor(
+            cluster.job(words(50)), buffer, cluster.registry, cluster.exchange(group)
+        )
+        await executor.run()
     Batch(executor, buffer, words(50), 0.0).check()
     assert not executor.state.errors
     assert not cluster.registry["b"].state.is_down

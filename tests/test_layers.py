@@ -35,6 +35,12 @@ LAYERS = {
     "monitor": 4,
     "streams": 4,
     "events": 4,
+    "nodes": 4,
+    "loads": 4,
+    "hedge": 4,
+    "attempt": 4,
+    "admission": 4,
+    "care": 4,
     "roster": 4,
     "exchange": 4,
     "executor": 4,
@@ -62,7 +68,8 @@ LAYERS = {
 BESIDE = {"testing", ""}
 
 LOW = {"errors", "core", "wire", "ports"}  # L0 to L2
-MIDDLE = LOW | {"registry", "streams", "events"}  # what L4 may know; these know none of it
+BASE = LOW | {"events", "nodes", "streams", "loads"}
+MIDDLE = BASE | {"registry"}  # what L4 may know
 MAY_IMPORT = {
     "errors": set(),
     "core": {"errors"},
@@ -71,12 +78,17 @@ MAY_IMPORT = {
     **dict.fromkeys((part for part, layer in LAYERS.items() if layer == 3), LOW),
     "transport": LOW | {"deadlines", "connection"},
     **dict.fromkeys((part for part, layer in LAYERS.items() if layer == 4), MIDDLE),
-    **dict.fromkeys(("registry", "streams", "events"), LOW),
+    **dict.fromkeys(("events", "streams", "loads", "nodes"), LOW),
+    "registry": LOW | {"events", "nodes"},
+    "hedge": LOW | {"loads"},
+    "exchange": MIDDLE | {"attempt"},
+    "admission": MIDDLE | {"roster"},
     "executor": MIDDLE | {"exchange"},
-    "live": MIDDLE | {"exchange", "roster"},
-    "batches": MIDDLE | {"executor"},  # the second half of what the executor does
+    "live": MIDDLE | {"exchange", "roster", "admission", "hedge"},
+    "care": MIDDLE | {"exchange", "roster"},
+    "batches": MIDDLE | {"executor", "exchange", "roster"},  # the other half of the executor
     "embed_stream": LOW,
-    "conversations": LOW | {"live", "streams"},
+    "conversations": LOW | {"live", "streams", "exchange"},
     "node_registry": {part for part, layer in LAYERS.items() if layer < 5},
     "pool": {part for part, layer in LAYERS.items() if layer < 5}
     | {"embed_stream", "conversations", "node_registry", "beginnings", "upkeep"},

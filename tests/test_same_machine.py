@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import anyio
 import pytest
 import trio.testing
 
 from aiosollol.batches import Batches
 from aiosollol.core.planner import PlanOptions, Reason
 from aiosollol.core.request import EmbedSettings
+from aiosollol.exchange import Exchange
+from aiosollol.loads import Loads
 from aiosollol.monitor import Monitor
 from aiosollol.registry import Registry
 from aiosollol.roster import Roster
@@ -59,15 +62,20 @@ class Machine:
         )
         monitor = Monitor(self.registry, self.nodes.__getitem__)
         self.roster = Roster(self.registry, monitor.probe)
-        self.batches = Batches(
-            self.registry, self.nodes.__getitem__, self.roster.wait_ready, timeout=60.0
-        )
         self.options = PlanOptions(same_machine=same_machine)
 
     async def embed(self, count: int) -> Any:
         await self.roster.probe_all()
         texts = [f"passage {index:06d}" for index in range(count)]
-        embeddings = await self.batches.embed(SETTINGS, texts, {}, self.options)
+        async with anyio.create_task_group() as group:
+
+            async def run(work: Any) -> None:
+                await work
+
+            loads = Loads(lambda work, name: group.start_soon(run, work))
+            exchange = Exchange(self.registry, self.nodes.__getitem__, loads)
+            batches = Batches(self.registry, exchange, self.roster, timeout=60.0)
+            embeddings = await batches.embed(SETTINGS, texts, {}, self.options)
         assert not embeddings.errors
         return embeddings.report
 

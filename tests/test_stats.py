@@ -92,7 +92,18 @@ def test_the_sums_over_the_nodes_are_the_totals(each: list[NodeCounters]) -> Non
 def test_the_dictionary_has_the_ancestors_format() -> None:
     used = NodeCounters(succeeded=2, failed=1, rejected=1, cancelled=1, vectors=64, latency=0.25)
     nodes = [
-        node(2, used, priority=1, active=3),
+        node(
+            2,
+            used,
+            priority=1,
+            active=3,
+            queued=4,
+            limit=2,
+            breaker="open",
+            is_draining=True,
+            cpu_load=0.5,
+            gpu_free_mem=8000.0,
+        ),
         node(3, NodeCounters(), is_available=False, error="connection refused"),
     ]
     assert pool_stats(nodes, strategy="soonest") == {

@@ -9,7 +9,7 @@ from typing import Any
 
 from aiosollol import NodeRegistry, OllamaPool
 from aiosollol.errors import NodeTimeout, SollolError
-from aiosollol.registry import Node
+from aiosollol.nodes import Node
 
 LOAD_SECONDS = 30.0  # a server loads a model when it is first asked for it
 WORK_SECONDS = 5.0

@@ -109,7 +109,7 @@ def cosine(one: Sequence[float], other: Sequence[float]) -> float:
     lengths = math.sqrt(sum(map(mul, one, one)) * sum(map(mul, other, other)))
     if not lengths > 0.0 or not math.isfinite(lengths):
         return -1.0
-    return sum(map(mul, one, other)) / lengths
+    return float(sum(map(mul, one, other))) / lengths
 
 
 class DigestGroup(NamedTuple):

@@ -10,7 +10,6 @@ from aiosollol.core.node import LoadedModel, ModelInfo, NodeState
 from aiosollol.core.resilience import Failure, classify
 from aiosollol.errors import ModelMissing, NodeError
 
-FAILURES_UNTIL_DOWN = 3
 PROBES_UNTIL_DOWN = 2
 
 
@@ -107,7 +106,7 @@ def _after_failure(state: NodeState, error: NodeError, model: str) -> NodeState:
         return state.without_model(model)
     if failure in (Failure.INPUT, Failure.BUSY):
         return state
-    failures = state.failures + 1
-    # Who cannot be reached is down at once; a wrong answer may be the fault of one input.
-    is_down = failure is Failure.NODE or failures >= FAILURES_UNTIL_DOWN
-    return replace(state, failures=failures, is_down=state.is_down or is_down, error=error.detail)
+    # Who cannot be reached is down at once. A wrong answer may be the fault of one input or one
+    # model: whether to ask again is a matter of the circuit breaker, not of the node's health.
+    is_down = state.is_down or failure is Failure.NODE
+    return replace(state, failures=state.failures + 1, is_down=is_down, error=error.detail)

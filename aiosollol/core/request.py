@@ -74,6 +74,36 @@ def check_options(options: object, keep_alive: object) -> None:
         )
 
 
+def check_timeout(seconds: object) -> float:
+    """`seconds` as a float. Raises InvalidInput unless it is a number above 0."""
+    is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if not is_number or not 0.0 < seconds < math.inf:  # type: ignore[operator]
+        raise InvalidInput(f"timeout must be a number of seconds above 0, not {seconds!r}")
+    return float(seconds)  # type: ignore[arg-type]
+
+
+def loading_of(
+    options: Mapping[str, Any] | None, keep_alive: str | float | None
+) -> dict[str, Any] | None:
+    """What a request says of how its model is to be loaded; None if nothing."""
+    if options is None and keep_alive is None:
+        return None
+    return {"options": options, "keep_alive": keep_alive}
+
+
+_RELOADING = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread")
+
+
+def reload_key(options: Mapping[str, Any] | None) -> tuple[tuple[str, str], ...] | None:
+    """What of `options` makes a server load the model anew when it differs; None if nothing.
+
+    These are the options of the runner, which it takes when it starts (ollama#8029, #12783).
+    """
+    if not options:
+        return None
+    return tuple((name, repr(options[name])) for name in _RELOADING if name in options) or None
+
+
 def check_text(text: object, index: int | None = None) -> None:
     """Raise InvalidInput unless `text` is a string that JSON can carry."""
     where = "input" if index is None else f"item {index}"

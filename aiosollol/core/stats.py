@@ -52,7 +52,12 @@ class NodeCounters:
 
 
 class NodeStats(NamedTuple):
-    """One node at one moment, as `pool_stats` shows it."""
+    """One node at one moment, as `pool_stats` shows it.
+
+    active: requests under way, queued: requests that wait for a place, limit: how many live
+    requests it should have at once. breaker: "closed", "open" or "half_open". cpu_load: 0 to 1,
+    gpu_free_mem: MB; None where unknown.
+    """
 
     key: str
     name: str
@@ -62,6 +67,12 @@ class NodeStats(NamedTuple):
     active: int
     counters: NodeCounters
     error: str = ""
+    queued: int = 0
+    limit: int = 0
+    breaker: str = "closed"
+    cpu_load: float | None = None
+    gpu_free_mem: float | None = None
+    is_draining: bool = False
 
 
 def pool_stats(nodes: list[NodeStats], *, strategy: str) -> dict[str, Any]:
@@ -92,6 +103,12 @@ def pool_stats(nodes: list[NodeStats], *, strategy: str) -> dict[str, Any]:
                 "failed_requests": node.counters.unsuccessful,
                 "available": node.is_available,
                 "active_requests": node.active,
+                "queued_requests": node.queued,
+                "concurrency_limit": node.limit,
+                "circuit_breaker": node.breaker,
+                "draining": node.is_draining,
+                "cpu_load": node.cpu_load,
+                "gpu_free_mem": node.gpu_free_mem,
                 "priority": node.priority,
                 "last_error": node.error,
             }

@@ -19,7 +19,7 @@ from aiosollol.testing.server import FakeOllama
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m aiosollol.testing", description=__doc__)
-    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--overhead", type=float, default=0.0, metavar="SECONDS")
     parser.add_argument("--seconds-per-item", type=float, default=0.0, metavar="SECONDS")

@@ -14,16 +14,18 @@ from aiosollol.testing.node import DEFAULT_MODELS
 class FakeOllamaProcess:
     """``python -m aiosollol.testing`` as a context manager with a `url`.
 
-    Options as for `FakeNode`, those that can be told on a command line. They stay as they are
-    while it runs, and its counters are out of reach. It ends with this process, however this one
-    ends. Entering raises NodeUnreachable or NodeTimeout, with what the process wrote to stderr, if
-    it is not ready within `start_timeout` seconds.
+    Options as for `FakeNode`, those that can be told on a command line, and where to listen: `host`
+    and `port` (0 takes a free one). They stay as they are while it runs, and its counters are out
+    of reach. It ends with this process, however this one ends. Entering raises NodeUnreachable or
+    NodeTimeout, with what the process wrote to stderr, if it is not ready within `start_timeout`
+    seconds.
     """
 
     def __init__(
         self,
         *,
         models: Iterable[str | FakeModel] = DEFAULT_MODELS,
+        host: str = "127.0.0.1",
         port: int = 0,
         overhead: float = 0.0,
         seconds_per_item: float = 0.0,
@@ -36,6 +38,7 @@ class FakeOllamaProcess:
     ) -> None:
         arguments = []
         for option, value in (
+            ("--host", host),
             ("--port", port),
             ("--overhead", overhead),
             ("--seconds-per-item", seconds_per_item),

@@ -3,7 +3,7 @@
 ::
 
     {
-      "machine": "9c1f0e6d",                      the same for all nodes of one machine
+      "machine": "9c1f0e6d7a3b2c48",              the same for all nodes of one machine
       "ollama": "http://127.0.0.1:11434",         the Ollama it stands beside, as it reaches it
       "version": "0.1.0",                         of the agent
       "cpu_load": 0.27,                           share of all cores that was busy, 0 to 1

@@ -1,0 +1,157 @@
+"""Finds the node for a live request, and a place on it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Sequence
+
+import anyio
+
+from aiosollol.core.breaker import last_resort
+from aiosollol.core.routing import RouteRequest, RoutingFunction, route
+from aiosollol.core.waiting import USUAL, Ticket
+from aiosollol.errors import PoolClosed, PoolSaturated
+from aiosollol.nodes import Node, Waiter
+from aiosollol.registry import Registry
+from aiosollol.roster import Roster
+
+_LEAST_PATIENCE = 0.1
+_PATIENCE = 2.0
+"""Times what it should take that a request waits in one line before it looks around again."""
+
+
+class Admission:
+    """Gives live requests their places.
+
+    roster: says which nodes are fit for a model. strategy: chooses one of several. wait_timeout:
+    seconds that a request waits for a place at most.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        roster: Roster,
+        strategy: RoutingFunction,
+        wait_timeout: float,
+        rng: random.Random,
+    ) -> None:
+        self._registry = registry
+        self._roster = roster
+        self._strategy = strategy
+        self._wait_timeout = wait_timeout
+        self._rng = rng
+
+    async def place(
+        self,
+        request: RouteRequest,
+        *,
+        tried: Collection[str] = (),
+        deadline: float,
+        priority: int = USUAL,
+    ) -> Node:
+        """The node for `request`, with a place on it that is taken already (`Node.leave`).
+
+        tried: nodes to leave out while there are others. deadline: by the registry's clock.
+        Raises PoolSaturated, PoolClosed, ModelNotFound, NoNodeAvailable.
+        """
+        nodes = self.eligible(request, tried)
+        if nodes:
+            node = nodes[0] if len(nodes) == 1 else self._choose(nodes, request)
+            if node.try_enter():
+                return node
+        return await self._wait(request, tried, deadline, priority)
+
+    def try_place(self, request: RouteRequest, tried: Collection[str]) -> Node | None:
+        """A node that has a place now and is none of `tried`, with that place taken, or None."""
+        nodes = [
+            node
+            for node in self.eligible(request, tried)
+            if node.name not in tried and node.in_flight < node.limit
+        ]
+        if not nodes:
+            return None
+        node = self._choose(nodes, request)
+        return node if node.try_enter() else None
+
+    def eligible(self, request: RouteRequest, tried: Collection[str] = ()) -> Sequence[Node]:
+        """The nodes that may have `request` now, perhaps none."""
+        nodes: Sequence[Node] = self._roster.ready(request.model)
+        if request.kind == "embed" and len(nodes) > 1:
+            nodes = self._roster.comparable(request.model, nodes)
+        if tried:
+            nodes = [node for node in nodes if node.name not in tried] or nodes
+        if not self._registry.not_closed:
+            return nodes
+        now = self._registry.clock()
+        admitting = [node for node in nodes if node.breaker.admits(now)]
+        if admitting or not nodes:
+            return admitting
+        # Better to ask one that failed than nobody.
+        node = last_resort(((node, node.breaker) for node in nodes), now)
+        return [] if node is None else [node]
+
+    def _choose(self, nodes: Sequence[Node], request: RouteRequest) -> Node:
+        return route(self._strategy, nodes, request, self._registry.clock(), self._rng)
+
+    async def _wait(
+        self, request: RouteRequest, tried: Collection[str], deadline: float, priority: int
+    ) -> Node:
+        """Wait in the line of the node that was chosen; look around again when that takes long."""
+        registry = self._registry
+        came = registry.clock()
+        gives_up = min(deadline, came + self._wait_timeout)
+        while True:
+            if self._roster.is_closed:
+                raise PoolClosed("the pool was closed during this call")
+            version = registry.version
+            nodes = self.eligible(request, tried)
+            now = registry.clock()
+            if not nodes:
+                if not self._roster.ready(request.model):
+                    await self._roster.wait_ready(request.model)
+                elif now >= gives_up:
+                    raise self._saturated(now - came)
+                else:  # all are being probed after failures: in a moment it is known how they are
+                    with anyio.move_on_after(min(gives_up - now, 1.0)):
+                        await registry.wait_changed(version)
+                continue
+            node = nodes[0] if len(nodes) == 1 else self._choose(nodes, request)
+            if node.try_enter():
+                return node
+            if now >= gives_up:
+                raise self._saturated(now - came)
+            patience = max(_LEAST_PATIENCE, _PATIENCE * node.ahead(now))
+            if await self._in_line(node, came, priority, min(gives_up - now, patience)):
+                return node
+
+    async def _in_line(self, node: Node, came: float, priority: int, seconds: float) -> bool:
+        """Whether a place on `node` came free for us within `seconds`."""
+        waiter = Waiter()
+        room = self._registry.room
+        ticket = room.add(waiter, node.name, came, priority)
+        if ticket is None:
+            raise PoolSaturated(
+                f"{len(room)} requests are waiting for a node already; "
+                "send fewer at once, add nodes, or raise max_waiting"
+            )
+        node.queued += 1
+        try:
+            with anyio.move_on_after(seconds):
+                await waiter.arrived.wait()
+        except BaseException:
+            self._out_of_line(node, ticket)
+            if waiter.node is not None:
+                waiter.node.leave()
+            raise
+        self._out_of_line(node, ticket)
+        return waiter.node is not None
+
+    def _out_of_line(self, node: Node, ticket: Ticket[Waiter]) -> None:
+        if self._registry.room.remove(ticket):
+            node.queued -= 1
+
+    def _saturated(self, seconds: float) -> PoolSaturated:
+        return PoolSaturated(
+            f"no node had a place within {seconds:.1f} s; "
+            "send fewer at once, add nodes, or raise wait_timeout"
+        )

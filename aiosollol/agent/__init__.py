@@ -1,0 +1,23 @@
+"""How busy this machine is, told to pools on other machines: the agent behind `aiosollol agent`.
+
+`serve` answers ``GET /agent`` with an `AgentReport` of `MachineSensors`, until it is cancelled. It
+needs the extra "agent": psutil, and nvidia-ml-py for the GPUs of NVIDIA.
+"""
+
+from aiosollol.agent.app import make_app
+from aiosollol.agent.gpus import stated_gpu
+from aiosollol.agent.readings import Readings, Sensors
+from aiosollol.agent.sensors import MachineSensors
+from aiosollol.agent.serving import Advertise, Announcer, is_loopback, serve
+
+__all__ = [
+    "Advertise",
+    "Announcer",
+    "MachineSensors",
+    "Readings",
+    "Sensors",
+    "is_loopback",
+    "make_app",
+    "serve",
+    "stated_gpu",
+]

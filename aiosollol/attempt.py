@@ -1,0 +1,146 @@
+"""One request to one node, from its place to its outcome: every account is kept here."""
+
+from __future__ import annotations
+
+from aiosollol.core import breaker as breakers
+from aiosollol.core.concurrency import Sample
+from aiosollol.core.events import AttemptFailed, NodeChanged
+from aiosollol.core.node import full_name
+from aiosollol.core.resilience import Failure, classify
+from aiosollol.core.routing import RouteRequest
+from aiosollol.errors import BadRequest, ModelMissing, NodeError, NodeTimeout, ServerBusy
+from aiosollol.nodes import Node, Work
+from aiosollol.registry import Registry
+
+
+_OVERHEAD_TOKENS = 75.0
+
+
+class Attempt:
+    """A request that has a place on `node`. Exactly one of the four ends must be called, once.
+
+    request: what it is. options: see `Node.is_cold`. is_live: whether it tells how many requests
+    the node should have at once; chunks of a batch do not, they are of very different sizes.
+    """
+
+    __slots__ = (
+        "_ahead",
+        "_in_flight",
+        "_is_live",
+        "_is_probe",
+        "_options",
+        "_registry",
+        "_request",
+        "_seconds",
+        "is_cold",
+        "node",
+        "sent_at",
+    )
+
+    def __init__(
+        self,
+        registry: Registry,
+        node: Node,
+        request: RouteRequest,
+        *,
+        options: object = None,
+        is_live: bool,
+    ) -> None:
+        self._registry = registry
+        self._request = request
+        self._options = options
+        self._is_live = is_live
+        self.node = node
+        self.sent_at = now = registry.clock()
+        self.is_cold = node.is_cold(request.model, options)
+        load = node.load_seconds(request.model) if self.is_cold else 0.0
+        self._seconds = (node.seconds(request) or 0.0) + load
+        self._ahead = node.backlog.ahead(now)
+        self._in_flight = node.in_flight
+        node.backlog.enter(self._seconds, now)
+        node.standing.asked(now)
+        self._is_probe = node.breaker.opens_at is not None and node.breaker.admits(now)
+        if self._is_probe:
+            self._advance(breakers.Sent(), now)
+
+    def restart(self) -> None:
+        """The model is loaded: what counts from now on is the request alone."""
+        self.is_cold = False
+        self.sent_at = self._registry.clock()
+
+    @property
+    def predicted(self) -> float:
+        """Seconds until its answer, as was thought when it was sent; 0 if that was unknown."""
+        return self._ahead + self._seconds if self._seconds else 0.0
+
+    def answered(self, tokens: float) -> None:
+        """It was answered; `tokens` is what it held, as the server counted them."""
+        node, request, now = self.node, self._request, self._registry.clock()
+        seconds = now - self.sent_at
+        if request.kind == "embed":
+            node.learn(request.model, tokens, self.sent_at, now)
+        else:
+            node.learn_talk(Work(full_name(request.model), request.kind), tokens, seconds)
+        node.standing.answered(seconds, self.predicted, now)
+        if self._is_live:
+            self._adapt(seconds, tokens)
+        node.succeed(self.sent_at, now)
+        node.warmed(request.model, self._options)
+        if node.breaker is not breakers.CLOSED:
+            self._advance(breakers.Answered(self._is_probe), now)
+        self._registry.answered(node)
+        self._leave(now)
+
+    def failed(self, error: NodeError) -> None:
+        """It failed."""
+        node, now = self.node, self._registry.clock()
+        failure = classify(error)
+        if isinstance(error, BadRequest | ModelMissing):
+            node.counters.rejected += 1
+        else:
+            node.counters.failed += 1
+        if failure in (Failure.NODE, Failure.ANSWER):
+            node.standing.failed(now)
+        if self._is_live and not self.is_cold and isinstance(error, NodeTimeout | ServerBusy):
+            self._adapt(now - self.sent_at, 0.0, is_overload=True)
+        node.disturb(now)
+        self._advance(breakers.Failed(failure, self._is_probe), now)
+        self._registry.failed(node, error, self._request.model)
+        self._registry.tell(
+            AttemptFailed(now, self._request.model, node.name, failure.value, str(error))
+        )
+        self._leave(now)
+
+    def cancelled(self) -> None:
+        """It was given up by us: the caller left, or another node was faster."""
+        node, now = self.node, self._registry.clock()
+        node.counters.cancelled += 1
+        node.disturb(now)
+        self._advance(breakers.GivenUp(self._is_probe), now)
+        self._leave(now)
+
+    def _leave(self, now: float) -> None:
+        self.node.backlog.leave(self._seconds, now)
+        self.node.leave()
+
+    def _adapt(self, seconds: float, work: float, *, is_overload: bool = False) -> None:
+        # A request has a price of its own, or short texts would look like congestion.
+        sample = Sample(seconds, work + _OVERHEAD_TOKENS, self._in_flight, is_overload)
+        self.node.learn_limit(Work(full_name(self._request.model), self._request.kind), sample)
+
+    def _advance(self, event: breakers.Event, now: float) -> None:
+        node = self.node
+        before, after = node.breaker, breakers.advance(node.breaker, event, now)
+        if after is before:
+            return
+        node.breaker = after
+        if before.opens_at != after.opens_at or before.is_probing != after.is_probing:
+            self._registry.breaker_changed(node)
+        phase = after.phase(now)
+        if phase == before.phase(now):
+            return
+        if phase == "closed":
+            node.returned_at = now
+        elif phase == "open":
+            node.send_away()
+        self._registry.tell(NodeChanged(now, node.name, f"breaker {phase}", node.state.error))

@@ -1,0 +1,174 @@
+"""What an operator asks of a pool: to load a model ahead, to compare nodes, to empty one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+
+import anyio
+
+from aiosollol.core.agreement import CANARIES, Agreement, Vectors, compare
+from aiosollol.core.node import full_name
+from aiosollol.core.request import EmbedSettings
+from aiosollol.errors import BadRequest, InvalidInput, NodeError, SollolError
+from aiosollol.exchange import GENERATE_PATH, EmbedCall, Exchange, TalkCall
+from aiosollol.loads import LOAD_SECONDS
+from aiosollol.nodes import Node
+from aiosollol.registry import Registry
+from aiosollol.roster import Roster
+from aiosollol.wire.chat import load_text
+from aiosollol.wire.embed import EmbedAnswer, dump_embed, fits_base64
+
+log = logging.getLogger("aiosollol")
+
+_VERIFY_SECONDS = 60.0
+
+
+class Care:
+    """Operations on the nodes of a registry. roster, exchange: as for `LiveCalls`."""
+
+    def __init__(self, registry: Registry, roster: Roster, exchange: Exchange) -> None:
+        self._registry = registry
+        self._roster = roster
+        self._exchange = exchange
+
+    def find(self, name: str) -> Node:
+        """The node of that name or URL. Raises InvalidInput if there is none."""
+        if name in self._registry:
+            return self._registry[name]
+        for url, node in self._registry.nodes.items():
+            if name.rstrip("/") == url:
+                return node
+        raise InvalidInput(
+            f"there is no node {name!r}; there are "
+            f"{', '.join(node.name for node in self._registry) or 'none'}"
+        )
+
+    async def warm(self, model: str, names: Iterable[str] | None) -> dict[str, float | SollolError]:
+        """Node -> seconds until it had `model` in memory, or why it has not.
+
+        Raises InvalidInput for a node that is not there, ModelNotFound, NoNodeAvailable.
+        """
+        if names is None:
+            nodes: Sequence[Node] = await self._roster.wait_ready(model, patient=True)
+        else:
+            nodes = [self.find(name) for name in names]
+        results: dict[str, float | SollolError] = {}
+
+        async def load(node: Node) -> None:
+            began = self._registry.clock()
+            try:
+                await self._load(node, model)
+                results[node.name] = self._registry.clock() - began
+            except NodeError as error:
+                results[node.name] = error
+
+        async with anyio.create_task_group() as group:
+            for node in nodes:
+                group.start_soon(load, node)
+        return {node.name: results[node.name] for node in nodes}
+
+    async def _load(self, node: Node, model: str) -> None:
+        """As for a conversation, or if the model is made for embedding alone, for that."""
+        talk = TalkCall(GENERATE_PATH, model, b"", load_text, 0.0, LOAD_SECONDS)
+        try:
+            await self._exchange.load(talk, node)
+        except BadRequest:
+            await self._exchange.load(self._call(model, [], LOAD_SECONDS), node)
+
+    async def verify(self, model: str) -> Agreement:
+        """How well the nodes agree on the vectors of `model`; outliers are distrusted from now on.
+
+        Raises ModelNotFound, NoNodeAvailable.
+        """
+        nodes = await self._roster.wait_ready(model, patient=True)
+        alone: dict[str, Vectors] = {}
+        listed: dict[str, Vectors] = {}
+        failed: dict[str, str] = {}
+
+        async def ask(node: Node) -> None:
+            try:
+                singles = [await self._vectors(node, model, [text]) for text in CANARIES]
+                listed[node.name] = await self._vectors(node, model, CANARIES)
+                alone[node.name] = [vector for vectors in singles for vector in vectors]
+            except NodeError as error:
+                failed[node.name] = str(error)
+
+        async with anyio.create_task_group() as group:
+            for node in nodes:
+                group.start_soon(ask, node)
+        order = [node.name for node in nodes if node.name in alone]
+        agreement = compare(
+            model,
+            {name: alone[name] for name in order},
+            {name: listed[name] for name in order},
+            {node.name: node.digest(model) for node in nodes},
+            failed,
+        )
+        self._distrust(full_name(model), nodes, agreement)
+        return agreement
+
+    def _distrust(self, name: str, nodes: Iterable[Node], agreement: Agreement) -> None:
+        for node in nodes:
+            before = name in node.distrusted
+            if node.name in agreement.outliers:
+                node.distrusted.add(name)
+            elif node.name not in agreement.failed:
+                node.distrusted.discard(name)
+            if before != (name in node.distrusted):
+                self._registry.wake()
+        if agreement.outliers:
+            log.warning(
+                "vectors of %s on %s are not those of the other nodes: left out of batches",
+                name,
+                ", ".join(agreement.outliers),
+            )
+
+    async def _vectors(self, node: Node, model: str, texts: Sequence[str]) -> Vectors:
+        answer = await self._embed(node, model, texts, _VERIFY_SECONDS)
+        floats = memoryview(answer.floats).cast("B").cast("f").tolist()
+        return [floats[i * answer.dim : (i + 1) * answer.dim] for i in range(len(texts))]
+
+    async def _embed(
+        self, node: Node, model: str, texts: Sequence[str], timeout: float
+    ) -> EmbedAnswer:
+        call = self._call(model, texts, timeout)
+        await node.enter()
+        return await self._exchange.embed(call, node, is_live=False)
+
+    def _call(self, model: str, texts: Sequence[str], timeout: float) -> EmbedCall:
+        settings = EmbedSettings(model=model)
+        return EmbedCall(
+            model=model,
+            texts=texts,
+            body=dump_embed(settings, texts),
+            fits_base64=fits_base64(settings),
+            tokens=self._registry.ratio(model).tokens_of(texts),
+            timeout=timeout,
+        )
+
+    async def drain(self, name: str, on_wait: Callable[[int], None] | None = None) -> None:
+        """Give a node no more work, and return when it has none under way.
+
+        on_wait: told how many requests are still under way, whenever that changes. Raises
+        InvalidInput.
+        """
+        node = self.find(name)
+        if not node.is_draining:
+            node.is_draining = True
+            node.send_away()
+            self._registry.drained(node)
+        told = -1
+        while node.in_flight:
+            if on_wait is not None and node.in_flight != told:
+                told = node.in_flight
+                on_wait(told)
+            await node.wait_left()
+
+    def resume(self, name: str) -> None:
+        """Let a node that was drained work again. Raises InvalidInput."""
+        node = self.find(name)
+        if node.is_draining:
+            node.is_draining = False
+            node.returned_at = self._registry.clock()
+            self._registry.wake()

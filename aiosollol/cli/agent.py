@@ -1,0 +1,100 @@
+"""`aiosollol agent`: tells pools on other machines how this one is, and that its Ollama is here."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+
+from aiosollol.agent import MachineSensors, is_loopback, serve, stated_gpu
+from aiosollol.cli.announcing import announced
+from aiosollol.cli.loop import run
+from aiosollol.cli.output import Screen
+from aiosollol.core.address import Address, parse_ollama_host
+from aiosollol.discovery.machine import machine_id
+from aiosollol.wire.agent import AGENT_PORT, AgentReport, dump_report
+
+_GIB = 2**30
+_ENDED = (130, 143)  # by Ctrl-C and SIGTERM: an agent ends in no other way
+_ONCE_SECONDS = 0.5  # the load of the CPU is that of a time, so a single report takes one
+
+
+@dataclass(frozen=True, slots=True)
+class AgentOptions:
+    """What `aiosollol agent` was told.
+
+    url: of the Ollama on this machine; None is that of ``OLLAMA_HOST``, or else
+    http://127.0.0.1:11434. name: under which it is announced; None is that of the machine.
+    vram_gb, gpu_name: of a GPU that NVML does not know. once: print one report and end.
+    """
+
+    url: str | None = None
+    host: str = "127.0.0.1"
+    port: int = AGENT_PORT
+    name: str | None = None
+    is_advertised: bool = True
+    vram_gb: float | None = None
+    gpu_name: str = ""
+    once: bool = False
+
+
+def run_agent(options: AgentOptions) -> int:
+    """Serve until Ctrl-C or SIGTERM, or print one report; the exit code, which is 0.
+
+    Raises MissingExtra without the extra "agent", InvalidInput for what cannot be and where it
+    cannot listen.
+    """
+    if options.url is None:
+        ollama = parse_ollama_host(os.environ.get("OLLAMA_HOST", ""))
+    else:
+        ollama = Address.parse(options.url)
+    gpu = stated_gpu(options.gpu_name, options.vram_gb)
+    sensors = MachineSensors(machine=machine_id(), ollama=ollama.url, gpu=gpu)
+    if options.once:
+        return _print_one(sensors)
+    screen = Screen(sys.stdout)
+
+    def tell(url: str, report: AgentReport) -> None:
+        for line in greeting(url, report, is_open=not is_loopback(options.host)):
+            screen.line(line)
+
+    advertise = partial(announced, ollama, options.name) if options.is_advertised else None
+    with screen.log():
+        try:
+            run(serve(sensors, options.host, options.port, advertise=advertise, on_ready=tell))
+        except SystemExit as end:
+            if end.code not in _ENDED:
+                raise
+    screen.line("The agent has ended.")
+    return 0
+
+
+def _print_one(sensors: MachineSensors) -> int:
+    time.sleep(_ONCE_SECONDS)
+    try:
+        report = dump_report(sensors.read())
+    finally:
+        sensors.close()
+    print(report.decode(), flush=True)
+    return 0
+
+
+def greeting(url: str, report: AgentReport, *, is_open: bool) -> list[str]:
+    """What a user is told once the agent answers. is_open: other machines can reach it."""
+    lines = [f"The agent is at {url}, beside the Ollama at {report.ollama}; Ctrl-C ends it."]
+    for gpu in report.gpus:
+        size = "" if gpu.memory_total is None else f", {gpu.memory_total / _GIB:.1f} GiB"
+        lines.append(f"GPU: {gpu.name}{size}")
+    if not report.gpus:
+        lines.append("No NVIDIA GPU was found. State one of another make: --vram-gb, --gpu-name.")
+    if is_open:
+        lines.append(
+            "Whoever reaches that port can read the load of the CPU, how much memory this machine "
+            "and its GPUs have and how much is free, the names of the GPUs, an id of this machine, "
+            "and the URL of the Ollama; no prompts, no answers, no names of models."
+        )
+    else:
+        lines.append("Only this machine can reach it; --host 0.0.0.0 lets pools elsewhere read it.")
+    return lines

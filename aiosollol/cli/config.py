@@ -1,0 +1,77 @@
+"""`aiosollol config`: what each setting is, and where it came from."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from aiosollol.cli.output import Screen, write_json
+from aiosollol.config.node_files import default_nodes_path, find_nodes_file, load_nodes
+from aiosollol.config.places import settings_path
+from aiosollol.config.resolve import Resolved, resolve
+from aiosollol.config.settings import TABLE, shown
+
+
+class _Nodes(NamedTuple):
+    """The file of nodes that is used, if there is one, and how many it names."""
+
+    path: Path | None
+    nodes: int
+
+
+def show_config(as_json: bool) -> int:
+    """Print every setting and which files were read, and return the exit code 0.
+
+    Raises ConfigError for a setting, or a file, that is wrong. Nothing is printed then.
+    """
+    resolved = resolve({})
+    path = find_nodes_file()
+    # How many, and no more: a file of nodes may hold tokens.
+    nodes = _Nodes(path, len(load_nodes(path)) if path is not None else 0)
+    if as_json:
+        write_json(_as_dict(resolved, nodes), sys.stdout)
+    else:
+        _print_table(resolved, nodes)
+    return 0
+
+
+def _print_table(resolved: Resolved, nodes: _Nodes) -> None:
+    screen = Screen(sys.stdout)
+    rows = [
+        (name, shown(origin.value), origin.source, TABLE[name].about)
+        for name, origin in resolved.origins.items()
+    ]
+    screen.table(("setting", "value", "from", "what it is"), rows)
+    screen.line()
+    if resolved.path is None:
+        screen.line(f"settings file: none; {settings_path()} would be read")
+    else:
+        screen.line(f"settings file: {resolved.path}")
+    if nodes.path is None:
+        screen.line(f"nodes file: none; {default_nodes_path()} would be read")
+    else:
+        count = "1 node" if nodes.nodes == 1 else f"{nodes.nodes:,} nodes"
+        screen.line(f"nodes file: {nodes.path} ({count})")
+    for name, guess in resolved.strangers.items():
+        hint = f": did you mean {guess}?" if guess else ", and has no effect"
+        screen.line(f"{name} is not a setting{hint}", style="yellow")
+
+
+def _as_dict(resolved: Resolved, nodes: _Nodes) -> dict[str, Any]:
+    return {
+        "settings": {
+            name: {
+                "value": origin.value,
+                "source": origin.source,
+                "default": TABLE[name].default,
+                "variable": TABLE[name].variable,
+                "description": TABLE[name].about,
+            }
+            for name, origin in resolved.origins.items()
+        },
+        "settings_file": resolved.path,
+        "nodes_file": None if nodes.path is None else str(nodes.path),
+        "nodes": nodes.nodes if nodes.path is not None else None,
+        "unknown_variables": dict(resolved.strangers),
+    }

@@ -1,0 +1,189 @@
+"""`aiosollol discover`: which Ollama servers are on the network, as they answer."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aiosollol.cli.loop import run
+from aiosollol.cli.output import Screen, seconds_text, write_json
+from aiosollol.config.node_files import save_nodes
+from aiosollol.core.address import DEFAULT_PORT
+from aiosollol.core.discovered import Discovered
+from aiosollol.core.networks import Skipped
+from aiosollol.core.node import NodeSpec
+from aiosollol.discovery import Search, discover
+from aiosollol.discovery.watch import Arrived, Watch
+
+_ENDED = (130, 143)  # by Ctrl-C and SIGTERM: to watch ends in no other way
+_SOURCES = {
+    "environment": "named by OLLAMA_HOST",
+    "known": "known before",
+    "zeroconf": "announced",
+    "scan": "found",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DiscoverOptions:
+    """What `aiosollol discover` was told.
+
+    subnets: CIDRs in place of the networks of this machine. ports: empty is Ollama's own.
+    timeout: seconds for each address. watch: go on until Ctrl-C. save: a file for the nodes.
+    """
+
+    watch: bool = False
+    save: str | None = None
+    subnets: Sequence[str] = ()
+    ports: Sequence[int] = ()
+    timeout: float = 0.5
+    use_zeroconf: bool = True
+    use_scan: bool = True
+    as_json: bool = False
+
+    def arguments(self) -> dict[str, Any]:
+        """As `discover` takes them."""
+        return {
+            "timeout": self.timeout,
+            "subnets": self.subnets or None,
+            "ports": self.ports or (DEFAULT_PORT,),
+            "use_zeroconf": self.use_zeroconf,
+            "use_scan": self.use_scan,
+        }
+
+
+def run_discover(options: DiscoverOptions) -> int:
+    """Print each node as it answers, and return the exit code: 1 if none does.
+
+    With `watch` it prints who comes and who goes until Ctrl-C, and the code is 0. Raises
+    InvalidInput for a network or a port that is none, ConfigError where nothing can be saved.
+    """
+    if options.watch:
+        try:
+            run(_watch(options))
+        except SystemExit as end:
+            if end.code not in _ENDED:
+                raise
+        return 0
+    screen = Screen(sys.stderr if options.as_json else sys.stdout)
+    search = discover(**options.arguments())
+    with screen.log():
+        found = run(_search(search, screen, options))
+    if options.as_json:
+        write_json(_summary(search, found), sys.stdout)
+    else:
+        _tell_end(screen, search, found, options)
+    if options.save and found:
+        save_nodes(options.save, specs_of(found))
+        screen.line(f"Saved in {options.save}.")
+    elif options.save:
+        screen.line(f"{options.save} was left as it is.")
+    return int(not found)
+
+
+async def _search(search: Search, screen: Screen, options: DiscoverOptions) -> list[Discovered]:
+    found = []
+    async with search:
+        async for node in search:
+            found.append(node)
+            if not options.as_json:
+                screen.line(line_of(node))
+    return found
+
+
+async def _watch(options: DiscoverOptions) -> None:
+    """Print changes for ever. With `save`, the file has the nodes that are there, if there are."""
+    screen = Screen(sys.stdout)
+    with screen.log():
+        async with Watch(**options.arguments()) as watch:
+            if not options.as_json:
+                screen.line("Watching for nodes (+ comes, - goes); Ctrl-C ends it.")
+            async for change in watch:
+                has_come = isinstance(change, Arrived)
+                reason = "" if isinstance(change, Arrived) else change.reason
+                if options.as_json:
+                    event = {"event": "arrived" if has_come else "departed"}
+                    event |= {"reason": reason} if reason else {}
+                    write_json({**event, **_as_dict(change.node)}, sys.stdout)
+                elif has_come:
+                    screen.line(f"+ {line_of(change.node)}", style="green")
+                else:
+                    screen.line(f"- {change.node.url}: {reason}", style="red")
+                if options.save and watch.nodes:
+                    # Not in the event loop: it waits for the disk.
+                    specs = specs_of(watch.nodes.values())
+                    await asyncio.to_thread(save_nodes, options.save, specs)
+
+
+def line_of(node: Discovered) -> str:
+    """A node in one line: where, which version, how it was found, how fast, with which models."""
+    where = f"{node.url} ({node.name})" if node.name else node.url
+    models = f"models {', '.join(node.models)}" if node.models else "no models"
+    how = _SOURCES[node.source]
+    return (
+        f"{where}: version {node.version}, {how}, answers in {seconds_text(node.seconds)}, {models}"
+    )
+
+
+def specs_of(nodes: Iterable[Discovered]) -> list[NodeSpec]:
+    """What is saved of nodes. A name that two of them have is nobody's."""
+    nodes = list(nodes)
+    names = collections.Counter(node.name for node in nodes)
+    return [
+        NodeSpec(
+            node.url,
+            name=node.name if names[node.name] == 1 else "",
+            fingerprint=node.fingerprint or None,
+        )
+        for node in nodes
+    ]
+
+
+def _tell_end(
+    screen: Screen, search: Search, found: Sequence[Discovered], options: DiscoverOptions
+) -> None:
+    asked = "1 address was" if search.addresses == 1 else f"{search.addresses:,} addresses were"
+    count = {0: "No node", 1: "1 node"}.get(len(found), f"{len(found):,} nodes")
+    screen.line(f"{count} found; {asked} asked in {seconds_text(search.seconds)}.")
+    for skipped in search.skipped:
+        screen.line(str(skipped), style="yellow")
+    if not found:
+        for line in hints(options, search.skipped):
+            screen.line(line, indent=2)
+
+
+def hints(options: DiscoverOptions, skipped: Sequence[Skipped]) -> list[str]:
+    """What to do when nothing was found."""
+    port = options.ports[0] if options.ports else DEFAULT_PORT
+    lines = [
+        "On each server, let Ollama listen on the network: set OLLAMA_HOST=0.0.0.0 in its "
+        "environment (with systemd: systemctl edit ollama, then Environment=OLLAMA_HOST=0.0.0.0) "
+        "and restart it.",
+        f"Let its firewall admit TCP port {port}; with ufw: ufw allow {port}/tcp",
+    ]
+    if skipped or not options.subnets:
+        lines.append(
+            "Name the network where the servers are: aiosollol discover --subnet 192.168.1.0/24"
+        )
+    if not options.ports:
+        lines.append("Name the port if it is another: aiosollol discover --port 8080")
+    if options.use_zeroconf:
+        lines.append("Or let the servers announce themselves: aiosollol advertise")
+    return lines
+
+
+def _summary(search: Search, found: Sequence[Discovered]) -> dict[str, Any]:
+    return {
+        "nodes": [_as_dict(node) for node in found],
+        "skipped": [skipped._asdict() for skipped in search.skipped],
+        "addresses": search.addresses,
+        "seconds": round(search.seconds, 4),
+    }
+
+
+def _as_dict(node: Discovered) -> dict[str, Any]:
+    return {**node._asdict(), "models": list(node.models), "seconds": round(node.seconds, 6)}

@@ -1,0 +1,1 @@
+"""What the user says: settings (`settings`, `resolve`) and files of nodes (`node_files`)."""

@@ -1,0 +1,121 @@
+"""The settings of a pool, from all the places where they may be given, and where each came from.
+
+The order is: arguments, environment, file, defaults.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aiosollol.config.files import path_of
+from aiosollol.config.hints import closest
+from aiosollol.config.places import settings_path
+from aiosollol.config.settings import ARGUMENT, PREFIX, TABLE, Settings, place, unknown_setting
+
+if TYPE_CHECKING:
+    from aiosollol.config.settings_file import Written
+
+CONFIG_VARIABLE = f"{PREFIX}CONFIG"
+
+log = logging.getLogger("aiosollol")
+
+
+class Origin(NamedTuple):
+    """A setting's value, and where it came from.
+
+    source: "argument", "environment variable SOLLOL_X", "/path/config.toml, line 3" or "default".
+    """
+
+    value: Any
+    source: str
+
+
+class Resolved(NamedTuple):
+    """What holds. `origins` has every setting by name.
+
+    path: the settings file that was read; None if there is none.
+    strangers: variables that look like settings and are none, and what was probably meant, or "".
+    """
+
+    settings: Settings
+    origins: Mapping[str, Origin]
+    path: str | None
+    strangers: Mapping[str, str]
+
+
+def resolve(
+    arguments: Mapping[str, Any],
+    *,
+    environ: Mapping[str, str] = os.environ,
+    path: str | os.PathLike[str] | None = None,
+) -> Resolved:
+    """Every setting, and where it came from. An argument that is None was not given.
+
+    path: the settings file, in place of ``$SOLLOL_CONFIG`` and ``~/.config/aiosollol/config.toml``.
+    An environment variable that is empty counts as not set. A variable whose name is nearly that
+    of a setting is logged as a warning, and has no effect.
+
+    Blocks for one look at the file system, and for reading the file if there is one.
+    Raises ConfigError, which names the variable, or the file and line, and what to write instead.
+    """
+    for name in arguments:
+        if name not in TABLE:
+            raise unknown_setting(name)
+    file, written = _read_file(environ, path)
+    origins = {}
+    for name, setting in TABLE.items():
+        argument, text = arguments.get(name), environ.get(setting.variable, "").strip()
+        if argument is not None:
+            origins[name] = Origin(setting.check(argument), ARGUMENT)
+        elif text:
+            origins[name] = Origin(setting.read(text), f"environment variable {setting.variable}")
+        elif name in written and file is not None:
+            origins[name] = Origin(written[name].value, place(file, written[name].line))
+        else:
+            origins[name] = Origin(setting.default, "default")
+    settings = Settings(**{name: origin.value for name, origin in origins.items()})
+    strangers = _find_strangers(environ)
+    _warn(strangers)
+    return Resolved(settings, origins, file, strangers)
+
+
+def _read_file(
+    environ: Mapping[str, str], path: str | os.PathLike[str] | None
+) -> tuple[str | None, dict[str, Written]]:
+    named = environ.get(CONFIG_VARIABLE, "").strip()
+    if path is not None:
+        file, missing = path_of(path), "name one that exists"
+    elif named:
+        file, missing = path_of(named), f"make it, or unset {CONFIG_VARIABLE}"
+    else:
+        file, missing = str(settings_path(environ)), "the link to it leads nowhere: remove it"
+        # A home that may not be entered (systemd's ProtectHome) is a home without a file.
+        if not os.path.lexists(file):
+            return None, {}
+    from aiosollol.config.settings_file import read_settings  # for those who have a file
+
+    return file, read_settings(file, missing=missing)
+
+
+def _find_strangers(environ: Mapping[str, str]) -> dict[str, str]:
+    known = {setting.variable for setting in TABLE.values()} | {CONFIG_VARIABLE}
+    found = sorted(
+        name for name in environ if name.upper().startswith(PREFIX) and name not in known
+    )
+    # Without the prefix, which would make any two of them look alike, and strictly: the original's
+    # "metrics_port" is no slip of the pen.
+    short = [name.removeprefix(PREFIX) for name in known]
+    guesses = {
+        name: closest(name.upper().removeprefix(PREFIX), short, likeness=0.75) for name in found
+    }
+    return {name: guess and f"{PREFIX}{guess}" for name, guess in guesses.items()}
+
+
+def _warn(strangers: Mapping[str, str]) -> None:
+    # Those that resemble nothing are most likely the original's, which has some of its own.
+    guesses = [f"{name} (did you mean {guess}?)" for name, guess in strangers.items() if guess]
+    if guesses:
+        log.warning("environment variables that are no settings: %s", ", ".join(guesses))

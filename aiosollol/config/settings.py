@@ -1,0 +1,199 @@
+"""Every setting of a pool, in one table: type, kind, default, and what it is for.
+
+To add one, add a line to `Settings` and a row to docs/configuration.md. Its variable, its place in
+the file, its check, its error messages and its row in ``aiosollol config`` follow from that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Generic, Literal, NoReturn, TypedDict, TypeVar, cast
+
+from aiosollol.config.hints import did_you_mean, shortened
+from aiosollol.config.kinds import (
+    COUNT,
+    FLAG,
+    FRACTION,
+    GAIN,
+    NAMES,
+    PATIENCE,
+    SECONDS,
+    Kind,
+    one_of,
+)
+from aiosollol.core.planner import Policy, SameMachine
+from aiosollol.errors import ConfigError
+
+
+class PoolSettings(TypedDict, total=False):
+    """The settings as keyword arguments of a pool, but for `routing_strategy`, which it takes
+    itself. None is not given."""
+
+    auto_discover: bool | None
+    discovery_timeout: float | None
+    trusted: Iterable[str] | None
+    embed_timeout: float | None
+    chat_timeout: float | None
+    first_byte_timeout: float | None
+    policy: Policy | None
+    min_gain: float | None
+    same_machine: SameMachine | None
+    max_retries: int | None
+    retry_budget: float | None
+    hedge_rate: float | None
+    max_waiting: int | None
+    wait_timeout: float | None
+    metrics_interval: float | None
+    check_interval: float | None
+
+
+RoutingStrategy = Literal[
+    "performance", "score", "round_robin", "priority", "least_loaded", "random"
+]
+
+PREFIX = "SOLLOL_"
+ARGUMENT = "argument"
+
+T = TypeVar("T")
+
+
+class Setting(Generic[T]):
+    """One row of the table. `about` says what the setting is for, in one line."""
+
+    __slots__ = ("about", "default", "kind", "name")
+
+    def __init__(self, kind: Kind[T], default: T, about: str) -> None:
+        self.name = ""
+        self.kind = kind
+        self.default = default
+        self.about = about
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that gives it."""
+        return f"{PREFIX}{self.name.upper()}"
+
+    def check(self, value: object, *, source: str = ARGUMENT, line: int | None = None) -> T:
+        """`value` as it is kept. Raises ConfigError, which says where it stands and what to do."""
+        try:
+            return self.kind.check(value)
+        except (ValueError, OverflowError):
+            where = "" if source == ARGUMENT else f"{place(source, line)}: "
+            raise self._error(f"{where}{self.name}", value, source, line) from None
+
+    def read(self, text: str) -> T:
+        """The value that `text` in the environment variable stands for. Raises ConfigError."""
+        try:
+            return self.kind.check(self.kind.read(text))
+        except (ValueError, OverflowError):
+            raise self._error(self.variable, text, self.variable, None) from None
+
+    def _error(self, what: str, value: object, source: str, line: int | None) -> ConfigError:
+        message = f"{what} must be {self.kind.expected}, not {shortened(value)}"
+        return ConfigError(message, source=source, line=line)
+
+
+def _setting(kind: Kind[T], default: T, about: str) -> T:
+    # A lie to the type checker: in the class it is a Setting, in an instance its value.
+    return cast(T, Setting(kind, default, about))
+
+
+class Settings:
+    """The value of every setting, checked: ``settings.embed_timeout``. Frozen.
+
+    Settings that are not given, or are None, have their defaults. Times are seconds.
+
+    Raises ConfigError for a value that cannot be right and for a name that is not in the table.
+    """
+
+    auto_discover: bool = _setting(FLAG, True, "search the network if no node is named")
+    discovery_timeout: float = _setting(SECONDS, 0.5, "how long an address may take to answer")
+    trusted: tuple[str, ...] | None = _setting(
+        NAMES, None, "the only addresses, names or TLS fingerprints to accept as nodes"
+    )
+    embed_timeout: float = _setting(SECONDS, 60.0, "for one embedding request to one node")
+    chat_timeout: float = _setting(SECONDS, 300.0, "for one chat or generate to one node")
+    first_byte_timeout: float = _setting(
+        SECONDS, 120.0, "for the first part of a streamed answer, once the model is loaded"
+    )
+    policy: Policy = _setting(
+        one_of(Policy), "adaptive", "how to spread a batch: by predicted times, or by thresholds"
+    )
+    min_gain: float = _setting(GAIN, 0.05, "the part of the time that spreading a batch must save")
+    same_machine: SameMachine = _setting(
+        one_of(SameMachine), "measure", "nodes on one machine: measure, share the work, or use one"
+    )
+    routing_strategy: RoutingStrategy = _setting(
+        one_of(RoutingStrategy), "performance", "which node answers a live request"
+    )
+    max_retries: int = _setting(COUNT, 3, "further attempts after the first one failed")
+    retry_budget: float = _setting(FRACTION, 0.2, "retries may be this part of all requests")
+    hedge_rate: float = _setting(
+        FRACTION, 0.05, "second requests for late answers may be this part; 0 sends none"
+    )
+    max_waiting: int = _setting(COUNT, 1000, "the most requests that wait for a node at once")
+    wait_timeout: float = _setting(PATIENCE, 30.0, "how long a request waits for a node")
+    metrics_interval: float = _setting(SECONDS, 30.0, "between two looks at what a node has loaded")
+    check_interval: float = _setting(SECONDS, 120.0, "between two looks at whether a node is well")
+
+    def __init__(self, **values: Any) -> None:
+        for name in values:
+            if name not in TABLE:
+                raise unknown_setting(name)
+        for name, setting in TABLE.items():
+            value = values.get(name)
+            self.__dict__[name] = setting.default if value is None else setting.check(value)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"settings are frozen: {name} cannot be set")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"settings are frozen: {name} cannot be deleted")
+
+    def __eq__(self, other: object) -> bool:
+        return self.__dict__ == other.__dict__ if isinstance(other, Settings) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.__dict__.values()))
+
+    def __repr__(self) -> str:
+        changed = (
+            f"{name}={getattr(self, name)!r}"
+            for name, setting in TABLE.items()
+            if getattr(self, name) != setting.default
+        )
+        return f"Settings({', '.join(changed)})"
+
+
+TABLE: Mapping[str, Setting[Any]] = {
+    name: entry for name, entry in vars(Settings).items() if isinstance(entry, Setting)
+}
+
+
+def unknown_setting(name: str, *, source: str = ARGUMENT, line: int | None = None) -> ConfigError:
+    """The error for a name that is not in the table."""
+    where = "" if source == ARGUMENT else f"{place(source, line)}: "
+    if name == "nodes" and where:
+        hint = "; nodes have their own file, ~/.config/aiosollol/nodes.json"
+    else:
+        hint = did_you_mean(name.lower().removeprefix(PREFIX.lower()), TABLE)
+    return ConfigError(f"{where}unknown setting {name!r}{hint}", source=source, line=line)
+
+
+def place(source: str, line: int | None) -> str:
+    """A place in a file, in words: ``/path/config.toml, line 3``."""
+    return source if line is None else f"{source}, line {line}"
+
+
+def shown(value: object) -> str:
+    """A setting's value for people: ``true``, ``0.5``, ``60``, ``none``, ``a, b``."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    return f"{value:.15g}" if isinstance(value, float) else str(value)

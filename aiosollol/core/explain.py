@@ -1,0 +1,158 @@
+"""Who may have a live request, and a decision in words: each node's terms, and why or why not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from aiosollol.core.breaker import Breaker
+from aiosollol.core.routing import (
+    NodeLoad,
+    RouteRequest,
+    RoutingFunction,
+    performance,
+    predict,
+    route,
+    score,
+    score_terms,
+)
+from aiosollol.core.share import share
+
+if TYPE_CHECKING:
+    from random import Random
+
+
+class NodeCondition(NodeLoad, Protocol):
+    """What must be known besides to say whether a node is eligible.
+
+    error: why it is down. digest(model): "" where unknown.
+    """
+
+    @property
+    def is_down(self) -> bool: ...
+    @property
+    def error(self) -> str: ...
+    @property
+    def is_draining(self) -> bool: ...
+    @property
+    def breaker(self) -> Breaker: ...
+    def has_model(self, model: str) -> bool: ...
+    def digest(self, model: str) -> str: ...
+
+
+def why_not(node: NodeCondition, request: RouteRequest, now: float) -> str:
+    """In words, why `node` must not have `request`; "" if it may."""
+    if node.is_draining:
+        return "draining"
+    if node.is_down:
+        return f"down: {node.error}" if node.error else "down"
+    if not node.has_model(request.model):
+        return f"lacks the model {request.model}"
+    if request.digest is not None and node.digest(request.model) != request.digest:
+        found = node.digest(request.model)[:12] or "unknown"
+        return f"vectors differ: digest {found}, not {request.digest[:12]}"
+    return node.breaker.describe(now)
+
+
+def why_less(node: NodeLoad, now: float) -> str:
+    """In words, what keeps requests from an eligible node; "" if nothing does."""
+    reasons = []
+    if node.in_flight >= node.limit:
+        waiting = f", {node.queued} waiting" if node.queued else ""
+        reasons.append(f"at its limit ({node.in_flight} of {node.limit} in flight{waiting})")
+    part = share(node.returned_at, now)
+    if part < 1.0:
+        reasons.append(f"returning, gets {part:.0%} of its share")
+    return ", ".join(reasons)
+
+
+class NodeExplanation(NamedTuple):
+    """One node in a decision. terms: by name, as far as it is eligible; durations are seconds.
+
+    reason: why it is not eligible or gets less, "" otherwise.
+    """
+
+    name: str
+    is_eligible: bool
+    reason: str
+    terms: dict[str, float]
+
+
+class RouteExplanation(NamedTuple):
+    """Which node a request would go to now, and why. `str()` of it is a table.
+
+    chosen: its name, None if no node is eligible. waits: whether it would wait there for a place.
+    """
+
+    strategy: str
+    model: str
+    chosen: str | None
+    waits: bool
+    nodes: tuple[NodeExplanation, ...]
+
+    def __str__(self) -> str:
+        if self.chosen is None:
+            head = f"no node is eligible for {self.model}"
+        else:
+            verb = "waits for" if self.waits else "goes to"
+            head = f"{self.model} {verb} {self.chosen}, by the strategy {self.strategy!r}"
+        width = max((len(node.name) for node in self.nodes), default=0)
+        lines = [head]
+        for node in self.nodes:
+            mark = "->" if node.name == self.chosen else "  "
+            terms = ", ".join(f"{name} {value:.4g}" for name, value in node.terms.items())
+            text = "; ".join(part for part in (terms, node.reason) if part)
+            lines.append(f"{mark} {node.name:{width}}  {text}".rstrip())
+        return "\n".join(lines)
+
+
+def explain(
+    strategy: RoutingFunction,
+    name: str,
+    nodes: Iterable[NodeCondition],
+    request: RouteRequest,
+    now: float,
+    rng: Random,
+) -> RouteExplanation:
+    """What `route` would do with `request` among `nodes`, eligible or not, and why.
+
+    name: what to call the strategy. A "round_robin" takes its turn by this, as by `route`.
+    """
+    every = list(nodes)
+    reasons = [why_not(node, request, now) for node in every]
+    eligible = [node for node, reason in zip(every, reasons, strict=True) if not reason]
+    chosen = route(strategy, eligible, request, now, rng) if eligible else None
+    expected = dict(zip((n.name for n in eligible), predict(eligible, request, now), strict=True))
+    explained = tuple(
+        NodeExplanation(
+            node.name,
+            not reason,
+            reason or why_less(node, now),
+            {} if reason else _terms(strategy, node, request, now, expected[node.name]),
+        )
+        for node, reason in zip(every, reasons, strict=True)
+    )
+    waits = chosen is not None and chosen.in_flight >= chosen.limit
+    chosen_name = None if chosen is None else chosen.name
+    return RouteExplanation(name, request.model, chosen_name, waits, explained)
+
+
+def _terms(
+    strategy: RoutingFunction, node: NodeLoad, request: RouteRequest, now: float, expected: float
+) -> dict[str, float]:
+    if strategy is score:
+        terms = score_terms(node, now)
+        return {"score": sum(terms), **terms._asdict()}
+    terms_by_name = {
+        "expected": expected,
+        "round trip": node.round_trip,
+        "ahead": node.ahead(now),
+        "own": node.seconds(request) or 0.0,
+        "load": node.load_seconds(request.model),
+        "success rate": node.standing.success_rate(now),
+        "pace": node.standing.pace(now),
+    }
+    if strategy is not performance:
+        terms_by_name |= {"in flight": node.in_flight, "queued": node.queued}
+        terms_by_name["priority"] = node.priority
+    return terms_by_name

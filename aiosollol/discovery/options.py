@@ -1,0 +1,115 @@
+"""What a search is asked to do, checked once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from aiosollol.core.address import DEFAULT_PORT, Address, parse_ollama_host
+from aiosollol.core.networks import (
+    MAX_ADDRESSES,
+    SweepOptions,
+    parse_networks,
+    parse_subnets,
+)
+from aiosollol.discovery.trust import Trust
+from aiosollol.errors import ConfigError, InvalidInput
+
+MAX_OPEN = 256
+"""Sockets open at once, unless a third of the file limit is less."""
+
+_MOST_PORTS = 64
+_MOST_SECONDS = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """The arguments of `discover`, in the form in which a search needs them."""
+
+    timeout: float
+    ports: tuple[int, ...]
+    sweep: SweepOptions
+    named: Address | None
+    known: tuple[Address, ...]
+    trust: Trust | None
+    exclude_localhost: bool
+    auto_resolve_docker: bool
+    discover_all_nodes: bool
+    use_zeroconf: bool
+    use_scan: bool
+    max_open: int
+
+    @classmethod
+    def parse(
+        cls,
+        *,
+        timeout: float = 0.5,
+        ports: Iterable[int] = (DEFAULT_PORT,),
+        subnets: Iterable[str] | None = None,
+        known: Iterable[str] = (),
+        allow: Iterable[str] = (),
+        deny: Iterable[str] = (),
+        trusted: Iterable[str] | None = None,
+        exclude_localhost: bool = False,
+        auto_resolve_docker: bool = True,
+        discover_all_nodes: bool = True,
+        use_zeroconf: bool = True,
+        use_scan: bool = True,
+        max_open: int = MAX_OPEN,
+        max_addresses: int = MAX_ADDRESSES,
+        environ: Mapping[str, str] = os.environ,
+    ) -> SearchOptions:
+        """Check and read what a user gave to `discover`. Raises InvalidInput."""
+        if not (_is_number(timeout) and 0 < timeout <= _MOST_SECONDS):
+            raise InvalidInput(
+                f"timeout must be a number of seconds above 0 and at most {_MOST_SECONDS:g}, "
+                f"not {timeout!r}"
+            )
+        for what, number in (("max_open", max_open), ("max_addresses", max_addresses)):
+            if not (isinstance(number, int) and not isinstance(number, bool) and number >= 1):
+                raise InvalidInput(f"{what} must be a whole number of at least 1, not {number!r}")
+        allowed = parse_networks("allow", allow)
+        return cls(
+            timeout=float(timeout),
+            ports=_checked_ports(ports),
+            sweep=SweepOptions(
+                subnets=None if subnets is None else parse_subnets(subnets),
+                allow=allowed or None,
+                deny=parse_networks("deny", deny),
+                max_addresses=max_addresses,
+            ),
+            named=_read_ollama_host(environ),
+            known=tuple(dict.fromkeys(map(Address.parse, known))),
+            trust=None if trusted is None else Trust.parse(trusted),
+            exclude_localhost=exclude_localhost,
+            auto_resolve_docker=auto_resolve_docker,
+            discover_all_nodes=discover_all_nodes,
+            use_zeroconf=use_zeroconf,
+            use_scan=use_scan,
+            max_open=max_open,
+        )
+
+
+def _checked_ports(ports: Iterable[int]) -> tuple[int, ...]:
+    checked = tuple(dict.fromkeys(ports))
+    for port in checked:
+        if not (isinstance(port, int) and not isinstance(port, bool) and 0 < port < 65536):
+            raise InvalidInput(f"{port!r} in ports is not a port; write one like {DEFAULT_PORT}")
+    if not 0 < len(checked) <= _MOST_PORTS:
+        raise InvalidInput(f"ports must be 1 to {_MOST_PORTS} numbers, not {len(checked)}")
+    return checked
+
+
+def _read_ollama_host(environ: Mapping[str, str]) -> Address | None:
+    text = environ.get("OLLAMA_HOST", "")
+    if not text.strip().strip("\"'"):
+        return None
+    try:
+        return parse_ollama_host(text)
+    except InvalidInput as error:
+        raise ConfigError(f"OLLAMA_HOST: {error}", source="OLLAMA_HOST") from error
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,369 @@
+"""One node in use: what is known of it, what it is doing, and who waits for a place on it."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import anyio
+
+from aiosollol.core import breaker as breakers
+from aiosollol.core import concurrency, memory
+from aiosollol.core.breaker import Breaker
+from aiosollol.core.concurrency import Concurrency, Sample
+from aiosollol.core.cost import Cost
+from aiosollol.core.discovered import Source
+from aiosollol.core.node import NodeSpec, NodeState, full_name
+from aiosollol.core.routing import RouteRequest
+from aiosollol.core.share import Backlog, Standing, Steady
+from aiosollol.core.stats import NodeCounters, NodeStats
+from aiosollol.core.waiting import WaitingRoom
+
+BATCH_WINDOW = 2
+"""Chunks under way on a node at once: one is computed while the next is on the wire."""
+
+_GUESSED_LOAD_SECONDS = 5.0
+
+
+class Waiter:
+    """Somebody who waits for a place. `arrived` is set with a place on `node`, or without one."""
+
+    __slots__ = ("arrived", "node")
+
+    def __init__(self) -> None:
+        self.arrived = anyio.Event()
+        self.node: Node | None = None
+
+
+Room = WaitingRoom[Waiter]
+
+
+class Work(NamedTuple):
+    """What a cost or a limit is learned for: a model by its full name, and a kind of request."""
+
+    model: str
+    kind: str
+
+
+class Node:
+    """One node in use. `state` is what is known of it; everything else is what it is doing.
+
+    in_flight: requests of this process under way on it. slots: places for chunks of batches.
+    limit: how many live requests it should have at once, as was learned.
+    costs: of embedding, by full model name; talk_costs: of other requests.
+    speaks_base64: whether it answers vectors in base64, None until it was asked.
+    source: how it was found, None if somebody named it.
+    backlog, standing, breaker: see `core.share` and `core.breaker`. returned_at: when it came back
+    from being down, by the registry's clock.
+    loading: models that a request of ours is loading. distrusted: models whose vectors are not
+    those of other nodes.
+    """
+
+    __slots__ = (
+        "_cap",
+        "_concurrency",
+        "_left",
+        "_load_seconds",
+        "_options",
+        "_room",
+        "_steady",
+        "_warmed",
+        "backlog",
+        "breaker",
+        "costs",
+        "counters",
+        "distrusted",
+        "disturbed_at",
+        "in_flight",
+        "is_draining",
+        "last_done",
+        "limit",
+        "loading",
+        "name",
+        "queued",
+        "returned_at",
+        "round_trip",
+        "slots",
+        "source",
+        "speaks_base64",
+        "standing",
+        "state",
+        "talk_costs",
+    )
+
+    def __init__(self, spec: NodeSpec, room: Room | None = None) -> None:
+        self.name = spec.name
+        self.state = NodeState(spec)
+        self.counters = NodeCounters()
+        self.costs: dict[str, Cost] = {}
+        self.talk_costs: dict[Work, Cost] = {}
+        self.speaks_base64: bool | None = None
+        self.source: Source | None = None
+        self.in_flight = 0
+        self.queued = 0
+        self.last_done = 0.0
+        self.disturbed_at = 0.0
+        self.round_trip = 0.0
+        self.returned_at = -math.inf
+        self.is_draining = False
+        self.backlog = Backlog()
+        self.standing = Standing()
+        self.breaker: Breaker = breakers.CLOSED
+        self.loading: set[str] = set()
+        self.distrusted: set[str] = set()
+        self._room = Room(0) if room is None else room
+        self._steady: dict[tuple[str, str], Steady] = {}
+        self._left: anyio.Event | None = None
+        self._warmed: set[str] = set()
+        self._options: dict[str, object] = {}
+        self._load_seconds: dict[str, float] = {}
+        self._concurrency: dict[Work, Concurrency] = {}
+        self.limit = concurrency.start(spec.max_concurrency).allowed
+        self._cap: anyio.Semaphore | None = None
+        if spec.max_concurrency is not None:
+            self._cap = anyio.Semaphore(spec.max_concurrency, fast_acquire=True)
+        self.slots = anyio.Semaphore(self.window, fast_acquire=True)
+
+    def __repr__(self) -> str:
+        condition = "down" if self.state.is_down else "up" if self.is_known else "unknown"
+        return f"<Node {self.name} {condition}, {self.in_flight} in flight>"
+
+    # What is known.
+
+    @property
+    def spec(self) -> NodeSpec:
+        return self.state.spec
+
+    @property
+    def priority(self) -> int:
+        return self.state.spec.priority
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the node has answered, or failed to, at least once."""
+        return self.state.models is not None or self.state.is_down
+
+    @property
+    def is_down(self) -> bool:
+        return self.state.is_down
+
+    @property
+    def error(self) -> str:
+        return self.state.error
+
+    @property
+    def cpu_load(self) -> float | None:
+        return self.state.cpu_load
+
+    @property
+    def gpu_free_mem(self) -> float | None:
+        """MB of free GPU memory, as the original counts it; None if unknown."""
+        free = memory.gpu_free(self.state)
+        return None if free is None else free / 1e6
+
+    @property
+    def window(self) -> int:
+        """How many chunks of a batch may be under way on it."""
+        return min(BATCH_WINDOW, self.spec.max_concurrency or BATCH_WINDOW)
+
+    @property
+    def latency(self) -> float:
+        """Seconds that it usually takes to answer; 0 before its first answer."""
+        return self.counters.latency
+
+    def has_model(self, model: str) -> bool:
+        return self.state.has_model(model)
+
+    def digest(self, model: str) -> str:
+        """Of `model`, as the node says; "" if it does not."""
+        known = self.state.find_model(model)
+        return "" if known is None else known.digest
+
+    # What a request costs.
+
+    def cost(self, model: str) -> Cost:
+        """What embedding with `model` costs here, as far as is known."""
+        return self.costs.get(full_name(model)) or Cost.unknown(gpu=self.state.has_gpu())
+
+    def seconds(self, request: RouteRequest) -> float | None:
+        """What a request takes alone; None if the node never answered one of its kind."""
+        steady = self._steady.get((full_name(request.model), request.kind))
+        return None if steady is None else steady.seconds(request.tokens)
+
+    def ahead(self, now: float) -> float:
+        """Seconds until it is done with all that this program gave it."""
+        return self.backlog.ahead(now)
+
+    def is_cold(self, model: str, options: object = None) -> bool:
+        """Whether it will have to load `model` first, as far as is known.
+
+        options: what about the request makes a server load the model anew, see
+        `core.request.reload_key`.
+        """
+        loaded = self.state.loaded
+        if loaded is None:
+            return False
+        name = full_name(model)
+        return (name not in self._warmed and name not in loaded) or self.reloads(model, options)
+
+    def reloads(self, model: str, options: object) -> bool:
+        """Whether it would load `model` anew, which it used last with other options."""
+        name = full_name(model)
+        return name in self._options and self._options[name] != options
+
+    def load_seconds(self, model: str) -> float:
+        """Seconds to load `model` first; 0 if it is in memory, or is being loaded already."""
+        name = full_name(model)
+        loaded = self.state.loaded
+        if loaded is None or name in self._warmed or name in loaded or name in self.loading:
+            return 0.0
+        return self._load_seconds.get(name, _GUESSED_LOAD_SECONDS)
+
+    def fits(self, model: str) -> bool | None:
+        """Whether `model` is in GPU memory or has room there; None if unknown."""
+        return memory.fits(self.state, model)
+
+    # Places.
+
+    def try_enter(self) -> bool:
+        """Take a place for a live request if there is one. `leave` must follow."""
+        if self.in_flight >= self.limit:
+            return False
+        if self._cap is not None:
+            try:
+                self._cap.acquire_nowait()
+            except anyio.WouldBlock:
+                return False
+        self.in_flight += 1
+        return True
+
+    async def enter(self) -> None:
+        """Begin a request of a batch, within the limit that the user set. `leave` must follow."""
+        if self._cap is not None:
+            await self._cap.acquire()
+        self.in_flight += 1
+
+    def leave(self) -> None:
+        """End a request, however it went. Whoever waits for the place has it at once."""
+        self.in_flight -= 1
+        if self._cap is not None:
+            self._cap.release()
+        if self.queued:
+            self.call_waiting()
+        if self._left is not None:
+            self._left.set()
+            self._left = None
+
+    async def wait_left(self) -> None:
+        """Return when the next request has ended."""
+        if self._left is None:
+            self._left = anyio.Event()
+        await self._left.wait()
+
+    def call_waiting(self) -> None:
+        """Let in those who wait, as far as there are places."""
+        while self.queued and self.try_enter():
+            waiter = self._room.take(self.name)
+            if waiter is None:
+                self.leave()
+                return
+            self.queued -= 1
+            waiter.node = self
+            waiter.arrived.set()
+
+    def send_away(self) -> None:
+        """Let those who wait look for another node: this one is no good any more."""
+        while (waiter := self._room.take(self.name)) is not None:
+            self.queued -= 1
+            waiter.arrived.set()
+
+    # What was learned from answers.
+
+    def learn(self, model: str, tokens: float, sent_at: float, now: float) -> Cost:
+        """An embedding of `tokens`, sent at `sent_at`, was answered: learn what it cost.
+
+        What counts is the time that the node worked on it alone. A node computes one request after
+        another, so that began when it was done with the one before. If one beside it failed or was
+        cancelled, nobody knows when that was, and nothing is learned.
+        """
+        name = full_name(model)
+        known = self.costs.get(name) or Cost.unknown()
+        if sent_at < self.disturbed_at:
+            return known
+        worked_from = max(sent_at, self.last_done)
+        self.costs[name] = cost = known.observe(tokens, now - worked_from)
+        self._follow(Work(name, "embed"), cost)
+        return cost
+
+    def learn_talk(self, work: Work, tokens: float, seconds: float) -> None:
+        """A chat or generate with a prompt of `tokens` was answered in `seconds`."""
+        known = self.talk_costs.get(work) or Cost.unknown()
+        self.talk_costs[work] = cost = known.observe(tokens, seconds)
+        self._follow(work, cost)
+
+    def _follow(self, work: Work, cost: Cost) -> None:
+        steady = self._steady.get(work)
+        if steady is None:
+            self._steady[work] = Steady(cost)
+        else:
+            steady.follow(cost)
+
+    def learn_limit(self, work: Work, sample: Sample) -> None:
+        """A live request ended: adapt how many there should be at once."""
+        known = self._concurrency.get(work) or concurrency.start(self.spec.max_concurrency)
+        self._concurrency[work] = adapted = concurrency.adapt(known, sample)
+        if len(self._concurrency) == 1:
+            self.limit = adapted.allowed
+        else:
+            self.limit = max(each.allowed for each in self._concurrency.values())
+
+    def warmed(self, model: str, options: object) -> None:
+        """`model` answered, so it is in memory, with these options."""
+        name = full_name(model)
+        self._warmed.add(name)
+        self._options[name] = options
+
+    def learn_load(self, model: str, seconds: float) -> None:
+        """Loading `model` and answering with it took `seconds`."""
+        self._load_seconds[full_name(model)] = seconds
+
+    def forget_warmed(self) -> None:
+        """The node has told what it has in memory: that counts, and not what we concluded."""
+        self._warmed.clear()
+
+    # Accounts.
+
+    def succeed(self, sent_at: float, now: float) -> None:
+        """A request was answered."""
+        self.counters.success(now - sent_at)
+        self.last_done = now
+
+    def disturb(self, now: float) -> None:
+        """A request failed or was given up: what was sent beside it tells nothing of its cost."""
+        self.disturbed_at = now
+
+    def stats(self, now: float) -> NodeStats:
+        state, spec = self.state, self.state.spec
+        return NodeStats(
+            key=spec.key,
+            name=spec.name,
+            host=spec.url,
+            priority=spec.priority,
+            is_available=not state.is_down and not self.is_draining,
+            active=self.in_flight,
+            counters=self.counters,
+            error=state.error,
+            queued=self.queued,
+            limit=self.limit,
+            breaker=self.breaker.phase(now),
+            cpu_load=state.cpu_load,
+            gpu_free_mem=self.gpu_free_mem,
+            is_draining=self.is_draining,
+        )
+
+
+def has_same_vectors(node: Node, model: str, digest: str | None) -> bool:
+    """Whether the vectors of `model` on `node` may stand beside those of the other nodes."""
+    if full_name(model) in node.distrusted:
+        return False
+    return digest is None or node.digest(model) == digest

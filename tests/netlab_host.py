@@ -1,0 +1,108 @@
+"""A host of the lab: what can be run on it, and what can happen to it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from netlab_program import Done, LabError, Program
+
+if TYPE_CHECKING:
+    from netlab import NetLab
+
+WAIT_FORWARDING = 'until bridge link show dev {port} | grep -q "state forwarding"; do :; done'
+"""For a shell where the bridge is: until a port carries packets. Takes milliseconds."""
+
+
+class Host:
+    """A machine of the lab. `address` is its first address, `addresses` are all.
+
+    Its programs see its interfaces alone. Files and processes are those of the lab, so each is
+    given SOLLOL_MACHINE_ID to be taken for a machine of its own.
+    """
+
+    def __init__(self, lab: NetLab, name: str, port: str, addresses: Sequence[str]) -> None:
+        self.lab = lab
+        self.name = name
+        self.address = addresses[0]
+        self.addresses = tuple(addresses)
+        self.port = port
+        self.where = ("ip", "netns", "exec", name)
+
+    async def run(
+        self, *command: str, timeout: float = 20.0, env: dict[str, str] | None = None
+    ) -> Done:
+        """What a program did, after its end. Raises LabError if that does not come in time."""
+        return await self.lab.run(self.where, command, timeout=timeout, env=self._env(env))
+
+    async def python(self, code: str, *args: str, timeout: float = 20.0) -> str:
+        """What Python code prints. Raises LabError with what it wrote to stderr if it fails."""
+        done = await self.run(sys.executable, "-c", code, *args, timeout=timeout)
+        if done.returncode:
+            raise LabError(f"ended with code {done.returncode}: {done.stderr}")
+        return done.stdout.strip()
+
+    async def spawn(
+        self,
+        *command: str,
+        ready: str = "",
+        timeout: float = 20.0,
+        env: dict[str, str] | None = None,
+    ) -> Program:
+        """Start a program and, with `ready`, wait until it prints a line with that text."""
+        program = await self.lab.spawn(self.where, command, env=self._env(env))
+        if ready:
+            await program.line_with(ready, timeout=timeout)
+        return program
+
+    async def fake_ollama(self, *arguments: str, port: int = 11434) -> Program:
+        """A FakeOllama on the host's first address. More arguments: `aiosollol.testing --help`."""
+        command = (sys.executable, "-m", "aiosollol.testing", "--host", self.address)
+        return await self.spawn(*command, "--port", str(port), *arguments, ready="listening on")
+
+    def _env(self, given: dict[str, str] | None) -> dict[str, str]:
+        return {"SOLLOL_MACHINE_ID": f"lab-{self.name}", **(given or {})}
+
+    # ---- what can happen to it
+
+    async def cut(self) -> None:
+        """Pull its plug. It keeps its addresses, and programs learn nothing."""
+        await self.lab.script(f"ip link set {self.port} down")
+
+    async def heal(self) -> None:
+        """Undo `cut`, `drop` and `reject`, and wait until packets pass."""
+        await self._set_rule("")
+        up = f"ip link set {self.port} up; {WAIT_FORWARDING.format(port=self.port)}"
+        await self.lab.script(up)
+
+    async def drop(self, port: int = 0) -> None:
+        """Ignore what arrives by TCP and UDP, for one port or all. Who asks waits in vain."""
+        await self._set_rule("blackhole", port)
+
+    async def reject(self, port: int = 0) -> None:
+        """Answer the same by ICMP "prohibited", as firewalls do: who asks fails at once.
+
+        Linux sends five of these to whoever asks, and then one a second. What TCP refuses, on
+        ports where nothing listens, has no such limit: see `NetLab.refusing`.
+        """
+        await self._set_rule("prohibit", port)
+
+    async def delay(self, seconds: float) -> None:
+        """Hold back what it sends. Raises LabError where the kernel has no netem."""
+        command = f"tc qdisc replace dev eth0 root netem delay {round(seconds * 1e6)}us"
+        done = await self.run("sh", "-c", command)
+        if done.returncode:
+            raise LabError(f"no delay: this kernel has no netem ({done.stderr.strip()})")
+
+    async def _set_rule(self, action: str, port: int = 0) -> None:
+        # Rules that come before the host's own addresses (see _HOST) are a firewall that every
+        # kernel has. They name protocols, so ARP goes on: the host is there, and says nothing.
+        lines = []
+        for version, protocol in ((v, p) for v in (4, 6) for p in ("tcp", "udp")):
+            ip = f"ip -n {self.name} -{version} rule"
+            lines.append(f"{ip} del pref 5 ipproto {protocol} 2>/dev/null || true")
+            if action:
+                which = f"ipproto {protocol}" + (f" dport {port}" if port else "")
+                lines.append(f"{ip} add pref 5 iif eth0 {which} type {action} || [ {version} = 6 ]")
+        await self.lab.script("\n".join(lines))
