@@ -16,7 +16,7 @@ nox.options.reuse_venv = "yes"
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
-EXTRAS = "demo"  # what the code of today can use; grows with it
+EXTRAS = "demo,agent"  # what the code of today can use; grows with it
 
 
 def group(name: str) -> list[str]:

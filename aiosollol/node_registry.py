@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
@@ -34,8 +35,8 @@ class NodeRegistry(Registry):
     A collection of `Node`, by name; `nodes` has them by URL. A lower priority number is used first.
 
     auto_discover: the pool that uses it searches the network when it starts.
-    search, names, transport_factory: other ways to search, to ask DNS and to reach a node, for
-    tests. Raises InvalidInput for nodes that cannot be read.
+    search, watch, names, transport_factory: other ways to search and to follow the network, to ask
+    DNS and to reach a node, for tests. Raises InvalidInput for nodes that cannot be read.
     """
 
     def __init__(
@@ -45,12 +46,14 @@ class NodeRegistry(Registry):
         auto_discover: bool = False,
         clock: Callable[[], float] = anyio.current_time,
         search: Search | None = None,
+        watch: Callable[..., Any] | None = None,
         names: Names | None = None,
         transport_factory: Callable[[NodeSpec], Transport] = HttpTransport,
     ) -> None:
         super().__init__(nodes, clock=clock)
         self.auto_discover = auto_discover
         self._search = search or _discover
+        self._watch = watch or _follow
         self._names = names or Names()
         self._transport_factory = transport_factory
 
@@ -150,21 +153,43 @@ class NodeRegistry(Registry):
             self.learn_facts(self.facts._replace(machines=machines))
         return known
 
+    async def watch(self, *, interval: float = 60.0, **options: Any) -> None:
+        """Follow the network until cancelled: what appears is added, what leaves is removed.
+
+        Announcements are heard at once, and the network is searched every `interval` seconds.
+        Removed are only nodes that were found, never those that somebody named. options: those of
+        `discovery.discover`. Raises InvalidInput.
+        """
+        from aiosollol.discovery.watch import Arrived  # loads zeroconf
+
+        async with self._watch(interval=interval, known=list(self.nodes), **options) as changes:
+            async for change in changes:
+                if isinstance(change, Arrived):
+                    self.add_found(change.node)
+                    continue
+                node = self.nodes.get(change.node.url)
+                if node is not None and node.source is not None:
+                    log.info("node %s is gone: %s", node.name, change.reason)
+                    self.remove(node.name)
+
     async def locate(self) -> None:
         """Learn which nodes are on this machine, and which names are one address.
 
         Nothing is asked where addresses alone tell: with one node, or with loopback only. Takes
-        2 s at most, and never raises for what DNS does.
+        2 s at most, and never raises for what DNS does. Raises ConfigError for a machine id in the
+        environment that cannot be one.
         """
         hosts = {node.spec.address.host for node in self}
         if len(self) < 2 or all(map(is_loopback, hosts)):
             return
         from aiosollol.discovery.interfaces import read_surroundings  # loads netifaces
+        from aiosollol.discovery.machine import machine_id
 
         surroundings = await read_surroundings()
+        own_machine = await asyncio.to_thread(machine_id)
         own = frozenset(str(interface.address.ip) for interface in surroundings.interfaces)
         resolved = await self._names.resolve(host.lower() for host in hosts if is_name(host))
-        self.learn_facts(self.facts._replace(own=own, resolved=resolved))
+        self.learn_facts(self.facts._replace(own=own, resolved=resolved, own_machine=own_machine))
 
     # Keeping them.
 
@@ -199,6 +224,12 @@ def _discover(**options: Any) -> AsyncIterable[Discovered]:
     from aiosollol.discovery import discover  # loads zeroconf, for those who search
 
     return discover(**options)
+
+
+def _follow(**options: Any) -> Any:
+    from aiosollol.discovery.watch import Watch
+
+    return Watch(**options)
 
 
 def _is_text(url: object) -> bool:

@@ -27,7 +27,8 @@ class Upkeep:
     """The connections to the nodes of a registry, and the tasks that watch and find nodes.
 
     transport_factory: makes the way to a node. search: options of `discovery.discover` if the
-    network is to be searched for nodes, else None. metrics_interval, check_interval: see `Monitor`.
+    network is to be searched for nodes, else None; follows: whether it is to be followed after
+    that, for nodes that come and go. metrics_interval, check_interval: see `Monitor`.
     """
 
     def __init__(
@@ -36,12 +37,14 @@ class Upkeep:
         transport_factory: Callable[[NodeSpec], Transport],
         *,
         search: Mapping[str, Any] | None,
+        follows: bool = False,
         metrics_interval: float,
         check_interval: float,
     ) -> None:
         self._registry = registry
         self._transport_factory = transport_factory
         self._search = search
+        self._follows = follows
         self._transports: dict[str, tuple[Node, Transport]] = {}
         self._agents: dict[str, tuple[Node, Transport]] = {}
         self._watchers: dict[str, tuple[Node, asyncio.Task[None]]] = {}
@@ -61,6 +64,8 @@ class Upkeep:
             # Set here and not by the task: whoever calls next is to wait for what it finds.
             self._registry.is_searching = True
             self.spawn(self._keep_searching(self._search), "search for nodes")
+            if self._follows:
+                self.spawn(self._registry.watch(**self._search), "follow the network")
         self._watch_nodes()
         self.spawn(self._follow_registry(), "follow the registry")
 
@@ -163,7 +168,7 @@ class Upkeep:
                 await self._registry.discover_and_add_nodes(**options)
             except SollolError as error:
                 log.warning("the search for nodes failed: %s", error)
-            if len(self._registry):
+            if len(self._registry) or self._follows:
                 return
             log.warning("no Ollama server was found; searching again in %g s", SEARCH_INTERVAL)
             await asyncio.sleep(SEARCH_INTERVAL)

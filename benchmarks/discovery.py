@@ -48,12 +48,11 @@ class Scene:
 
 
 _DROPPING = tuple(address for address in OTHERS if address not in REFUSING)
-_MIXED = {"nodes": NODES, "refusing": REFUSING}
 _SCAN_ONLY = (("use_zeroconf", False),)
 SCENES = (
-    Scene("5 nodes, 40 refuse, others drop", **_MIXED, dropping=_DROPPING),
-    Scene("5 nodes, 40 refuse, others drop, cold", **_MIXED, dropping=_DROPPING, is_cold=True),
-    Scene("5 nodes, 40 refuse, others nobody's", **_MIXED),
+    Scene("5 nodes, 40 refuse, others drop", NODES, REFUSING, _DROPPING),
+    Scene("5 nodes, 40 refuse, others drop, cold", NODES, REFUSING, _DROPPING, is_cold=True),
+    Scene("5 nodes, 40 refuse, others nobody's", NODES, REFUSING),
     Scene("5 nodes, 249 refuse, scan only", NODES, OTHERS, options=_SCAN_ONLY, most_seconds=0.15),
     Scene("253 refuse, scan only", (), NODES + OTHERS, options=_SCAN_ONLY, most_seconds=0.15),
 )

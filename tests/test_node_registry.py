@@ -13,6 +13,7 @@ from aiosollol import ConfigError, InvalidInput, NodeRegistry, NoNodeAvailable, 
 from aiosollol.core.discovered import Discovered
 from aiosollol.core.locality import THIS_MACHINE, MachineFacts
 from aiosollol.core.node import NodeSpec
+from aiosollol.discovery.watch import Arrived, Departed
 from aiosollol.names import Names
 from aiosollol.testing import FakeModel, FakeTransport, Fault
 
@@ -160,7 +161,7 @@ async def test_a_pool_is_ready_at_the_first_node_while_the_search_goes_on() -> N
 async def test_a_pool_that_finds_nobody_says_what_to_do() -> None:
     registry, _ = registry_with(auto_discover=True)
     async with OllamaPool(registry, transport_factory=fakes()) as pool:
-        with pytest.raises(NoNodeAvailable, match="OLLAMA_HOST=0.0.0.0"):
+        with pytest.raises(NoNodeAvailable, match=r"OLLAMA_HOST=0\.0\.0\.0"):
             await pool.embed("m", "text")
 
 
@@ -174,6 +175,72 @@ async def test_a_search_that_is_cancelled_is_over() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert not registry.is_searching
+
+
+class FakeWatch:
+    """A network that is followed: changes are put into it by a test."""
+
+    def __init__(self) -> None:
+        self.changes: asyncio.Queue[Any] = asyncio.Queue()
+        self.asked: dict[str, Any] = {}
+        self.is_open = False
+
+    def __call__(self, **options: Any) -> FakeWatch:
+        self.asked = options
+        return self
+
+    async def __aenter__(self) -> FakeWatch:
+        self.is_open = True
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.is_open = False
+
+    def __aiter__(self) -> FakeWatch:
+        return self
+
+    async def __anext__(self) -> Any:
+        return await self.changes.get()
+
+
+async def test_a_followed_network_adds_and_removes_what_was_found() -> None:
+    watch = FakeWatch()
+    registry, _ = registry_with(watch=watch)
+    registry.add("10.0.0.4")
+    task = asyncio.create_task(registry.watch(interval=5.0, timeout=0.25))
+    for change in (Arrived(A), Arrived(C), Departed(A, "said goodbye"), Arrived(B)):
+        watch.changes.put_nowait(change)
+    while B.url not in registry.nodes:
+        await asyncio.sleep(0)
+    assert list(registry.nodes) == [C.url, B.url]
+    watch.changes.put_nowait(Departed(C, "did not answer"))  # somebody named it
+    watch.changes.put_nowait(Departed(B, "said goodbye"))
+    while B.url in registry.nodes:
+        await asyncio.sleep(0)
+    assert list(registry.nodes) == [C.url]
+    assert watch.asked == {"interval": 5.0, "known": [C.url], "timeout": 0.25}
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not watch.is_open
+
+
+async def test_a_running_pool_follows_the_network() -> None:
+    watch = FakeWatch()
+    registry, _ = registry_with(A, watch=watch, auto_discover=True)
+    async with OllamaPool(registry, transport_factory=fakes(), watch_network=True) as pool:
+        await pool.embed("m", "text")
+        watch.changes.put_nowait(Arrived(B))
+        while B.url not in registry.nodes:
+            await asyncio.sleep(0)
+        await pool.refresh()
+        assert pool.count_unique_physical_hosts() == 2
+        watch.changes.put_nowait(Departed(A, "said goodbye"))
+        while A.url in registry.nodes:
+            await asyncio.sleep(0)
+        await pool.embed("m", "another")
+        assert list(pool.get_stats()["nodes_used"]) == ["10.0.0.3:11434"]
+    assert not watch.is_open
 
 
 # --- where they are

@@ -30,6 +30,7 @@ NOTHING: Mapping[str, str] = {"XDG_CONFIG_HOME": "/nowhere"}
 # Another value than the default for each: as argument, as text in a variable, as TOML.
 OTHER: dict[str, tuple[Any, str, str]] = {
     "auto_discover": (False, "no", "false"),
+    "watch_network": (True, "yes", "true"),
     "discovery_timeout": (2.0, "2", "2"),
     "trusted": (("a", "10.0.0.2"), " a ,10.0.0.2", '["a", "10.0.0.2"]'),
     "embed_timeout": (5.5, "5.5", "5.5"),
@@ -61,6 +62,7 @@ NUMBERS: list[Any] = [
 ]
 WRONG: dict[str, list[Any]] = {
     "auto_discover": [0, 1, "true", "", []],
+    "watch_network": [0, 1, "true", "", []],
     "discovery_timeout": [*NUMBERS, 0],
     "trusted": ["a", b"a", [], (), [""], [" "], [1], {"a": 1}, 5],
     "embed_timeout": [*NUMBERS, 0],
@@ -81,6 +83,7 @@ WRONG: dict[str, list[Any]] = {
 
 WRONG_TEXTS = {
     "auto_discover": ["2", "maybe", "tru", "true false"],
+    "watch_network": ["2", "maybe", "tru", "true false"],
     "trusted": [",", "a,,b", " , "],
     "embed_timeout": ["60s", "1 minute", "nan", "inf", "-inf", "1e999", "0", "-1", "0x10", "1,5"],
     "policy": ["RULES", "none"],

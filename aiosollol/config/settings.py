@@ -31,6 +31,7 @@ class PoolSettings(TypedDict, total=False):
 
     auto_discover: bool | None
     discovery_timeout: float | None
+    watch_network: bool | None
     trusted: Iterable[str] | None
     embed_timeout: float | None
     chat_timeout: float | None
@@ -111,6 +112,7 @@ class Settings:
 
     auto_discover: bool = _setting(FLAG, True, "search the network if no node is named")
     discovery_timeout: float = _setting(SECONDS, 0.5, "how long an address may take to answer")
+    watch_network: bool = _setting(FLAG, False, "after a search, follow nodes that come and go")
     trusted: tuple[str, ...] | None = _setting(
         NAMES, None, "the only addresses, names or TLS fingerprints to accept as nodes"
     )

@@ -1,0 +1,63 @@
+"""What runs in the lab for test_pool_lab.py: ``python pool_program.py FUNCTION ARGUMENTS``.
+
+Each prints lines of JSON, which the tests read as they come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+
+from aiosollol import NodeRegistry, OllamaPool
+
+
+def say(**fields: object) -> None:
+    print(json.dumps(fields), flush=True)
+
+
+async def follow() -> None:
+    """Run a pool that begins with nothing and follows the network; print its nodes as they change."""
+    registry = NodeRegistry(auto_discover=True)
+    async with OllamaPool(registry, watch_network=True):
+        began = time.monotonic()
+        while time.monotonic() - began < 60:
+            version = registry.version
+            urls = sorted(registry.nodes)
+            say(nodes=urls, models=[sorted(node.state.models or ()) for node in registry])
+            await registry.wait_changed(version)
+
+
+async def find(texts: str) -> None:
+    """Begin with nothing, embed at the first node, and go on with all that are found."""
+    began = time.monotonic()
+    async with OllamaPool() as pool:
+        await pool.embed("nomic-embed-text", "first")
+        first = time.monotonic() - began
+        while pool._registry.is_searching:
+            await asyncio.sleep(0.01)
+        await pool.refresh()
+        vectors = await pool.embed_batch(
+            "nomic-embed-text",
+            [f"text {n}" for n in range(int(texts))],
+            force_mode="parallel",
+        )
+        say(
+            nodes=sorted(pool._registry.nodes),
+            machines=pool.count_unique_physical_hosts(),
+            used=sorted(vectors.report.nodes),
+            count=len(vectors),
+            first=first,
+        )
+
+
+async def count(*urls: str) -> None:
+    """How many nodes and machines some URLs are, once what is known here has been learned."""
+    registry = NodeRegistry(urls)
+    await registry.locate()
+    say(nodes=sorted(registry.nodes), machines=len(set(registry.machines.values())))
+
+
+if __name__ == "__main__":
+    asyncio.run(globals()[sys.argv[1]](*sys.argv[2:]))
