@@ -27,7 +27,7 @@ pytestmark = pytest.mark.anyio
 HERE = pathlib.Path(__file__).parent
 README = (HERE.parent / "README.md").read_text("utf-8")
 SERVICES = {"aiohttp_service.py": signal.SIGTERM, "fastapi_service.py": signal.SIGINT}
-SCRIPTS = {"basic_usage.py"}
+SCRIPTS = {"basic_usage.py", "watch_events.py"}
 MODEL = "nomic-embed-text"  # what the examples ask for; here the nodes' own model by that name
 TEXTS = [f"text number {number}, about {number % 7} things" for number in range(100)]
 PATIENCE = 60.0
@@ -86,8 +86,19 @@ async def test_basic_usage(nodes: list[str]) -> None:
     assert_no_trouble(problems)
 
 
-async def test_a_script_that_fails_says_which_node(free_port: int) -> None:
-    async with started("basic_usage.py", f"http://127.0.0.1:{free_port}") as process:
+async def test_watch_events(nodes: list[str]) -> None:
+    async with started("watch_events.py", *nodes) as process:
+        out, problems = await finish(process)
+    assert process.returncode == 0, problems
+    assert out.count(": request, attempt 1\n") == 20
+    assert "20 vectors of 256 numbers\n" in out
+    assert f"{MODEL} goes to " in out
+    assert_no_trouble(problems)
+
+
+@pytest.mark.parametrize("name", sorted(SCRIPTS))
+async def test_a_script_that_fails_says_which_node(name: str, free_port: int) -> None:
+    async with started(name, f"http://127.0.0.1:{free_port}") as process:
         _, problems = await finish(process)
     assert process.returncode == 1
     assert "NoNodeAvailable" in problems

@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ipaddress
 import os
 import shutil
@@ -181,6 +183,12 @@ def guard_sockets(patch: pytest.MonkeyPatch, record: list[str]) -> None:
     for method in methods:
         patch.setattr(socket.socket, method.__name__, method)
     patch.setattr(socket, "getaddrinfo", getaddrinfo)
+    with contextlib.suppress(ImportError):
+        import uvloop
+
+        # It connects and asks DNS in C, where nobody could refuse it. Commands that run as
+        # processes of their own still use it.
+        patch.setattr(uvloop, "new_event_loop", asyncio.new_event_loop)
 
 
 @pytest.fixture

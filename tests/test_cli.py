@@ -272,11 +272,11 @@ def test_a_segment_without_any_vector_ends_the_work(
     assert f"{out} was not written" in told
 
 
-def test_nodes_and_model_reach_the_pool(pool: type[StubPool], lines: Any) -> None:
+def test_nodes_reach_the_pool(pool: type[StubPool], lines: Any) -> None:
     assert main(["embed", lines(1)]) == 0
-    assert pool.nodes is None
-    assert main(["embed", lines(1), "--node", "a:1", "--node", "b"]) == 0
-    assert pool.nodes == ["a:1", "b"]
+    assert list(pool.nodes.nodes) == ["http://127.0.0.1:11434"]
+    assert main(["embed", lines(1), "--node", "127.0.0.1:1", "--node", "127.0.0.2"]) == 0
+    assert list(pool.nodes.nodes) == ["http://127.0.0.1:1", "http://127.0.0.2:11434"]
 
 
 def test_a_disk_that_is_full_is_a_failure(
@@ -329,6 +329,10 @@ def test_nodes_prints_json(pool: type[StubPool], capsys: pytest.CaptureFixture[s
                 "version": "0.33.0",
                 "models": ["m:latest", "n:1b"],
                 "loaded": [{"name": "n:1b", "size": 2**31, "size_vram": 2**30}],
+                "found_by": None,
+                "cpu_load": None,
+                "gpu_memory_total": None,
+                "gpu_memory_free": None,
                 "error": None,
             }
         ]
@@ -362,6 +366,27 @@ def test_nodes_prints_json(pool: type[StubPool], capsys: pytest.CaptureFixture[s
         (["plan", "--node", "ftp://x"], "not http or https"),
         (["stats", "--node", "ftp://x"], "not http or https"),
         (["node", "--port", "70000"], "--port"),
+        (["embed", __file__, "--node", "ftp://x"], "not http or https"),
+        (["nodes", "--node", "a b"], "a b"),
+        (["verify", "--model", "m", "--node", "ftp://x"], "not http or https"),
+        (["verify"], "--model"),
+        (["warm", "--model", "m", "--node", "ftp://x"], "not http or https"),
+        (["warm"], "--model"),
+        (["route"], "--model"),
+        (["route", "--model", "m", "--kind", "talk"], "--kind must be one of embed, chat, gen"),
+        (["route", "--model", "m", "--node=a", "--strategy", "best"], "routing_strategy must be"),
+        (["route", "--model", "m", "--tokens", "-1"], "--tokens"),
+        (["discover", "--port", "0"], "--port"),
+        (["discover", "--port", "many"], "--port"),
+        (["discover", "--timeout", "0"], "timeout must be a number of seconds above 0"),
+        (["discover", "--subnet", "10.0.0.0/33"], "is not a network"),
+        (["advertise", "--url", "ftp://x"], "not http or https"),
+        (["advertise", "--vram-gb", "much"], "--vram-gb"),
+        (["advertise", "--vram-gb", "-1"], "vram_gb must be"),
+        (["agent", "--url", "ftp://x"], "not http or https"),
+        (["agent", "--port", "70000"], "--port"),
+        (["agent", "--vram-gb", "0", "--once"], "vram_gb must be"),
+        (["config", "--node", "x"], "--node"),
     ],
 )
 def test_bad_usage_is_2_and_explained(
@@ -374,20 +399,6 @@ def test_bad_usage_is_2_and_explained(
     assert shown.out == ""
 
 
-def test_a_wrong_address_is_bad_usage(
-    pool: type[StubPool],
-    monkeypatch: pytest.MonkeyPatch,
-    lines: Any,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(
-        pool, "__init__", lambda self, nodes, **_: [NodeSpec.parse(node) for node in nodes]
-    )
-    assert main(["embed", lines(1), "--node", "ftp://x"]) == 2
-    assert "'ftp', not http or https" in capsys.readouterr().err
-    assert main(["nodes", "--node", "a b"]) == 2
-
-
 def test_an_error_of_a_node_is_a_failure(
     pool: type[StubPool], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -395,7 +406,7 @@ def test_an_error_of_a_node_is_a_failure(
         raise NodeError("gpu", "broke")
 
     monkeypatch.setattr(pool, "refresh", refresh)
-    assert main(["nodes"]) == 1
+    assert main(["nodes", "--node=127.0.0.1"]) == 1
     assert capsys.readouterr().err == "error: gpu: broke\n"
 
 
@@ -404,16 +415,34 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"aiosollol {__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["demo", "embed", "nodes", "plan", "stats", "node"])
+COMMANDS = [
+    *("demo", "embed", "plan", "node"),
+    *("nodes", "stats", "route", "verify", "warm"),
+    *("discover", "advertise", "agent", "config"),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     for flag in ("-h", "--help"):
         assert main([command, flag]) == 0
         assert f"\n    aiosollol {command}" in capsys.readouterr().out
 
 
-def test_help_tells_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_tells_the_commands_and_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
-    assert "Exit codes: 0 done, 1 something failed, 2 bad" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "Exit codes: 0 done, 1 something failed, 2 bad" in shown
+    listed = shown.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()
+    assert sorted(line.split()[0] for line in listed) == sorted(COMMANDS)
+    assert [line for line in listed if line.endswith("...")] == []
+
+
+@pytest.mark.parametrize("command", ["embed", "nodes", "plan", "stats", "route", "verify", "warm"])
+def test_help_tells_which_nodes_are_used(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "a search of the network finds; with SOLLOL_AUTO_DISCOVER=false, this machine" in shown
 
 
 @pytest.mark.parametrize("option", ["--out", "--trace"])

@@ -116,7 +116,7 @@ async def test_an_ollama_that_others_cannot_reach_is_not_announced(
     monkeypatch.undo()
     monkeypatch.setattr(announcing, "_own_addresses", _none)
     async with FakeOllama() as ollama:
-        with pytest.raises(InvalidInput, match=r"OLLAMA_HOST=0\.0\.0\.0"):
+        with pytest.raises(InvalidInput, match=r"OLLAMA_HOST=0\.0\.0\.0 .*--no-adv"):
             async with announced(Address.parse(ollama.url), None, REPORT, None):
                 pass
 

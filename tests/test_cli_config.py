@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from aiosollol.cli import main
 from aiosollol.cli.config import show_config
 from aiosollol.config.node_files import save_nodes
 from aiosollol.config.settings import TABLE, Settings, shown
@@ -92,6 +93,7 @@ def test_as_json(
         "settings_file": None,
         "nodes_file": None,
         "nodes": None,
+        "ollama_host": None,
         "unknown_variables": {},
     }
     path = home / "x.toml"
@@ -110,6 +112,7 @@ def test_as_json(
         "settings_file": str(path),
         "nodes_file": str(nodes),
         "nodes": 2,
+        "ollama_host": None,
         "unknown_variables": {"SOLLOL_CONFG": "SOLLOL_CONFIG"},
     }
 
@@ -125,3 +128,39 @@ def test_a_mistake_is_raised_before_anything_is_printed(
         show_config(as_json=as_json)
     assert caught.value.source == str(path)
     assert capsys.readouterr().out == ""
+
+
+def test_ollama_host_is_named(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", "0.0.0.0:8080")
+    assert main(["config"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line == (
+        "OLLAMA_HOST: http://127.0.0.1:8080 is the node, whatever the file of nodes says"
+    )
+    assert main(["config", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ollama_host"] == "http://127.0.0.1:8080"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("OLLAMA_HOST", "ftp://x", "error: OLLAMA_HOST: "),
+        ("SOLLOL_MAX_RETRIES", "many", "error: SOLLOL_MAX_RETRIES must be"),
+        ("SOLLOL_CONFIG", "/nowhere/at.all", "error: /nowhere/at.all"),
+    ],
+)
+def test_a_mistake_is_bad_usage(
+    home: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    value: str,
+    told: str,
+) -> None:
+    monkeypatch.setenv(variable, value)
+    assert main(["config"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith(told)

@@ -128,6 +128,15 @@ def test_hints_say_what_was_not_tried() -> None:
     assert "--subnet" not in text
     assert "--port" not in text
     assert "advertise" not in text
+    assert "trusted" not in text
+
+
+def test_hints_say_who_is_trusted(finding: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    given = finding()
+    assert run_discover(DiscoverOptions(trusted=("10.0.0.2", "box"))) == 1
+    assert given["trusted"] == ("10.0.0.2", "box")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "the setting 'trusted' accepts only 10.0.0.2, box" in shown
 
 
 def test_a_real_search(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_cluster import Cluster, use
 
-from aiosollol import NodeRegistry, OllamaPool
+from aiosollol import NodeRegistry
 from aiosollol.cli import embed, main, measure, plan, stats
 from aiosollol.cli.output import seconds_text
 from aiosollol.core.cost import Cost
-from aiosollol.core.node import NodeSpec
-from aiosollol.testing import FakeModel, FakeTransport, Fault
+from aiosollol.testing import FakeModel, Fault
 
 MODEL = "nomic-embed-text"
 FAST = Cost(0.0, 0.001, observations=5)
@@ -23,39 +22,10 @@ MEDIUM = Cost(0.0, 0.002, observations=5)
 SLOW = Cost(0.0, 0.1, observations=5)
 
 
-class Shared(FakeTransport):
-    """One node, reached by several pools: what one closes stays open for the others."""
-
-    users = 0
-
-    async def aclose(self) -> None:
-        self.users -= 1
-
-
-class Cluster:
-    """Nodes, made when first asked for; by `options` and `faults` a test says how."""
-
-    def __init__(self) -> None:
-        self.options: dict[str, dict[str, Any]] = {}
-        self.faults: dict[str, Fault] = {}
-        self.nodes: dict[str, Shared] = {}
-
-    def transport(self, spec: NodeSpec) -> FakeTransport:
-        if spec.name not in self.nodes:
-            self.nodes[spec.name] = Shared(spec.name, **self.options.get(spec.name, {}))
-            self.nodes[spec.name].fault = self.faults.get(spec.name)
-        self.nodes[spec.name].users += 1
-        return self.nodes[spec.name]
-
-
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    cluster = Cluster()
     monkeypatch.setattr("aiosollol.executor.GIVE_UP_SECONDS", 0.0)
-    pool = functools.partial(OllamaPool, transport_factory=cluster.transport)
-    for module in (embed, measure, plan, stats):
-        monkeypatch.setattr(module, "OllamaPool", pool)
-    return cluster
+    return use(monkeypatch, (embed, measure, plan, stats))
 
 
 @pytest.fixture
@@ -63,10 +33,10 @@ def known(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """``known(a=Cost(...))``: what is known of the nodes before the command begins."""
 
     def know(**costs: Cost) -> None:
-        real = measure.registry_of
+        real = plan.registry_of
 
-        def registry_of(nodes: Any) -> NodeRegistry:
-            registry = real(nodes)
+        async def registry_of(*args: Any, **options: Any) -> NodeRegistry:
+            registry = await real(*args, **options)
             for name, cost in costs.items():
                 registry[f"{name}:11434"].costs[f"{MODEL}:latest"] = cost
             return registry
@@ -171,8 +141,10 @@ def test_plan_for_nodes_on_one_machine(
     workers: int,
     trials: bool,
 ) -> None:
-    def registry_of(nodes: Any) -> NodeRegistry:
-        registry = NodeRegistry(nodes)
+    real = plan.registry_of
+
+    async def registry_of(*args: Any, **options: Any) -> NodeRegistry:
+        registry = await real(*args, **options)
         for node in registry:
             node.costs[f"{MODEL}:latest"] = FAST
         return registry

@@ -118,10 +118,11 @@ def test_without_the_extra_it_says_what_to_install(package: str) -> None:
 
 
 def test_a_reader_that_has_gone_ends_it_quietly() -> None:
-    commands = (["--version"], ["--help"], ["nodes", "--json"], ["nodes"])
     reader, writer = os.pipe()
     os.close(reader)
     environment = {**os.environ, "OLLAMA_HOST": f"127.0.0.1:{closed_port()}"}
+    down = f"--node=127.0.0.1:{closed_port()}"
+    commands = (["--version"], ["--help"], ["nodes", "--json"], ["nodes", down], ["config"])
     try:
         running = [
             subprocess.Popen(
@@ -161,6 +162,25 @@ def test_no_node_at_all_says_what_to_do(tmp_path: Path) -> None:
     assert f"127.0.0.1:{url.rpartition(':')[2]}: " in told
     assert "ollama serve" in told
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_what_goes_on_with_zero(number: signal.Signals) -> None:
+    """On loopback alone: nothing is announced, and no network is searched."""
+    pytest.importorskip("psutil")
+    port = closed_port()
+    watch = ("discover", "--watch", "--subnet=127.0.0.1", f"--port={port}", "--no-zeroconf")
+    agent = ("agent", "--no-advertise", "--port=0", "--url", f"127.0.0.1:{port}")
+    environment = {"OLLAMA_HOST": f"127.0.0.1:{port}"}
+    with started(*watch, env=environment) as watching, started(*agent) as serving:
+        wait_for(watching.stdout, "Watching for nodes")
+        wait_for(serving.stdout, r"The agent is at http://127\.0\.0\.1:\d+/agent")
+        for process in (watching, serving):
+            process.send_signal(number)
+        said = [process.communicate(timeout=DEADLINE) for process in (watching, serving)]
+    assert [watching.returncode, serving.returncode] == [0, 0]
+    assert [err for _, err in said] == ["", ""]
+    assert said[1][0].endswith("The agent has ended.\n")
 
 
 # --- with embedded nodes
@@ -219,6 +239,18 @@ def test_plan_and_stats_of_a_real_node(node: str) -> None:
     assert plan["measured"]["errors"] == {}
     assert stats["nodes"][0]["healthy"]
     assert stats["nodes"][0]["requests"] >= 2
+
+
+def test_route_verify_and_warm_of_a_real_node(node: str) -> None:
+    options = ("--node", node, "--model=wordllama", "--json")
+    routed, verified = Running("route", *options), Running("verify", *options)
+    route, verify = json.loads(routed.result()[0]), json.loads(verified.result()[0])
+    warm = json.loads(run("warm", *options)[0])
+    name = node.removeprefix("http://")
+    assert route["chosen"] == name
+    assert route["nodes"][0]["terms"]["own"] > 0
+    assert (verify["reference"], verify["different"], verify["failed"]) == (name, [], {})
+    assert list(warm["seconds"]) == [name]
 
 
 def test_embedded_needs_no_node(tmp_path: Path) -> None:

@@ -61,7 +61,8 @@ def _explain(error: SollolError | OSError) -> int:
     if isinstance(error, NoNodeAvailable):
         print(
             "Start Ollama with `ollama serve`, name your servers with --node URL or OLLAMA_HOST, "
-            "or try the built-in model with --embedded.",
+            "see with `aiosollol discover` who answers, or try the built-in model: "
+            "`aiosollol demo`, `aiosollol embed --embedded`.",
             file=sys.stderr,
         )
     return BAD_USAGE if isinstance(error, InvalidInput | MissingExtra) else FAILED

@@ -36,7 +36,10 @@ async def announced(
     """
     known = name or socket.gethostname().partition(".")[0] or "ollama"
     version = await version_at(ollama)
-    addresses = await reachable_addresses(ollama)
+    try:
+        addresses = await reachable_addresses(ollama)
+    except InvalidInput as error:
+        raise InvalidInput(f"{error}, or do not announce it: --no-advertise") from error
     first = announcement_of(report, known, version, agent_port)
     async with Advertiser(ollama.url, first, addresses=addresses) as advertiser:
         yield _Updates(advertiser, ollama, first)
@@ -93,8 +96,7 @@ async def reachable_addresses(ollama: Address) -> list[str]:
     if not found:
         raise InvalidInput(
             f"the Ollama at {ollama} cannot be announced, because it answers on no address that "
-            "other machines can reach: start it with OLLAMA_HOST=0.0.0.0 in its environment, or "
-            "use --no-advertise"
+            "other machines can reach: start it with OLLAMA_HOST=0.0.0.0 in its environment"
         )
     return found
 
@@ -125,10 +127,9 @@ async def _answers_at(ollama: Address, ip: str) -> bool:
 async def version_at(address: Address) -> str:
     """The version of the Ollama there. Raises NodeError where there is none."""
     async with aclosing(HttpTransport(NodeSpec(address.url))) as transport:
-        body = await transport.request("GET", "/api/version", timeout=_ASK_SECONDS)
+        try:
+            body = await transport.request("GET", "/api/version", timeout=_ASK_SECONDS)
+        except NodeUnreachable as error:
+            detail = f"{error.detail}; is Ollama running there?"
+            raise NodeUnreachable(error.node, detail) from error
     return load_version(address.url, body)
-
-
-# advertise.py took them by these names while both were being written.
-_reachable = reachable_addresses
-_version_at = version_at

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,13 +12,19 @@ from aiosollol.config.node_files import default_nodes_path, find_nodes_file, loa
 from aiosollol.config.places import settings_path
 from aiosollol.config.resolve import Resolved, resolve
 from aiosollol.config.settings import TABLE, shown
+from aiosollol.core.address import parse_ollama_host
+from aiosollol.errors import ConfigError, InvalidInput
 
 
 class _Nodes(NamedTuple):
-    """The file of nodes that is used, if there is one, and how many it names."""
+    """The file of nodes, if there is one, and how many it names.
+
+    named: the node in OLLAMA_HOST, which then counts in place of the file; "" if there is none.
+    """
 
     path: Path | None
     nodes: int
+    named: str
 
 
 def show_config(as_json: bool) -> int:
@@ -28,12 +35,22 @@ def show_config(as_json: bool) -> int:
     resolved = resolve({})
     path = find_nodes_file()
     # How many, and no more: a file of nodes may hold tokens.
-    nodes = _Nodes(path, len(load_nodes(path)) if path is not None else 0)
+    nodes = _Nodes(path, len(load_nodes(path)) if path is not None else 0, _named())
     if as_json:
         write_json(_as_dict(resolved, nodes), sys.stdout)
     else:
         _print_table(resolved, nodes)
     return 0
+
+
+def _named() -> str:
+    host = os.environ.get("OLLAMA_HOST", "").strip()
+    if not host:
+        return ""
+    try:
+        return parse_ollama_host(host).url
+    except InvalidInput as error:
+        raise ConfigError(f"OLLAMA_HOST: {error}", source="OLLAMA_HOST") from error
 
 
 def _print_table(resolved: Resolved, nodes: _Nodes) -> None:
@@ -53,6 +70,8 @@ def _print_table(resolved: Resolved, nodes: _Nodes) -> None:
     else:
         count = "1 node" if nodes.nodes == 1 else f"{nodes.nodes:,} nodes"
         screen.line(f"nodes file: {nodes.path} ({count})")
+    if nodes.named:
+        screen.line(f"OLLAMA_HOST: {nodes.named} is the node, whatever the file of nodes says")
     for name, guess in resolved.strangers.items():
         hint = f": did you mean {guess}?" if guess else ", and has no effect"
         screen.line(f"{name} is not a setting{hint}", style="yellow")
@@ -73,5 +92,6 @@ def _as_dict(resolved: Resolved, nodes: _Nodes) -> dict[str, Any]:
         "settings_file": resolved.path,
         "nodes_file": None if nodes.path is None else str(nodes.path),
         "nodes": nodes.nodes if nodes.path is not None else None,
+        "ollama_host": nodes.named or None,
         "unknown_variables": dict(resolved.strangers),
     }

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from aiosollol.cli.cluster import HOW_FOUND
 from aiosollol.cli.loop import run
 from aiosollol.cli.output import Screen, seconds_text, write_json
 from aiosollol.config.node_files import save_nodes
@@ -20,12 +21,6 @@ from aiosollol.discovery import Search, discover
 from aiosollol.discovery.watch import Arrived, Watch
 
 _ENDED = (130, 143)  # by Ctrl-C and SIGTERM: to watch ends in no other way
-_SOURCES = {
-    "environment": "named by OLLAMA_HOST",
-    "known": "known before",
-    "zeroconf": "announced",
-    "scan": "found",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +29,7 @@ class DiscoverOptions:
 
     subnets: CIDRs in place of the networks of this machine. ports: empty is Ollama's own.
     timeout: seconds for each address. watch: go on until Ctrl-C. save: a file for the nodes.
+    trusted: who alone may be a node, None is anybody: that is a setting.
     """
 
     watch: bool = False
@@ -43,6 +39,7 @@ class DiscoverOptions:
     timeout: float = 0.5
     use_zeroconf: bool = True
     use_scan: bool = True
+    trusted: Sequence[str] | None = None
     as_json: bool = False
 
     def arguments(self) -> dict[str, Any]:
@@ -53,6 +50,7 @@ class DiscoverOptions:
             "ports": self.ports or (DEFAULT_PORT,),
             "use_zeroconf": self.use_zeroconf,
             "use_scan": self.use_scan,
+            "trusted": self.trusted,
         }
 
 
@@ -123,7 +121,7 @@ def line_of(node: Discovered) -> str:
     """A node in one line: where, which version, how it was found, how fast, with which models."""
     where = f"{node.url} ({node.name})" if node.name else node.url
     models = f"models {', '.join(node.models)}" if node.models else "no models"
-    how = _SOURCES[node.source]
+    how = HOW_FOUND[node.source]
     return (
         f"{where}: version {node.version}, {how}, answers in {seconds_text(node.seconds)}, {models}"
     )
@@ -171,6 +169,9 @@ def hints(options: DiscoverOptions, skipped: Sequence[Skipped]) -> list[str]:
         )
     if not options.ports:
         lines.append("Name the port if it is another: aiosollol discover --port 8080")
+    if options.trusted is not None:
+        trusted = ", ".join(options.trusted)
+        lines.append(f"Trust it, if it is yours: the setting 'trusted' accepts only {trusted}")
     if options.use_zeroconf:
         lines.append("Or let the servers announce themselves: aiosollol advertise")
     return lines

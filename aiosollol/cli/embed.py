@@ -15,7 +15,8 @@ from typing import Any, Protocol
 
 import orjson
 
-from aiosollol import OllamaPool
+from aiosollol import NodeRegistry, OllamaPool
+from aiosollol.cli.cluster import registry_of
 from aiosollol.cli.loop import run
 from aiosollol.cli.output import Advance, Screen, write_json
 from aiosollol.cli.sinks import Replacing, Sink, open_sink
@@ -130,23 +131,26 @@ class Job:
         if self._total == 0:
             return
         async with AsyncExitStack() as stack:
-            stack.enter_context(self._screen.log())
-            nodes: list[Any] | None = list(self._options.nodes) or None
-            if self._options.embedded:
-                from aiosollol.embedded import EmbeddedNode
-
-                node = await stack.enter_async_context(EmbeddedNode(process=True, name="embedded"))
-                nodes = [{"url": node.url, "name": "embedded"}]
-            pool = await stack.enter_async_context(
-                OllamaPool(
-                    nodes=nodes,
-                    policy=self._options.policy,
-                    same_machine=self._options.same_machine,
-                )
+            nodes = await self._start_nodes(stack)
+            pool = OllamaPool(
+                nodes, policy=self._options.policy, same_machine=self._options.same_machine
             )
+            stack.enter_context(self._screen.log())
+            await stack.enter_async_context(pool)
             advance = stack.enter_context(self._screen.progress("embedding", self._total))
             self._started = time.perf_counter()
             await self._pump(pool, advance)
+
+    async def _start_nodes(self, stack: AsyncExitStack) -> NodeRegistry:
+        """The nodes to use. What is started for that is ended by `stack`."""
+        if not self._options.embedded:
+            return await registry_of(
+                self._options.nodes, self._screen, is_quiet=self._options.as_json
+            )
+        from aiosollol.embedded import EmbeddedNode
+
+        node = await stack.enter_async_context(EmbeddedNode(process=True, name="embedded"))
+        return NodeRegistry([{"url": node.url, "name": "embedded"}])
 
     async def _pump(self, pool: _Embedder, advance: Advance) -> None:
         waiting: deque[tuple[list[Item], asyncio.Task[Embeddings]]] = deque()

@@ -14,6 +14,8 @@ from aiosollol.nodes import Node
 LOAD_SECONDS = 30.0  # a server loads a model when it is first asked for it
 WORK_SECONDS = 5.0
 
+_TYPICAL_TOKENS = 25.0  # of the texts below
+
 _WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "sleeps")
 # From 3 to 34 words, none like another: two sizes tell what a request costs from what text costs.
 TEXTS = tuple(
@@ -45,12 +47,6 @@ class Measurement:
         }
 
 
-def registry_of(nodes: Sequence[str]) -> NodeRegistry:
-    """The nodes that a command line names, or those that a pool takes when it names none."""
-    view = OllamaPool(nodes=list(nodes) or None).view
-    return NodeRegistry(node.spec for node in view.nodes.values())
-
-
 async def measure(registry: NodeRegistry, names: Iterable[str], model: str) -> Measurement:
     """Let each of the nodes named embed a few texts; `registry` knows its speed then.
 
@@ -78,6 +74,17 @@ async def measure(registry: NodeRegistry, names: Iterable[str], model: str) -> M
     measured = [node.name for nodes in machines.values() for node in nodes]
     seconds = asyncio.get_running_loop().time() - began
     return Measurement(measured, seconds, failures)
+
+
+def teach_strategies(registry: NodeRegistry, names: Iterable[str], model: str) -> None:
+    """Let the routing strategies know what was measured: they follow answers, not costs."""
+    for name in names:
+        node = registry[name]
+        if node.costs:
+            now = registry.clock()
+            seconds = node.cost(model).seconds(_TYPICAL_TOKENS)
+            node.standing.asked(now - seconds)
+            node.learn(model, _TYPICAL_TOKENS, now - seconds, now)
 
 
 async def _measure(node: Node, model: str) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from aiosollol import OllamaPool
+from aiosollol import NodeRegistry, OllamaPool
+from aiosollol.cli.cluster import HOW_FOUND, registry_of
 from aiosollol.cli.loop import run
 from aiosollol.cli.output import Screen, write_json
+from aiosollol.core.memory import gpu_free, gpu_total
 from aiosollol.core.node import ClusterView, NodeState
 
 _GIB = 2**30
@@ -16,33 +18,42 @@ _GIB = 2**30
 
 def show_nodes(nodes: Sequence[str], *, as_json: bool) -> int:
     """Ask every node, print what is known, and return the exit code: 1 if one does not answer."""
-    view = run(_ask(nodes))
+    view, registry = run(_ask(nodes, is_quiet=as_json))
+    sources = {node.name: node.source for node in registry if node.source is not None}
     if as_json:
-        write_json({"nodes": [_as_dict(node) for node in view.nodes.values()]}, sys.stdout)
+        shown = [_as_dict(node, sources.get(node.name)) for node in view.nodes.values()]
+        write_json({"nodes": shown}, sys.stdout)
     else:
-        _print_table(view)
+        _print_table(view, sources)
     return int(any(node.is_down for node in view.nodes.values()))
 
 
-async def _ask(nodes: Sequence[str]) -> ClusterView:
-    async with OllamaPool(nodes=list(nodes) or None) as pool:
-        return await pool.refresh()
+async def _ask(nodes: Sequence[str], *, is_quiet: bool) -> tuple[ClusterView, NodeRegistry]:
+    registry = await registry_of(nodes, Screen(sys.stderr), is_quiet=is_quiet)
+    async with OllamaPool(registry) as pool:
+        return await pool.refresh(), registry
 
 
-def _print_table(view: ClusterView) -> None:
+def _print_table(view: ClusterView, sources: Mapping[str, str]) -> None:
     screen = Screen(sys.stdout)
-    rows = [
-        (
-            node.name,
-            "no" if node.is_down else "yes",
-            node.version or "-",
-            ", ".join(node.models or ()) or "-",
-            ", ".join(_loaded(node)) or "-",
-        )
-        for node in view.nodes.values()
-    ]
-    screen.table(("node", "answers", "version", "models", "loaded"), rows)
-    for node in view.nodes.values():
+    nodes = view.nodes.values()
+    columns = {
+        "node": [node.name for node in nodes],
+        "answers": ["no" if node.is_down else "yes" for node in nodes],
+        "version": [node.version or "-" for node in nodes],
+        # What only an agent or a search tells has a column where one did.
+        "by": [HOW_FOUND.get(sources.get(node.name, ""), "-") for node in nodes],
+        "CPU": ["-" if node.cpu_load is None else f"{node.cpu_load:.0%}" for node in nodes],
+        "GPU memory": [_gpu_memory(node) for node in nodes],
+        "models": [", ".join(node.models or ()) or "-" for node in nodes],
+        "loaded": [", ".join(_loaded(node)) or "-" for node in nodes],
+    }
+    for name in ("by", "CPU", "GPU memory"):
+        if set(columns[name]) <= {"-"}:
+            del columns[name]
+    rows = list(zip(*columns.values(), strict=True))
+    screen.table(list(columns), rows, right=("CPU",))
+    for node in nodes:
         if node.is_down:
             screen.line(f"{node.name} ({node.spec.url}): {node.error}", style="red")
 
@@ -52,6 +63,26 @@ def processor_of(node: NodeState) -> str:
     return "GPU" if node.has_gpu() else "CPU" if node.loaded else "-"
 
 
+def absent(view: ClusterView, model: str) -> dict[str, str]:
+    """The nodes that take no part in what is done with `model` -> why."""
+    having = {node.name for node in view.having(model)}
+    return {
+        node.name: node.error or "it does not answer"
+        if node.is_down
+        else "it does not have the model"
+        for node in view.nodes.values()
+        if node.name not in having
+    }
+
+
+def _gpu_memory(node: NodeState) -> str:
+    total, free = gpu_total(node), gpu_free(node)
+    if not total:
+        return "-"
+    known = "?" if free is None else f"{free / _GIB:.1f}"
+    return f"{known} of {total / _GIB:.1f} GiB free"
+
+
 def _loaded(node: NodeState) -> list[str]:
     return [
         f"{model.name} ({model.size_vram / _GIB:.1f} GiB VRAM)" if model.size_vram else model.name
@@ -59,7 +90,7 @@ def _loaded(node: NodeState) -> list[str]:
     ]
 
 
-def _as_dict(node: NodeState) -> dict[str, Any]:
+def _as_dict(node: NodeState, source: str | None) -> dict[str, Any]:
     return {
         "name": node.name,
         "url": node.spec.url,
@@ -70,5 +101,9 @@ def _as_dict(node: NodeState) -> dict[str, Any]:
             {"name": model.name, "size": model.size, "size_vram": model.size_vram}
             for model in (node.loaded or {}).values()
         ],
+        "found_by": source,
+        "cpu_load": node.cpu_load,
+        "gpu_memory_total": gpu_total(node),
+        "gpu_memory_free": gpu_free(node),
         "error": node.error or None,
     }

@@ -71,7 +71,7 @@ class Screen:
             return
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
         for name in header:
-            table.add_column(name, justify="right" if name in right else "left")
+            table.add_column(name, justify="right" if name in right else "left", overflow="fold")
         for row in rows:
             table.add_row(*map(_cell, row))
         self._console.print(table)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from aiosollol import NodeRegistry, OllamaPool
+from aiosollol.cli.cluster import registry_of
 from aiosollol.cli.loop import run
-from aiosollol.cli.measure import Measurement, measure, registry_of
-from aiosollol.cli.nodes import processor_of
+from aiosollol.cli.measure import Measurement, measure
+from aiosollol.cli.nodes import absent, processor_of
 from aiosollol.cli.output import Screen, seconds_text, write_json
 from aiosollol.core.cost import Cost
 from aiosollol.core.node import ClusterView
@@ -68,7 +69,8 @@ def show_plan(request: PlanRequest) -> int:
 
 
 async def _ask(request: PlanRequest) -> _Answer:
-    registry = registry_of(request.nodes)
+    told = Screen(sys.stderr)
+    registry = await registry_of(request.nodes, told, is_quiet=request.as_json)
     model, measurement = request.model, None
     async with OllamaPool(
         registry, policy=request.policy, same_machine=request.same_machine
@@ -77,14 +79,15 @@ async def _ask(request: PlanRequest) -> _Answer:
         names = [node.name for node in pool.view.having(model)]
         if request.is_measured and names:
             if not request.as_json:
-                Screen(sys.stderr).line("Measuring ...")
+                told.line("Measuring ...")
             measurement = await measure(registry, names, model)
             if len(measurement.failures) == len(names):
                 raise next(iter(measurement.failures.values()))
             await pool.refresh()  # what is loaded now, and whether in a GPU
-        entries = await pool.parallelism_report(
-            model, request.sizes, tokens_per_item=request.tokens_per_item
-        )
+        with told.log():  # who is left out because its vectors differ
+            entries = await pool.parallelism_report(
+                model, request.sizes, tokens_per_item=request.tokens_per_item
+            )
         names = [node.name for node in pool.view.having(model)]
         return _Answer(pool.view, _costs(registry, names, model), entries, measurement)
 
@@ -147,10 +150,8 @@ def _print_nodes(screen: Screen, request: PlanRequest, answer: _Answer) -> None:
     ]
     header = ("node", "runs on", "a request", "an item")
     screen.table(header, rows, right=header[2:])
-    for node in answer.view.nodes.values():
-        if node.name not in answer.costs:
-            why = node.error if node.is_down else "it does not have the model"
-            screen.line(f"{node.name} takes no part: {why}", style="yellow")
+    for name, why in absent(answer.view, request.model).items():
+        screen.line(f"{name} takes no part: {why}", style="yellow")
 
 
 def _trials(entries: Sequence[ParallelismEntry]) -> dict[str, list[str]]:

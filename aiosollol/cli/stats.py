@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from aiosollol import OllamaPool
+from aiosollol.cli.cluster import registry_of
 from aiosollol.cli.loop import run
-from aiosollol.cli.measure import Measurement, measure, registry_of
+from aiosollol.cli.measure import Measurement, measure
 from aiosollol.cli.nodes import processor_of
 from aiosollol.cli.output import Screen, seconds_text, write_json
 from aiosollol.core.node import ClusterView
@@ -35,13 +36,14 @@ def show_stats(nodes: Sequence[str], model: str | None, *, as_json: bool) -> int
 
 
 async def _ask(nodes: Sequence[str], model: str | None, *, is_quiet: bool) -> _Answer:
-    registry = registry_of(nodes)
+    told = Screen(sys.stderr)
+    registry = await registry_of(nodes, told, is_quiet=is_quiet)
     measurement = None
     async with OllamaPool(registry) as pool:
         await pool.refresh()
         if model is not None:
             if not is_quiet:
-                Screen(sys.stderr).line("Measuring ...")
+                told.line("Measuring ...")
             names = [node.name for node in pool.view.having(model)]
             measurement = await measure(registry, names, model)
             await pool.refresh()  # what is loaded now, and whether in a GPU

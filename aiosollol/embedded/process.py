@@ -10,7 +10,7 @@ import stat
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from aiosollol.errors import NodeTimeout, NodeUnreachable
 
@@ -24,11 +24,14 @@ def announce(url: str) -> None:
 
 
 @contextlib.contextmanager
-def stopping(*, with_parent: bool = False) -> Iterator[asyncio.Event]:
+def stopping(
+    *, with_parent: bool = False, on_line: Callable[[bytes], None] | None = None
+) -> Iterator[asyncio.Event]:
     """In the process: an event that is set by SIGINT and SIGTERM.
 
     With `with_parent` also when stdin ends, if it is a pipe: the other end is held by whoever
-    started this process, and the system closes it however that one dies.
+    started this process, and the system closes it however that one dies. Lines that come by it
+    (`ServerProcess.tell`) are given to `on_line`, in the event loop.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -39,7 +42,7 @@ def stopping(*, with_parent: bool = False) -> Iterator[asyncio.Event]:
             loop.add_signal_handler(number, stop.set)
             watched.append(number)
     if with_parent and stat.S_ISFIFO(os.fstat(0).st_mode):
-        threading.Thread(target=_watch_stdin, args=(loop, stop), daemon=True).start()
+        threading.Thread(target=_watch_stdin, args=(loop, stop, on_line), daemon=True).start()
     try:
         yield stop
     finally:
@@ -47,11 +50,18 @@ def stopping(*, with_parent: bool = False) -> Iterator[asyncio.Event]:
             loop.remove_signal_handler(number)
 
 
-def _watch_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
-    with contextlib.suppress(OSError):
-        while os.read(0, 4096):
-            pass
+def _watch_stdin(
+    loop: asyncio.AbstractEventLoop,
+    stop: asyncio.Event,
+    on_line: Callable[[bytes], None] | None,
+) -> None:
     with contextlib.suppress(RuntimeError):  # the loop ended first
+        with contextlib.suppress(OSError):
+            rest = b""
+            while chunk := os.read(0, 4096):
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines if on_line is not None else ():
+                    loop.call_soon_threadsafe(on_line, line)
         loop.call_soon_threadsafe(stop.set)
 
 
@@ -119,6 +129,12 @@ class ServerProcess:
             # Ctrl-C in a terminal goes to the whole group: the parent gets it, and ends us.
             start_new_session=True,
         )
+
+    def tell(self, line: bytes) -> None:
+        """Send it a line: see `stopping`. Nothing happens if it is dead."""
+        if self._process is not None:
+            assert self._process.stdin is not None
+            self._process.stdin.write(line + b"\n")
 
     async def aclose(self) -> None:
         """End it: politely, and by force if that takes more than five seconds. Idempotent."""

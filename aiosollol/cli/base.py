@@ -1,0 +1,79 @@
+"""What all commands share: the program `aiosollol`, and options that several of them have."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import aiosollol
+
+_EPILOG = (
+    "Exit codes: 0 done, 1 something failed, 2 bad usage or bad input, "
+    "130 ended by Ctrl-C, 143 by SIGTERM."
+)
+
+app = typer.Typer(
+    name="aiosollol",
+    help="All the Ollama servers on a network, as one.",
+    epilog=_EPILOG,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help reads well in a pipe too
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Nodes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--node",
+        metavar="URL",
+        help="An Ollama server, as URL, host:port or host; may be given several times. "
+        "Default: $OLLAMA_HOST, else the nodes in ~/.config/aiosollol/nodes.json, else those that "
+        "a search of the network finds; with SOLLOL_AUTO_DISCOVER=false, this machine.",
+    ),
+]
+Model = Annotated[str, typer.Option("--model", metavar="NAME", help="The model.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")]
+Policy = Annotated[
+    str,
+    typer.Option(
+        metavar="[adaptive|rules]",
+        help="How to spread a batch: by predicted times, or by the table of fixed thresholds.",
+    ),
+]
+SameMachine = Annotated[
+    str,
+    typer.Option(
+        metavar="[measure|share|one]",
+        help="Nodes on one machine: measure whether they are faster together, let them share the "
+        "work, or use one only.",
+    ),
+]
+
+
+def examples(*lines: str) -> str:
+    """The end of a command's help."""
+    # \b: typer keeps the line ends of this paragraph.
+    return "\n".join(
+        ("\b", "Examples:" if len(lines) > 1 else "Example:", *(f"  {x}" for x in lines))
+    )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"aiosollol {aiosollol.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and end."
+        ),
+    ] = False,
+) -> None:
+    pass

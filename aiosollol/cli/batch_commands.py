@@ -1,0 +1,171 @@
+"""The commands that embed, or say how that would go. What one does is in the file of its name."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, cast
+
+import typer
+
+from aiosollol.cli.base import Json, Nodes, Policy, SameMachine, app, examples
+
+
+@app.command(epilog=examples("aiosollol demo"))
+def demo(as_json: Json = False) -> None:
+    """Embed real text over three nodes, then search it by meaning.
+
+    Needs no Ollama and no network: the nodes run a small model that is installed with the extra
+    'embedded'. The text is Python's own language reference. Takes a few seconds.
+    """
+    from aiosollol.cli.demo import run_demo
+
+    raise typer.Exit(run_demo(as_json=as_json))
+
+
+@app.command(
+    epilog=examples(
+        "aiosollol embed --embedded --out vectors.npy docs/*.txt",
+        "cat book.txt | aiosollol embed --node 10.0.0.2 --node 10.0.0.3 > book.jsonl",
+    )
+)
+def embed(
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FILE]...", help="Text files in UTF-8, or JSON Lines; - or none is stdin."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Default: nomic-embed-text, or wordllama with --embedded.", show_default=False
+        ),
+    ] = None,
+    node: Nodes = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where the vectors go: FILE.npy (float32, a row for each passage) or FILE.jsonl. "
+            "Default: JSON Lines on stdout.",
+        ),
+    ] = None,
+    embedded: Annotated[
+        bool, typer.Option("--embedded", help="Use the built-in model; no Ollama is needed.")
+    ] = False,
+    field: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Read the input as JSON Lines and embed this field. Files named .jsonl or .ndjson "
+            "are read so anyway, with the field 'text'.",
+        ),
+    ] = None,
+    passage_size: Annotated[
+        int,
+        typer.Option(min=0, help="The most characters in a passage; 0 embeds each text whole."),
+    ] = 800,
+    policy: Policy = "adaptive",
+    same_machine: SameMachine = "measure",
+    trace: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write when each node did what, as Chrome trace events: open the file at "
+            "ui.perfetto.dev or in chrome://tracing.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Cut texts into passages and embed them.
+
+    Progress goes to stderr. Ctrl-C leaves a valid file with what is done and says how much is
+    missing. With --json a summary in JSON is printed: to stdout, or to stderr where the vectors
+    go to stdout.
+    """
+    from aiosollol.cli.embed import EmbedOptions, embed_files
+
+    options = EmbedOptions(
+        files=files or (),
+        model=model,
+        nodes=node or (),
+        out=out,
+        embedded=embedded,
+        field=field,
+        passage_size=passage_size,
+        policy=cast(Any, policy),  # checked there
+        same_machine=cast(Any, same_machine),
+        trace=trace,
+        as_json=as_json,
+    )
+    raise typer.Exit(embed_files(options))
+
+
+@app.command(
+    short_help="Show how batches would be spread over the nodes, and why.",
+    epilog=examples(
+        "aiosollol plan --model all-minilm --node 10.0.0.2 --node 10.0.0.3",
+        "aiosollol plan --model all-minilm --node 10.0.0.2 --node 10.0.0.3 --sizes 1000,100000",
+    ),
+)
+def plan(
+    model: Annotated[str, typer.Option(help="The embedding model.")] = "nomic-embed-text",
+    node: Nodes = None,
+    sizes: Annotated[
+        str, typer.Option(metavar="N,N,...", help="How many items the batches have.")
+    ] = "10,50,100,200",
+    tokens_per_item: Annotated[
+        float, typer.Option(min=1, help="How long an item is; 75 tokens are about 50 words.")
+    ] = 75,
+    policy: Policy = "adaptive",
+    same_machine: SameMachine = "measure",
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure/--no-measure",
+            help="Let each node embed 32 short texts first: how fast it is, only that tells.",
+        ),
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Show how batches would be spread over the nodes, how long that takes, and why.
+
+    Nothing of yours is embedded. "sequential" is the time on the best node alone, "parallel" on
+    all nodes that may take part, each with the share it can do in that time. A node that
+    cannot be measured takes no part, and is named.
+    """
+    from aiosollol.cli.plan import PlanRequest, parse_sizes, show_plan
+
+    request = PlanRequest(
+        model=model,
+        nodes=node or (),
+        sizes=parse_sizes(sizes),
+        tokens_per_item=tokens_per_item,
+        policy=cast(Any, policy),  # checked there
+        same_machine=cast(Any, same_machine),
+        is_measured=measure,
+        as_json=as_json,
+    )
+    raise typer.Exit(show_plan(request))
+
+
+@app.command(epilog=examples("aiosollol node --port 21434"))
+def node(
+    port: Annotated[
+        int, typer.Option(metavar="N", min=0, max=65535, help="0 takes a free one.")
+    ] = 21434,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="The address to listen on.")
+    ] = "127.0.0.1",
+) -> None:
+    """Serve a small embedding model behind Ollama's API.
+
+    The model is called wordllama and is part of the installation. Any client of Ollama's API for
+    embeddings can use it. Ctrl-C or SIGTERM ends it, with exit code 0.
+    """
+    from aiosollol.cli.loop import run
+    from aiosollol.embedded import serve
+
+    def tell(url: str) -> None:
+        print(f"The model wordllama is at {url}; Ctrl-C ends it.", flush=True)
+
+    run(serve(host, port, on_ready=tell))

@@ -1,0 +1,183 @@
+"""The commands of the gateway. What one does is in `cli.up`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from aiosollol.cli.base import app, examples
+
+
+@app.command(
+    short_help="Serve all nodes under one address.",
+    epilog=examples(
+        "aiosollol up --node 10.0.0.2 --node 10.0.0.3",
+        "aiosollol up --hosts hosts.txt --host 0.0.0.0 --api-keys keys.txt --workers 4",
+        "aiosollol up --config gateway.toml",
+    ),
+)
+def up(
+    workers: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Processes that share the port. Default: 1."),
+    ] = None,
+    dask_workers: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Accepted; not in use yet.")
+    ] = None,
+    hosts: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="The nodes: a hosts.txt, or JSON.", show_default=False),
+    ] = None,
+    node: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL",
+            help="An Ollama server, as URL, host:port or host; may be given several times. "
+            "Default: those in --hosts or --config, else $OLLAMA_HOST, else those in "
+            "~/.config/aiosollol/nodes.json, else those that a search of the network finds.",
+        ),
+    ] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="The address to listen on; 0.0.0.0 is every interface, which takes API keys. "
+            "Default: 127.0.0.1.",
+            show_default=False,
+        ),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=0, max=65535, help="0 takes a free one. Default: 8000."),
+    ] = None,
+    dask_scheduler: Annotated[
+        str | None, typer.Option(metavar="URL", help="Accepted; not in use yet.")
+    ] = None,
+    autobatch: Annotated[
+        bool | None,
+        typer.Option(
+            "--autobatch/--no-autobatch",
+            help="Queue documents in a file and embed them in time. Default: yes.",
+            show_default=False,
+        ),
+    ] = None,
+    autobatch_interval: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="How long they wait at most. Default: 60."),
+    ] = None,
+    adaptive_metrics: Annotated[
+        bool | None,
+        typer.Option(
+            "--adaptive-metrics/--no-adaptive-metrics",
+            help="Look again and again at what nodes have loaded. Default: yes.",
+            show_default=False,
+        ),
+    ] = None,
+    adaptive_metrics_interval: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="How often. Default: 30.")
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Settings, as TOML; options count more. SIGHUP reads it again.",
+            show_default=False,
+        ),
+    ] = None,
+    api_keys: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Who may use it: the lines that 'aiosollol key' prints. $SOLLOL_API_KEYS adds "
+            "to them.",
+            show_default=False,
+        ),
+    ] = None,
+    insecure: Annotated[
+        bool | None,
+        typer.Option("--insecure", help="Listen for other machines without API keys."),
+    ] = None,
+    allow_admin: Annotated[
+        bool | None,
+        typer.Option("--allow-admin", help="Let models be pulled, made, copied and deleted."),
+    ] = None,
+    metrics: Annotated[
+        bool | None,
+        typer.Option(
+            "--metrics/--no-metrics",
+            help="Metrics for Prometheus, which need the extra 'gateway'. Default: yes.",
+            show_default=False,
+        ),
+    ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=0, max=65535, help="Of 127.0.0.1. Default: 9090."),
+    ] = None,
+) -> None:
+    """Serve all nodes under one address, as if they were one Ollama.
+
+    It speaks Ollama's API, OpenAI's and Anthropic's. SIGTERM and Ctrl-C let running requests
+    finish, a second one does not; the exit code is 0 after the first.
+    """
+    from aiosollol.cli.up import UpOptions, run_up
+
+    given = {
+        "processes": workers,
+        "dask_workers": dask_workers,
+        "gateway_host": host,
+        "gateway_port": port,
+        "dask_scheduler": dask_scheduler,
+        "autobatch_enabled": autobatch,
+        "autobatch_interval": autobatch_interval,
+        "adaptive_metrics_enabled": adaptive_metrics,
+        "adaptive_metrics_interval": adaptive_metrics_interval,
+        "api_keys_file": api_keys,
+        "insecure": insecure,
+        "allow_admin": allow_admin,
+        "metrics_enabled": metrics,
+        "metrics_port": metrics_port,
+    }
+    raise typer.Exit(run_up(UpOptions(config, node or (), hosts, given)))
+
+
+@app.command(
+    short_help="Make an API key for the gateway.",
+    epilog=examples(
+        "aiosollol key ann >> keys.txt", "aiosollol key ops --admin --rate 5 >> keys.txt"
+    ),
+)
+def key(
+    name: Annotated[str, typer.Argument(help="Whose it is, for the file and its errors.")],
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A model that it may use, with * for any characters; may be given several "
+            "times. Default: all.",
+        ),
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(metavar="N", min=0, help="Requests a second at most.")
+    ] = None,
+    in_flight: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Requests at once at most.")
+    ] = None,
+    admin: Annotated[
+        bool, typer.Option("--admin", help="It may pull, make, copy and delete models.")
+    ] = False,
+) -> None:
+    """Make an API key for the gateway.
+
+    The key goes to stderr, once. Its line for the file of keys goes to stdout; that has only what
+    the key hashes to.
+    """
+    from aiosollol.cli.up import print_key
+
+    options = [
+        f"models={','.join(model)}" if model else "",
+        f"rate={rate:g}" if rate else "",
+        f"in_flight={in_flight}" if in_flight else "",
+        "admin" if admin else "",
+    ]
+    raise typer.Exit(print_key(name, " ".join(filter(None, options))))
