@@ -4,12 +4,27 @@
 ...     vectors = await pool.embed_batch("nomic-embed-text", texts)
 """
 
+from typing import TYPE_CHECKING, Any
+
+from aiosollol.config.settings import PoolSettings
+from aiosollol.core.agreement import Agreement, NodeAgreement
+from aiosollol.core.discovered import Discovered
 from aiosollol.core.embeddings import Embeddings, Vector
+from aiosollol.core.events import (
+    AttemptFailed,
+    Hedged,
+    Loading,
+    NodeChanged,
+    PoolEvent,
+    Routed,
+)
+from aiosollol.core.explain import NodeExplanation, RouteExplanation
 from aiosollol.core.node import ClusterView, NodeSpec, NodeState
 from aiosollol.core.parallelism import ParallelismEntry
 from aiosollol.core.planner import Mode, Plan, Reason
 from aiosollol.core.reply import ChatReply, GeneratedText
 from aiosollol.core.report import BatchReport, NodeShare
+from aiosollol.core.routing import NodeLoad, RouteRequest, RoutingFunction
 from aiosollol.errors import (
     BadRequest,
     BatchError,
@@ -26,20 +41,29 @@ from aiosollol.errors import (
     PoolClosed,
     PoolSaturated,
     ProtocolError,
+    QueueFull,
     RequestFailed,
     ResponseError,
     RunnerFailed,
     ServerBusy,
     SollolError,
+    StorageError,
     StreamCutOff,
+    UnknownJob,
 )
+from aiosollol.events import EventStream
 from aiosollol.node_registry import NodeRegistry
 from aiosollol.pool import OllamaPool
 from aiosollol.streams import ReplyStream
 
+if TYPE_CHECKING:
+    from aiosollol.discovery import discover, discover_ollama_nodes
+
 __version__ = "0.1.0"
 
 __all__ = [
+    "Agreement",
+    "AttemptFailed",
     "BadRequest",
     "BatchError",
     "BatchReport",
@@ -47,15 +71,23 @@ __all__ = [
     "ClusterView",
     "ConfigError",
     "ConnectionLost",
+    "Discovered",
     "Embeddings",
+    "EventStream",
     "GeneratedText",
+    "Hedged",
     "InvalidInput",
+    "Loading",
     "MissingExtra",
     "Mode",
     "ModelMissing",
     "ModelNotFound",
     "NoNodeAvailable",
+    "NodeAgreement",
+    "NodeChanged",
     "NodeError",
+    "NodeExplanation",
+    "NodeLoad",
     "NodeRegistry",
     "NodeShare",
     "NodeSpec",
@@ -66,15 +98,42 @@ __all__ = [
     "ParallelismEntry",
     "Plan",
     "PoolClosed",
+    "PoolEvent",
     "PoolSaturated",
+    "PoolSettings",
     "ProtocolError",
+    "QueueFull",
     "Reason",
     "ReplyStream",
     "RequestFailed",
     "ResponseError",
+    "RouteExplanation",
+    "RouteRequest",
+    "Routed",
+    "RoutingFunction",
     "RunnerFailed",
     "ServerBusy",
     "SollolError",
+    "StorageError",
     "StreamCutOff",
+    "UnknownJob",
     "Vector",
+    "discover",
+    "discover_ollama_nodes",
 ]
+
+# Who does not search need not load zeroconf and netifaces (PEP 562).
+_LATER = {"discover", "discover_ollama_nodes"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from aiosollol import discovery
+
+    found = globals()[name] = getattr(discovery, name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

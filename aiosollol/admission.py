@@ -10,7 +10,7 @@ import anyio
 from aiosollol.core.breaker import last_resort
 from aiosollol.core.routing import RouteRequest, RoutingFunction, route
 from aiosollol.core.waiting import USUAL, Ticket
-from aiosollol.errors import PoolClosed, PoolSaturated
+from aiosollol.errors import NoNodeAvailable, PoolClosed, PoolSaturated
 from aiosollol.nodes import Node, Waiter
 from aiosollol.registry import Registry
 from aiosollol.roster import Roster
@@ -54,19 +54,26 @@ class Admission:
         tried: nodes to leave out while there are others. deadline: by the registry's clock.
         Raises PoolSaturated, PoolClosed, ModelNotFound, NoNodeAvailable.
         """
+        if request.kind == "embed" and self._roster.is_undecided(request.model):
+            # Of which digest its vectors are to be is decided once: by all nodes, if they answer.
+            await self._wait_ready(request.model, deadline, patient=True)
         nodes = self.eligible(request, tried)
         if nodes:
-            node = nodes[0] if len(nodes) == 1 else self._choose(nodes, request)
+            node = self._on_trial(nodes, request)
+            if node is None:
+                node = nodes[0] if len(nodes) == 1 else self._choose(nodes, request)
             if node.try_enter():
                 return node
         return await self._wait(request, tried, deadline, priority)
 
     def try_place(self, request: RouteRequest, tried: Collection[str]) -> Node | None:
-        """A node that has a place now and is none of `tried`, with that place taken, or None."""
+        """A sound node but those `tried`, and a place on it that is taken now; None if none has."""
         nodes = [
             node
             for node in self.eligible(request, tried)
-            if node.name not in tried and node.in_flight < node.limit
+            if node.name not in tried
+            and node.in_flight < node.limit
+            and node.breaker.opens_at is None
         ]
         if not nodes:
             return None
@@ -75,20 +82,39 @@ class Admission:
 
     def eligible(self, request: RouteRequest, tried: Collection[str] = ()) -> Sequence[Node]:
         """The nodes that may have `request` now, perhaps none."""
-        nodes: Sequence[Node] = self._roster.ready(request.model)
-        if request.kind == "embed" and len(nodes) > 1:
-            nodes = self._roster.comparable(request.model, nodes)
+        nodes: Sequence[Node]
+        if request.kind == "embed":
+            nodes = self._roster.comparable(request.model)
+        else:
+            nodes = self._roster.ready(request.model)
         if tried:
             nodes = [node for node in nodes if node.name not in tried] or nodes
         if not self._registry.not_closed:
             return nodes
         now = self._registry.clock()
         admitting = [node for node in nodes if node.breaker.admits(now)]
+        if not request.can_move:
+            sound = [node for node in admitting if node.breaker.opens_at is None]
+            admitting = sound or admitting
         if admitting or not nodes:
             return admitting
         # Better to ask one that failed than nobody.
         node = last_resort(((node, node.breaker) for node in nodes), now)
         return [] if node is None else [node]
+
+    def _on_trial(self, nodes: Sequence[Node], request: RouteRequest) -> Node | None:
+        """A node with a place that is due to be probed, or looked at: whatever its prospects, the
+        next request that can be sent elsewhere as well is for that. Nothing else shows that it is
+        well again."""
+        registry = self._registry
+        if not (registry.not_closed or registry.stained) or not request.can_move:
+            return None
+        now = registry.clock()
+        for node in nodes:
+            is_due = node.breaker.opens_at is not None or node.standing.is_due(now)
+            if is_due and node.in_flight < node.limit:
+                return node
+        return None
 
     def _choose(self, nodes: Sequence[Node], request: RouteRequest) -> Node:
         return route(self._strategy, nodes, request, self._registry.clock(), self._rng)
@@ -108,7 +134,7 @@ class Admission:
             now = registry.clock()
             if not nodes:
                 if not self._roster.ready(request.model):
-                    await self._roster.wait_ready(request.model)
+                    await self._wait_ready(request.model, deadline)
                 elif now >= gives_up:
                     raise self._saturated(now - came)
                 else:  # all are being probed after failures: in a moment it is known how they are
@@ -122,7 +148,19 @@ class Admission:
                 raise self._saturated(now - came)
             patience = max(_LEAST_PATIENCE, _PATIENCE * node.ahead(now))
             if await self._in_line(node, came, priority, min(gives_up - now, patience)):
+                if self._roster.is_closed:  # between the place and our turn
+                    node.leave()
+                    raise PoolClosed("the pool was closed during this call")
                 return node
+
+    async def _wait_ready(self, model: str, deadline: float, *, patient: bool = False) -> None:
+        with anyio.move_on_after(deadline - self._registry.clock()) as limit:
+            await self._roster.wait_ready(model, patient=patient)
+        if limit.cancelled_caught:
+            raise NoNodeAvailable(
+                f"no node was there for {model!r} within the time that the call was given",
+                self._roster.conditions(),
+            )
 
     async def _in_line(self, node: Node, came: float, priority: int, seconds: float) -> bool:
         """Whether a place on `node` came free for us within `seconds`."""

@@ -8,12 +8,15 @@ from aiosollol.core.events import AttemptFailed, NodeChanged
 from aiosollol.core.node import full_name
 from aiosollol.core.resilience import Failure, classify
 from aiosollol.core.routing import RouteRequest
+from aiosollol.core.share import Standing
 from aiosollol.errors import BadRequest, ModelMissing, NodeError, NodeTimeout, ServerBusy
 from aiosollol.nodes import Node, Work
 from aiosollol.registry import Registry
 
-
 _OVERHEAD_TOKENS = 75.0
+WELL = 2.0
+"""Times what was predicted, within which the answer of a node that was left alone shows that it is
+well: the cause for complaint is forgotten, rather than left to fade."""
 
 
 class Attempt:
@@ -25,8 +28,11 @@ class Attempt:
 
     __slots__ = (
         "_ahead",
+        "_began_at",
+        "_has_begun",
         "_in_flight",
         "_is_live",
+        "_is_look",
         "_is_probe",
         "_options",
         "_registry",
@@ -50,16 +56,22 @@ class Attempt:
         self._request = request
         self._options = options
         self._is_live = is_live
+        self._has_begun = False
         self.node = node
-        self.sent_at = now = registry.clock()
+        self.sent_at = self._began_at = now = registry.clock()
         self.is_cold = node.is_cold(request.model, options)
         load = node.load_seconds(request.model) if self.is_cold else 0.0
         self._seconds = (node.seconds(request) or 0.0) + load
         self._ahead = node.backlog.ahead(now)
         self._in_flight = node.in_flight
         node.backlog.enter(self._seconds, now)
+        self._is_look = node.standing.is_due(now)
         node.standing.asked(now)
-        self._is_probe = node.breaker.opens_at is not None and node.breaker.admits(now)
+        # A live request that comes before the breaker opens is the last resort, and a probe too.
+        breaker = node.breaker
+        self._is_probe = breaker.opens_at is not None and (
+            breaker.admits(now) or (is_live and not breaker.is_probing)
+        )
         if self._is_probe:
             self._advance(breakers.Sent(), now)
 
@@ -67,6 +79,13 @@ class Attempt:
         """The model is loaded: what counts from now on is the request alone."""
         self.is_cold = False
         self.sent_at = self._registry.clock()
+
+    def began(self) -> None:
+        """The first part of a stream has come: the node is well, however long the rest takes."""
+        self._has_begun = True
+        if self._is_probe:
+            self._advance(breakers.Answered(is_probe=True), self._registry.clock())
+            self._is_probe = False
 
     @property
     def predicted(self) -> float:
@@ -82,6 +101,9 @@ class Attempt:
         else:
             node.learn_talk(Work(full_name(request.model), request.kind), tokens, seconds)
         node.standing.answered(seconds, self.predicted, now)
+        if self._is_look and seconds <= WELL * self.predicted:
+            node.standing = Standing(now)
+        self._restain()
         if self._is_live:
             self._adapt(seconds, tokens)
         node.succeed(self.sent_at, now)
@@ -99,16 +121,24 @@ class Attempt:
             node.counters.rejected += 1
         else:
             node.counters.failed += 1
-        if failure in (Failure.NODE, Failure.ANSWER):
-            node.standing.failed(now)
-        if self._is_live and not self.is_cold and isinstance(error, NodeTimeout | ServerBusy):
-            self._adapt(now - self.sent_at, 0.0, is_overload=True)
-        node.disturb(now)
-        self._advance(breakers.Failed(failure, self._is_probe), now)
-        self._registry.failed(node, error, self._request.model)
         self._registry.tell(
             AttemptFailed(now, self._request.model, node.name, failure.value, str(error))
         )
+        if isinstance(error, NodeTimeout) and now - self._began_at < self.predicted:
+            # Its caller gave it less time than it was known to take. That is no fault of the node,
+            # and a few such callers must not take it from all the others.
+            node.disturb(now)
+            self._advance(breakers.GivenUp(self._is_probe), now)
+            self._leave(now)
+            return
+        if failure in (Failure.NODE, Failure.ANSWER, Failure.BUSY):
+            node.standing.failed(now)
+            self._restain()
+        if self._is_live and not self.is_cold and isinstance(error, NodeTimeout | ServerBusy):
+            self._adapt(now - self.sent_at, 0.0, is_overload=True)
+        node.disturb(now)
+        self._registry.failed(node, error, self._request.model)
+        self._advance(breakers.Failed(failure, self._is_probe, is_lost=self._has_begun), now)
         self._leave(now)
 
     def cancelled(self) -> None:
@@ -116,12 +146,25 @@ class Attempt:
         node, now = self.node, self._registry.clock()
         node.counters.cancelled += 1
         node.disturb(now)
-        self._advance(breakers.GivenUp(self._is_probe), now)
+        if node.outrun is self._request:
+            # One that hangs is never heard of again: that others had to do it is all there is.
+            node.outrun = None
+            node.standing.outrun(now - self.sent_at, self.predicted, now)
+            self._restain()
+            self._advance(breakers.Failed(Failure.ANSWER, self._is_probe), now)
+        else:
+            self._advance(breakers.GivenUp(self._is_probe), now)
         self._leave(now)
+
+    def _restain(self) -> None:
+        if self.node.standing.is_stained:
+            self._registry.stained.add(self.node.name)
+        elif self._registry.stained:
+            self._registry.stained.discard(self.node.name)
 
     def _leave(self, now: float) -> None:
         self.node.backlog.leave(self._seconds, now)
-        self.node.leave()
+        self.node.leave(is_live=self._is_live)
 
     def _adapt(self, seconds: float, work: float, *, is_overload: bool = False) -> None:
         # A request has a price of its own, or short texts would look like congestion.
@@ -136,11 +179,15 @@ class Attempt:
         node.breaker = after
         if before.opens_at != after.opens_at or before.is_probing != after.is_probing:
             self._registry.breaker_changed(node)
-        phase = after.phase(now)
-        if phase == before.phase(now):
+        if after.is_probing:
+            if not before.passed:
+                self._registry.tell(NodeChanged(now, node.name, "breaker half-open"))
             return
-        if phase == "closed":
+        if before.opens_at is not None and after.opens_at is None:
             node.returned_at = now
-        elif phase == "open":
+            node.standing = Standing(now)  # what was wrong is over, as two probes have shown
+            self._restain()
+            self._registry.tell(NodeChanged(now, node.name, "breaker closed"))
+        elif after.ejections != before.ejections:
             node.send_away()
-        self._registry.tell(NodeChanged(now, node.name, f"breaker {phase}", node.state.error))
+            self._registry.tell(NodeChanged(now, node.name, "breaker open", node.state.error))

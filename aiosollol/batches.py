@@ -37,6 +37,11 @@ class Batches:
         self._timeout = timeout
         self._running: set[anyio.CancelScope] = set()
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a batch is under way."""
+        return bool(self._running)
+
     def close(self) -> None:
         """End the batches that are under way: they raise PoolClosed."""
         for scope in self._running:
@@ -49,8 +54,8 @@ class Batches:
 
     async def ready_nodes(self, model: str) -> Sequence[Node]:
         """The nodes that may take part in a batch: up, with `model`, and of comparable vectors."""
-        nodes = await self._roster.wait_ready(model, patient=True)
-        return self._roster.comparable(model, nodes)
+        await self._roster.wait_ready(model, patient=True)
+        return self._roster.comparable(model)
 
     async def embed(
         self,

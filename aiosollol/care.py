@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import anyio
 
 from aiosollol.core.agreement import CANARIES, Agreement, Vectors, compare
 from aiosollol.core.node import full_name
 from aiosollol.core.request import EmbedSettings
-from aiosollol.errors import BadRequest, InvalidInput, NodeError, SollolError
+from aiosollol.errors import InvalidInput, NoNodeAvailable, PoolClosed, SollolError
 from aiosollol.exchange import GENERATE_PATH, EmbedCall, Exchange, TalkCall
 from aiosollol.loads import LOAD_SECONDS
 from aiosollol.nodes import Node
@@ -32,56 +33,53 @@ class Care:
         self._roster = roster
         self._exchange = exchange
 
-    def find(self, name: str) -> Node:
-        """The node of that name or URL. Raises InvalidInput if there is none."""
-        if name in self._registry:
-            return self._registry[name]
-        for url, node in self._registry.nodes.items():
-            if name.rstrip("/") == url:
-                return node
-        raise InvalidInput(
-            f"there is no node {name!r}; there are "
-            f"{', '.join(node.name for node in self._registry) or 'none'}"
-        )
-
     async def warm(self, model: str, names: Iterable[str] | None) -> dict[str, float | SollolError]:
         """Node -> seconds until it had `model` in memory, or why it has not.
 
-        Raises InvalidInput for a node that is not there, ModelNotFound, NoNodeAvailable.
+        Raises InvalidInput for a node that is not there, and PoolClosed; without `names` also
+        ModelNotFound, NoNodeAvailable.
         """
         if names is None:
             nodes: Sequence[Node] = await self._roster.wait_ready(model, patient=True)
+        elif isinstance(names, str):
+            raise InvalidInput(f"nodes must be a list, even of one node: nodes=[{names!r}]")
+        elif not isinstance(names, Iterable):
+            raise InvalidInput(f"nodes must be a list of names, not {names!r}")
         else:
-            nodes = [self.find(name) for name in names]
+            nodes = [self._registry.find(name) for name in names]
         results: dict[str, float | SollolError] = {}
 
         async def load(node: Node) -> None:
             began = self._registry.clock()
             try:
-                await self._load(node, model)
+                # As for a conversation, or if the model is made for embedding alone, for that.
+                talk = TalkCall(GENERATE_PATH, model, b"", load_text, 0.0, LOAD_SECONDS)
+                await self._exchange.load(node, talk, self._call(model, [], LOAD_SECONDS))
                 results[node.name] = self._registry.clock() - began
-            except NodeError as error:
+            except SollolError as error:  # a task group would bury it in a group
                 results[node.name] = error
 
         async with anyio.create_task_group() as group:
             for node in nodes:
                 group.start_soon(load, node)
+        self._check_open()
         return {node.name: results[node.name] for node in nodes}
 
-    async def _load(self, node: Node, model: str) -> None:
-        """As for a conversation, or if the model is made for embedding alone, for that."""
-        talk = TalkCall(GENERATE_PATH, model, b"", load_text, 0.0, LOAD_SECONDS)
-        try:
-            await self._exchange.load(talk, node)
-        except BadRequest:
-            await self._exchange.load(self._call(model, [], LOAD_SECONDS), node)
+    def _check_open(self) -> None:
+        # What fails when the pool is closed tells nothing of the nodes.
+        if self._roster.is_closed:
+            raise PoolClosed("the pool was closed during this call")
 
     async def verify(self, model: str) -> Agreement:
         """How well the nodes agree on the vectors of `model`; outliers are distrusted from now on.
 
-        Raises ModelNotFound, NoNodeAvailable.
+        The reference is one of those whose vectors are in use: what is to be found out is who may
+        join them. Raises ModelNotFound, NoNodeAvailable, PoolClosed.
         """
         nodes = await self._roster.wait_ready(model, patient=True)
+        in_use: Collection[Node] = ()
+        with contextlib.suppress(NoNodeAvailable):
+            in_use = self._roster.comparable(model)
         alone: dict[str, Vectors] = {}
         listed: dict[str, Vectors] = {}
         failed: dict[str, str] = {}
@@ -91,19 +89,22 @@ class Care:
                 singles = [await self._vectors(node, model, [text]) for text in CANARIES]
                 listed[node.name] = await self._vectors(node, model, CANARIES)
                 alone[node.name] = [vector for vectors in singles for vector in vectors]
-            except NodeError as error:
+            except SollolError as error:
                 failed[node.name] = str(error)
 
         async with anyio.create_task_group() as group:
             for node in nodes:
                 group.start_soon(ask, node)
+        self._check_open()
         order = [node.name for node in nodes if node.name in alone]
+        own = [node.name for node in nodes if node.name in alone and node in in_use]
         agreement = compare(
             model,
             {name: alone[name] for name in order},
             {name: listed[name] for name in order},
             {node.name: node.digest(model) for node in nodes},
             failed,
+            own or order,
         )
         self._distrust(full_name(model), nodes, agreement)
         return agreement
@@ -153,7 +154,7 @@ class Care:
         on_wait: told how many requests are still under way, whenever that changes. Raises
         InvalidInput.
         """
-        node = self.find(name)
+        node = self._registry.find(name)
         if not node.is_draining:
             node.is_draining = True
             node.send_away()
@@ -167,8 +168,8 @@ class Care:
 
     def resume(self, name: str) -> None:
         """Let a node that was drained work again. Raises InvalidInput."""
-        node = self.find(name)
+        node = self._registry.find(name)
         if node.is_draining:
             node.is_draining = False
             node.returned_at = self._registry.clock()
-            self._registry.wake()
+            self._registry.resumed(node)

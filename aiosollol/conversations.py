@@ -16,6 +16,7 @@ from aiosollol.core.request import (
     reload_key,
 )
 from aiosollol.core.waiting import USUAL, check_priority
+from aiosollol.errors import InvalidInput
 from aiosollol.exchange import Part, TalkCall
 from aiosollol.live import LiveCalls, Wishes
 from aiosollol.streams import ReplyStream
@@ -87,8 +88,9 @@ class Conversations:
         busier than others.
 
         Another node is asked if one fails before its first part. Raises InvalidInput,
-        ModelNotFound, NoNodeAvailable, PoolSaturated, or BadRequest; the iteration raises NodeError
-        if the stream is cut off or reports an error.
+        ModelNotFound, NoNodeAvailable, PoolSaturated, or BadRequest. If a stream breaks off or the
+        node reports an error in it, the iteration raises StreamCutOff, which says how many parts
+        were delivered; its cause is what happened.
         """
         payload = {
             "messages": chat_wire.messages_to_send(messages),
@@ -218,5 +220,7 @@ class Conversations:
         )
 
     def _wishes(self, timeout: float | None, priority: int, sticky: str | None) -> Wishes:
+        if sticky is not None and not isinstance(sticky, str):
+            raise InvalidInput(f"sticky must be the name of a conversation, not {sticky!r}")
         seconds = self._chat_timeout if timeout is None else check_timeout(timeout)
         return Wishes(seconds, check_priority(priority), sticky)

@@ -4,15 +4,17 @@
 
     SollolError
     ├── InvalidInput (ValueError)      an argument is wrong; nothing was sent
-    │   └── ConfigError                a setting or a file of nodes is wrong
+    │   ├── ConfigError                a setting or a file of nodes is wrong
+    │   └── UnknownJob                 there is no such job, or no longer
     ├── MissingExtra (ImportError)     an optional dependency is not installed
     ├── PoolClosed                     the pool was closed, or never opened
+    ├── StorageError                   the file of a queue could not be read or written
     ├── NodeError                      one node failed one request
     │   ├── NodeUnreachable            no connection could be made
     │   ├── NodeTimeout                no answer within the deadline
     │   ├── ConnectionLost             the connection broke in the middle
     │   ├── ProtocolError              the answer is not what Ollama answers
-    │   │   └── StreamCutOff           a stream ended before its last line
+    │   │   └── StreamCutOff           a stream broke off
     │   └── ResponseError              the node answered with an error
     │       ├── ModelMissing           this node does not have the model
     │       ├── ServerBusy             its queue is full
@@ -22,6 +24,7 @@
         ├── NoNodeAvailable            no node is fit to be asked, or all failed
         ├── ModelNotFound              no node has the model
         ├── PoolSaturated              too many requests are waiting already
+        ├── QueueFull                  too many documents are queued already
         └── BatchError                 some items of a batch have no vector
 
 Data is in attributes; the message says what to do next where we know it.
@@ -75,6 +78,17 @@ class ConfigError(InvalidInput):
         self.line = line
 
 
+class UnknownJob(InvalidInput):
+    """A queue has no such job: there never was one, or its results were kept for long enough.
+
+    `job` is the id that was asked for.
+    """
+
+    def __init__(self, job: str) -> None:
+        super().__init__(f"there is no job {job!r}; its results may have been kept long enough")
+        self.job = job
+
+
 class MissingExtra(SollolError, ImportError):
     """A feature needs a package that comes with an extra of aiosollol."""
 
@@ -86,6 +100,19 @@ class MissingExtra(SollolError, ImportError):
 
 class PoolClosed(SollolError):
     """The pool was closed before or during this call."""
+
+
+class StorageError(SollolError):
+    """The file of a queue could not be read or written. What was acknowledged before is kept.
+
+    `source` is the file. `reason` is "full", "locked", "damaged", "read-only", or "io" for whatever
+    else the system refuses.
+    """
+
+    def __init__(self, message: str, *, source: str, reason: str) -> None:
+        super().__init__(message)
+        self.source = source
+        self.reason = reason
 
 
 class NodeError(SollolError):
@@ -114,7 +141,7 @@ class ProtocolError(NodeError):
 
 
 class StreamCutOff(ProtocolError):
-    """A stream ended without its last line. `delivered` is how many parts came before."""
+    """A stream broke off. `delivered` is how many parts came before, the cause what happened."""
 
     def __init__(self, node: str, detail: str, *, delivered: int = 0) -> None:
         super().__init__(node, detail)
@@ -199,6 +226,17 @@ class PoolSaturated(RequestFailed):
 
     Raised at once when the waiting room is full, or when a request waited there for too long.
     """
+
+
+class QueueFull(RequestFailed):
+    """A queue has no room for these documents. None of them was queued.
+
+    `retry_after` is the seconds after which there is room, as far as can be told.
+    """
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class BatchError(RequestFailed):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from types import TracebackType
+from weakref import ReferenceType, ref
 
 import anyio
 
@@ -32,7 +33,8 @@ class EventStream:
         while not self._waiting:
             if self._is_closed:
                 raise StopAsyncIteration
-            self._arrived = anyio.Event()
+            if self._arrived.is_set():  # several tasks may wait for the same
+                self._arrived = anyio.Event()
             await self._arrived.wait()
         return self._waiting.popleft()
 
@@ -64,7 +66,8 @@ class EventHub:
     """Where events come in and go out. Ask `is_watched` before making one on a hot path."""
 
     def __init__(self) -> None:
-        self._streams: tuple[EventStream, ...] = ()
+        # Weak: who drops a stream without closing it, as `break` does, is to be done with it.
+        self._streams: tuple[ReferenceType[EventStream], ...] = ()
 
     @property
     def is_watched(self) -> bool:
@@ -73,18 +76,23 @@ class EventHub:
     def watch(self) -> EventStream:
         """A stream of what happens from now on."""
         stream = EventStream(self)
-        self._streams += (stream,)
+        self._streams += (ref(stream, self._drop),)
         return stream
 
     def forget(self, stream: EventStream) -> None:
-        self._streams = tuple(each for each in self._streams if each is not stream)
+        self._streams = tuple(each for each in self._streams if each() is not stream)
+
+    def _drop(self, gone: ReferenceType[EventStream]) -> None:
+        self._streams = tuple(each for each in self._streams if each is not gone)
 
     def tell(self, event: PoolEvent) -> None:
         """Something happened."""
-        for stream in self._streams:
-            stream.push(event)
+        for each in self._streams:
+            if (stream := each()) is not None:
+                stream.push(event)
 
     def close(self) -> None:
         """End all streams."""
-        for stream in self._streams:
-            stream.close()
+        for each in self._streams:
+            if (stream := each()) is not None:
+                stream.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,14 +16,21 @@ from aiosollol.core.events import Loading
 from aiosollol.core.node import full_name
 from aiosollol.core.reply import ChatReply, GeneratedText
 from aiosollol.core.routing import RouteRequest
-from aiosollol.errors import BadRequest, NodeError, NodeTimeout, ProtocolError
-from aiosollol.loads import LOAD_SECONDS, Loads
+from aiosollol.errors import (
+    BadRequest,
+    NodeError,
+    NodeTimeout,
+    NodeUnreachable,
+    ProtocolError,
+)
+from aiosollol.loads import LOAD_SECONDS, Load, Loads
 from aiosollol.nodes import Node
 from aiosollol.ports import Transport
 from aiosollol.registry import Registry
 from aiosollol.streams import ReplyStream
 from aiosollol.wire import embed as wire
 from aiosollol.wire.ollama import dump
+from aiosollol.wire.ollama import load as load_json
 
 Part = TypeVar("Part", bound=ChatReply | GeneratedText)
 
@@ -33,8 +41,8 @@ class EmbedCall:
 
     body: its bytes. fits_base64: whether the endpoint that knows base64 would drop nothing of it.
     tokens: estimated. timeout: seconds for one attempt. dim: the length of vector that is due, 0 if
-    that is not known. options: see `core.request.reload_key`. loading: what the body says of how
-    the model is to be loaded.
+    that is not known. dimensions: as the caller asks for them. options: see
+    `core.request.reload_key`. loading: what the body says of how the model is to be loaded.
     """
 
     model: str
@@ -44,6 +52,7 @@ class EmbedCall:
     tokens: float
     timeout: float
     dim: int = 0
+    dimensions: int | None = None
     options: object = None
     loading: Mapping[str, Any] | None = None
     request: RouteRequest = field(init=False)
@@ -53,7 +62,7 @@ class EmbedCall:
 
     def load_request(self) -> tuple[str, bytes]:
         """Path and body of a request that loads the model for this one and computes nothing."""
-        return wire.NATIVE_PATH, dump({"model": self.model, "input": [], **(self.loading or {})})
+        return wire.NATIVE_PATH, dump({"model": self.model, "input": [], **_loading(self.loading)})
 
 
 @dataclass(slots=True)
@@ -75,10 +84,20 @@ class TalkCall(Generic[Part]):
 
     def load_request(self) -> tuple[str, bytes]:
         """Path and body of a request that loads the model for this one and computes nothing."""
-        return GENERATE_PATH, dump({"model": self.model, "stream": False, **(self.loading or {})})
+        fields = {"model": self.model, "stream": False, **_loading(self.loading)}
+        return GENERATE_PATH, dump(fields)
 
 
 GENERATE_PATH = "/api/generate"
+
+
+def _loading(asked: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a request that only loads says of how to do that."""
+    fields = dict(asked or {})
+    # To keep it for no time is for the request itself to say: here it would unload the model.
+    if not re.search("[1-9]", str(fields.get("keep_alive", 1))):
+        del fields["keep_alive"]
+    return fields
 
 
 class Exchange:
@@ -96,12 +115,15 @@ class Exchange:
         self._loads = loads
 
     async def embed(self, call: EmbedCall, node: Node, *, is_live: bool = True) -> wire.EmbedAnswer:
-        """The vectors of `call` from one node. Raises NodeError."""
+        """The vectors of `call` from one node. Raises NodeError, PoolClosed."""
+        load = self._load_for(call, node)
         attempt = Attempt(self._registry, node, call.request, options=call.options, is_live=is_live)
+        timeout = call.timeout
         try:
-            if attempt.is_cold:
-                await self._prepare(call, attempt)
-            answer = await _ask(self._transport_of(node.name), call, node)
+            if load is not None:
+                left = await self._loaded(load, timeout, attempt)
+                timeout = left if is_live else timeout
+            answer = await _ask(self._way_to(node), call, node, timeout)
             _check_dim(node, answer.dim, call.dim)
         except NodeError as error:
             attempt.failed(error)
@@ -114,13 +136,14 @@ class Exchange:
         return answer
 
     async def converse(self, call: TalkCall[Part], node: Node) -> Part:
-        """A whole answer of chat or generate. Raises NodeError."""
+        """A whole answer of chat or generate. Raises NodeError, PoolClosed."""
+        load = self._load_for(call, node)
         attempt = Attempt(self._registry, node, call.request, options=call.options, is_live=True)
+        timeout = call.timeout
         try:
-            if attempt.is_cold:
-                await self._prepare(call, attempt)
-            transport = self._transport_of(node.name)
-            data = await transport.request("POST", call.path, call.body, timeout=call.timeout)
+            if load is not None:
+                timeout = await self._loaded(load, timeout, attempt)
+            data = await self._way_to(node).request("POST", call.path, call.body, timeout=timeout)
             part = call.load(node.name, data)
         except NodeError as error:
             attempt.failed(error)
@@ -138,88 +161,134 @@ class Exchange:
         on_end: Callable[[ReplyStream[Part]], None],
         first_byte_timeout: float,
     ) -> ReplyStream[Part]:
-        """A streamed answer whose first part has arrived. Raises NodeError.
+        """A streamed answer whose first part has arrived. Raises NodeError, PoolClosed.
 
         on_end: called once when the stream is over, however it ends. first_byte_timeout: seconds
         until the first part, once the model is loaded.
         """
+        load = self._load_for(call, node)
         attempt = Attempt(self._registry, node, call.request, options=call.options, is_live=True)
+        timeout = call.timeout
         try:
-            if attempt.is_cold:
-                await self._prepare(call, attempt)
-            transport = self._transport_of(node.name)
-            response = transport.stream(call.path, call.body, timeout=call.timeout)
+            if load is not None:
+                timeout = await self._loaded(load, timeout, attempt)
+            response = self._way_to(node).stream(call.path, call.body, timeout=timeout)
         except NodeError as error:
             attempt.failed(error)
             raise
         except BaseException:
             attempt.cancelled()
             raise
+        first_part = anyio.CancelScope()
+        late = NodeTimeout(node.name, f"sent nothing within {first_byte_timeout:g} s")
 
         def account(stream: ReplyStream[Part], error: BaseException | None) -> None:
             if error is None:
                 attempt.answered(call.tokens)
             elif isinstance(error, NodeError):
                 attempt.failed(error)
-            elif is_late:
-                attempt.failed(NodeTimeout(node.name, late))
+            elif first_part.cancel_called:
+                attempt.failed(late)
             else:
                 attempt.cancelled()
             on_end(stream)
 
-        is_late = False
-        late = f"sent nothing within {first_byte_timeout:g} s"
         stream = ReplyStream(node.name, response, call.load, account)
-        if first_byte_timeout >= call.timeout:
+        if first_byte_timeout >= timeout:
             await stream.open()
-            return stream
-        with anyio.CancelScope(deadline=anyio.current_time() + first_byte_timeout) as scope:
-            try:
+        else:
+            first_part.deadline = anyio.current_time() + first_byte_timeout
+            with first_part:
                 await stream.open()
-                return stream
-            except BaseException:
-                is_late = scope.cancel_called
-                raise
-        raise NodeTimeout(node.name, late)
+            if first_part.cancelled_caught:
+                raise late
+        attempt.began()
+        return stream
 
-    async def _prepare(self, call: EmbedCall | TalkCall[Any], attempt: Attempt) -> None:
-        """Let the node load the model before it is asked to compute. Raises NodeError."""
-        with contextlib.suppress(BadRequest):  # the request itself will be told what is wrong
-            await self.load(call, attempt.node)
-        attempt.restart()
+    def _way_to(self, node: Node) -> Transport:
+        """Raises NodeUnreachable if `node` was removed while a request waited for its turn."""
+        # Another may have come by its name, so the name alone does not tell.
+        if node.name in self._registry and self._registry[node.name] is node:
+            return self._transport_of(node.name)
+        raise NodeUnreachable(node.name, "was removed")
 
-    async def load(self, call: EmbedCall | TalkCall[Any], node: Node) -> None:
-        """Let `node` load the model of `call`; whoever else wants that waits for the same load.
+    # Loading.
 
+    async def load(self, node: Node, *calls: EmbedCall | TalkCall[Any]) -> None:
+        """Let `node` load a model; whoever else wants that waits for the same load.
+
+        calls: requests that the model may be loaded for; the first that it is fit for is done.
         Raises NodeError, PoolClosed.
         """
-        send = partial(self._send_load, call, node)
-        await self._loads.ensure(node.name, call.model, send, call.timeout)
+        await self._start_load(node, calls).wait(LOAD_SECONDS)
 
-    async def _send_load(self, call: EmbedCall | TalkCall[Any], node: Node) -> None:
-        registry, model = self._registry, call.model
+    def _load_for(self, call: EmbedCall | TalkCall[Any], node: Node) -> Load | None:
+        """What a request must wait for before the node is asked to compute; None if nothing.
+
+        Begun before the request has its account, so that the load is ahead of it in the backlog.
+        """
+        if not node.is_cold(call.model, call.options):
+            return None
+        return self._start_load(node, (call,))
+
+    async def _loaded(self, load: Load, timeout: float, attempt: Attempt) -> float:
+        """Wait for `load`, and return what is left of `timeout`. Raises NodeError, PoolClosed."""
+        began = self._registry.clock()
+        with contextlib.suppress(BadRequest):  # the request itself will be told what is wrong
+            await load.wait(timeout)
+        attempt.restart()
+        return max(1e-3, timeout - (self._registry.clock() - began))
+
+    def _start_load(self, node: Node, calls: Sequence[EmbedCall | TalkCall[Any]]) -> Load:
+        call, now = calls[0], self._registry.clock()
+        name = full_name(call.model)
+        key = (node, name, call.options)
+        load = self._loads.find(key)
+        if load is None:
+            seconds = node.load_seconds(name)
+            node.loading.add(name)
+            # Counted as work of its own: it goes on when all who wait for it have left.
+            node.backlog.enter(seconds, now)
+            load = Load(node.name, call.model, partial(self._end_load, node, name, seconds))
+            self._loads.start(key, load, partial(self._send_load, node, calls))
+        return load
+
+    def _end_load(self, node: Node, name: str, seconds: float) -> None:
+        node.loading.discard(name)
+        node.backlog.leave(seconds, self._registry.clock())
+
+    async def _send_load(self, node: Node, calls: Sequence[EmbedCall | TalkCall[Any]]) -> None:
+        registry, model = self._registry, calls[0].model
         began = registry.clock()
-        node.loading.add(full_name(model))
         registry.tell(Loading(began, model, node.name))
         try:
-            path, body = call.load_request()
-            transport = self._transport_of(node.name)
-            await transport.request("POST", path, body, timeout=LOAD_SECONDS)
-        finally:
-            node.loading.discard(full_name(model))
+            for call in calls:
+                path, body = call.load_request()
+                try:
+                    way = self._way_to(node)
+                    data = await way.request("POST", path, body, timeout=LOAD_SECONDS)
+                    load_json(node.name, data)  # a web page has loaded nothing
+                    break
+                except BadRequest:
+                    if call is calls[-1]:
+                        raise
+        except NodeError as error:
+            now = registry.clock()
+            registry.tell(Loading(now, model, node.name, now - began, str(error)))
+            raise
         now = registry.clock()
         node.learn_load(model, now - began)
-        node.warmed(model, call.options)
+        node.warmed(model, calls[0].options)
         registry.tell(Loading(now, model, node.name, now - began))
 
 
-async def _ask(transport: Transport, call: EmbedCall, node: Node) -> wire.EmbedAnswer:
+async def _ask(
+    transport: Transport, call: EmbedCall, node: Node, timeout: float
+) -> wire.EmbedAnswer:
     count = len(call.texts)
     if call.fits_base64 and node.speaks_base64 is not False:
         try:
-            body = await transport.request(
-                "POST", wire.BASE64_PATH, call.body, timeout=call.timeout
-            )
+            body = await transport.request("POST", wire.BASE64_PATH, call.body, timeout=timeout)
         except NodeError as error:
             if not wire.lacks_endpoint(error):
                 raise
@@ -230,7 +299,7 @@ async def _ask(transport: Transport, call: EmbedCall, node: Node) -> wire.EmbedA
                 # A server that does not know the encoding sends numbers; use its own endpoint then.
                 node.speaks_base64 = answer.is_base64
             return answer
-    body = await transport.request("POST", wire.NATIVE_PATH, call.body, timeout=call.timeout)
+    body = await transport.request("POST", wire.NATIVE_PATH, call.body, timeout=timeout)
     return wire.load_embeddings(node.name, body, count)
 
 

@@ -127,8 +127,10 @@ class Executor:
             await self._registry.wait_changed(version)
             version = self._registry.version
             for node in list(self._registry):
-                if node.state.is_down and self.state.has_node(node.name):
-                    lost = NoNodeAvailable("", {node.name: node.state.error})
+                is_lost = node.state.is_down or node.is_draining
+                if is_lost and self.state.has_node(node.name):
+                    why = node.state.error if node.state.is_down else "is being drained"
+                    lost = NoNodeAvailable("", {node.name: why})
                     now = self._registry.clock()
                     self._follow(group, self.state.node_lost(node.name, now, lost))
             self._follow(group, self._admit_nodes())
@@ -243,6 +245,8 @@ class Executor:
             loading=self._loading,
         )
         async with node.slots:
+            if node.is_draining:  # since the chunk was given to it
+                raise NodeUnreachable(chunk.node, "is being drained")
             # Asked only now: the first answer of the batch may have come while we waited.
             call.dim = self._buffer.dim or promised_dim(node, self._model, job.settings.dimensions)
             await node.enter()

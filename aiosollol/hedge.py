@@ -1,4 +1,4 @@
-"""Second requests for live embeddings whose first one is late: one timer for all of them."""
+"""More requests for those whose first one is late: one timer for all of them."""
 
 from __future__ import annotations
 
@@ -7,66 +7,74 @@ from typing import Generic, TypeVar
 
 import anyio
 
-from aiosollol.errors import NodeError
+from aiosollol.errors import NodeError, SollolError
 from aiosollol.loads import Spawn
 
 AnswerT = TypeVar("AnswerT")
 
 
 class Race(Generic[AnswerT]):
-    """A request that may be run twice. second: sends it again, and is None if it should not be.
+    """A request that may be sent to several nodes, a new one whenever those before are late.
 
-    due: when to do that, by the clock of the hedger.
+    another: sends it to one more, and is None if it should not be. due: when to do that next, by
+    the clock of the hedger.
     """
 
-    __slots__ = ("_answer", "_first", "_is_over", "_runs", "_second", "due", "second")
+    __slots__ = ("_answer", "_ended", "_first", "_is_over", "_others", "another", "due")
 
-    def __init__(self, due: float, second: Callable[[], Awaitable[AnswerT | None]]) -> None:
+    def __init__(self, due: float, another: Callable[[], Awaitable[AnswerT | None]]) -> None:
         self.due = due
-        self.second = second
+        self.another = another
         self._answer: list[AnswerT] = []
         self._first = anyio.CancelScope()
-        self._second = anyio.CancelScope()
-        self._runs: anyio.Event | None = None
+        # Most races need none of these, and they are not cheap.
+        self._others: set[anyio.CancelScope] | None = None
+        self._ended: anyio.Event | None = None
         self._is_over = False
 
     async def run_first(self, send: Callable[[], Awaitable[AnswerT]]) -> AnswerT:
-        """The answer of whichever is first. Raises NodeError if both fail: the first one's."""
+        """The answer of whichever is first. Raises NodeError if all fail: the first one's."""
         failure: NodeError | None = None
         try:
             with self._first:
                 return await send()
         except NodeError as error:
             failure = error
-            if self._runs is not None:  # the second may still do it
-                await self._runs.wait()
+            while self._others and not self._answer:  # one of them may still do it
+                self._ended = anyio.Event()
+                await self._ended.wait()
         finally:
             self._is_over = True
-            self._second.cancel()
+            for scope in self._others or ():
+                scope.cancel()
         if self._answer:
             return self._answer[0]
         assert failure is not None
         raise failure
 
-    async def run_second(self) -> None:
-        """Send it again, unless it was answered meanwhile. Never raises for what a node does."""
-        if self._is_over:
+    async def run_another(self) -> None:
+        """Send it once more, unless it was answered. Never raises for what a node does."""
+        if self._is_over or self._answer:
             return
-        self._runs = anyio.Event()
+        scope = anyio.CancelScope()
+        self._others = self._others or set()
+        self._others.add(scope)
         try:
-            with self._second:
-                answer = await self.second()
-                if answer is not None:
+            with scope:
+                answer = await self.another()
+                if answer is not None and not self._answer:
                     self._answer.append(answer)
                     self._first.cancel()
-        except NodeError:
-            pass  # the first may still do it
+        except SollolError:
+            pass  # another may still do it; if none does, the first one's failure is told
         finally:
-            self._runs.set()
+            self._others.discard(scope)
+            if self._ended is not None:
+                self._ended.set()
 
 
 class Hedger:
-    """Starts the second requests that are due. clock: seconds; spawn: runs a task of the pool."""
+    """Starts the requests that are due. clock: seconds; spawn: runs a task of the pool."""
 
     def __init__(self, clock: Callable[[], float], spawn: Spawn) -> None:
         self._clock = clock
@@ -77,7 +85,7 @@ class Hedger:
         self._sooner = anyio.Event()
 
     def enter(self, race: Race[AnswerT]) -> None:
-        """Watch over a race. `leave` must follow."""
+        """Watch over a race until its next request is due. `leave` must follow."""
         self._races.add(race)  # type: ignore[arg-type]
         if not self._is_watching:
             self._is_watching = True
@@ -97,7 +105,7 @@ class Hedger:
                 now = self._clock()
                 for race in [race for race in self._races if race.due <= now]:
                     self._races.discard(race)
-                    self._spawn(race.run_second(), "ask a second node")
+                    self._spawn(race.run_another(), "ask another node")
                 self._looks_at = min((race.due for race in self._races), default=now + 0.1)
                 idle = 0 if self._races else idle + 1
                 self._sooner = anyio.Event()

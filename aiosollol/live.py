@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakSet
 
-import anyio
-
 from aiosollol.admission import Admission
-from aiosollol.core.events import Hedged, Routed
+from aiosollol.chase import Chaser
+from aiosollol.core.events import Routed
 from aiosollol.core.hedging import Hedging
 from aiosollol.core.node import full_name
 from aiosollol.core.resilience import Failure, classify
@@ -20,8 +18,7 @@ from aiosollol.core.retry import RetryBudget, decide
 from aiosollol.core.routing import RouteRequest
 from aiosollol.core.waiting import USUAL
 from aiosollol.errors import NodeError, NoNodeAvailable, PoolClosed, RequestFailed
-from aiosollol.exchange import EmbedCall, Exchange, Part, TalkCall
-from aiosollol.hedge import Hedger, Race
+from aiosollol.exchange import EmbedCall, Exchange, Part, TalkCall, promised_dim
 from aiosollol.loads import Spawn
 from aiosollol.nodes import Node
 from aiosollol.registry import Registry
@@ -30,10 +27,6 @@ from aiosollol.streams import ReplyStream
 from aiosollol.wire.embed import EmbedAnswer
 
 log = logging.getLogger("aiosollol")
-
-_PATIENCE_SECONDS, _PATIENCE = 10.0, 20.0
-"""An attempt at an embedding is given up after 20 times what was predicted, and 10 s at least: what
-hangs must not cost the caller the whole of his time."""
 
 _MAX_HOMES = 10_000
 
@@ -84,24 +77,36 @@ class LiveCalls:
         self._exchange = exchange
         self._options = options
         self._budget = RetryBudget(options.retry_budget)
-        self._hedging = Hedging(options.hedge_rate)
-        self._hedger = Hedger(registry.clock, spawn)
+        hedging = Hedging(options.hedge_rate)
+        self._chaser = Chaser(
+            registry, admission, hedging, self._budget, options.max_retries, spawn
+        )
         self._rng = rng
         self._homes: dict[str, str] = {}
         self._reloaded: set[str] = set()
+        self._active = 0
         # Weak: who drops a stream without closing it is to be done with it.
         self._streams: WeakSet[ReplyStream[Any]] = WeakSet()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a call is under way, or somebody waits for the next part of a stream."""
+        return self._active > 0 or any(stream.is_waiting for stream in self._streams)
 
     async def aclose(self) -> None:
         """Close the streams that are still open."""
         for stream in list(self._streams):
-            # One that a task is waiting on ends there, when its connection is closed under it.
-            if not stream.is_waiting:
-                await stream.aclose(PoolClosed("the pool was closed during this stream"))
+            await stream.aclose(PoolClosed("the pool was closed during this stream"))
 
     async def embed(self, call: EmbedCall, wishes: Wishes) -> EmbedAnswer:
         """The vectors of a call. Raises NodeError or RequestFailed."""
-        return await self._run(call, wishes, partial(self._embed, call))
+
+        async def send(node: Node, left: float) -> EmbedAnswer:
+            call.timeout = left
+            call.dim = promised_dim(node, call.model, call.dimensions)
+            return await self._exchange.embed(call, node)
+
+        return await self._run(call, wishes, send)
 
     async def converse(self, call: TalkCall[Part], wishes: Wishes) -> Part:
         """A whole answer of chat or generate. Raises NodeError or RequestFailed."""
@@ -115,6 +120,8 @@ class LiveCalls:
     async def open_stream(self, call: TalkCall[Part], wishes: Wishes) -> ReplyStream[Part]:
         """A streamed answer whose first part has arrived. Raises NodeError or RequestFailed."""
 
+        call.request = call.request._replace(can_move=False)
+
         async def send(node: Node, left: float) -> ReplyStream[Part]:
             call.timeout = left
             stream = await self._exchange.open_stream(
@@ -125,43 +132,6 @@ class LiveCalls:
 
         return await self._run(call, wishes, send)
 
-    async def _embed(self, call: EmbedCall, node: Node, left: float) -> EmbedAnswer:
-        """One attempt, and perhaps a second one beside it."""
-        now = self._registry.clock()
-        seconds = node.seconds(call.request)
-        is_cold = node.is_cold(call.model, call.options)
-        if seconds is None or is_cold:
-            call.timeout = left
-            return await self._exchange.embed(call, node)
-        predicted = node.ahead(now) + seconds
-        call.timeout = min(left, max(_PATIENCE_SECONDS, _PATIENCE * predicted))
-        after = self._hedging.after(predicted) if len(self._registry) > 1 else None
-        if after is None:
-            answer = await self._exchange.embed(call, node)
-        else:
-            answer = await self._race(call, node, now + after)
-        self._hedging.observe(self._registry.clock() - now, predicted)
-        return answer
-
-    async def _race(self, call: EmbedCall, node: Node, due: float) -> EmbedAnswer:
-        async def second() -> EmbedAnswer | None:
-            other = self._admission.try_place(call.request, (node.name,))
-            if other is None:
-                return None
-            if not self._hedging.take():
-                other.leave()
-                return None
-            now = self._registry.clock()
-            self._registry.tell(Hedged(now, call.model, node.name, other.name))
-            return await self._exchange.embed(call, other)
-
-        race: Race[EmbedAnswer] = Race(due, second)
-        self._hedger.enter(race)
-        try:
-            return await race.run_first(partial(self._exchange.embed, call, node))
-        finally:
-            self._hedger.leave(race)
-
     async def _run(
         self,
         call: EmbedCall | TalkCall[Any],
@@ -169,13 +139,25 @@ class LiveCalls:
         send: Callable[[Node, float], Awaitable[_Answer]],
     ) -> _Answer:
         """Send to the best node, and as far as `core.retry` allows to others if it fails."""
+        self._active += 1
+        try:
+            return await self._try(call, wishes, send)
+        finally:
+            self._active -= 1
+
+    async def _try(
+        self,
+        call: EmbedCall | TalkCall[Any],
+        wishes: Wishes,
+        send: Callable[[Node, float], Awaitable[_Answer]],
+    ) -> _Answer:
         registry = self._registry
         now = registry.clock()
         deadline = now + wishes.timeout
         self._budget.request(now)
         request = call.request
         if wishes.sticky is not None or call.options is not None or self._reloaded:
-            request = request._replace(home=self._home(call, wishes.sticky))
+            call.request = request = request._replace(home=self._home(call, wishes.sticky))
         attempts: list[NodeError] = []
         tried: set[str] = set()
         while True:
@@ -188,10 +170,17 @@ class LiveCalls:
                 raise
             now = registry.clock()
             if registry.hub.is_watched:
-                registry.tell(Routed(now, call.model, node.name, len(attempts) + 1, ""))
+                why = str(attempts[-1]) if attempts else ""
+                registry.tell(Routed(now, call.model, node.name, len(attempts) + 1, why))
             self._notice_reload(call, node)
             try:
-                answer = await send(node, deadline - now)
+                answer, node = await self._chaser.send(
+                    request,
+                    node,
+                    lambda node: send(node, deadline - registry.clock()),
+                    tried,
+                    call.options,
+                )
             except NodeError as error:
                 if self._roster.is_closed:
                     raise PoolClosed("the pool was closed during this call") from error
@@ -199,10 +188,8 @@ class LiveCalls:
                 tried.add(node.name)
                 wait = self._after(error, request, attempts, tried, deadline)
                 if wait:
-                    await anyio.sleep(wait)
+                    await self._roster.pause(wait)
                     tried.clear()
-                    if self._roster.is_closed:
-                        raise PoolClosed("the pool was closed during this call") from error
                 continue
             if wishes.sticky is not None:
                 self._settle(wishes.sticky, node)
@@ -234,6 +221,10 @@ class LiveCalls:
             return max(decision.after, 1e-3)
         if classify(error) is Failure.INPUT:
             raise error
+        if classify(error) is Failure.MODEL and not self._roster.ready(request.model):
+            failed = self._roster.nobody(request.model)
+            failed.attempts = tuple(attempts)
+            raise failed from error
         nodes = {each.node: each.detail for each in attempts}
         raise NoNodeAvailable(
             f"every node that was asked failed: {decision.reason}", nodes, attempts
@@ -244,11 +235,12 @@ class LiveCalls:
     def _home(self, call: EmbedCall | TalkCall[Any], sticky: str | None) -> str | None:
         if sticky is not None and sticky in self._homes:
             return self._homes[sticky]
-        for node in self._roster.ready(call.model):
-            # A server that has the model with these options need not load it anew.
-            if not node.is_cold(call.model, call.options):
-                return node.name
-        return None
+        nodes = self._roster.ready(call.model)
+        if not any(node.reloads(call.model, call.options) for node in nodes):
+            return None  # all are alike, so let the strategy choose among all
+        now = self._registry.clock()
+        warm = [node for node in nodes if not node.is_cold(call.model, call.options)]
+        return min(warm, key=lambda node: node.ahead(now)).name if warm else None
 
     def _settle(self, sticky: str, node: Node) -> None:
         self._homes.pop(sticky, None)

@@ -7,13 +7,13 @@ pool and not of a caller.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from copy import copy
 from typing import Any
 
 import anyio
 
-from aiosollol.core.node import full_name
-from aiosollol.errors import NodeError, NodeTimeout, PoolClosed
+from aiosollol.errors import NodeTimeout, PoolClosed, SollolError
 
 LOAD_SECONDS = 300.0
 """What Ollama itself allows a load to take (OLLAMA_LOAD_TIMEOUT)."""
@@ -22,50 +22,78 @@ Spawn = Callable[[Coroutine[Any, Any, None], str], object]
 """Runs a coroutine as a task of the pool, under a name."""
 
 
-class _Load:
-    """A load under way; when it is `done`, `error` says whether it failed."""
+class Load:
+    """A model on its way into the memory of a node, or there, or not."""
 
-    def __init__(self) -> None:
-        self.done = anyio.Event()
-        self.error: NodeError | PoolClosed | None = None
+    def __init__(self, node: str, model: str, on_end: Callable[[], None]) -> None:
+        self.node = node
+        self.model = model
+        self._on_end = on_end
+        self._done = anyio.Event()
+        self._error: Exception | None = None
+
+    async def wait(self, seconds: float) -> None:
+        """Return when it is there. Raises the load's NodeError, NodeTimeout, or PoolClosed.
+
+        seconds: how long to wait for that; the load goes on when they are over.
+        """
+        with anyio.move_on_after(seconds):
+            await self._done.wait()
+        if not self._done.is_set():
+            raise NodeTimeout(self.node, f"was still loading {self.model} after {seconds:g} s")
+        if isinstance(self._error, SollolError):
+            # A copy for each who waited: an exception that many tasks raise gathers all their
+            # tracebacks, and keeps what is in their frames alive.
+            raise copy(self._error) from self._error
+        if self._error is not None:
+            raise self._error
+
+    def end(self, error: Exception | None) -> None:
+        """It is over. Only the first call counts."""
+        if not self._done.is_set():
+            self._error = error
+            self._on_end()
+            self._done.set()
 
 
 class Loads:
-    """The loads under way, by node and model. spawn: runs the task of one."""
+    """The loads under way. spawn: runs the task of one."""
 
     def __init__(self, spawn: Spawn) -> None:
         self._spawn = spawn
-        self._loads: dict[tuple[str, str], _Load] = {}
+        self._loads: dict[Hashable, Load] = {}
+        self._is_closed = False
 
-    async def ensure(
-        self, node: str, model: str, send: Callable[[], Awaitable[None]], seconds: float
-    ) -> None:
-        """Return when `node` has loaded `model`: by `send`, or by what is under way already.
+    def find(self, key: Hashable) -> Load | None:
+        """What was started with `key`, if it is under way."""
+        return self._loads.get(key)
 
-        `send` goes on when the caller leaves, or gives up after `seconds`. Raises its NodeError,
-        NodeTimeout, or PoolClosed.
-        """
-        key = (node, full_name(model))
-        load = self._loads.get(key)
-        if load is None:
-            self._loads[key] = load = _Load()
-            self._spawn(self._carry(key, load, send), f"load {model} on {node}")
-        with anyio.move_on_after(seconds) as limit:
-            await load.done.wait()
-        if limit.cancelled_caught:
-            raise NodeTimeout(node, f"was still loading {model} after {seconds:g} s")
-        if load.error is not None:
-            raise load.error
+    def start(self, key: Hashable, load: Load, send: Callable[[], Awaitable[None]]) -> None:
+        """Carry out `load` by `send`, whoever waits for it or leaves."""
+        if self._is_closed:
+            load.end(_closed())
+            return
+        self._loads[key] = load
+        self._spawn(self._carry(key, load, send), f"load {load.model} on {load.node}")
 
-    async def _carry(
-        self, key: tuple[str, str], load: _Load, send: Callable[[], Awaitable[None]]
-    ) -> None:
-        load.error = PoolClosed("the pool was closed while a model was loaded")
+    def close(self) -> None:
+        """Let whoever waits raise PoolClosed: their tasks may be cancelled before they began."""
+        self._is_closed = True
+        for load in list(self._loads.values()):
+            load.end(_closed())
+        self._loads.clear()
+
+    async def _carry(self, key: Hashable, load: Load, send: Callable[[], Awaitable[None]]) -> None:
+        error: Exception | None = _closed()  # unless it says otherwise, it was cancelled
         try:
             await send()
-            load.error = None
-        except NodeError as error:
-            load.error = error
+            error = None
+        except Exception as failure:  # whatever it is, it is for those who wait
+            error = failure
         finally:
-            del self._loads[key]
-            load.done.set()
+            self._loads.pop(key, None)
+            load.end(error)
+
+
+def _closed() -> PoolClosed:
+    return PoolClosed("the pool was closed while a model was loaded")

@@ -74,8 +74,7 @@ class NodeRegistry(Registry):
 
     def remove_node(self, node: str) -> Node:
         """Forget a node, by its URL or name. Raises InvalidInput if there is none."""
-        known = self.get_node_by_url(node) if node not in self else None
-        return self.remove(known.name if known is not None else node)
+        return self.remove(self.find(node).name)
 
     def get_node_by_url(self, url: str) -> Node | None:
         """The node at `url`, in any form in which it can be written; None if there is none."""

@@ -55,12 +55,14 @@ class Node:
     source: how it was found, None if somebody named it.
     backlog, standing, breaker: see `core.share` and `core.breaker`. returned_at: when it came back
     from being down, by the registry's clock.
+    outrun: the request that another node answered first, though this one had more time for it.
     loading: models that a request of ours is loading. distrusted: models whose vectors are not
     those of other nodes.
     """
 
     __slots__ = (
         "_cap",
+        "_chunks",
         "_concurrency",
         "_left",
         "_load_seconds",
@@ -80,6 +82,7 @@ class Node:
         "limit",
         "loading",
         "name",
+        "outrun",
         "queued",
         "returned_at",
         "round_trip",
@@ -100,12 +103,14 @@ class Node:
         self.speaks_base64: bool | None = None
         self.source: Source | None = None
         self.in_flight = 0
+        self._chunks = 0  # those of `in_flight` that are of batches
         self.queued = 0
         self.last_done = 0.0
         self.disturbed_at = 0.0
         self.round_trip = 0.0
         self.returned_at = -math.inf
         self.is_draining = False
+        self.outrun: RouteRequest | None = None
         self.backlog = Backlog()
         self.standing = Standing()
         self.breaker: Breaker = breakers.CLOSED
@@ -179,6 +184,10 @@ class Node:
         known = self.state.find_model(model)
         return "" if known is None else known.digest
 
+    def is_distrusted(self, model: str) -> bool:
+        """Whether its vectors of `model` are not those of other nodes."""
+        return full_name(model) in self.distrusted
+
     # What a request costs.
 
     def cost(self, model: str) -> Cost:
@@ -200,9 +209,8 @@ class Node:
         options: what about the request makes a server load the model anew, see
         `core.request.reload_key`.
         """
-        loaded = self.state.loaded
-        if loaded is None:
-            return False
+        # What is not known is taken for cold: to load again what is there costs next to nothing.
+        loaded = self.state.loaded or ()
         name = full_name(model)
         return (name not in self._warmed and name not in loaded) or self.reloads(model, options)
 
@@ -227,7 +235,8 @@ class Node:
 
     def try_enter(self) -> bool:
         """Take a place for a live request if there is one. `leave` must follow."""
-        if self.in_flight >= self.limit:
+        # A batch always has its chunks under way: they must not keep out every live request.
+        if self.in_flight - self._chunks >= max(1, self.limit - self._chunks):
             return False
         if self._cap is not None:
             try:
@@ -238,14 +247,19 @@ class Node:
         return True
 
     async def enter(self) -> None:
-        """Begin a request of a batch, within the limit that the user set. `leave` must follow."""
+        """Begin a request of a batch, within the limit that the user set.
+
+        ``leave(is_live=False)`` must follow.
+        """
         if self._cap is not None:
             await self._cap.acquire()
         self.in_flight += 1
+        self._chunks += 1
 
-    def leave(self) -> None:
+    def leave(self, *, is_live: bool = True) -> None:
         """End a request, however it went. Whoever waits for the place has it at once."""
         self.in_flight -= 1
+        self._chunks -= not is_live
         if self._cap is not None:
             self._cap.release()
         if self.queued:
@@ -364,6 +378,6 @@ class Node:
 
 def has_same_vectors(node: Node, model: str, digest: str | None) -> bool:
     """Whether the vectors of `model` on `node` may stand beside those of the other nodes."""
-    if full_name(model) in node.distrusted:
+    if node.is_distrusted(model):
         return False
     return digest is None or node.digest(model) == digest

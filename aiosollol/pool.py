@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -21,18 +20,10 @@ from aiosollol.care import Care
 from aiosollol.config.resolve import resolve
 from aiosollol.config.settings import PoolSettings, RoutingStrategy
 from aiosollol.conversations import Conversations
-from aiosollol.core.agreement import Agreement, check_digest
+from aiosollol.core.agreement import check_digest
 from aiosollol.core.embeddings import Embeddings, Vector
-from aiosollol.core.explain import RouteExplanation, explain
-from aiosollol.core.node import ClusterView, NodeLike, NodeSpec, NodeState
-from aiosollol.core.parallelism import (
-    DEFAULT_SIZES,
-    DEFAULT_TOKENS_PER_ITEM,
-    ParallelismEntry,
-    is_parallel_worthwhile,
-    parallelism_report,
-)
-from aiosollol.core.planner import BatchShape, ForceMode, Plan, PlanOptions
+from aiosollol.core.node import NodeLike, NodeSpec
+from aiosollol.core.planner import ForceMode, PlanOptions
 from aiosollol.core.report import BatchReport
 from aiosollol.core.request import (
     EmbedSettings,
@@ -44,7 +35,7 @@ from aiosollol.core.request import (
     plain_settings,
     reload_key,
 )
-from aiosollol.core.routing import RouteRequest, RoutingFunction, strategy_of
+from aiosollol.core.routing import RoutingFunction, strategy_of
 from aiosollol.core.stats import pool_stats
 from aiosollol.core.waiting import USUAL, check_priority
 from aiosollol.embed_stream import EmbedStream
@@ -52,14 +43,13 @@ from aiosollol.errors import (
     BatchError,
     InvalidInput,
     PoolClosed,
-    RequestFailed,
-    SollolError,
 )
-from aiosollol.events import EventStream
 from aiosollol.exchange import EmbedCall, Exchange
+from aiosollol.forwarding import Forwarding
 from aiosollol.live import LiveCalls, LiveOptions, Wishes
 from aiosollol.loads import Loads
 from aiosollol.node_registry import NodeRegistry
+from aiosollol.operations import Operations
 from aiosollol.ports import Transport
 from aiosollol.roster import Roster
 from aiosollol.transport import HttpTransport
@@ -70,10 +60,11 @@ OnError = Literal["raise", "return"]
 
 log = logging.getLogger("aiosollol")
 
+_LOOK_SECONDS = 0.01  # while it waits for calls to end, which is seldom and not for long
 _NOTHING = (None, None, None, None)
 
 
-class OllamaPool(Conversations):
+class OllamaPool(Operations, Conversations, Forwarding):
     """Many Ollama servers as one. Use it with ``async with``, or `start` it and `aclose` it.
 
     One pool serves any number of tasks of one event loop at once, and is meant to live as long as
@@ -119,11 +110,14 @@ class OllamaPool(Conversations):
         )
         self._embed_timeout = held.embed_timeout
         self._chat_timeout = held.chat_timeout
+        self._close_timeout = held.close_timeout
+        self._is_impatient = False
         self._usual = Wishes(self._embed_timeout)
         self._upkeep = Upkeep(
             self._registry,
             transport_factory,
             search=search,
+            follows=held.watch_network,
             metrics_interval=held.metrics_interval,
             check_interval=held.check_interval,
         )
@@ -132,7 +126,8 @@ class OllamaPool(Conversations):
         self._roster = Roster(
             self._registry, self._upkeep.monitor.probe, _checked_digests(require_digest)
         )
-        exchange = Exchange(self._registry, self._upkeep.transport_of, Loads(self._upkeep.spawn))
+        self._loads = Loads(self._upkeep.spawn)
+        exchange = Exchange(self._registry, self._upkeep.transport_of, self._loads)
         self._admission = Admission(
             self._registry, self._roster, self._strategy, held.wait_timeout, self._rng
         )
@@ -170,7 +165,8 @@ class OllamaPool(Conversations):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self.aclose()
+        # Who leaves by an exception is in no mood to wait for what other tasks do.
+        await self.aclose(None if kind is None else 0.0)
 
     async def start(self) -> None:
         """Begin to watch the nodes. Returns at once; calls wait for the first node by themselves.
@@ -185,19 +181,31 @@ class OllamaPool(Conversations):
         self._loop = asyncio.get_running_loop()
         self._upkeep.start()
 
-    async def aclose(self) -> None:
-        """End what is under way and close every connection. Idempotent.
+    async def aclose(self, wait: float | None = None) -> None:
+        """Wait for what is under way, then end the rest and close every connection. Idempotent.
 
-        Calls that are under way in other tasks raise PoolClosed.
+        wait: seconds that calls of other tasks have to end by themselves, the setting
+        `close_timeout` if None. Those that have not by then raise PoolClosed; new ones do so at
+        once.
         """
         self._state = "closed"
         if self._closing is None:
-            self._closing = asyncio.create_task(self._close(), name="close the pool")
+            seconds = self._close_timeout if wait is None else max(0.0, wait)
+            self._closing = asyncio.create_task(self._close(seconds), name="close the pool")
+        elif wait is not None and wait <= 0.0:
+            self._is_impatient = True
         await _finish(self._closing)
 
-    async def _close(self) -> None:
+    async def _close(self, seconds: float) -> None:
+        with anyio.move_on_after(seconds):
+            idle = 0
+            # Twice: who reads a stream does not wait for it all the time.
+            while idle < 2 and not self._is_impatient:
+                idle = 0 if self._live.is_busy or self._batches.is_busy else idle + 1
+                await asyncio.sleep(_LOOK_SECONDS if idle < 2 else 0)
         tasks = self._upkeep.cancel()
         self._roster.close()
+        self._loads.close()
         for node in self._registry:
             node.send_away()
         self._batches.close()
@@ -212,168 +220,12 @@ class OllamaPool(Conversations):
 
     # What is known.
 
-    @property
-    def view(self) -> ClusterView:
-        """Every node as known now, frozen."""
-        return self._registry.view
-
-    async def refresh(self) -> ClusterView:
-        """Ask every node again what it has, and return what is known then.
-
-        Takes as long as the slowest node does, 7 s at most.
-        """
-        self._check_open()
-        await self._roster.probe_all()
-        return self.view
-
     def get_stats(self) -> dict[str, Any]:
         """Counts of everything so far, exact. See `core.stats.pool_stats` for the keys."""
         now = self._registry.clock() if self._state == "open" else 0.0
         return pool_stats(
             [node.stats(now) for node in self._registry], strategy=self._strategy_name
         )
-
-    def events(self) -> EventStream:
-        """What happens from now on, as an async iterator: decisions, failures, breakers, loads.
-
-        Ends when the pool is closed. See `core.events` for the values.
-        """
-        self._check_open()
-        return self._registry.hub.watch()
-
-    # The nodes.
-
-    async def add_node(
-        self, node: NodeLike, name: str = "", priority: int = 0, auto_probe: bool = True
-    ) -> NodeState:
-        """Add a node, which takes part in what is under way. See `NodeRegistry.add_node`."""
-        self._check_open()
-        added = await self._registry.add_node(node, name, priority, auto_probe)
-        return added.state
-
-    async def remove_node(self, node: str) -> None:
-        """Forget a node, by name or URL. What it has under way is done by others.
-
-        To let it finish that first, `drain` it. Raises InvalidInput if there is none.
-        """
-        self._check_open()
-        self._registry.remove_node(node)
-
-    async def drain(self, node: str, on_wait: Callable[[int], None] | None = None) -> None:
-        """Give a node no more work, and return when it has none under way. `resume` undoes it.
-
-        on_wait: told how many requests it still has. Raises InvalidInput if there is none.
-        """
-        self._check_open()
-        await self._care.drain(node, on_wait)
-
-    def resume(self, node: str) -> None:
-        """Let a node that was drained work again. Raises InvalidInput if there is none."""
-        self._check_open()
-        self._care.resume(node)
-
-    async def warm(
-        self, model: str, nodes: Iterable[str] | None = None
-    ) -> dict[str, float | SollolError]:
-        """Load a model ahead, on every node that has it or on those named.
-
-        Returns node -> seconds until it was in memory, or the error. Raises InvalidInput,
-        ModelNotFound, NoNodeAvailable.
-        """
-        self._check_open()
-        check_model(model)
-        return await self._care.warm(model, nodes)
-
-    async def verify(self, model: str) -> Agreement:
-        """Compare the vectors of a few texts between all nodes, alone and in a list.
-
-        Nodes whose cosine similarity to the others is below 0.999 are kept out of embedding with
-        this model from then on, until another `verify` finds them equal. Raises InvalidInput,
-        ModelNotFound, NoNodeAvailable.
-        """
-        self._check_open()
-        check_model(model)
-        return await self._care.verify(model)
-
-    async def route(
-        self, model: str, *, kind: Literal["embed", "chat", "generate"] = "embed", tokens: float = 0
-    ) -> RouteExplanation:
-        """Which node a request would go to now, each node's terms, and why others would not do.
-
-        tokens: of the prompt. Nothing is sent. ``print`` it, or read its attributes.
-        """
-        self._check_open()
-        check_model(model)
-        if kind not in ("embed", "chat", "generate"):
-            raise InvalidInput(f"kind must be 'embed', 'chat' or 'generate', not {kind!r}")
-        with contextlib.suppress(RequestFailed):
-            await self._roster.wait_ready(model, patient=True)
-        digest = None
-        if kind == "embed":
-            with contextlib.suppress(RequestFailed):
-                self._roster.comparable(model, self._roster.ready(model))
-            digest = self._roster.digest_in_use(model)
-        return explain(
-            self._strategy,
-            self._strategy_name,
-            list(self._registry),
-            RouteRequest(model, tokens, kind, digest=digest),
-            self._registry.clock(),
-            self._rng,
-        )
-
-    # Planning.
-
-    async def plan(
-        self,
-        model: str,
-        items: int,
-        *,
-        tokens_per_item: float = DEFAULT_TOKENS_PER_ITEM,
-        force_mode: ForceMode | None = None,
-    ) -> Plan:
-        """What would be done now with a batch of `items` texts: which nodes, how long, and why.
-
-        Raises InvalidInput, ModelNotFound, NoNodeAvailable.
-        """
-        self._check_open()
-        check_model(model)
-        if not isinstance(items, int) or items < 1:
-            raise InvalidInput(f"items must be a whole number from 1 on, not {items!r}")
-        options = replace(self._planning, force_mode=force_mode)
-        return await self._batches.plan(model, BatchShape(items, items * tokens_per_item), options)
-
-    async def parallelism_report(
-        self,
-        model: str,
-        sizes: Iterable[int] = DEFAULT_SIZES,
-        *,
-        tokens_per_item: float = DEFAULT_TOKENS_PER_ITEM,
-    ) -> list[ParallelismEntry]:
-        """For each batch size: the plan, both estimates, and what the plan saves.
-
-        Raises InvalidInput, ModelNotFound, NoNodeAvailable.
-        """
-        self._check_open()
-        check_model(model)
-        nodes = await self._batches.ready_nodes(model)
-        return parallelism_report(
-            self._registry.candidates(model, nodes),
-            sizes,
-            tokens_per_item=tokens_per_item,
-            options=self._planning,
-            verdicts=self._registry.verdicts(model),
-        )
-
-    def count_unique_physical_hosts(self) -> int:
-        """How many machines the nodes are, as far as their addresses and labels tell."""
-        return len(set(self._registry.machines.values()))
-
-    def should_use_parallel_execution(self, num_tasks: int) -> bool:
-        """The original's rule: whether there are at least two tasks and two machines."""
-        is_worthwhile, why = is_parallel_worthwhile(num_tasks, self._registry.machines)
-        log.debug("parallel execution %s: %s", "yes" if is_worthwhile else "no", why)
-        return is_worthwhile
 
     # Embedding.
 
@@ -449,6 +301,7 @@ class OllamaPool(Conversations):
             fits_base64=fits_base64(settings),
             tokens=self._registry.ratio(model).tokens_of(texts),
             timeout=self._embed_timeout,
+            dimensions=dimensions,
             options=None if options is None else reload_key(options),
             loading=loading_of(options, keep_alive),
         )
@@ -567,12 +420,20 @@ class OllamaPool(Conversations):
             raise PoolClosed("the pool was opened in another event loop: make one for each loop")
 
 
-def _checked_digests(require_digest: Mapping[str, str] | None) -> Mapping[str, str]:
-    for model, digest in (require_digest or {}).items():
+def _checked_digests(require_digest: object) -> Mapping[str, str]:
+    if require_digest is None:
+        return {}
+    if not isinstance(require_digest, Mapping):
+        raise InvalidInput(
+            "require_digest must map models to digests, as in {'nomic-embed-text': '0a109f422b47'},"
+            f" not {require_digest!r}"
+        )
+    for model, digest in require_digest.items():
+        check_model(model)
         problem = check_digest(digest)
         if problem is not None:
             raise InvalidInput(f"require_digest of {model}: {problem}")
-    return require_digest or {}
+    return dict(require_digest)
 
 
 def _check_batch(settings: EmbedSettings, on_error: str) -> None:

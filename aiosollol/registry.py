@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 
 import anyio
 
+from aiosollol.core import breaker as breakers
 from aiosollol.core.cost import TokenRatio
 from aiosollol.core.events import NodeChanged, PoolEvent
 from aiosollol.core.health import Answered, Described, Event, Failed, Probed, advance
@@ -31,7 +33,8 @@ class Registry:
 
     clock: seconds, as the event loop counts them. max_waiting: requests that may wait for a place.
     hub: where events are told. room: who waits for a place on which node.
-    not_closed: nodes whose circuit breaker is not closed, by name.
+    not_closed: nodes whose circuit breaker is not closed, by name. stained: those that gave cause
+    for complaint lately, see `core.share.Standing`.
     facts: what is known of whose address is whose.
     is_searching: whether somebody looks for more nodes at present, so that one that is missed may
     come yet.
@@ -48,6 +51,7 @@ class Registry:
         self.hub = EventHub()
         self.room = Room(max_waiting)
         self.not_closed: set[str] = set()
+        self.stained: set[str] = set()
         self._nodes: dict[str, Node] = {}
         self._ratios: dict[str, TokenRatio] = {}
         self._verdicts: dict[str, dict[frozenset[str], bool]] = {}
@@ -111,6 +115,21 @@ class Registry:
         kept = self._collapse().get(added.name, added.name)
         return self._nodes[kept]
 
+    def find(self, node: str) -> Node:
+        """The node of that name, or at that URL, however written. Raises InvalidInput."""
+        if not isinstance(node, str):
+            raise InvalidInput(f"a node is named by its name or URL, not {node!r}")
+        if node in self._nodes:
+            return self._nodes[node]
+        with contextlib.suppress(InvalidInput):
+            url = NodeSpec(node).url
+            for known in self._nodes.values():
+                if known.spec.url == url:
+                    return known
+        raise InvalidInput(
+            f"there is no node {node!r}; there are {', '.join(self._nodes) or 'none'}"
+        )
+
     def remove(self, name: str) -> Node:
         """Forget a node. Raises InvalidInput if there is none of that name."""
         if name not in self._nodes:
@@ -123,6 +142,7 @@ class Registry:
     def _drop(self, name: str) -> None:
         dropped = self._nodes.pop(name)
         self.not_closed.discard(name)
+        self.stained.discard(name)
         dropped.send_away()
         if self.hub.is_watched:
             self.tell(NodeChanged(self.clock(), name, "removed", dropped.spec.url))
@@ -173,14 +193,26 @@ class Registry:
             return
         if isinstance(event, Probed | Described) and event.loaded is not None:
             node.forget_warmed()
+        if node.distrusted:
+            # Of another version of the model nobody has found out anything yet.
+            models, old = node.state.models or {}, before.models or {}
+            node.distrusted &= {
+                name
+                for name in models
+                if name not in old or models[name].digest == old[name].digest
+            }
         if node.state.is_down and not before.is_down:
             log.warning("node %s is down: %s", name, node.state.error)
             self.tell(NodeChanged(self.clock(), name, "down", node.state.error))
             node.send_away()
         elif before.is_down and not node.state.is_down:
             log.info("node %s is back", name)
-            node.returned_at = self.clock()
+            now = node.returned_at = self.clock()
+            node.breaker = breakers.advance(node.breaker, breakers.Returned(), now)
             self.tell(NodeChanged(self.clock(), name, "up"))
+            self._offer()
+        elif before.models is None and node.state.models is not None:
+            self._offer()
         if node.state.machine != before.machine:
             machines = {**self.facts.machines, name: node.state.machine}
             self.learn_facts(self.facts._replace(machines=machines))
@@ -196,23 +228,42 @@ class Registry:
         self.tell(NodeChanged(self.clock(), node.name, "draining"))
         self.wake()
 
+    def resumed(self, node: Node) -> None:
+        """`node` is given work again."""
+        self.tell(NodeChanged(self.clock(), node.name, "resumed"))
+        self._offer()
+        self.wake()
+
+    def _offer(self) -> None:
+        """There is a node more: let those who wait in a line look around. Their age counts on."""
+        if len(self.room):
+            for node in self._nodes.values():
+                node.send_away()
+
     def breaker_changed(self, node: Node) -> None:
         """The circuit breaker of `node` was opened, probed or closed."""
+        if not self._is_current(node):
+            return
         if node.breaker.opens_at is None:
             self.not_closed.discard(node.name)
-        elif node.name in self._nodes:
+        else:
             self.not_closed.add(node.name)
         self.wake()
 
     def answered(self, node: Node) -> None:
         """A request to `node` was answered. Cheap when that is no news."""
         state = node.state
-        if state.failures or state.missed or state.is_down:
+        if (state.failures or state.missed or state.is_down) and self._is_current(node):
             self.apply(node.name, Answered())
 
     def failed(self, node: Node, error: NodeError, model: str) -> None:
         """A request to `node` for `model` failed."""
-        self.apply(node.name, Failed(error, model))
+        if self._is_current(node):
+            self.apply(node.name, Failed(error, model))
+
+    def _is_current(self, node: Node) -> bool:
+        """Whether `node` was not removed. Another may have come by its name meanwhile."""
+        return self._nodes.get(node.name) is node
 
     def ratio(self, model: str) -> TokenRatio:
         """Characters per token of `model`, as learned from what servers counted."""

@@ -42,17 +42,19 @@ class Roster:
         self._ready: dict[str, tuple[int, list[Node]]] = {}
         self._required = {full_name(m): digest for m, digest in (require_digest or {}).items()}
         self._chosen: dict[str, str] = {}
-        self._warned: dict[str, frozenset[str]] = {}
-        self._comparable: dict[str, tuple[int, Sequence[Node], Sequence[Node]]] = {}
+        self._warned: dict[str, set[tuple[str, str]]] = {}
+        self._comparable: dict[str, tuple[int, Sequence[Node]]] = {}
         self._patience_until: float | None = None
         self._sought_at: dict[str, float] = {}
         self._probing: anyio.Event | None = None
         self._rounds = 0
+        self._closed = anyio.Event()
         self.is_closed = False
 
     def close(self) -> None:
         """Let whoever waits for a node raise PoolClosed."""
         self.is_closed = True
+        self._closed.set()
         self._registry.wake()
 
     def ready(self, model: str) -> list[Node]:
@@ -69,47 +71,76 @@ class Roster:
             self._ready[model] = (self._registry.version, nodes)
         return nodes
 
-    def comparable(self, model: str, nodes: Sequence[Node]) -> Sequence[Node]:
-        """Those of `nodes` whose vectors of `model` may stand in one index.
+    def comparable(self, model: str) -> Sequence[Node]:
+        """Those that are `ready` whose vectors of `model` may stand in one index, perhaps none.
 
         They have the digest that the user requires, or the one that was used before, or else the
         one of the nodes that are fastest together. Who is left out is named in a warning, once.
-        Raises NoNodeAvailable if no node has the required digest.
+        Raises NoNodeAvailable if there are nodes, but none with such vectors.
         """
+        version, nodes = self._comparable.get(model, (-1, ()))
+        if version != self._registry.version:
+            nodes = self._find_comparable(model, self.ready(model))
+            if len(self._comparable) > _MAX_NAMES:
+                self._comparable.clear()
+            self._comparable[model] = (self._registry.version, nodes)
+        return nodes
+
+    def _find_comparable(self, model: str, nodes: Sequence[Node]) -> Sequence[Node]:
+        if not nodes:
+            return nodes
         name = full_name(model)
-        version, known, fit = self._comparable.get(name, (-1, nodes, nodes))
-        if version == self._registry.version and known is nodes:
-            return fit
         trusted = [node for node in nodes if name not in node.distrusted]
         digests = {node.name: node.digest(model) for node in trusted}
         speeds = {node.name: 1.0 / node.cost(model).seconds_per_token for node in trusted}
-        required = self._required.get(name)
-        chosen = required or self._chosen.get(name)
-        group = comparable(digests, speeds, chosen)
+        required, before = self._required.get(name), self._chosen.get(name)
+        group = comparable(digests, speeds, required or before or None)
         if not group.nodes and required is None:
             group = comparable(digests, speeds)
-        if required is not None and not group.nodes:
-            raise NoNodeAvailable(
-                f"no node has {model!r} with the required digest {required}",
-                {node: f"has digest {digest or 'unknown'}" for node, digest in digests.items()},
+        if not group.nodes:
+            raise self._nobody_comparable(model, nodes)
+        if before and group.digest != before and required is None:
+            log.warning(
+                "no node is left with digest %s of %s: vectors are made with digest %s from now "
+                "on, and are not comparable with those before (require_digest rules this out)",
+                before[:12],
+                name,
+                group.digest[:12] or "unknown",
             )
         self._chosen[name] = group.digest
         self._warn(name, group)
-        fit = (
-            nodes
-            if len(group.nodes) == len(nodes)
-            else [node for node in trusted if node.name in group.nodes]
+        if len(group.nodes) == len(nodes):
+            return nodes
+        return [node for node in trusted if node.name in group.nodes]
+
+    def _nobody_comparable(self, model: str, nodes: Sequence[Node]) -> NoNodeAvailable:
+        name = full_name(model)
+        required = self._required.get(name)
+        reasons = {
+            node.name: f"has digest {node.digest(model)[:12] or 'unknown'}"
+            if name not in node.distrusted
+            else "gives other vectors than the others, as verify found"
+            for node in nodes
+        }
+        if required is None:
+            return NoNodeAvailable(f"no node is left whose vectors of {model!r} are right", reasons)
+        return NoNodeAvailable(
+            f"no node has {model!r} with the required digest {required}", reasons
         )
-        self._comparable[name] = (self._registry.version, nodes, fit)
-        return fit
+
+    def is_undecided(self, model: str) -> bool:
+        """Whether nobody has asked yet which digest of `model` to use."""
+        return model not in self._comparable and full_name(model) not in self._chosen
 
     def digest_in_use(self, model: str) -> str | None:
         """The digest of the nodes that `comparable` gave last; None if it was never asked."""
         return self._chosen.get(full_name(model))
 
     def _warn(self, name: str, group: DigestGroup) -> None:
-        names = frozenset(group.excluded)
-        if names and self._warned.get(name) != names:
+        # Once for each node and digest: one that comes and goes is not news every time.
+        warned = self._warned.setdefault(name, set())
+        excluded = set(group.excluded.items())
+        if not excluded <= warned:
             log.warning(
                 "vectors of %s are not comparable between all nodes: digest %s is used; left out: "
                 "%s (pull the same version on every node)",
@@ -117,7 +148,14 @@ class Roster:
                 group.digest[:12] or "unknown",
                 names_of(group.excluded),
             )
-        self._warned[name] = names
+            warned |= excluded
+
+    async def pause(self, seconds: float) -> None:
+        """Wait. Raises PoolClosed as soon as the pool is closed."""
+        with anyio.move_on_after(seconds):
+            await self._closed.wait()
+        if self.is_closed:
+            raise PoolClosed("the pool was closed during this call")
 
     async def wait_ready(self, model: str, *, patient: bool = False) -> list[Node]:
         """The nodes that are up and have `model`, at least one.
@@ -151,9 +189,11 @@ class Roster:
             if len(self._sought_at) > _MAX_NAMES:
                 self._sought_at.clear()
             self._sought_at[model] = self._registry.clock()
+        if self.is_closed:
+            raise PoolClosed("the pool was closed")
         nodes = self.ready(model)
         if not nodes:
-            raise self._nobody(model)
+            raise self.nobody(model)
         return nodes
 
     async def probe_all(self) -> None:
@@ -167,13 +207,39 @@ class Roster:
         try:
             async with anyio.create_task_group() as group:
                 for node in self._registry:
-                    group.start_soon(self._probe, node.name)
+                    group.start_soon(self._look_at, node.name)
             self._rounds += 1
         finally:
             self._probing = None
             done.set()
 
-    def _nobody(self, model: str) -> ModelNotFound | NoNodeAvailable:
+    async def _look_at(self, name: str) -> None:
+        # Between the start of a task and its first step a node may go, and the pool may be closed.
+        if name in self._registry and not self.is_closed:
+            await self._probe(name)
+
+    def conditions(self) -> dict[str, str]:
+        """Each node, and in words how it is."""
+        return {
+            node.name: f"{node.state.error} ({node.spec.url})"
+            if node.state.is_down
+            else "is being drained"
+            if node.is_draining
+            else "is up"
+            if node.is_known
+            else "has not answered yet"
+            for node in self._registry
+        }
+
+    def nobody(self, model: str) -> ModelNotFound | NoNodeAvailable:
+        """Why no node is `ready`."""
+        drained = {
+            node.name: "is being drained"
+            for node in self._registry
+            if node.is_draining and node.has_model(model) and not node.is_down
+        }
+        if drained:
+            return NoNodeAvailable(f"every node that has {model!r} is being drained", drained)
         states = self._registry.view.nodes
         silent = {
             name: f"{state.error} ({state.spec.url})"

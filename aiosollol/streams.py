@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Generic, TypeVar
 
 from aiosollol.core.reply import ChatReply, GeneratedText
+from aiosollol.errors import NodeError, StreamCutOff
 from aiosollol.wire.chat import cut_off, is_last
 from aiosollol.wire.ndjson import LineSplitter
 
@@ -18,7 +19,8 @@ Part = TypeVar("Part", bound=ChatReply | GeneratedText)
 class ReplyStream(Generic[Part]):
     """Iterate over it once with ``async for``; `aclose` or ``async with`` ends it when you say so.
 
-    Raises NodeError from the iteration if the node reports an error or the stream is cut off.
+    Raises StreamCutOff from the iteration if the stream breaks off or the node reports an error:
+    that says how many parts came before; its cause is what happened.
     node: the name of the node that answers. parts: how many parts were delivered so far.
     is_waiting: whether some task waits for its next part at present.
     """
@@ -39,8 +41,10 @@ class ReplyStream(Generic[Part]):
         self._pieces: AsyncIterator[bytes] | None = None
         self._lines = LineSplitter()
         self._ready: deque[bytes] = deque()
+        self._first: Part | None = None
         self._is_over = False
         self._error: Exception | None = None
+        self._closing: Exception | None = None
         self.is_waiting = False
 
     def __repr__(self) -> str:
@@ -61,6 +65,8 @@ class ReplyStream(Generic[Part]):
         try:
             self._pieces = await self._response.__aenter__()
             await self._fill()
+            # Read now: it may be an error, or a web page, and then another node can still be asked.
+            self._first = self._load(self.node, self._ready.popleft())
         except BaseException as error:
             await self._end(error)
             raise
@@ -79,11 +85,22 @@ class ReplyStream(Generic[Part]):
             raise RuntimeError("two tasks read one stream at the same time")
         self.is_waiting = True
         try:
-            if not self._ready:
-                await self._fill()
-            part = self._load(self.node, self._ready.popleft())
+            if self._first is not None:
+                part, self._first = self._first, None
+            else:
+                if not self._ready:
+                    await self._fill()
+                part = self._load(self.node, self._ready.popleft())
+        except NodeError as error:
+            await self._end(error)
+            self._error = self._closing or self._cut_off(error)
+            if self._error is error:
+                raise
+            raise self._error from error
         except BaseException as error:
             await self._end(error)
+            # Whoever reads on must not take this for the end.
+            self._error = self._closing or self._cut_off(None)
             raise
         finally:
             self.is_waiting = False
@@ -108,6 +125,9 @@ class ReplyStream(Generic[Part]):
 
         With an `error`, whoever reads on gets that instead of what would look like the end.
         """
+        if self.is_waiting and error is not None:
+            self._closing = error  # it ends there, when its connection is closed under it
+            return
         if not self._is_over:
             self._error = error
         await self._end(GeneratorExit())
@@ -127,9 +147,18 @@ class ReplyStream(Generic[Part]):
             else:
                 self._ready.extend(self._lines.feed(piece))
 
+    def _cut_off(self, error: NodeError | None) -> NodeError:
+        """What the reader is told: `error` itself while he had nothing, else how much he had."""
+        if error is not None and (not self.parts or isinstance(error, StreamCutOff)):
+            return error
+        why = "the iteration was cancelled" if error is None else error.detail
+        detail = f"{why}, after {self.parts} parts were delivered"
+        return StreamCutOff(self.node, detail, delivered=self.parts)
+
     async def _end(self, error: BaseException | None) -> None:
         if self._is_over:
             return
         self._is_over = True
-        self._on_end(self, error)
+        # What our own end broke off is no failure of the node.
+        self._on_end(self, error if self._closing is None else GeneratorExit())
         await self._response.__aexit__(None, None, None)

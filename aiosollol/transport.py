@@ -1,15 +1,17 @@
-"""`HttpTransport`: one aiohttp session to one node. Foreign exceptions become ours here."""
+"""`HttpTransport`: the way to one node over HTTP/1.1. What goes wrong becomes an error of ours."""
 
 from __future__ import annotations
 
-import asyncio
-import io
+import contextlib
+import time
 from types import TracebackType
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
-import aiohttp
-from yarl import URL
-
+from aiosollol.connection.dial import Dialer
+from aiosollol.connection.exchange import Exchange, Late
+from aiosollol.connection.kept import Closed, Connections
+from aiosollol.connection.protocol import SLICE_BYTES, Connection
 from aiosollol.deadlines import Deadlines
 from aiosollol.errors import (
     ConnectionLost,
@@ -18,35 +20,39 @@ from aiosollol.errors import (
     NodeUnreachable,
     ProtocolError,
 )
+from aiosollol.wire.http1 import request_head
 from aiosollol.wire.ollama import error_for
 
 if TYPE_CHECKING:
+    from aiosollol.core.address import Address
     from aiosollol.core.node import NodeSpec
 
 CONNECT_SECONDS = 5.0
 """How long a connection may take. A host that is off drops packets; it must not cost a minute."""
 
-_MAX_ERROR_BYTES = 65_536
-_LARGE_BYTES = 1 << 20
-_KEEPALIVE_SECONDS = 60.0
-_DNS_SECONDS = 60
+_HEADERS = {"Accept": "*/*", "Content-Type": "application/json", "User-Agent": "aiosollol"}
+_SCHEME_PORTS = {"http": 80, "https": 443}
+_URL_CHARACTERS = "/?%:@!$&'()*+,;=~"
 
 
 class HttpTransport:
     """The way to one node over HTTP/1.1. Connections are kept alive and reused.
 
-    The session is made with the first request, so an instance may be made outside the event loop.
+    They are made as requests need them, so an instance may be made outside the event loop.
     """
 
     def __init__(self, spec: NodeSpec) -> None:
         self._node = spec.name
         self._base = spec.url
-        self._headers = {"Content-Type": "application/json", **spec.headers}
-        self._session: aiohttp.ClientSession | None = None
-        self._is_closed = False
-        # What is made from a path once need not be made for every request.
-        self._urls: dict[str, URL] = {}
+        given = {name.lower() for name in spec.headers}
+        ours = {name: value for name, value in _HEADERS.items() if name.lower() not in given}
+        self._headers = {**ours, **spec.headers}
+        self._host = _host_field(spec.address)
+        self._prefix = spec.address.path
+        self._connections = Connections(Dialer(spec.address, spec.fingerprint))
         self._deadlines = Deadlines()
+        # What is made from a path once need not be made for every request.
+        self._heads: dict[tuple[str, str], bytes] = {}
 
     def __repr__(self) -> str:
         return f"<HttpTransport {self._node} {self._base}>"
@@ -55,101 +61,104 @@ class HttpTransport:
         self, method: str, path: str, body: bytes | None = None, *, timeout: float
     ) -> bytes:
         """See `Transport.request`."""
-        retries = 1
-        while True:
-            try:
-                with self._deadlines.within(timeout):
-                    async with self._open().request(
-                        method, self._url(path), data=_as_data(body), allow_redirects=False
-                    ) as response:
-                        answer = await response.read()
-                break
-            except aiohttp.ServerDisconnectedError as error:
-                # The server closed an idle connection as we were about to reuse it. aiohttp retries
-                # a GET by itself; nothing that we POST has side effects either.
-                if not retries:
-                    raise self._ours(error, timeout) from error
-                retries -= 1
-            except (aiohttp.ClientError, OSError, ValueError) as error:
-                raise self._ours(error, timeout) from error
-        if response.status != 200:
-            raise error_for(self._node, response.status, answer)
-        return answer
+        exchange = await self._start(method, path, body, timeout, is_streamed=False)
+        if exchange.status == 200 and exchange.error is None:
+            return exchange.read()
+        raise self._failure(exchange, timeout) from exchange.error
 
     def stream(self, path: str, body: bytes, *, timeout: float) -> _Pieces:
         """See `Transport.stream`."""
         return _Pieces(self, path, body, timeout)
 
-    async def _start(self, path: str, body: bytes, timeout: float) -> aiohttp.ClientResponse:
-        try:
-            response = await self._open().request(
-                "POST",
-                self._url(path),
-                data=_as_data(body),
-                timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_SECONDS),
-                allow_redirects=False,
-            )
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise self._ours(error, timeout) from error
-        if response.status == 200:
-            return response
-        try:
-            raise error_for(self._node, response.status, await self._error_body(response))
-        finally:
-            response.close()
-
-    async def _error_body(self, response: aiohttp.ClientResponse) -> bytes:
-        try:
-            return await response.content.read(_MAX_ERROR_BYTES)
-        except (aiohttp.ClientError, OSError):
-            return b""
-
     async def aclose(self) -> None:
         """Close every connection. Idempotent."""
-        self._is_closed = True
         self._deadlines.close()
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        await self._connections.aclose()
 
-    def _open(self) -> aiohttp.ClientSession:
-        if self._is_closed:
-            raise NodeUnreachable(self._node, "the transport is closed")
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    limit=0,  # the pool bounds what is under way, by what the node can take
-                    ttl_dns_cache=_DNS_SECONDS,
-                    keepalive_timeout=_KEEPALIVE_SECONDS,
-                ),
-                headers=self._headers,
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                trust_env=False,
-            )
-        return self._session
+    async def _start(
+        self, method: str, path: str, body: bytes | None, timeout: float, *, is_streamed: bool
+    ) -> Exchange:
+        """Make a request. The exchange is over, or it is a stream whose status is 200."""
+        at = time.monotonic() + timeout
+        head = self._heads.get((method, path)) or self._make_head(method, path)
+        if body is not None or method == "POST":
+            body = body or b""
+            head = b"%bContent-Length: %d\r\n" % (head, len(body))
+        connection = self._connections.take()
+        while True:
+            if connection is None:
+                connection = await self._connect(at, timeout)
+            exchange = connection.begin(at, is_streamed=is_streamed)
+            self._deadlines.add(exchange)
+            try:
+                if body is None or len(body) <= SLICE_BYTES:
+                    connection.send(b"%b\r\n%b" % (head, body or b""))
+                else:
+                    await connection.send_large(head + b"\r\n", body)
+                while not exchange.is_over and not (is_streamed and exchange.status == 200):
+                    await exchange.changed()
+            except BaseException:
+                self._end(exchange)
+                raise
+            if exchange.is_over:
+                self._deadlines.discard(exchange)
+                if exchange.was_in_vain:
+                    connection = None
+                    continue
+            return exchange
 
-    def _url(self, path: str) -> URL:
-        url = self._urls.get(path)
-        if url is None:
-            url = self._urls[path] = URL(self._base + path)
-        return url
+    def _end(self, exchange: Exchange) -> None:
+        """Nobody wants the rest: unless it is over, its connection is closed.
+
+        That is what cancels the work on the node.
+        """
+        self._deadlines.discard(exchange)
+        exchange.fail(ConnectionAbortedError("nobody waits for the answer any more"))
+
+    def _make_head(self, method: str, path: str) -> bytes:
+        """The head of each request to `path`, but for the length of its body and the last line."""
+        target = quote(self._prefix + path, safe=_URL_CHARACTERS)
+        try:
+            head = request_head(method, self._host, target, self._headers, None)[:-2]
+        except ValueError as error:
+            raise ProtocolError(self._node, f"cannot be asked: {error}") from error
+        self._heads[method, path] = head
+        return head
+
+    async def _connect(self, at: float, timeout: float) -> Connection:
+        seconds = at - time.monotonic()
+        try:
+            return await self._connections.make(min(seconds, CONNECT_SECONDS))
+        except Closed as error:
+            raise NodeUnreachable(self._node, "the transport is closed") from error
+        except TimeoutError as error:
+            if seconds < CONNECT_SECONDS:
+                raise self._late(timeout) from error
+            detail = f"no connection within {CONNECT_SECONDS:g} s"
+            raise NodeUnreachable(self._node, detail) from error
+        except (OSError, ValueError) as error:
+            raise NodeUnreachable(self._node, f"no connection: {_in_words(error)}") from error
+
+    def _failure(self, exchange: Exchange, timeout: float) -> NodeError:
+        """What is wrong with an answer that is over: by its status, if it came that far."""
+        if exchange.status in (0, 200):
+            assert exchange.error is not None
+            return self._ours(exchange.error, timeout)
+        with contextlib.suppress(OSError, ValueError, Late):
+            return error_for(self._node, exchange.status, exchange.read())
+        return error_for(self._node, exchange.status, b"")
 
     def _ours(self, error: Exception, timeout: float) -> NodeError:
-        node = self._node
-        if isinstance(error, NodeError):
-            return error
-        if isinstance(error, aiohttp.ConnectionTimeoutError):
-            return NodeUnreachable(node, f"no connection within {CONNECT_SECONDS:g} s")
-        if isinstance(error, asyncio.TimeoutError):
-            return NodeTimeout(node, f"no answer within {timeout:g} s")
-        if isinstance(error, aiohttp.ClientConnectorError):
-            return NodeUnreachable(node, f"no connection: {_in_words(error)}")
-        if isinstance(error, aiohttp.ClientResponseError):  # what came back is not HTTP
-            return ProtocolError(node, f"does not speak HTTP: {error.message.splitlines()[0]}")
-        if isinstance(error, aiohttp.ClientConnectionError | aiohttp.ClientPayloadError | OSError):
-            return ConnectionLost(node, f"the connection broke: {error or type(error).__name__}")
-        return ProtocolError(node, f"{type(error).__name__}: {error}")
+        if isinstance(error, Late):
+            return self._late(timeout)
+        if isinstance(error, OSError):
+            detail = f"the connection broke: {error or type(error).__name__}"
+            return ConnectionLost(self._node, detail)
+        hint = "; it speaks TLS, is it https://?" if "\\x15\\x03" in str(error) else ""
+        return ProtocolError(self._node, f"does not speak HTTP: {error}{hint}")
+
+    def _late(self, timeout: float) -> NodeTimeout:
+        return NodeTimeout(self._node, f"no answer within {timeout:g} s")
 
 
 class _Pieces:
@@ -158,17 +167,21 @@ class _Pieces:
     A class and not a generator in a generator: those cost more per piece than reading it does.
     """
 
-    __slots__ = ("_body", "_path", "_response", "_timeout", "_transport")
+    __slots__ = ("_body", "_exchange", "_path", "_timeout", "_transport")
 
     def __init__(self, transport: HttpTransport, path: str, body: bytes, timeout: float) -> None:
         self._transport = transport
         self._path = path
         self._body = body
         self._timeout = timeout
-        self._response: aiohttp.ClientResponse | None = None
+        self._exchange: Exchange | None = None
 
     async def __aenter__(self) -> _Pieces:
-        self._response = await self._transport._start(self._path, self._body, self._timeout)
+        transport, timeout = self._transport, self._timeout
+        exchange = await transport._start("POST", self._path, self._body, timeout, is_streamed=True)
+        if exchange.status != 200:
+            raise transport._failure(exchange, timeout) from exchange.error
+        self._exchange = exchange
         return self
 
     async def __aexit__(
@@ -177,38 +190,45 @@ class _Pieces:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # Idempotent: a body that was read to its end has given its connection back already;
-        # one that was not is closed with it, which is what cancels the work on the node.
-        if self._response is not None:
-            self._response.close()
+        # Idempotent: a body that came to its end has given its connection back already.
+        if self._exchange is not None:
+            self._transport._end(self._exchange)
 
     def __del__(self) -> None:
-        if self._response is not None:
-            self._response.close()
+        if self._exchange is not None:
+            with contextlib.suppress(RuntimeError):  # the loop may be closed, and all with it
+                self._transport._end(self._exchange)
 
     def __aiter__(self) -> _Pieces:
         return self
 
     async def __anext__(self) -> bytes:
-        assert self._response is not None
+        exchange = self._exchange
+        assert exchange is not None
+        while not exchange.is_readable:
+            await exchange.changed()
         try:
-            piece = await self._response.content.readany()
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+            piece = exchange.read()
+        except (OSError, ValueError, Late) as error:
             raise self._transport._ours(error, self._timeout) from error
         if not piece:
             raise StopAsyncIteration
         return piece
 
 
-def _in_words(error: aiohttp.ClientConnectorError) -> str:
+def _host_field(address: Address) -> str:
+    """What the header Host has: without the port if it is the scheme's own."""
+    host, _, _ = address.host.partition("%")
+    if ":" in host:
+        host = f"[{host}]"
+    return host if address.port == _SCHEME_PORTS[address.scheme] else f"{host}:{address.port}"
+
+
+def _in_words(error: Exception) -> str:
     """Why there is no connection, with what to do about it where the reason is a usual one."""
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return f"its certificate is not trusted ({error.certificate_error})"
-    if "WRONG_VERSION_NUMBER" in str(error):
+    untrusted = getattr(error, "verify_message", "")
+    if untrusted:
+        return f"its certificate is not trusted ({untrusted})"
+    if any(sign in str(error) for sign in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST")):
         return "it does not speak https; is it http://?"
-    return str(error.os_error or error)
-
-
-def _as_data(body: bytes | None) -> bytes | io.BytesIO | None:
-    """What aiohttp should send: large bodies piece by piece, so that others get their turn."""
-    return io.BytesIO(body) if body is not None and len(body) > _LARGE_BYTES else body
+    return str(error) or type(error).__name__

@@ -69,12 +69,14 @@ class Upkeep:
         self._watch_nodes()
         self.spawn(self._follow_registry(), "follow the registry")
 
-    def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+    def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> None:
         """Run `work` beside the calls of the pool; it ends with the pool at the latest."""
+        if self._is_closed:
+            work.close()  # nobody would end it
+            return
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return task
 
     def cancel(self) -> list[asyncio.Task[Any]]:
         """Let all tasks end, and return them."""

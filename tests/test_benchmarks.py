@@ -9,8 +9,11 @@ from dataclasses import replace
 
 import pytest
 
-from aiosollol.testing import fake_tokens
+from aiosollol.testing import Fault, fake_tokens
 from benchmarks import makespan, simulate
+from benchmarks.chaos import report, scenes
+from benchmarks.chaos.__main__ import measure
+from benchmarks.chaos.places import Here
 from benchmarks.client import batch, chat, embed, memory
 from benchmarks.client.report import Row as Comparison
 from benchmarks.client.report import Table
@@ -122,6 +125,31 @@ def test_table_shows_what_there_is() -> None:
     assert len({len(line) for line in lines}) == 1
     assert "1.010" in lines[2]
     assert lines[3].endswith("12.3 us")
+
+
+async def test_chaos_measures_a_run() -> None:
+    async with Here(2) as place:
+        scene = scenes.Scene("x", Fault.ERROR_500, 1)
+        row, log = await measure(place, scene, 1.0, 30.0, warm_up=0.1)
+    assert row.requests > 10
+    assert row.wrong == row.failed == 0
+    assert row.hedges + row.retries == 0 or log
+    assert report.table([row]).splitlines()[2].startswith("x")
+
+
+def test_chaos_has_every_fault_on_one_node_and_on_two() -> None:
+    found = scenes.all_scenes()
+    assert len({scene.name for scene in found}) == len(found) == 2 * (len(Fault) + 3) + 2
+    assert {scene.blow for scene in found if scene.count == 2} >= set(Fault)
+
+
+def test_chaos_finds_when_a_share_is_back() -> None:
+    # Two nodes, a sample each second; the second does nothing from 5 s on, and its share from 9.
+    done = [[at, at if at < 5 else 4 if at < 9 else at - 4] for at in range(20)]
+    samples = [(float(at), each) for at, each in enumerate(done)]
+    assert report.recovery(samples, [], 6.0) is None
+    assert report.recovery(samples, [1], 6.0) == 4.0
+    assert report.recovery(samples[:9], [1], 6.0) == float("inf")
 
 
 def test_client_benchmarks_compare_all_that_they_should(require: Callable[..., None]) -> None:

@@ -21,6 +21,7 @@ from aiosollol.core.breaker import (
     Event,
     Failed,
     GivenUp,
+    Returned,
     Sent,
     advance,
     ejection_seconds,
@@ -40,6 +41,10 @@ def event_of(words: str) -> Event:
             return Answered(is_probe)
         case "given up":
             return GivenUp(is_probe)
+        case "returned":
+            return Returned()
+        case "lost":
+            return Failed(Failure.ANSWER, is_probe, is_lost=True)
         case _:
             return Failed(Failure(what), is_probe)
 
@@ -57,7 +62,7 @@ def test_lives(case: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "event", [Answered(), Sent(), GivenUp(), Failed(Failure.INPUT), Failed(Failure.BUSY)]
+    "event", [Answered(), Sent(), GivenUp(), Returned(), Failed(Failure.INPUT)]
 )
 def test_no_news_is_the_same_object(event: Event) -> None:
     # The usual case of every request: it must cost nothing, and nobody must be told.
@@ -83,10 +88,10 @@ def test_in_words() -> None:
     assert advance(breaker, Sent(), 1.0).describe(1.0) == "a probe is under way after failures"
 
 
-def test_ejections_double_up_to_a_minute() -> None:
-    seconds = [ejection_seconds(count) for count in range(1, 10)]
-    assert seconds == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0]
-    assert ejection_seconds(10_000) == 60.0
+def test_ejections_double_up_to_four_seconds() -> None:
+    seconds = [ejection_seconds(count) for count in range(1, 6)]
+    assert seconds == [1.0, 2.0, 4.0, 4.0, 4.0]
+    assert ejection_seconds(10_000) == 4.0
 
 
 def test_last_resort() -> None:
@@ -98,6 +103,9 @@ def test_last_resort() -> None:
     assert last_resort([("a", first), ("c", CLOSED)], 0.6) is None  # ask c
     assert last_resort([("b", second), ("a", first)], 1.0) is None  # a admits a probe
     assert last_resort([], 0.0) is None
+
+
+LOST = Failed(Failure.ANSWER, is_lost=True)
 
 
 class Life(RuleBasedStateMachine):
@@ -127,8 +135,14 @@ class Life(RuleBasedStateMachine):
             self.breaker = advance(self.breaker, Sent(), self.now)
             self.probes += 1
 
+    @rule()
+    def can_be_reached_again(self) -> None:
+        self.breaker = advance(self.breaker, Returned(), self.now)
+        if self.breaker.opens_at is not None:
+            assert self.breaker.phase(self.now) == "half_open"
+
     @precondition(lambda self: self.plain)
-    @rule(event=st.sampled_from([Answered(), GivenUp(), *map(Failed, Failure)]))
+    @rule(event=st.sampled_from([Answered(), GivenUp(), LOST, *map(Failed, Failure)]))
     def end(self, event: Event) -> None:
         self.plain -= 1
         self._end(event)

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ NOT_EMBEDDED = {
     "04-ps-empty": "its model is always loaded",
     "16-embed-too-long-truncate-false": "no text is too long for it",
     "20-embed-with-chat-model": "it has no chat model",
+    "50-v1-chat-unknown": "it does not chat",
     "55-copy": "its models are what they are",
     "56-delete": "its models are what they are",
     "57-delete-unknown": "its models are what they are",
@@ -87,6 +89,9 @@ async def check(url: str, name: str, *, dim: int) -> None:
     if not isinstance(expected, dict | list):
         assert body.decode() == expected
         return
+    if content_type == "text/event-stream":
+        check_events(body.decode(), "\n".join([*expected, ""]))
+        return
     if isinstance(expected, list):  # a stream
         lines = [json.loads(line) for line in body.splitlines()]
         wanted = [json.loads(line) for line in expected]
@@ -139,6 +144,41 @@ def check_shape(actual: Any, expected: Any, dim: int, at: str = "") -> None:
         assert kinds(actual) == kinds(expected), where
         if isinstance(expected, str) and MOMENT.fullmatch(expected):
             assert MOMENT.fullmatch(actual), where
+
+
+def check_events(actual: str, expected: str) -> None:
+    """The same events in the same order; of those that are repeated there, any number."""
+    left = events_of(actual)
+    for event, run in groupby(events_of(expected)):
+        is_repeated = len(list(run)) > 1
+        count = 0
+        while left and left[0] == event:
+            count += 1
+            left.pop(0)
+        assert count == 1 or is_repeated, f"{count} times {event}, and then {left}"
+    assert not left
+
+
+def events_of(stream: str) -> list[Any]:
+    """The shape of each server-sent event."""
+    assert stream.endswith("\n\n")
+    return [
+        [(name, shape(json.loads(data)) if data.startswith("{") else data) for name, data in event]
+        for event in (
+            [line.split(": ", 1) for line in lines.split("\n")]
+            for lines in stream[:-2].split("\n\n")
+        )
+    ]
+
+
+def shape(value: Any, key: str = "") -> Any:
+    """Keys in their order, and types; strings only where they tell what something is."""
+    if isinstance(value, dict):
+        return [(name, shape(item, name)) for name, item in value.items()]
+    if isinstance(value, list):
+        return [shape(item) for item in value[:1]]
+    is_told = key in ("type", "object", "role", "system_fingerprint")
+    return value if is_told else kinds(value)
 
 
 def kinds(value: object) -> str:

@@ -1,8 +1,9 @@
-"""`Deadlines`: late is late, in time is in time, and a cancellation by others is one by others."""
+"""`Deadlines`: who is late is told so, who is in time is not, and one timer does for all."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -11,94 +12,95 @@ from aiosollol.deadlines import Deadlines
 pytestmark = pytest.mark.anyio
 
 
-async def forever() -> None:
-    await asyncio.get_running_loop().create_future()
+class Task:
+    """Something that is due `seconds` from now."""
+
+    def __init__(self, seconds: float) -> None:
+        self.at = time.monotonic() + seconds
+        self.told = 0
+
+    def expire(self) -> None:
+        self.told += 1
 
 
-async def test_who_is_late_gets_a_timeout_error() -> None:
+async def turns() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_who_is_late_is_told_once() -> None:
     deadlines = Deadlines()
-    with pytest.raises(TimeoutError), deadlines.within(0.0):
-        await forever()
-    task = asyncio.current_task()
-    assert task is not None
-    assert task.cancelling() == 0
+    task = Task(0.0)
+    deadlines.add(task)
+    assert not task.told, "not before the loop has had a turn"
+    await turns()
+    assert task.told == 1
+    assert "0 open" in repr(deadlines)
+    deadlines.close()
 
 
 async def test_who_is_in_time_is_left_alone_and_leaves_no_timer_that_strikes() -> None:
     deadlines = Deadlines()
-    for _ in range(3):
-        with deadlines.within(0.0):
-            pass
-    for _ in range(10):
-        await asyncio.sleep(0)
-    deadlines.close()
+    tasks = [Task(0.0) for _ in range(3)]
+    for task in tasks:
+        deadlines.add(task)
+        deadlines.discard(task)
+        deadlines.discard(task)
+    await turns()
+    assert not any(task.told for task in tasks)
+    assert deadlines._timer is None
 
 
-async def test_only_the_late_ones_of_many_are_cancelled() -> None:
+async def test_only_the_late_ones_of_many_are_told() -> None:
     deadlines = Deadlines()
-    events: list[str] = []
-    go_on = asyncio.Event()
-
-    async def work(name: str, seconds: float) -> None:
-        try:
-            with deadlines.within(seconds):
-                await go_on.wait()
-            events.append(f"{name} done")
-        except TimeoutError:
-            events.append(f"{name} late")
-            if len(events) == 2:
-                go_on.set()
-
-    async with asyncio.TaskGroup() as group:
-        for name, seconds in (("a", 60.0), ("b", 0.0), ("c", 60.0), ("d", 0.0)):
-            group.create_task(work(name, seconds))
-    assert sorted(events) == ["a done", "b late", "c done", "d late"]
+    late, early = [Task(0.0) for _ in range(3)], [Task(60.0) for _ in range(3)]
+    for pair in zip(early, late, strict=True):
+        for task in pair:
+            deadlines.add(task)
+    await turns()
+    assert [task.told for task in late] == [1, 1, 1]
+    assert [task.told for task in early] == [0, 0, 0]
+    assert "3 open" in repr(deadlines)
     deadlines.close()
+    assert deadlines._timer is None
 
 
-async def test_an_earlier_deadline_set_later_still_strikes_first() -> None:
+async def test_many_have_one_timer_and_an_earlier_one_moves_it() -> None:
     deadlines = Deadlines()
-    with deadlines.within(60.0), pytest.raises(TimeoutError), deadlines.within(0.0):
-        await forever()
+    first = Task(60.0)
+    deadlines.add(first)
+    timer = deadlines._timer
+    deadlines.add(Task(90.0))
+    assert deadlines._timer is timer
+    deadlines.add(Task(30.0))
+    assert timer is not None
+    assert timer.cancelled()
+    assert deadlines._timer is not timer
     deadlines.close()
 
 
-async def test_a_cancellation_by_somebody_else_stays_one() -> None:
+async def test_who_is_told_may_add_and_discard() -> None:
     deadlines = Deadlines()
-    started = asyncio.Event()
+    second = Task(0.0)
 
-    async def work() -> None:
-        with deadlines.within(60.0):
-            started.set()
-            await forever()
+    class Adding(Task):
+        def expire(self) -> None:
+            super().expire()
+            deadlines.discard(self)
+            deadlines.add(second)
 
-    task = asyncio.ensure_future(work())
-    await started.wait()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    first = Adding(0.0)
+    deadlines.add(first)
+    await turns()
+    assert (first.told, second.told) == (1, 1)
     deadlines.close()
 
 
-async def test_late_and_cancelled_at_once_is_cancelled() -> None:
+async def test_closed_tells_nobody() -> None:
     deadlines = Deadlines()
-
-    async def work() -> None:
-        with deadlines.within(60.0):
-            await forever()
-
-    task = asyncio.ensure_future(work())
-    await asyncio.sleep(0)
-    (deadline,) = deadlines._open
-    deadline.expire()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    task = Task(0.0)
+    deadlines.add(task)
     deadlines.close()
-
-
-async def test_an_error_inside_passes_through() -> None:
-    deadlines = Deadlines()
-    with pytest.raises(KeyError), deadlines.within(60.0):
-        raise KeyError
     deadlines.close()
+    await turns()
+    assert not task.told

@@ -30,12 +30,15 @@ from aiosollol.errors import (
     PoolClosed,
     PoolSaturated,
     ProtocolError,
+    QueueFull,
     RequestFailed,
     ResponseError,
     RunnerFailed,
     ServerBusy,
     SollolError,
+    StorageError,
     StreamCutOff,
+    UnknownJob,
 )
 
 CRASHED = RunnerFailed("gpu", 500, "out of memory")
@@ -52,6 +55,11 @@ EACH: list[tuple[SollolError, dict[str, Any], str]] = [
         "nodes.json, line 3: no URL",
     ),
     (
+        UnknownJob("7"),
+        {"job": "7", "index": None},
+        "there is no job '7'; its results may have been kept long enough",
+    ),
+    (
         MissingExtra("the progress bar", "cli"),
         {
             "feature": "the progress bar",
@@ -61,6 +69,11 @@ EACH: list[tuple[SollolError, dict[str, Any], str]] = [
         "the progress bar needs the extra 'cli': pip install 'aiosollol[cli]'",
     ),
     (PoolClosed("the pool is closed"), {}, "the pool is closed"),
+    (
+        StorageError("q.db: the disk is full", source="q.db", reason="full"),
+        {"source": "q.db", "reason": "full"},
+        "q.db: the disk is full",
+    ),
     (NodeError("gpu", "words"), {"node": "gpu", "detail": "words"}, "gpu: words"),
     (NodeUnreachable("gpu", "refused"), {"node": "gpu", "detail": "refused"}, "gpu: refused"),
     (LATE, {"node": "cpu", "detail": "no answer in 5 s"}, "cpu: no answer in 5 s"),
@@ -96,6 +109,11 @@ EACH: list[tuple[SollolError, dict[str, Any], str]] = [
         "  gpu has: y, z\n  cpu has: no models\n  off does not answer: refused",
     ),
     (PoolSaturated("1,000 requests are waiting"), {"attempts": ()}, "1,000 requests are waiting"),
+    (
+        QueueFull("9 documents are queued", retry_after=2.5),
+        {"retry_after": 2.5, "attempts": ()},
+        "9 documents are queued",
+    ),
     (
         BatchError(PARTIAL, {1: CRASHED}),
         {"embeddings": PARTIAL, "errors": {1: CRASHED}, "attempts": ()},

@@ -268,6 +268,29 @@ async def test_a_process_of_its_own(session: aiohttp.ClientSession) -> None:
         _ = node.url
 
 
+async def test_a_process_has_faults_that_can_be_switched(session: aiohttp.ClientSession) -> None:
+    async def status() -> int:
+        async with session.post(f"{node.url}/api/embed", json={"model": "m", "input": "x"}) as it:
+            return it.status
+
+    node = FakeOllamaProcess(models=["m"])
+    node.fault = Fault.ERROR_500
+    async with node:
+        while await status() == 200:  # it obeys in a moment
+            pass
+        node.fault = None
+        while await status() == 500:
+            pass
+        node.fault = Fault.BUSY_503
+        while await status() == 200:
+            pass
+        assert await status() == 503
+        node.kill()
+        with pytest.raises(aiohttp.ClientConnectionError):
+            while True:
+                await status()
+
+
 async def test_a_process_that_cannot_start_says_why(node: FakeOllama) -> None:
     with pytest.raises(NodeUnreachable, match="ended with code 1; it said: cannot listen on"):
         async with FakeOllamaProcess(port=node.port):

@@ -12,6 +12,7 @@ import aiosollol
 
 # What the extras bring, what is loaded where it is used, and what should never come along.
 HEAVY = {
+    "aiohttp",
     "dask",
     "distributed",
     "fastapi",
@@ -81,3 +82,14 @@ def test_public_names_exist() -> None:
         names = list(getattr(module, "__all__", ()))
         assert len(set(names)) == len(names), module.__name__
         assert [name for name in names if not hasattr(module, name)] == [], module.__name__
+
+
+def test_what_loads_much_is_loaded_when_it_is_named() -> None:
+    before = loaded_by("import aiosollol; assert {'discover', 'Discovered'} <= set(dir(aiosollol))")
+    after = loaded_by("from aiosollol import discover, discover_ollama_nodes")
+    assert "aiosollol.discovery" not in before
+    assert "aiosollol.discovery" in after
+
+
+def test_a_name_that_is_none_is_an_error_as_ever() -> None:
+    loaded_by("import aiosollol\nassert not hasattr(aiosollol, 'discovr')")

@@ -355,9 +355,44 @@ async def test_closing_ends_calls_that_are_under_way() -> None:
         ]
         while fake.in_flight < 2:  # the others wait for what these two load
             await asyncio.sleep(0)
-        await pool.aclose()
+        await pool.aclose(wait=0)
         results = await asyncio.gather(*calls, return_exceptions=True)
         assert [type(result) for result in results] == [PoolClosed] * 4
+
+
+async def test_closing_waits_for_calls_that_are_under_way() -> None:
+    async with FakeOllama(models=[EMBED, CHAT], seconds_per_item=0.05) as fake:
+        pool = OllamaPool([fake.url])
+        await pool.start()
+        await pool.refresh()
+        live = asyncio.ensure_future(pool.embed("nomic-embed-text", "a"))
+        batch = asyncio.ensure_future(pool.embed_batch("nomic-embed-text", ["b", "c"]))
+        while not fake.in_flight:
+            await asyncio.sleep(0)
+        closing = asyncio.ensure_future(pool.aclose())
+        await asyncio.sleep(0)
+        with pytest.raises(PoolClosed):  # nothing new begins
+            await pool.embed("nomic-embed-text", "d")
+        assert (await live).tobytes() == vector("a")
+        assert len(await batch) == 2
+        await closing
+
+
+async def test_closing_waits_no_longer_than_it_is_told() -> None:
+    async with FakeOllama(models=[EMBED]) as fake:
+        pool = OllamaPool([fake.url], close_timeout=3600)
+        await pool.start()
+        await pool.embed("nomic-embed-text", "warm")
+        fake.fault = Fault.HANG
+        call = asyncio.ensure_future(pool.embed("nomic-embed-text", "a"))
+        while not fake.in_flight:
+            await asyncio.sleep(0)
+        patient = asyncio.ensure_future(pool.aclose())
+        await asyncio.sleep(0)
+        await pool.aclose(wait=0)  # a second one may be in more of a hurry
+        await patient
+        with pytest.raises(PoolClosed):
+            await call
 
 
 async def test_closing_leaves_no_task_and_no_connection() -> None:
@@ -539,7 +574,7 @@ async def test_nodes_added_and_removed_while_the_pool_runs() -> None:
             await pool.embed("nomic-embed-text", "b")
             with pytest.raises(ModelNotFound):
                 await pool.embed("typo", "c")
-        assert (one.requests, two.requests) == (1, 1)
+        assert (one.items, two.items) == (1, 1)
 
 
 async def test_a_node_that_restarts_in_mid_batch_goes_on() -> None:

@@ -44,6 +44,7 @@ class PoolSettings(TypedDict, total=False):
     hedge_rate: float | None
     max_waiting: int | None
     wait_timeout: float | None
+    close_timeout: float | None
     metrics_interval: float | None
     check_interval: float | None
 
@@ -138,6 +139,9 @@ class Settings:
     )
     max_waiting: int = _setting(COUNT, 1000, "the most requests that wait for a node at once")
     wait_timeout: float = _setting(PATIENCE, 30.0, "how long a request waits for a node")
+    close_timeout: float = _setting(
+        PATIENCE, 5.0, "that calls under way have to end when the pool is closed"
+    )
     metrics_interval: float = _setting(SECONDS, 30.0, "between two looks at what a node has loaded")
     check_interval: float = _setting(SECONDS, 120.0, "between two looks at whether a node is well")
 

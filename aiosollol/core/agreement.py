@@ -72,14 +72,16 @@ def compare(
     listed: Mapping[str, Vectors],
     digests: Mapping[str, str],
     failed: Mapping[str, str],
+    references: Iterable[str] | None = None,
 ) -> Agreement:
     """How well nodes agree. `alone` and `listed` map each node to its vectors of the canaries.
 
-    The node with which most agree is the reference, the first of several.
+    The node with which most agree is the reference, the first of several; one of `references`,
+    where those are given.
     """
     names = list(alone)
     reference, most = "", -1
-    for name in names:
+    for name in names if references is None else references:
         agreeing = sum(worst_cosine(alone[name], alone[other]) >= ENOUGH for other in names)
         if agreeing > most:
             reference, most = name, agreeing

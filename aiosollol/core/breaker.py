@@ -3,9 +3,10 @@
 ::
 
     closed     5 failures in a row, half of the recent ones,    open
+               a stream that was lost after its beginning,
                or it cannot be reached                     -->
     open       1 s after its first ejection, then 2 s, ...
-               up to 60 s                                  -->  half-open
+               up to 4 s                                   -->  half-open
     half-open  two probes answered, one after the other    -->  closed
                a probe failed                              -->  open, for twice as long
 
@@ -23,7 +24,10 @@ from aiosollol.core.resilience import Failure
 
 FAILURES_TO_OPEN = 5
 SUCCESSES_TO_CLOSE = 2
-FIRST_EJECTION, LONGEST_EJECTION = 1.0, 60.0
+FIRST_EJECTION, LONGEST_EJECTION = 1.0, 4.0
+"""Seconds. Who is well again waits for a probe so long at most, and is to have its share after 10 s
+(`core.share.RETURN_SECONDS`). A probe is a caller's request, but costs the caller next to nothing:
+what fails is tried elsewhere, and what is late is sent elsewhere beside it (`aiosollol.chase`)."""
 FORGIVE_SECONDS = 60.0
 """Closed for so long, the next ejection is as short as the first."""
 
@@ -85,10 +89,13 @@ class Answered(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """A request failed. `is_probe`: `Sent` was told of it."""
+    """A request failed. `is_probe`: `Sent` was told of it. `is_lost`: nobody else can do it any
+    more, as part of its answer has been delivered. One of those is enough: the next would be lost
+    as well, where other failures only cost another attempt."""
 
     failure: Failure
     is_probe: bool = False
+    is_lost: bool = False
 
 
 class GivenUp(NamedTuple):
@@ -97,7 +104,11 @@ class GivenUp(NamedTuple):
     is_probe: bool = False
 
 
-Event: TypeAlias = Sent | Answered | Failed | GivenUp
+class Returned(NamedTuple):
+    """A node that could not be reached can be: it may be probed at once."""
+
+
+Event: TypeAlias = Sent | Answered | Failed | GivenUp | Returned
 
 
 def advance(breaker: Breaker, event: Event, now: float) -> Breaker:
@@ -111,10 +122,14 @@ def advance(breaker: Breaker, event: Event, now: float) -> Breaker:
             return _answered(breaker, is_probe, now)
         case Failed(Failure.INPUT | Failure.MODEL, is_probe):
             return _answered(breaker, is_probe, now)  # it lives, and is right
-        case GivenUp(is_probe) | Failed(Failure.BUSY, is_probe):
+        case GivenUp(is_probe):
             return breaker._replace(is_probing=False) if is_probe else breaker
-        case Failed(failure, is_probe):
-            return _failed(breaker, failure, is_probe, now)
+        case Failed(failure, is_probe, is_lost):
+            return _failed(breaker, is_lost or failure is Failure.NODE, is_probe, now)
+        case Returned():
+            if breaker.opens_at is None or breaker.opens_at <= now:
+                return breaker
+            return breaker._replace(opens_at=now)
         case Sent():
             if breaker.opens_at is None:
                 return breaker
@@ -140,14 +155,14 @@ def _answered(breaker: Breaker, is_probe: bool, now: float) -> Breaker:
     return breaker._replace(is_probing=False, passed=breaker.passed + 1, opens_at=opens_at)
 
 
-def _failed(breaker: Breaker, failure: Failure, is_probe: bool, now: float) -> Breaker:
+def _failed(breaker: Breaker, is_enough: bool, is_probe: bool, now: float) -> Breaker:
     if breaker.opens_at is not None:
         return _opened(breaker, now) if is_probe else breaker
     good, bad = _faded(breaker, now)
     bad += 1.0
     in_row = breaker.in_row + 1
     is_too_many = good + bad >= _LEAST_REQUESTS and bad >= _RATE_TO_OPEN * (good + bad)
-    if failure is Failure.NODE or in_row >= FAILURES_TO_OPEN or is_too_many:
+    if is_enough or in_row >= FAILURES_TO_OPEN or is_too_many:
         return _opened(breaker, now)
     return breaker._replace(in_row=in_row, good=good, bad=bad, faded_at=now)
 

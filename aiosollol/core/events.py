@@ -6,7 +6,8 @@ from typing import NamedTuple, TypeAlias
 
 
 class Routed(NamedTuple):
-    """A live request was sent to `node`. attempt: 1 for the first. reason: why this node."""
+    """A live request is sent to `node`. attempt: 1 for the first. reason: why there is another, ""
+    for the first."""
 
     at: float
     model: str
@@ -35,8 +36,8 @@ class AttemptFailed(NamedTuple):
 
 
 class NodeChanged(NamedTuple):
-    """A node is "up", "down", "added", "removed" or "draining", or its circuit breaker is "open",
-    "half-open" or "closed"."""
+    """A node is "up", "down", "added", "removed", "draining" or "resumed", or its circuit breaker
+    is "breaker open", "breaker half-open" (it is being probed) or "breaker closed"."""
 
     at: float
     node: str
@@ -45,12 +46,16 @@ class NodeChanged(NamedTuple):
 
 
 class Loading(NamedTuple):
-    """A node began to load a model, or is done: `seconds` is None, or how long it took."""
+    """A node begins to load a model, or is done: `seconds` is None, or how long it took.
+
+    error: why it could not, "" if it could.
+    """
 
     at: float
     model: str
     node: str
     seconds: float | None = None
+    error: str = ""
 
 
 PoolEvent: TypeAlias = Routed | Hedged | AttemptFailed | NodeChanged | Loading

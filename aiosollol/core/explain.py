@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 class NodeCondition(NodeLoad, Protocol):
     """What must be known besides to say whether a node is eligible.
 
-    error: why it is down. digest(model): "" where unknown.
+    error: why it is down. digest(model): "" where unknown. is_distrusted(model): whether its
+    vectors were found to differ from those of the others.
     """
 
     @property
@@ -38,6 +39,7 @@ class NodeCondition(NodeLoad, Protocol):
     def breaker(self) -> Breaker: ...
     def has_model(self, model: str) -> bool: ...
     def digest(self, model: str) -> str: ...
+    def is_distrusted(self, model: str) -> bool: ...
 
 
 def why_not(node: NodeCondition, request: RouteRequest, now: float) -> str:
@@ -51,6 +53,8 @@ def why_not(node: NodeCondition, request: RouteRequest, now: float) -> str:
     if request.digest is not None and node.digest(request.model) != request.digest:
         found = node.digest(request.model)[:12] or "unknown"
         return f"vectors differ: digest {found}, not {request.digest[:12]}"
+    if request.kind == "embed" and node.is_distrusted(request.model):
+        return "vectors differ from those of the other nodes, as verify found"
     return node.breaker.describe(now)
 
 

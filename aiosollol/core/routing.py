@@ -34,6 +34,8 @@ class RouteRequest(NamedTuple):
     It is remembered rather than found by hashing the conversation, which would spread conversations
     evenly over unequal nodes, and send one that had to move back to where its cache is not.
     digest: of the model, where only vectors of one and the same are of use.
+    can_move: whether another node can be asked as long as there is no answer. A stream that has
+    begun cannot go anywhere else, so it is no probe of a node that failed.
     """
 
     model: str
@@ -41,6 +43,7 @@ class RouteRequest(NamedTuple):
     kind: str = "embed"
     home: str | None = None
     digest: str | None = None
+    can_move: bool = True
 
 
 class NodeLoad(Protocol):
@@ -147,10 +150,11 @@ def predict(nodes: Iterable[NodeLoad], request: RouteRequest, now: float) -> lis
     twice where another model must make room: that one will have to be loaded again.
 
     A node that never answered such a request, does nothing, and has the model in memory: 0, so it
-    is tried first. With a request under way it counts like the mean of the others, so that not
-    everybody tries it at once.
+    is tried first. With a request under way, or a load, it counts like the mean of the others, so
+    that not everybody tries it at once.
     """
     expected: list[float] = []
+    alone = 0.0
     untried: list[tuple[int, NodeLoad, float]] = []
     model = request.model
     for node in nodes:
@@ -163,15 +167,19 @@ def predict(nodes: Iterable[NodeLoad], request: RouteRequest, now: float) -> lis
             expected.append(0.0)
         else:
             own = seconds * (node.queued + 1)
+            alone += seconds
             whole = node.round_trip + node.ahead(now) + own + load
             expected.append(whole * node.standing.factor(now))
     if untried:
         known = len(expected) - len(untried)
-        guess = sum(expected) / known if known else _GUESSED_SECONDS
+        # What it takes alone, and not while others wait: else one that must load would never be
+        # better than those, however many wait for them.
+        guess = alone / known if known else _GUESSED_SECONDS
         for index, node, load in untried:
             busy = node.in_flight + node.queued
-            if busy or load:
-                waits = (busy + 1) * guess + load
+            ahead = node.ahead(now)  # of other kinds, and of what is being loaded
+            if busy or load or ahead:
+                waits = max(busy * guess, ahead) + guess + load
                 expected[index] = waits * node.standing.factor(now)
     return expected
 

@@ -13,14 +13,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from aiosollol.core.cost import Cost
 
-RETURN_SECONDS = 10.0
-"""How long a node that was away is treated gently."""
+RETURN_SECONDS = 4.0
+"""How long a node that was away is treated gently: it is to have its share again 10 s after it is
+well, and up to 4 s of that are over before it is asked (`core.breaker.LONGEST_EJECTION`)."""
 _FIRST_SHARE = 0.1
 
 _PEAK_FROM = 4.0
 """Times the expected seconds from which an answer is a peak. Less than that is chance, or the work
 of other programs, which the learned cost follows by itself: to jump at it makes decisions worse (in
 benchmarks/routing.py by 2 to 3 % where noise or other programs are, with a threshold of 3)."""
+LOOK_SECONDS = 2.0
+"""How long a node that gave cause for complaint is left alone. Routing would avoid it for half a
+minute, and could not know that it is well again; one request every 2 s is little."""
 _PEAK_FADES = 5.0  # seconds until a peak counts 1/e
 _FAILURES_FADE = 20.0
 _SMOOTHING = 0.2
@@ -31,7 +35,7 @@ _LEAST_STALE = 0.1
 
 
 def share(returned_at: float, now: float) -> float:
-    """The share of its requests that a node should get, from 0.1 when it returns to 1 after 10 s.
+    """The share of its requests that a node should get, from 0.1 when it returns to 1 after 4 s.
 
     A node that was away has cold caches, and perhaps died of its load. returned_at: when it came
     back, minus infinity if it was never away.
@@ -142,17 +146,35 @@ class Standing:
             self._failing_at = now
             if self._failing < 1e-3:
                 self._failing = 0.0
-        due = max(expected, self._usual)
-        if seconds > _PEAK_FROM * due > 0.0:
-            # Peak EWMA: what is slower counts at once and in full, what is faster bit by bit
-            # (Finagle, com.twitter.finagle.loadbalancer.peakewma; linkerd's default balancer).
-            self._peak, self._peak_at = max(seconds / due, self.pace(now)), now
+        if self.outrun(seconds, expected, now):
+            pass
         elif self._peak > 1.0:
             self._peak = 1.0 + (self.pace(now) - 1.0) / 2
             self._peak_at = now
             if self._peak < 1.05:
                 self._peak = 1.0
         self._usual += (seconds - self._usual) * (_SMOOTHING if self._usual else 1.0)
+
+    def outrun(self, seconds: float, expected: float, now: float) -> bool:
+        """It took `seconds` or more, where `expected` had been predicted. Whether that is a peak.
+
+        Peak EWMA: what is slower counts at once and in full, what is faster bit by bit
+        (Finagle, com.twitter.finagle.loadbalancer.peakewma; linkerd's default balancer).
+        """
+        due = max(expected, self._usual)
+        if not seconds > _PEAK_FROM * due > 0.0:
+            return False
+        self._peak, self._peak_at = max(seconds / due, self.pace(now)), now
+        return True
+
+    @property
+    def is_stained(self) -> bool:
+        """Whether it gave cause for complaint."""
+        return self._failing > 0.0 or self._peak > 1.0
+
+    def is_due(self, now: float) -> bool:
+        """Whether a node with a stain was left alone for so long that it should be looked at."""
+        return self.is_stained and now - self._asked_at >= LOOK_SECONDS
 
     def failed(self, now: float) -> None:
         """It failed a request, and is to blame."""

@@ -60,8 +60,9 @@ def _watch_stdin(
             rest = b""
             while chunk := os.read(0, 4096):
                 *lines, rest = (rest + chunk).split(b"\n")
-                for line in lines if on_line is not None else ():
-                    loop.call_soon_threadsafe(on_line, line)
+                if on_line is not None:
+                    for line in lines:
+                        loop.call_soon_threadsafe(on_line, line)
         loop.call_soon_threadsafe(stop.set)
 
 

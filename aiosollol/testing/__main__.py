@@ -1,6 +1,7 @@
 """``python -m aiosollol.testing``: a FakeOllama as a process of its own.
 
-Prints one line with its URL, and runs until SIGINT, SIGTERM, or the end of a piped stdin.
+Prints one line with its URL, and runs until SIGINT, SIGTERM, or the end of a piped stdin. A line
+with the name of a `Fault` that comes by that strikes it, and an empty line heals it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 
 from aiosollol.embedded.process import announce, stopping
 from aiosollol.errors import SollolError
+from aiosollol.testing.fault import Fault
 from aiosollol.testing.model import FakeModel
 from aiosollol.testing.node import DEFAULT_MODELS
 from aiosollol.testing.server import FakeOllama
@@ -55,7 +57,10 @@ def _model(text: str) -> FakeModel:
 
 
 async def _serve(node: FakeOllama) -> None:
-    with stopping(with_parent=True) as stop:
+    def obey(line: bytes) -> None:
+        node.fault = Fault[line.decode()] if line else None
+
+    with stopping(with_parent=True, on_line=obey) as stop:
         async with node:
             announce(node.url)
             await stop.wait()

@@ -12,7 +12,7 @@ from anyio.lowlevel import checkpoint
 
 from aiosollol.core.node import full_name
 from aiosollol.errors import InvalidInput
-from aiosollol.testing import embedding, speaking
+from aiosollol.testing import compat, embedding, speaking
 from aiosollol.testing.fault import Fault
 from aiosollol.testing.memory import Memory
 from aiosollol.testing.model import FakeModel, fake_vector
@@ -20,7 +20,7 @@ from aiosollol.testing.probes import probe
 from aiosollol.testing.reply import Record, Reply, Work, whole
 from aiosollol.testing.slots import Slots
 from aiosollol.testing.spoil import answer_instead, spoil
-from aiosollol.wire import answers
+from aiosollol.wire import answers, dialects
 from aiosollol.wire.asked import ChatAsked, EmbedAsked, GenerateAsked, Refusal
 
 DEFAULT_MODELS = (FakeModel("nomic-embed-text"), FakeModel("llama3.2", kind="chat"))
@@ -236,7 +236,8 @@ class FakeNode:
     async def _reply(
         self, work: Work, method: str, path: str, body: bytes, fault: Fault | None
     ) -> Reply:
-        instead = answer_instead(fault, path)
+        unique = str(self.requests)
+        instead = answer_instead(fault, path, unique)
         if instead is not None:
             return whole(instead)
         try:
@@ -246,7 +247,7 @@ class FakeNode:
                 return whole(answers.method_not_allowed())
             return await _WORK[path](self, work, body, fault)
         except Refusal as refusal:
-            return whole(answers.refuse(refusal, openai=path.startswith("/v1/")))
+            return whole(dialects.refuse(path, refusal, unique))
 
     async def load(self, model: FakeModel, request: Asked) -> float:
         """Have `model` in memory for a request; the seconds that it took. Raises Refusal."""
@@ -271,6 +272,7 @@ _WORK = {
     "/v1/embeddings": embedding.openai_embeddings,
     "/api/chat": speaking.api_chat,
     "/api/generate": speaking.api_generate,
+    **compat.HANDLERS,
 }
 
 

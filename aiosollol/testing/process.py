@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 from collections.abc import Iterable
 from types import TracebackType
 
 from aiosollol.embedded.process import ServerProcess
 from aiosollol.errors import InvalidInput
+from aiosollol.testing.fault import Fault
 from aiosollol.testing.model import FakeModel
 from aiosollol.testing.node import DEFAULT_MODELS
 
@@ -15,10 +19,10 @@ class FakeOllamaProcess:
     """``python -m aiosollol.testing`` as a context manager with a `url`.
 
     Options as for `FakeNode`, those that can be told on a command line, and where to listen: `host`
-    and `port` (0 takes a free one). They stay as they are while it runs, and its counters are out
-    of reach. It ends with this process, however this one ends. Entering raises NodeUnreachable or
-    NodeTimeout, with what the process wrote to stderr, if it is not ready within `start_timeout`
-    seconds.
+    and `port` (0 takes a free one). They stay as they are while it runs, all but `fault`, and its
+    counters are out of reach. It ends with this process, however this one ends. Entering raises
+    NodeUnreachable or NodeTimeout, with what the process wrote to stderr, if it is not ready within
+    `start_timeout` seconds.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class FakeOllamaProcess:
             "fake", "aiosollol.testing", arguments, start_timeout=start_timeout
         )
         self._url = ""
+        self._fault: Fault | None = None
 
     @property
     def url(self) -> str:
@@ -69,8 +74,26 @@ class FakeOllamaProcess:
         """The process, or None while there is none."""
         return self._process.pid
 
+    @property
+    def fault(self) -> Fault | None:
+        """What is wrong with it; None heals it. The process obeys within a millisecond or so."""
+        return self._fault
+
+    @fault.setter
+    def fault(self, fault: Fault | None) -> None:
+        self._fault = fault
+        if self._url:  # otherwise it is told when it has been started
+            self._process.tell(b"" if fault is None else fault.name.encode())
+
+    def kill(self) -> None:
+        """End it as ``kill -9`` does. Another may be started on its port at once."""
+        if self.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
     async def __aenter__(self) -> FakeOllamaProcess:
         self._url = await self._process.start()
+        self.fault = self._fault
         return self
 
     async def __aexit__(

@@ -15,25 +15,51 @@ from aiosollol.testing.model import FakeModel, fake_tokens
 from aiosollol.testing.pace import Pace, nanoseconds
 from aiosollol.testing.reply import Reply, Work, whole
 from aiosollol.wire import answers, asked
+from aiosollol.wire.answers import Answer
 from aiosollol.wire.asked import Refusal
 
 if TYPE_CHECKING:
     from aiosollol.testing.node import FakeNode
 
 
+class Tongue:
+    """What an answer is written in: Ollama's own JSON, unless a subclass knows better."""
+
+    content_type = answers.NDJSON
+
+    def whole(self, final: dict[str, Any]) -> Answer:
+        """An answer that is all there."""
+        return answers.json_answer(final)
+
+    def part(self, part: dict[str, Any]) -> bytes:
+        """A part of a stream."""
+        return answers.line(part)
+
+    def error(self, message: str) -> bytes:
+        """An error in the middle of a stream."""
+        return answers.line({"error": message})
+
+
 @dataclass(frozen=True, slots=True)
 class _Voice:
-    """How chat and generate word what they otherwise do alike."""
+    """How chat and generate word what they otherwise do alike, and in which tongue."""
 
     model: str
     write_part: Callable[[str, str, str], dict[str, Any]]
     write_final: Callable[..., dict[str, Any]]
+    tongue: Tongue
 
-    def part(self, now: str, content: str) -> dict[str, Any]:
-        return self.write_part(self.model, now, content)
+    def part(self, now: str, content: str) -> bytes:
+        return self.tongue.part(self.write_part(self.model, now, content))
 
     def final(self, now: str, reason: str, *details: Any) -> dict[str, Any]:
         return self.write_final(self.model, now, reason, *details)
+
+    def whole(self, final: dict[str, Any]) -> Reply:
+        return whole(self.tongue.whole(final))
+
+
+_OWN = Tongue()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +68,25 @@ class _Said:
     reason: str
 
 
-async def api_chat(node: FakeNode, work: Work, body: bytes, fault: Fault | None) -> Reply:
+async def api_chat(
+    node: FakeNode, work: Work, body: bytes, fault: Fault | None, tongue: Tongue = _OWN
+) -> Reply:
     request = asked.read_chat(body)
     model = _speaker(node, work, request.model, "chat")
     if request.tools and not model.tools:
         raise answers.cannot_use_tools(request.model)
     prompt = [str(message.get("content") or "") for message in request.messages]
-    voice = _Voice(request.model, answers.chat_part, answers.chat_final)
+    voice = _Voice(request.model, answers.chat_part, answers.chat_final, tongue)
     return await _speak(node, work, model, request, prompt, voice, fault)
 
 
-async def api_generate(node: FakeNode, work: Work, body: bytes, fault: Fault | None) -> Reply:
+async def api_generate(
+    node: FakeNode, work: Work, body: bytes, fault: Fault | None, tongue: Tongue = _OWN
+) -> Reply:
     request = asked.read_generate(body)
     model = _speaker(node, work, request.model, "generate")
     prompt = [request.prompt] if request.prompt else []
-    voice = _Voice(request.model, answers.generate_part, _generate_final)
+    voice = _Voice(request.model, answers.generate_part, _generate_final, tongue)
     return await _speak(node, work, model, request, prompt, voice, fault)
 
 
@@ -81,10 +111,10 @@ async def _speak(
 ) -> Reply:
     if not prompt and request.keep_alive == 0:
         node.memory.unload(model.name)
-        return whole(answers.json_answer(voice.final(_now(), "unload")))
+        return voice.whole(voice.final(_now(), "unload"))
     load_seconds = await node.load(model, request)
     if not prompt:
-        return whole(answers.json_answer(voice.final(_now(), "load")))
+        return voice.whole(voice.final(_now(), "load"))
     await work.acquire()
     said = _echo(prompt[-1], request.options)
     prompt_tokens = sum(map(fake_tokens, prompt))
@@ -112,8 +142,8 @@ async def _speak(
             await pace.pay(node.seconds_per_chat_token)
         if fault is Fault.STREAM_ERROR:
             raise Refusal(500, answers.RUNNER_GONE)
-        return whole(answers.json_answer(final("".join(said.tokens))))
-    reply = Reply(200, answers.NDJSON)
+        return voice.whole(final("".join(said.tokens)))
+    reply = Reply(200, voice.tongue.content_type)
     reply.parts = _lines(node, reply, said.tokens, pace, voice, final, fault)
     return reply
 
@@ -136,11 +166,11 @@ async def _lines(
         await pace.pay(node.seconds_per_chat_token)
         if fault is Fault.SLOW_BODY:
             await anyio.sleep(node.seconds_per_piece)
-        yield answers.line(voice.part(_now(), token))
+        yield voice.part(_now(), token)
     if fault is Fault.STREAM_ERROR:
-        yield answers.line({"error": answers.RUNNER_GONE})
+        yield voice.tongue.error(answers.RUNNER_GONE)
     elif not spoils:
-        last = answers.line(final(""))
+        last = voice.tongue.part(final(""))
         reply.is_finished = True
         yield last[: len(last) // 2] if fault is Fault.CUT_JSON else last
     reply.is_finished = True

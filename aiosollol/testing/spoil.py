@@ -8,7 +8,7 @@ import anyio
 
 from aiosollol.testing.fault import Fault
 from aiosollol.testing.reply import Reply
-from aiosollol.wire import answers
+from aiosollol.wire import answers, dialects
 from aiosollol.wire.answers import Answer
 from aiosollol.wire.asked import Refusal
 
@@ -20,8 +20,8 @@ _LOST_RUNNER = 'do embedding request: Post "http://127.0.0.1:41237/embedding": E
 _PIECES = 10
 
 
-def answer_instead(fault: Fault | None, path: str) -> Answer | None:
-    """The answer of a node that does not come to read the request."""
+def answer_instead(fault: Fault | None, path: str, unique: str) -> Answer | None:
+    """The answer of a node that does not come to read the request, which is known as `unique`."""
     match fault:
         case Fault.ERROR_500:
             refusal = Refusal(500, answers.RUNNER_GONE)
@@ -35,7 +35,7 @@ def answer_instead(fault: Fault | None, path: str) -> Answer | None:
             return Answer(502, "text/html", _PAGE % (b"502 Bad Gateway", b"502 Bad Gateway"))
         case _:
             return None
-    return answers.refuse(refusal, openai=path.startswith("/v1/"))
+    return dialects.refuse(path, refusal, unique)
 
 
 def spoil(reply: Reply, fault: Fault | None, seconds_per_piece: float) -> None:

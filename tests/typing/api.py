@@ -4,19 +4,30 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any, Literal, assert_type
 
 import aiosollol
 from aiosollol import (
+    Agreement,
+    AttemptFailed,
     BatchError,
     BatchReport,
     ChatReply,
     ClusterView,
+    Discovered,
     Embeddings,
+    EventStream,
     GeneratedText,
+    Hedged,
+    Loading,
     Mode,
     ModelNotFound,
+    NodeAgreement,
+    NodeChanged,
     NodeError,
+    NodeExplanation,
+    NodeLoad,
     NodeRegistry,
     NodeShare,
     NodeSpec,
@@ -25,11 +36,19 @@ from aiosollol import (
     OllamaPool,
     ParallelismEntry,
     Plan,
+    PoolEvent,
+    PoolSettings,
     Reason,
     ReplyStream,
     RequestFailed,
+    Routed,
+    RouteExplanation,
+    RouteRequest,
+    RoutingFunction,
     SollolError,
     Vector,
+    discover,
+    discover_ollama_nodes,
 )
 from aiosollol.core.node import NodeLike
 from aiosollol.core.trial import Finding
@@ -62,6 +81,102 @@ async def state(pool: OllamaPool) -> None:
     assert_type(pool.view.nodes, Mapping[str, NodeState])
     assert_type(pool.view.having(MODEL), list[NodeState])
     assert_type(pool.get_stats(), dict[str, Any])
+
+
+async def settings(given: PoolSettings) -> None:
+    OllamaPool(embed_timeout=30, max_retries=1, hedge_rate=0.0, wait_timeout=5.0, max_waiting=10)
+    OllamaPool(**given)
+    OllamaPool(max_retrys=1)  # type: ignore[call-arg]
+    OllamaPool(embed_timeout="long")  # type: ignore[arg-type]
+    OllamaPool(require_digest={MODEL: "0a109f422b47"})
+    OllamaPool(require_digest="0a109f422b47")  # type: ignore[arg-type]
+
+
+def first(nodes: Sequence[NodeLoad], request: RouteRequest, now: float, rng: Random) -> NodeLoad:
+    assert_type(request.model, str)
+    assert_type(nodes[0].name, str)
+    assert_type(nodes[0].in_flight, int)
+    assert_type(nodes[0].ahead(now), float)
+    return nodes[0]
+
+
+def strategies() -> None:
+    OllamaPool(routing_strategy="round_robin")
+    OllamaPool(routing_strategy=first)
+    function: RoutingFunction = first
+    OllamaPool(routing_strategy=function)
+    OllamaPool(routing_strategy="fastest")  # type: ignore[arg-type]
+    OllamaPool(routing_strategy=len)  # type: ignore[arg-type]
+
+
+async def operations(pool: OllamaPool, show: Callable[[int], None]) -> None:
+    assert_type(await pool.add_node("10.0.0.4", name="new", priority=1), NodeState)
+    await pool.add_node(NodeSpec("10.0.0.5"), auto_probe=False)
+    await pool.remove_node("new")
+    await pool.drain("new")
+    await pool.drain("new", on_wait=show)
+    pool.resume("new")
+    assert_type(await pool.warm(MODEL), dict[str, float | SollolError])
+    await pool.warm(MODEL, nodes=["a", "b"])
+    await pool.route(MODEL, kind="rerank")  # type: ignore[arg-type]
+
+
+async def route(pool: OllamaPool) -> None:
+    explained = await pool.route(MODEL, kind="chat", tokens=100)
+    assert_type(explained, RouteExplanation)
+    assert_type(explained.chosen, str | None)
+    assert_type(explained.waits, bool)
+    assert_type(explained.nodes, tuple[NodeExplanation, ...])
+    assert_type(explained.nodes[0].is_eligible, bool)
+    assert_type(explained.nodes[0].reason, str)
+    assert_type(explained.nodes[0].terms, dict[str, float])
+
+
+async def verify(pool: OllamaPool) -> None:
+    agreement = await pool.verify(MODEL)
+    assert_type(agreement, Agreement)
+    assert_type(agreement.outliers, tuple[str, ...])
+    assert_type(agreement.nodes, tuple[NodeAgreement, ...])
+    assert_type(agreement.nodes[0].alone, float)
+    assert_type(agreement.failed, Mapping[str, str])
+
+
+async def events(pool: OllamaPool) -> None:
+    stream = pool.events()
+    assert_type(stream, EventStream)
+    assert_type(stream.missed, int)
+    async with stream:
+        async for event in stream:
+            as_union: PoolEvent = event
+            assert_type(as_union.at, float)
+            match event:
+                case Routed():
+                    assert_type((event.model, event.node, event.attempt), tuple[str, str, int])
+                case Hedged():
+                    assert_type((event.first, event.second), tuple[str, str])
+                case AttemptFailed():
+                    assert_type((event.kind, event.error), tuple[str, str])
+                case NodeChanged():
+                    assert_type((event.node, event.change), tuple[str, str])
+                case Loading():
+                    assert_type(event.seconds, float | None)
+                    assert_type(event.error, str)
+    stream.close()
+
+
+async def discovery() -> None:
+    async for found in discover(timeout=1.0):
+        assert_type(found, Discovered)
+    assert_type(await discover_ollama_nodes(), list[dict[str, str]])
+
+
+async def wishes(pool: OllamaPool) -> None:
+    assert_type(await pool.embed(MODEL, "a", timeout=5, priority=10), Vector)
+    assert_type(await pool.embed_batch(MODEL, ["a"], timeout=60), Embeddings)
+    assert_type(await pool.chat("llama3.2", MESSAGES, timeout=5, sticky="x"), ChatReply)
+    assert_type(await pool.generate("llama3.2", "a", priority=1, sticky="x"), GeneratedText)
+    await pool.chat("llama3.2", MESSAGES, stream=True, timeout=5, priority=1, sticky="x")
+    await pool.embed(MODEL, "a", sticky="x")  # type: ignore[call-overload]
 
 
 async def embed_batch(

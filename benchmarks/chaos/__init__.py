@@ -1,0 +1,1 @@
+"""What callers notice when nodes fail, die or are cut off: ``python -m benchmarks.chaos``."""

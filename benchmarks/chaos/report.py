@@ -1,0 +1,157 @@
+"""What a run showed: a row of figures, the table of all rows, and which targets are met."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.chaos.scenes import HEALTHY, HEALTHY_LAB, Scene
+from benchmarks.table import Target
+
+SUCCESS, SLOWER, RECOVERY = 0.999, 2.0, 10.0
+_WINDOW = 2.0
+"""Seconds over which a share is reckoned: some hundred answers of all nodes."""
+_SHARE = 0.7
+"""Of its healthy share, that a node has again. Less would be met by half a share and luck."""
+
+
+@dataclass(slots=True)
+class Row:
+    """One run. Durations are seconds.
+
+    failed: requests that gave an error, or nothing until the end. cut: streams that broke after
+    their first part, which are not among them. longest: of those that succeeded. recovery: from
+    healing until the last of the nodes that were struck had its share; None if nobody was struck.
+    """
+
+    name: str
+    seconds: float
+    is_lab: bool
+    requests: int
+    wrong: int
+    failed: int
+    cut: int
+    p50: float
+    p99: float
+    longest: float
+    attempts: int
+    hedges: int
+    retries: int
+    recovery: float | None
+    reasons: list[str]
+
+    @property
+    def success(self) -> float:
+        """Of the requests that another node could have answered."""
+        rescuable = self.requests - self.cut
+        return 1.0 - (self.failed + self.wrong) / rescuable if rescuable else 1.0
+
+
+def row_of(scene: Scene, figures: dict[str, Any], seconds: float, healed_at: float) -> Row:
+    """The figures of a run as a row."""
+    outcomes = figures["outcomes"]
+    times = sorted(each["seconds"] for each in outcomes if each["result"] == "ok")
+    bad = [each for each in outcomes if each["result"] != "ok"]
+    return Row(
+        name=scene.name,
+        seconds=seconds,
+        is_lab=scene.is_lab,
+        requests=len(outcomes),
+        wrong=sum(each["result"] == "wrong" for each in bad),
+        failed=sum(each["result"] == "failed" for each in bad),
+        cut=sum(each["result"] == "cut" for each in bad),
+        p50=_quantile(times, 0.5),
+        p99=_quantile(times, 0.99),
+        longest=_quantile(times, 1.0),
+        attempts=figures["attempts"],
+        hedges=figures["hedges"],
+        retries=figures["retries"],
+        recovery=recovery(figures["shares"], range(scene.count), healed_at),
+        reasons=[f"{each['kind']} at {each['at']:.1f}: {each['detail']}" for each in bad],
+    )
+
+
+def recovery(
+    shares: Sequence[tuple[float, Sequence[int]]], struck: Iterable[int], healed_at: float
+) -> float | None:
+    """Seconds from healing to the end of the first window in which all had their share again.
+
+    All nodes are equal, so the share of each is one of all. Infinite if it never came to that.
+    """
+    indices = list(struck)
+    if not indices:
+        return None
+    for at, done in shares:
+        before = next((each for when, each in shares if at - _WINDOW <= when), done)
+        if at < healed_at or before is done:
+            continue
+        given = [now - then for now, then in zip(done, before, strict=True)]
+        due = _SHARE * sum(given) / len(given)
+        if all(given[index] >= due > 0.0 for index in indices):
+            return at - healed_at
+    return math.inf
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as text for a terminal."""
+    head = ["scenario", "s", "requests", "wrong", "failed", "cut", "success", "p50 ms", "p99 ms"]
+    lines = [[*head, "p99 ratio", "max s", "attempts", "retries", "hedges", "back s"]]
+    for row in rows:
+        line = [row.name, f"{row.seconds:g}", str(row.requests), str(row.wrong), str(row.failed)]
+        line += [str(row.cut), f"{row.success:.2%}", f"{row.p50 * 1e3:.0f}", f"{row.p99 * 1e3:.0f}"]
+        healthy = _healthy(rows, row)
+        line.append(f"{row.p99 / healthy.p99:.2f}" if healthy else "-")
+        line += [f"{row.longest:.2f}", str(row.attempts), str(row.retries), str(row.hedges)]
+        line.append("-" if row.recovery is None else f"{row.recovery:.1f}")
+        lines.append(line)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if place else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
+
+
+def targets(rows: Sequence[Row]) -> list[Target]:
+    """What issue 6 promises, against `rows`."""
+    wrong = sum(row.wrong for row in rows)
+    answers = sum(row.requests for row in rows)
+    back = [(row.recovery, row) for row in rows if row.recovery is not None]
+    slower = [
+        (row.p99 / healthy.p99, row)
+        for row in rows
+        if (healthy := _healthy(rows, row)) and healthy is not row
+    ]
+    least = min(rows, key=lambda row: row.success)
+    failing = [f"{row.name} {row.success:.2%}" for row in rows if row.success < SUCCESS]
+    return [
+        Target("no wrong answer", wrong == 0, f"{wrong} of {answers}"),
+        Target(
+            f"at least {SUCCESS:.1%} succeed of what another node can be asked for",
+            not failing,
+            "; ".join(failing) or f"least {least.success:.2%}",
+        ),
+        _at_most(f"p99 at most {SLOWER:g} times that of the healthy run", slower, SLOWER),
+        _at_most(f"a node has its share again within {RECOVERY:g} s", back, RECOVERY),
+    ]
+
+
+def _at_most(text: str, found: Sequence[tuple[float, Row]], limit: float) -> Target:
+    missed = [f"{row.name} {value:.2f}" for value, row in found if value > limit]
+    worst = max((value for value, _ in found), default=0.0)
+    return Target(text, not missed, "; ".join(missed) or f"worst {worst:.2f}")
+
+
+def _healthy(rows: Sequence[Row], row: Row) -> Row | None:
+    """The run that `row` is to be compared with."""
+    name = HEALTHY_LAB if row.is_lab else HEALTHY
+    return next((each for each in rows if each.name == name), None)
+
+
+def _quantile(ordered: Sequence[float], part: float) -> float:
+    return ordered[min(len(ordered) - 1, int(part * len(ordered)))] if ordered else math.nan

@@ -1,0 +1,316 @@
+"""Fake nodes and all the parts of the live path over them, in virtual time.
+
+Nothing here knows asyncio: tests that use it run on trio's MockClock, where what takes a minute
+takes none, and every moment is exact.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import anyio.abc
+import trio.testing
+
+from aiosollol.admission import Admission
+from aiosollol.batches import Batches
+from aiosollol.care import Care
+from aiosollol.core.embeddings import Embeddings
+from aiosollol.core.events import PoolEvent
+from aiosollol.core.planner import PlanOptions
+from aiosollol.core.reply import ChatReply
+from aiosollol.core.request import EmbedSettings, loading_of, reload_key
+from aiosollol.core.routing import RoutingFunction, strategy_of
+from aiosollol.core.stats import pool_stats
+from aiosollol.errors import PoolClosed
+from aiosollol.exchange import EmbedCall, Exchange, TalkCall
+from aiosollol.live import LiveCalls, LiveOptions, Wishes
+from aiosollol.loads import Loads
+from aiosollol.monitor import Monitor
+from aiosollol.nodes import Node
+from aiosollol.registry import Registry
+from aiosollol.roster import Roster
+from aiosollol.streams import ReplyStream
+from aiosollol.testing import FakeModel, FakeTransport, fake_vector
+from aiosollol.wire.chat import load_chat
+from aiosollol.wire.embed import dump_embed, fits_base64
+from aiosollol.wire.ollama import dump
+
+EMBED = FakeModel("nomic-embed-text", dim=8)
+CHAT = FakeModel("llama3.2", kind="chat")
+MODEL, TALKER = "nomic-embed-text", "llama3.2"
+
+
+def virtual_time() -> tuple[str, dict[str, Any]]:
+    """For the fixture `anyio_backend`: trio, and a clock that jumps when all wait."""
+    return "trio", {"clock": trio.testing.MockClock(autojump_threshold=0)}
+
+
+class Cluster:
+    """What a pool is made of, but for what asyncio brings. Make it with `cluster`."""
+
+    def __init__(
+        self,
+        nodes: Mapping[str, Mapping[str, Any]],
+        group: anyio.abc.TaskGroup,
+        *,
+        strategy: str | RoutingFunction = "performance",
+        wait_timeout: float = 30.0,
+        max_waiting: int = 1000,
+        require_digest: Mapping[str, str] | None = None,
+        seed: int = 1,
+        **options: Any,
+    ) -> None:
+        self.registry = Registry(max_waiting=max_waiting)
+        self.transports: dict[str, FakeTransport] = {}
+        self.group = group
+        self.is_closed = False
+        for name, given in nodes.items():
+            self.add(name, **given)
+        self.monitor = Monitor(self.registry, self.transport_of, rng=random.Random(seed))
+        self.roster = Roster(self.registry, self.monitor.probe, require_digest)
+        self.loads = Loads(self.spawn)
+        self.exchange = Exchange(self.registry, self.transport_of, self.loads)
+        rng = random.Random(seed)
+        self.admission = Admission(
+            self.registry, self.roster, strategy_of(strategy), wait_timeout, rng
+        )
+        self.live = LiveCalls(
+            self.registry,
+            self.roster,
+            self.admission,
+            self.exchange,
+            LiveOptions(**options),
+            self.spawn,
+            rng,
+        )
+        self.batches = Batches(self.registry, self.exchange, self.roster, 60.0)
+        self.care = Care(self.registry, self.roster, self.exchange)
+
+    def __getitem__(self, name: str) -> FakeTransport:
+        return self.transports[name]
+
+    def node(self, name: str) -> Node:
+        return self.registry[name]
+
+    def add(self, name: str, **given: Any) -> None:
+        """Add a node that nobody has asked yet. Spec fields and fake options may be mixed."""
+        spec = {
+            key: given.pop(key)
+            for key in ("max_concurrency", "priority", "vram_gb")
+            if key in given
+        }
+        given.setdefault("models", [EMBED, CHAT])
+        self.transports[name] = FakeTransport(name, **given)
+        self.registry.add({"url": f"http://{name}.test", "name": name, **spec})
+
+    def transport_of(self, name: str) -> FakeTransport:
+        if self.is_closed:
+            raise PoolClosed("the pool is closed")
+        return self.transports[name]
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        if self.is_closed:
+            work.close()
+            return
+
+        async def run() -> None:
+            await work
+
+        self.group.start_soon(run)
+
+    async def probe(self) -> None:
+        for name in list(self.registry.view.nodes):
+            await self.monitor.probe(name)
+
+    async def remove(self, name: str) -> None:
+        """As a pool does: the node goes, and then its connections."""
+        self.registry.remove(name)
+        await self.transports.pop(name).aclose()
+
+    async def close(self) -> None:
+        """As `OllamaPool.aclose` does, but that the tasks end with their group."""
+        self.is_closed = True
+        self.group.cancel_scope.cancel()
+        self.roster.close()
+        self.loads.close()
+        for node in self.registry:
+            node.send_away()
+        self.batches.close()
+        with anyio.CancelScope(shield=True):
+            await self.live.aclose()
+            for transport in self.transports.values():
+                await transport.aclose()
+        self.registry.hub.close()
+
+    # Calls, as the pool makes them.
+
+    async def embed(
+        self,
+        text: str = "a text",
+        *,
+        model: str = MODEL,
+        timeout: float = 60.0,
+        priority: int = 5,
+        sticky: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        keep_alive: str | float | None = None,
+    ) -> bytes:
+        settings = EmbedSettings(model=model, options=options, keep_alive=keep_alive)
+        call = EmbedCall(
+            model=model,
+            texts=[text],
+            body=dump_embed(settings, [text]),
+            fits_base64=fits_base64(settings),
+            tokens=self.registry.ratio(model).tokens_of([text]),
+            timeout=timeout,
+            options=reload_key(options),
+            loading=loading_of(options, keep_alive),
+        )
+        answer = await self.live.embed(call, Wishes(timeout, priority, sticky))
+        return answer.floats.tobytes()
+
+    def _talk(
+        self, text: str, model: str, options: Mapping[str, Any] | None, *, stream: bool
+    ) -> TalkCall[ChatReply]:
+        payload = {
+            "model": model,
+            "messages": [{"role": "user", "content": text}],
+            "stream": stream,
+            "options": options,
+        }
+        return TalkCall(
+            "/api/chat",
+            model,
+            dump(payload),
+            load_chat,
+            20.0,
+            300.0,
+            reload_key(options),
+            loading_of(options, None),
+        )
+
+    async def chat(
+        self,
+        text: str = "one two three four",
+        *,
+        model: str = TALKER,
+        timeout: float = 300.0,
+        priority: int = 5,
+        sticky: str | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> ChatReply:
+        call = self._talk(text, model, options, stream=False)
+        return await self.live.converse(call, Wishes(timeout, priority, sticky))
+
+    async def stream(
+        self, text: str = "one two three four", *, timeout: float = 300.0, sticky: str | None = None
+    ) -> ReplyStream[ChatReply]:
+        call = self._talk(text, TALKER, None, stream=True)
+        return await self.live.open_stream(call, Wishes(timeout, 5, sticky))
+
+    async def embed_batch(
+        self, texts: list[str], *, model: str = MODEL, timeout: float | None = None
+    ) -> Embeddings:
+        settings = EmbedSettings(model=model)
+        return await self.batches.embed(settings, texts, {}, PlanOptions(), None, timeout)
+
+    async def warm_up(self, *, times: int = 1) -> None:
+        """Each node answers an embedding and a chat, so that its costs are known."""
+        for name in self.transports:
+            for other in self.registry:
+                other.is_draining = other.name != name
+            self.registry.wake()
+            for _ in range(times):
+                await self.embed()
+                await self.chat()
+        for other in self.registry:
+            other.is_draining = False
+        self.registry.wake()
+
+    # What is left.
+
+    def stats(self) -> dict[str, Any]:
+        nodes = [node.stats(self.registry.clock()) for node in self.registry]
+        return pool_stats(nodes, strategy="test")
+
+    def check_rest(self) -> None:
+        """Nothing is under way, so every account must be even."""
+        nodes = list(self.registry)
+        for node in nodes:
+            assert node.in_flight == 0, node
+            assert node.queued == 0, node
+            assert len(node.backlog) == 0, node
+            assert not node.loading, node
+            assert not node.breaker.is_probing, node
+            assert node.ahead(self.registry.clock()) == 0.0, node
+            assert node.slots.value == node.window, node
+            if node._cap is not None:
+                assert node._cap.value == node.spec.max_concurrency, node
+            assert self[node.name].in_flight == 0, node
+        assert len(self.registry.room) == 0
+        stats = self.stats()
+        assert stats["total_requests"] == (
+            stats["successful_requests"] + stats["failed_requests"] + stats["cancelled_requests"]
+        )
+        open_ones = {node.name for node in nodes if node.breaker.opens_at is not None}
+        assert self.registry.not_closed == open_ones
+
+    async def rest(self) -> None:
+        """Let what was given up come to its end, and loads to theirs; then see to the accounts."""
+        await anyio.sleep(20.0)
+        self.check_rest()
+
+
+@asynccontextmanager
+async def cluster(probed: bool = True, **given: Any) -> AsyncIterator[Cluster]:
+    """``cluster(a={...}, b={...}, strategy="score")``: nodes are those that map to mappings."""
+    nodes = {name: each for name, each in given.items() if isinstance(each, Mapping)}
+    nodes.pop("require_digest", None)
+    options = {name: each for name, each in given.items() if name not in nodes}
+    async with anyio.create_task_group() as group:
+        made = Cluster(nodes, group, **options)
+        if probed:
+            await made.probe()
+        yield made
+        group.cancel_scope.cancel()
+
+
+def vector(text: str = "a text", model: FakeModel = EMBED) -> bytes:
+    return bytes(fake_vector(model.digest, text, model.dim))
+
+
+async def now() -> float:
+    return anyio.current_time()
+
+
+class Watcher:
+    """Gathers the events of a cluster."""
+
+    def __init__(self, made: Cluster) -> None:
+        self._stream = made.registry.hub.watch()
+
+    def seen(self) -> list[PoolEvent]:
+        return list(self._stream._waiting)
+
+    def of(self, kind: type[Any]) -> list[Any]:
+        return [event for event in self.seen() if isinstance(event, kind)]
+
+
+async def gather(*calls: Callable[[], Coroutine[Any, Any, Any]]) -> list[Any]:
+    """The results of calls made at the same moment, each a value or the exception it raised."""
+    results: list[Any] = [None] * len(calls)
+
+    async def run(index: int, call: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        try:
+            results[index] = await call()
+        except Exception as error:
+            results[index] = error
+
+    async with anyio.create_task_group() as group:
+        for index, call in enumerate(calls):
+            group.start_soon(run, index, call)
+    return results

@@ -1,0 +1,433 @@
+"""Which node a live request gets, and how it waits for one: over fakes, in virtual time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from random import Random
+from typing import Any
+
+import anyio
+import pytest
+from live_cluster import CHAT, EMBED, MODEL, cluster, gather, vector, virtual_time
+
+from aiosollol.core.health import ProbeFailed
+from aiosollol.core.routing import NodeLoad, RouteRequest
+from aiosollol.errors import (
+    InvalidInput,
+    ModelNotFound,
+    NodeUnreachable,
+    NoNodeAvailable,
+    PoolSaturated,
+)
+from aiosollol.testing import FakeModel, Fault
+
+pytestmark = pytest.mark.anyio
+
+SLOW = {"seconds_per_item": 1.0}
+ONE = {"seconds_per_item": 1.0, "max_concurrency": 1}
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return virtual_time()
+
+
+# Who is chosen.
+
+
+@pytest.mark.parametrize(
+    ("strategy", "expected"),
+    [
+        ("round_robin", {"a": 4, "b": 4, "c": 4}),
+        ("priority", {"b": 12}),
+        ("score", {"b": 12}),
+    ],
+)
+async def test_one_by_one_goes_where_the_strategy_says(
+    strategy: str, expected: dict[str, int]
+) -> None:
+    nodes = {name: {"priority": 5} for name in "ac"}
+    async with cluster(a=nodes["a"], b={"priority": 1}, c=nodes["c"], strategy=strategy) as made:
+        before = {name: made[name].items for name in "abc"}
+        for _ in range(12):
+            await made.embed()
+        got = Counter({name: made[name].items - before[name] for name in "abc"})
+        assert +got == Counter(expected)
+
+
+@pytest.mark.parametrize("strategy", ["performance", "least_loaded", "random", "round_robin"])
+async def test_many_at_once_are_spread_by_every_strategy(strategy: str) -> None:
+    async with cluster(a=SLOW, b=SLOW, c=SLOW, d=SLOW, strategy=strategy) as made:
+        await made.warm_up()
+        began = anyio.current_time()
+        results = await gather(*[made.embed] * 16)
+        assert results == [vector()] * 16
+        assert anyio.current_time() - began <= 8.0
+        assert all(made[name].items >= 2 for name in "abcd")
+        await made.rest()
+
+
+async def test_priority_uses_the_next_tier_when_the_first_is_full() -> None:
+    first, second = {**ONE, "priority": 0}, {**ONE, "priority": 1}
+    async with cluster(a=first, b=second, strategy="priority") as made:
+        await made.warm_up()
+        items = made["b"].items
+        await made.embed()
+        assert made["b"].items == items
+        await gather(made.embed, made.embed)
+        assert made["b"].items == items + 1
+
+
+async def test_a_function_of_the_users_own_chooses() -> None:
+    asked: list[tuple[set[str], RouteRequest]] = []
+
+    def last(nodes: Sequence[NodeLoad], request: RouteRequest, now: float, rng: Random) -> NodeLoad:
+        asked.append(({node.name for node in nodes}, request))
+        return nodes[-1]
+
+    async with cluster(a={}, b={}, c={}, strategy=last) as made:
+        await made.embed()
+        await made.chat()
+        assert made["c"].items == 1
+        assert [names for names, _ in asked] == [{"a", "b", "c"}] * 2
+        assert [request.kind for _, request in asked] == ["embed", "chat"]
+        await made.rest()
+
+
+async def test_a_function_that_answers_nonsense_is_told_so() -> None:
+    def none(nodes: Sequence[NodeLoad], request: RouteRequest, now: float, rng: Random) -> Any:
+        return "a"
+
+    async with cluster(a={}, b={}, strategy=none) as made:
+        with pytest.raises(InvalidInput, match="none of its nodes"):
+            await made.embed()
+        await made.rest()
+
+
+async def test_only_nodes_that_are_fit_are_asked() -> None:
+    lacking = {"models": ["another"]}
+    async with cluster(lacks=lacking, down={}, drained={}, fit={}, strategy="round_robin") as made:
+        made["down"].fault = Fault.REFUSE
+        await made.monitor.probe("down")
+        await made.care.drain("drained")
+        for _ in range(4):
+            assert await made.embed() == vector()
+        assert made["fit"].items == 4
+        assert made["drained"].requests == made["lacks"].requests == made["down"].requests == 0
+
+
+@pytest.mark.parametrize("name", ["nomic-embed-text", "nomic-embed-text:latest"])
+async def test_a_name_with_and_without_its_tag_is_one(name: str) -> None:
+    async with cluster(a={}) as made:
+        assert await made.embed(model=name) == vector()
+
+
+async def test_a_node_that_is_full_gets_no_more_though_it_is_the_faster_one() -> None:
+    fast = {"seconds_per_item": 0.1, "max_concurrency": 1}
+    async with cluster(fast=fast, slow=SLOW, strategy="least_loaded") as made:
+        await made.warm_up()
+        await gather(*[made.embed] * 2)
+        assert made["fast"].max_in_flight == 1
+        await made.rest()
+
+
+async def test_waiting_for_a_fast_node_beats_a_slow_one_that_is_free() -> None:
+    fast = {"seconds_per_item": 0.1, "max_concurrency": 1}
+    async with cluster(fast=fast, slow={"seconds_per_item": 10.0}) as made:
+        await made.warm_up()
+        slow, began = made["slow"].items, anyio.current_time()
+        assert await gather(*[made.embed] * 5) == [vector()] * 5
+        assert made["slow"].items == slow
+        assert anyio.current_time() - began == pytest.approx(0.5)
+
+
+# Waiting.
+
+
+async def test_those_who_wait_are_served_in_order() -> None:
+    done: list[int] = []
+    async with cluster(a=ONE) as made:
+        await made.warm_up()
+
+        async def call(number: int) -> None:
+            await made.embed(str(number))
+            done.append(number)
+
+        began = anyio.current_time()
+        async with anyio.create_task_group() as group:
+            for number in range(6):
+                group.start_soon(call, number)
+                await anyio.sleep(0.01)
+        assert done == list(range(6))
+        assert anyio.current_time() - began == pytest.approx(6.0)
+        assert made["a"].max_in_flight == 1
+        await made.rest()
+
+
+async def test_who_has_priority_goes_first_and_nobody_waits_for_ever() -> None:
+    done: list[tuple[int, int]] = []
+    async with cluster(a=ONE, wait_timeout=1000.0) as made:
+        await made.warm_up()
+
+        async def call(number: int, priority: int) -> None:
+            await made.embed(str(number), priority=priority, timeout=1000.0)
+            done.append((number, priority))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(call, 0, 5)
+            for number, priority in enumerate((1, 5, 10, 5, 10), 1):
+                await anyio.sleep(0.01)
+                group.start_soon(call, number, priority)
+        assert done == [(0, 5), (3, 10), (5, 10), (2, 5), (4, 5), (1, 1)]
+        done.clear()
+        # One of priority 1 against a stream of those of 10: its age counts too.
+        async with anyio.create_task_group() as group:
+            group.start_soon(call, 0, 5)
+            await anyio.sleep(0.01)
+            group.start_soon(call, 1, 1)
+            for number in range(2, 102):
+                group.start_soon(call, number, 10)
+                await anyio.sleep(0.9)
+        assert 40 <= done.index((1, 1)) <= 60
+        await made.rest()
+
+
+async def test_who_leaves_the_line_leaves_no_gap() -> None:
+    async with cluster(a=ONE) as made:
+        await made.warm_up()
+        began = anyio.current_time()
+        async with anyio.create_task_group() as group:
+            group.start_soon(made.embed)
+            await anyio.sleep(0.1)
+            with anyio.CancelScope() as scope:
+                group.start_soon(partial(_cancel_after, scope, 0.5))
+                await made.embed()
+            assert scope.cancelled_caught
+            group.start_soon(made.embed)
+        assert anyio.current_time() - began == pytest.approx(2.0)
+        await made.rest()
+
+
+async def _cancel_after(scope: anyio.CancelScope, seconds: float) -> None:
+    await anyio.sleep(seconds)
+    scope.cancel()
+
+
+async def test_who_is_cancelled_at_the_moment_of_getting_a_place_gives_it_on() -> None:
+    async with cluster(a=ONE) as made:
+        await made.warm_up()
+        began = anyio.current_time()
+        async with anyio.create_task_group() as group:
+            group.start_soon(made.embed)
+            await anyio.sleep(0.1)
+            for _ in range(5):  # in line, and each gone in the very moment in which it is its turn
+                group.start_soon(_embed_for, made, 0.9)
+            await anyio.sleep(0.01)
+            group.start_soon(made.embed)
+        assert anyio.current_time() - began <= 2.01
+        await made.rest()
+
+
+async def _embed_for(made: Any, seconds: float) -> None:
+    with anyio.move_on_after(seconds):
+        await made.embed()
+
+
+async def test_a_full_waiting_room_says_so_at_once() -> None:
+    async with cluster(a=ONE, max_waiting=2) as made:
+        await made.warm_up()
+        began = anyio.current_time()
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(made.embed)
+            await anyio.sleep(0.01)
+            with pytest.raises(PoolSaturated, match="2 requests are waiting"):
+                await made.embed()
+            assert anyio.current_time() - began == pytest.approx(0.01)
+        await made.rest()
+
+
+@pytest.mark.parametrize(("wait_timeout", "timeout"), [(1.5, 60.0), (60.0, 1.5)])
+async def test_nobody_waits_longer_than_was_said(wait_timeout: float, timeout: float) -> None:
+    async with cluster(a={"seconds_per_item": 5.0, "max_concurrency": 1}) as made:
+        await made.warm_up()
+        made.admission._wait_timeout = wait_timeout
+        async with anyio.create_task_group() as group:
+            group.start_soon(made.embed)
+            await anyio.sleep(0.01)
+            began = anyio.current_time()
+            with pytest.raises(PoolSaturated, match=r"within 1.5 s"):
+                await made.embed(timeout=timeout)
+            assert anyio.current_time() - began == pytest.approx(1.5)
+        await made.rest()
+
+
+@pytest.mark.parametrize("how", ["down", "removed", "drained"])
+async def test_a_line_goes_elsewhere_when_its_node_does(how: str) -> None:
+    """`b` is slow, so all wait for `a`; when `a` is gone, they do not wait for it any more."""
+    slow = {"seconds_per_item": 3.0, "max_concurrency": 8, "slots": 8}
+    async with cluster(a={"seconds_per_item": 1.0, "max_concurrency": 1}, b=slow) as made:
+        await made.warm_up()
+        made.node("b").limit = 8
+        began = anyio.current_time()
+
+        async def end() -> None:
+            await anyio.sleep(0.5)
+            assert made.node("a").queued >= 2
+            if how == "down":
+                made.registry.apply("a", ProbeFailed(NodeUnreachable("a", "refused")))
+            elif how == "removed":
+                await made.remove("a")
+            else:
+                await made.care.drain("a")
+
+        first, *rest, _ = await gather(*[made.embed] * 4, end)
+        assert [first, *rest] == [vector()] * 4
+        assert anyio.current_time() - began <= 3.6
+        await made.rest()
+
+
+async def test_max_concurrency_is_for_batches_and_live_calls_together() -> None:
+    async with cluster(
+        a={"seconds_per_item": 0.01, "max_concurrency": 3},
+        b={"seconds_per_item": 0.01, "max_concurrency": 1},
+    ) as made:
+        await made.warm_up()
+        texts = [f"text {number}" for number in range(300)]
+        results = await gather(
+            partial(made.embed_batch, texts),
+            partial(made.embed_batch, texts[::-1]),
+            *[made.embed] * 40,
+            *[made.chat] * 10,
+        )
+        assert not [each for each in results if isinstance(each, Exception)]
+        assert made["a"].max_in_flight <= 3
+        assert made["b"].max_in_flight == 1
+        await made.rest()
+
+
+async def test_a_live_call_is_not_starved_by_a_batch_where_the_limit_is_one() -> None:
+    async with cluster(a={"seconds_per_item": 0.01}, wait_timeout=5.0) as made:
+        await made.warm_up()
+        made.node("a").limit = 1
+        texts = [f"text {number}" for number in range(2000)]
+        async with anyio.create_task_group() as group:
+            group.start_soon(made.embed_batch, texts)
+            await anyio.sleep(0.5)
+            began = anyio.current_time()
+            assert await made.embed() == vector()
+            assert anyio.current_time() - began < 2.0
+        await made.rest()
+
+
+# Nobody is there.
+
+
+async def test_a_call_does_not_wait_for_a_silent_cluster_longer_than_it_may() -> None:
+    async with cluster(a={"faults_probes": True}, probed=False) as made:
+        made["a"].fault = Fault.HANG
+        began = anyio.current_time()
+        with pytest.raises(NoNodeAvailable, match="a: has not answered yet"):
+            await made.embed(timeout=1.0)
+        assert anyio.current_time() - began == pytest.approx(1.0)
+        await made.rest()
+
+
+async def test_where_all_that_have_a_model_are_drained_the_error_says_so() -> None:
+    async with cluster(a={}, b={"models": [CHAT]}) as made:
+        await made.care.drain("a")
+        with pytest.raises(NoNodeAvailable, match="drained") as caught:
+            await made.embed()
+        assert caught.value.nodes == {"a": "is being drained"}
+        with pytest.raises(ModelNotFound):
+            await made.embed(model="typo")
+        made.care.resume("a")
+        assert await made.embed() == vector()
+
+
+# Vectors that may stand together.
+
+
+OTHER = FakeModel(MODEL, dim=8, digest="b" * 64)
+
+
+async def test_live_embeddings_stay_with_one_digest(caplog: pytest.LogCaptureFixture) -> None:
+    old = {"models": [OTHER, CHAT]}
+    async with cluster(x=old, a={}, b={}, y=old, c={}, strategy="round_robin") as made:
+        assert {await made.embed() for _ in range(20)} == {vector()}
+        assert made["x"].requests == made["y"].requests == 0
+        for _ in range(5):
+            await made.chat()
+        assert made["x"].requests > 0, "it is their vectors that differ, and nothing else"
+        warned = [record for record in caplog.records if "not comparable" in record.message]
+        assert len(warned) == 1
+        assert "x (bbbbbbbbbbbb), y (bbbbbbbbbbbb)" in warned[0].message
+
+
+async def test_the_group_does_not_flip_when_the_others_become_faster_or_more() -> None:
+    old = {"models": [OTHER]}
+    async with cluster(a={"seconds_per_item": 1.0}, x=old, strategy="round_robin") as made:
+        chosen = await made.embed()
+        other = "x" if chosen == vector() else "a"
+        for number in range(3):
+            made.add(f"more{number}", models=[OTHER if other == "x" else EMBED])
+            await made.probe()
+            assert {await made.embed() for _ in range(5)} == {chosen}
+
+
+async def test_one_node_alone_decides_too() -> None:
+    """The pool begins with one node, and a faster one with another digest comes later."""
+    async with cluster(x={"models": [OTHER]}, strategy="round_robin") as made:
+        first = await made.embed()
+        made.add("a")
+        made.add("b")
+        await made.probe()
+        assert {await made.embed() for _ in range(6)} == {first}
+
+
+async def test_at_the_start_the_nodes_are_given_a_moment_to_answer() -> None:
+    """The outlier answers first; it would decide for all, as long as the pool lives."""
+
+    async def probe_later(name: str, seconds: float) -> None:
+        await anyio.sleep(seconds)
+        await made.monitor.probe(name)
+
+    async with cluster(x={"models": [OTHER]}, a={}, b={}, c={}, probed=False) as made:
+        for name, seconds in (("x", 0.01), ("a", 0.05), ("b", 0.06), ("c", 0.07)):
+            made.group.start_soon(probe_later, name, seconds)
+        assert await made.embed() == vector()
+        assert anyio.current_time() == pytest.approx(0.07)
+
+
+async def test_when_the_last_of_its_group_is_gone_the_change_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with cluster(a={}, b={}, x={"models": [OTHER]}, strategy="round_robin") as made:
+        assert await made.embed() == vector()
+        for name in "ab":
+            made.registry.apply(name, ProbeFailed(NodeUnreachable(name, "refused")))
+        assert await made.embed() == vector(model=OTHER)
+        assert "are not comparable with those before" in caplog.text
+        await made.probe()
+        assert {await made.embed() for _ in range(4)} == {vector(model=OTHER)}, "and no way back"
+
+
+@pytest.mark.parametrize("alone", [False, True])
+async def test_a_required_digest_is_required_of_one_node_too(alone: bool) -> None:
+    nodes: dict[str, Any] = {"x": {"models": [OTHER]}, "y": {"models": [OTHER]}}
+    if alone:
+        del nodes["y"]
+    pinned = {MODEL: EMBED.digest[:12]}
+    async with cluster(**nodes, require_digest=pinned) as made:
+        with pytest.raises(NoNodeAvailable, match=f"required digest {EMBED.digest[:12]}") as caught:
+            await made.embed()
+        assert set(caught.value.nodes) == set(nodes)
+        with pytest.raises(NoNodeAvailable, match="required digest"):
+            await made.embed_batch(["a", "b"])
+        made.add("a")
+        await made.probe()
+        assert await made.embed() == vector()
+        assert (await made.embed_batch(["a"]))[0].tobytes() == vector("a")
+        await made.rest()
