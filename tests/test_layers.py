@@ -111,6 +111,7 @@ MAY_IMPORT = {
     "beginnings": {part for part, layer in LAYERS.items() if layer < 5} | {"node_registry"},
     "upkeep": {part for part, layer in LAYERS.items() if layer < 5} | {"node_registry"},
     **dict.fromkeys((part for part, layer in LAYERS.items() if layer == 6), LOW | {"pool"}),
+    "service": LOW | {"pool", "config"},  # its fields are settings too
     "cli": set(LAYERS) | {""},
     "__main__": set(LAYERS) | {""},
     "": {part for part, layer in LAYERS.items() if layer < 7},
@@ -196,7 +197,8 @@ def may_import(module: str, target: str) -> bool:
     part, other = part_of(module), part_of(target)
     if part == other != "":
         return True
-    return other in MAY_IMPORT[part] or (module in JOINERS and other in SIBLINGS)
+    joins = module in JOINERS or part in JOINERS
+    return other in MAY_IMPORT[part] or (joins and other in SIBLINGS)
 
 
 def part_of(module: str) -> str:
