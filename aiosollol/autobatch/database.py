@@ -1,0 +1,145 @@
+"""`Database`: one SQLite connection in one thread, for an event loop that never waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Concatenate, ParamSpec, TypeVar
+
+from aiosollol.autobatch.schema import open_database
+from aiosollol.errors import StorageError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_REASONS = {
+    "SQLITE_BUSY": ("locked", "another process is writing to it for too long; try again"),
+    "SQLITE_LOCKED": ("locked", "another process is writing to it for too long; try again"),
+    "SQLITE_FULL": ("full", "the disk is full, or its quota is used up; make room"),
+    "SQLITE_CORRUPT": (
+        "damaged",
+        "it is damaged, and was left as it is; restore it from a backup, or save what can be saved "
+        "with: sqlite3 FILE .recover",
+    ),
+    "SQLITE_NOTADB": (
+        "damaged",
+        "it is not a database, or its beginning is damaged; it was left as it is",
+    ),
+    "SQLITE_CONSTRAINT": ("damaged", "it contradicts itself; restore it from a backup"),
+    "SQLITE_READONLY": ("read-only", "it cannot be written; check the permissions"),
+    "SQLITE_PERM": ("read-only", "it cannot be written; check the permissions"),
+    "SQLITE_CANTOPEN": ("io", "it cannot be opened; check the folder and the permissions"),
+}
+_UNKNOWN = ("io", "reading or writing failed")
+
+
+class Database:
+    """The database of a queue. `open` it, `aclose` it; what is called in between runs in a thread.
+
+    Functions get the connection as first argument, and raise what they like; what SQLite raises
+    becomes StorageError. A call that is cancelled runs to its end all the same, or not at all.
+
+    path: of the file; absolute once it is open. lock_seconds: how long to wait for other processes
+    that write.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, lock_seconds: float) -> None:
+        self.path = os.fspath(path)
+        self._lock_seconds = lock_seconds
+        self._connection: sqlite3.Connection | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="aiosollol autobatch")
+
+    async def open(self) -> None:
+        """Open the file, or make it. Raises ConfigError or StorageError, and changes nothing."""
+        await self.call(self._open)
+
+    def _open(self) -> None:
+        # Absolute, also because ":memory:" is a file here, like any other name.
+        self.path = os.path.abspath(os.path.expanduser(self.path))
+        with told_as_ours(self.path):
+            self._connection = open_database(self.path, self._lock_seconds)
+
+    async def aclose(self) -> None:
+        """Close it, once what is under way has ended. Idempotent."""
+        try:
+            await self.call(self._close)
+        except RuntimeError:  # the thread has ended before
+            return
+        self._thread.shutdown(wait=False)  # it has nothing left to do
+
+    def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with told_as_ours(self.path):
+                connection.close()
+
+    async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What `function` returns, run in the thread."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, lambda: function(*args, **kwargs))
+
+    async def read(
+        self,
+        function: Callable[Concatenate[sqlite3.Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """What `function` finds, at one moment: others' changes are seen all or not at all."""
+        return await self.call(self._transaction, "BEGIN", lambda c: function(c, *args, **kwargs))
+
+    async def change(
+        self,
+        function: Callable[Concatenate[sqlite3.Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """What `function` returns. All that it changes is on the disk then, or nothing."""
+        # IMMEDIATE: to begin by reading and then to write fails at once if another wrote between.
+        return await self.call(
+            self._transaction, "BEGIN IMMEDIATE", lambda c: function(c, *args, **kwargs)
+        )
+
+    def _transaction(self, begin: str, function: Callable[[sqlite3.Connection], T]) -> T:
+        connection = self._connection
+        if connection is None:
+            raise StorageError(f"{self.path}: not open", source=self.path, reason="io")
+        with told_as_ours(self.path):
+            connection.execute(begin)
+            try:
+                result = function(connection)
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:  # SQLite ends it by itself after some errors
+                    connection.execute("ROLLBACK")
+                raise
+        return result
+
+
+@contextmanager
+def told_as_ours(path: str) -> Iterator[None]:
+    """Turn what SQLite and the system raise into StorageError."""
+    try:
+        yield
+    except (sqlite3.ProgrammingError, sqlite3.InterfaceError):
+        raise  # a mistake of ours, not a trouble of the file
+    except sqlite3.Error as error:
+        # By its primary code: SQLITE_IOERR_WRITE and the like have a name of their own.
+        name = getattr(error, "sqlite_errorname", "")
+        known = next((code for code in _REASONS if name.startswith(code)), "")
+        reason, advice = _REASONS.get(known, _UNKNOWN)
+        message = f"{path}: {advice.replace('FILE', path)} ({error})"
+        raise StorageError(message, source=path, reason=reason) from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        # Of SQLite's own words about the damage, or of what stands in a job.
+        reason, advice = _REASONS["SQLITE_CORRUPT"]
+        message = f"{path}: {advice.replace('FILE', path)} ({error})"
+        raise StorageError(message, source=path, reason=reason) from error
+    except OSError as error:
+        words = error.strerror or str(error)
+        reason = "read-only" if isinstance(error, PermissionError) else "io"
+        raise StorageError(f"{path}: {words}", source=path, reason=reason) from error

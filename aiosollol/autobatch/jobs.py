@@ -1,0 +1,150 @@
+"""`JobStatus` and `QueueStatus`: how far everything is, and the dictionaries for JSON. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+State = Literal["pending", "running", "completed", "failed", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobStatus:
+    """How far a job is. Times are seconds since the epoch.
+
+    job_id, model, settings, metadata: as it was submitted.
+    total: documents in it, each of which is `queued`, `completed`, `failed` or, if the job was
+    cancelled before its turn came, gone.
+    completed_at: when the last document was settled, or the job was cancelled. expires_at: when it
+    is forgotten.
+    eta: seconds until it will be done, if that can be told.
+    """
+
+    job_id: str
+    model: str
+    total: int
+    created_at: float
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    queued: int = 0
+    completed: int = 0
+    failed: int = 0
+    is_cancelled: bool = False
+    started_at: float | None = None
+    completed_at: float | None = None
+    expires_at: float | None = None
+    eta: float | None = None
+    now: float = 0.0
+
+    @property
+    def state(self) -> State:
+        """ "completed" if any document has its vector, "failed" if none has one."""
+        if self.is_cancelled:
+            return "cancelled"
+        if self.queued:
+            return "pending" if self.started_at is None else "running"
+        return "completed" if self.completed or not self.failed else "failed"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing of it is queued any more."""
+        return not self.queued
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it is at it, or was; None before its first batch."""
+        if self.started_at is None:
+            return None
+        until = self.now if self.completed_at is None else self.completed_at
+        return max(0.0, until - self.started_at)
+
+    @property
+    def rate(self) -> float | None:
+        """Documents settled per second since its first batch."""
+        seconds = self.seconds
+        return (self.completed + self.failed) / seconds if seconds else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON. The names are those of the original's batch jobs, and a few more."""
+        return {
+            "job_id": self.job_id,
+            "job_type": "embed",
+            "status": self.state,
+            "created_at": iso(self.created_at),
+            "started_at": iso(self.started_at),
+            "completed_at": iso(self.completed_at),
+            "progress": {
+                "total_items": self.total,
+                "completed_items": self.completed,
+                "failed_items": self.failed,
+                "queued_items": self.queued,
+                "percent": round(100.0 * self.completed / self.total, 2) if self.total else 0.0,
+            },
+            "duration_seconds": self.seconds,
+            "documents_per_second": self.rate,
+            "eta_seconds": self.eta,
+            "expires_at": iso(self.expires_at),
+            "metadata": {**self.metadata, "model": self.model},
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueStatus:
+    """How far all jobs are.
+
+    jobs: the latest ones. job_count: of all that are kept. job_total: that there ever were.
+    active: jobs that were begun and are not done; pending: that were not begun.
+    queued, queued_bytes: documents that wait, of all jobs. rate: documents per second, lately; 0
+    if that is not known. eta: seconds until nothing is queued, if that can be told.
+    worker: the process that embeds, or None. is_worker: whether it is this object that does.
+    problem: what it is that keeps this object from embedding now; empty if nothing does.
+    """
+
+    jobs: Sequence[JobStatus]
+    job_count: int
+    job_total: int
+    active: int
+    pending: int
+    queued: int
+    queued_bytes: int
+    max_documents: int
+    max_bytes: int
+    keep_results: float
+    rate: float = 0.0
+    worker: int | None = None
+    is_worker: bool = False
+    problem: str = ""
+
+    @property
+    def eta(self) -> float | None:
+        return self.queued / self.rate if self.rate > 0.0 else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON. Names are the original's where it has one for the same thing."""
+        return {
+            "jobs": [job.as_dict() for job in self.jobs],
+            "total": self.job_count,
+            "total_jobs_created": self.job_total,
+            "active_jobs": self.active,
+            "pending_jobs": self.pending,
+            "stored_jobs": self.job_count,
+            "job_ttl_seconds": self.keep_results,
+            "queued_documents": self.queued,
+            "queued_bytes": self.queued_bytes,
+            "max_documents": self.max_documents,
+            "max_bytes": self.max_bytes,
+            "documents_per_second": self.rate or None,
+            "eta_seconds": self.eta,
+            "worker": {
+                "pid": self.worker,
+                "is_here": self.is_worker,
+                "problem": self.problem or None,
+            },
+        }
+
+
+def iso(seconds: float | None) -> str | None:
+    """A time as ISO 8601 in UTC."""
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat()

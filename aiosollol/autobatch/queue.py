@@ -1,0 +1,296 @@
+"""`AutoBatch`: documents that are embedded in good time, whatever happens in between."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from aiosollol.autobatch import reading, store
+from aiosollol.autobatch.clock import Clock, SystemClock
+from aiosollol.autobatch.database import Database
+from aiosollol.autobatch.jobs import JobStatus, QueueStatus
+from aiosollol.autobatch.pace import LOOK_SECONDS
+from aiosollol.autobatch.reading import ResultPage
+from aiosollol.autobatch.rules import DAY, GIB, Rules
+from aiosollol.autobatch.submission import new_job
+from aiosollol.autobatch.worker import Worker
+from aiosollol.errors import InvalidInput, PoolClosed
+
+if TYPE_CHECKING:
+    from aiosollol.pool import OllamaPool
+
+STOP_SECONDS = 10.0
+LOCK_SECONDS = 5.0
+
+
+class AutoBatch:
+    """A queue of documents in a file, and the worker that embeds them by a pool.
+
+    Use it with ``async with``, or `start` it and `aclose` it. What `submit` has returned an id for
+    is on the disk: it is embedded once, even if this process is killed at any moment and another
+    one goes on later. Any number of processes may use one file; one of them embeds, and another
+    takes over when that ends.
+
+    pool: an open one, which is not closed here; None only submits and reads.
+    path: of the file, on a local disk; made if there is none.
+    interval, min_batch_size, max_batch_size: a batch begins when a node has nothing to do, or else
+    every `interval` seconds; fewer than `min_batch_size` documents wait for more, as long.
+    keep_results: seconds that a job is kept after its end. max_documents, max_bytes: that may be
+    queued, all jobs together. max_attempts: how often a document is tried that fails for another
+    reason than its text.
+
+    Raises InvalidInput.
+    """
+
+    def __init__(
+        self,
+        pool: OllamaPool | None,
+        path: str | os.PathLike[str],
+        *,
+        interval: float = 60.0,
+        min_batch_size: int = 1,
+        max_batch_size: int = 100,
+        keep_results: float = DAY,
+        max_documents: int = 1_000_000,
+        max_bytes: int = GIB,
+        max_attempts: int = 5,
+        clock: Clock | None = None,
+        lock_seconds: float = LOCK_SECONDS,
+    ) -> None:
+        self._rules = Rules(
+            interval=interval,
+            min_batch_size=min_batch_size,
+            max_batch_size=max_batch_size,
+            keep_results=keep_results,
+            max_documents=max_documents,
+            max_bytes=max_bytes,
+            max_attempts=max_attempts,
+        )
+        self._pool = pool
+        self.path = os.fspath(path)
+        self._clock = SystemClock() if clock is None else clock
+        self._lock_seconds = lock_seconds
+        self._database: Database | None = None
+        self._worker: Worker | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+        self._state: Literal["new", "open", "closed"] = "new"
+        self._closing: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<AutoBatch {self._state}: {self.path}>"
+
+    # Its life.
+
+    async def __aenter__(self) -> AutoBatch:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def start(self) -> None:
+        """Open the file, and begin to embed what is queued in it. Idempotent.
+
+        Raises ConfigError if the file cannot be a queue, StorageError if it is damaged, locked or
+        cannot be written, PoolClosed if this was closed.
+        """
+        if self._state == "closed":
+            raise PoolClosed("the queue was closed; make a new one")
+        if self._state == "open":
+            return
+        database = Database(self.path, lock_seconds=self._lock_seconds)
+        try:
+            await database.open()
+        except BaseException:
+            await database.aclose()
+            raise
+        self._database = database
+        self._state = "open"
+        if self._pool is not None:
+            self._worker = Worker(self._pool, database, self._rules, self._clock, self._tell)
+            self._task = asyncio.create_task(self._worker.run(), name="autobatch")
+
+    async def aclose(self, timeout: float = STOP_SECONDS) -> None:
+        """Finish the batch that is under way, and close the file. Idempotent.
+
+        timeout: seconds for that batch; if they are over, it is done again after the next start.
+        """
+        self._state = "closed"
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close(timeout), name="close autobatch")
+        cancelled: asyncio.CancelledError | None = None
+        while not self._closing.done():  # whoever waits may be cancelled, this goes on
+            try:
+                await asyncio.shield(self._closing)
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
+        self._closing.result()
+
+    async def _close(self, timeout: float) -> None:
+        if self._worker is not None and self._task is not None:
+            self._worker.stop()
+            await asyncio.wait([self._task], timeout=timeout)
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            await self._worker.let_go()
+        self._tell()
+        if self._database is not None:
+            await self._database.aclose()
+
+    # What goes in.
+
+    async def submit(
+        self,
+        docs: Sequence[str],
+        model: str,
+        *,
+        dimensions: int | None = None,
+        truncate: bool | None = None,
+        options: Mapping[str, Any] | None = None,
+        keep_alive: str | float | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Queue documents, all of them or none; the id of their job. They are on the disk then.
+
+        dimensions, truncate, options, keep_alive: as for `OllamaPool.embed_batch`. metadata: what
+        `status` shall tell again, of what JSON can carry.
+
+        Raises InvalidInput, QueueFull with `retry_after`, and StorageError.
+        """
+        database = self._open_database()
+        job = new_job(
+            docs,
+            model,
+            metadata,
+            dimensions=dimensions,
+            truncate=truncate,
+            options=options,
+            keep_alive=keep_alive,
+        )
+        await database.change(store.submit, job, self._rules, self._clock.now())
+        self._tell()
+        return job.id
+
+    async def cancel(self, job: str) -> JobStatus:
+        """Drop what is queued of a job. What is embedded of it stays, for as long as usual.
+
+        Of a batch that is under way, nothing more is stored. Raises UnknownJob, StorageError.
+        """
+        await self._open_database().change(store.cancel, job, self._clock.now())
+        self._tell()
+        return await self.status(job)
+
+    async def retry(self, job: str) -> int:
+        """Queue the failed documents of a job again; how many they are.
+
+        Raises UnknownJob, QueueFull, StorageError, and InvalidInput if the job was cancelled.
+        """
+        count = await self._open_database().change(store.retry, job, self._rules, self._clock.now())
+        self._tell()
+        return count
+
+    def update(
+        self,
+        *,
+        interval: float | None = None,
+        min_batch_size: int | None = None,
+        max_batch_size: int | None = None,
+    ) -> None:
+        """Change when batches are made, from now on. Raises InvalidInput, and changes nothing."""
+        given = {
+            "interval": interval,
+            "min_batch_size": min_batch_size,
+            "max_batch_size": max_batch_size,
+        }
+        changes: dict[str, Any] = {name: v for name, v in given.items() if v is not None}
+        self._rules = replace(self._rules, **changes)
+        if self._worker is not None:
+            self._worker.rules = self._rules
+            self._worker.wake()
+
+    # What comes out.
+
+    @overload
+    async def status(self, job: str) -> JobStatus: ...
+    @overload
+    async def status(self, job: None = None, *, latest: int = 100) -> QueueStatus: ...
+    async def status(self, job: str | None = None, *, latest: int = 100) -> JobStatus | QueueStatus:
+        """How far a job is, or all of them. latest: how many jobs to list, the last ones first.
+
+        Raises UnknownJob, StorageError.
+        """
+        database, rules, now = self._open_database(), self._rules, self._clock.now()
+        if job is not None:
+            return await database.read(reading.job_status, job, now, rules.keep_results)
+        found = await database.read(reading.totals, latest, now, rules.keep_results)
+        worker = self._worker
+        return QueueStatus(
+            jobs=found.jobs,
+            job_count=found.job_count,
+            job_total=found.job_total,
+            active=found.active,
+            pending=found.pending,
+            queued=found.queued,
+            queued_bytes=found.queued_bytes,
+            max_documents=rules.max_documents,
+            max_bytes=rules.max_bytes,
+            keep_results=rules.keep_results,
+            rate=found.rate,
+            worker=found.worker,
+            is_worker=worker is not None and worker.is_working,
+            problem="" if worker is None else worker.problem,
+        )
+
+    async def wait(self, job: str) -> JobStatus:
+        """How a job is when nothing of it is queued any more. Whichever process embeds it.
+
+        Raises UnknownJob, StorageError, and PoolClosed if this is closed meanwhile.
+        """
+        while True:
+            changed = self._changed
+            status = await self.status(job)
+            if status.is_over:
+                return status
+            await self._clock.wait(changed, LOOK_SECONDS)
+
+    async def results(self, job: str, *, page_size: int = 256) -> AsyncIterator[ResultPage]:
+        """What is settled of a job, page by page, in order.
+
+        Also while it is under way; documents that are still queued are left out. page_size: the
+        most documents of the job that a page covers. Raises UnknownJob, StorageError, InvalidInput.
+        """
+        if not isinstance(page_size, int) or page_size < 1:
+            raise InvalidInput(f"page_size must be a whole number from 1 on, not {page_size!r}")
+        start: int | None = 0
+        while start is not None:
+            page, start = await self._open_database().read(reading.page, job, start, page_size)
+            if page.indices or page.errors:
+                yield page
+
+    # How it is held together.
+
+    def _open_database(self) -> Database:
+        if self._state == "open" and self._database is not None:
+            return self._database
+        if self._state == "closed":
+            raise PoolClosed("the queue is closed")
+        raise PoolClosed("the queue is not open yet: use 'async with', or await queue.start()")
+
+    def _tell(self) -> None:
+        """Something has changed, for the worker and for those who wait for a job."""
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+        if self._worker is not None:
+            self._worker.wake()

@@ -1,0 +1,170 @@
+"""The tables of a queue, and how its file is opened, made and checked."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+import stat
+import time
+
+from aiosollol.autobatch.store import damage
+from aiosollol.errors import ConfigError
+
+APPLICATION_ID = 0x61_53_42_51  # "aSBQ"; `file` and others tell by it whose database it is
+VERSION = 1
+
+_PAUSE_SECONDS = 0.005
+
+_TABLES = """
+CREATE TABLE groups (          -- documents that may stand in one request
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    model TEXT NOT NULL,
+    settings TEXT NOT NULL,    -- JSON, keys sorted
+    UNIQUE (model, settings)
+);
+CREATE TABLE jobs (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used again: keys of documents contain it
+    id TEXT NOT NULL UNIQUE,
+    group_id INTEGER NOT NULL,
+    metadata TEXT NOT NULL,    -- JSON
+    total INTEGER NOT NULL,
+    queued INTEGER NOT NULL,   -- these four always agree with the rows below
+    queued_bytes INTEGER NOT NULL,
+    completed INTEGER NOT NULL DEFAULT 0,
+    failed INTEGER NOT NULL DEFAULT 0,
+    is_cancelled INTEGER NOT NULL DEFAULT 0,
+    created_at REAL NOT NULL,  -- seconds since the epoch, like all times here
+    started_at REAL,
+    completed_at REAL
+);
+CREATE INDEX open_jobs ON jobs (group_id, number, queued, queued_bytes) WHERE queued > 0;
+CREATE TABLE documents (       -- without a vector: queued, or failed
+    key INTEGER PRIMARY KEY,   -- job number << 32 | position in the job
+    group_id INTEGER NOT NULL,
+    due_at REAL NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    has_failed INTEGER NOT NULL DEFAULT 0,
+    crc INTEGER NOT NULL,      -- `checksum` of text
+    text BLOB NOT NULL,        -- UTF-8
+    error TEXT NOT NULL DEFAULT ''
+);
+CREATE INDEX line ON documents (group_id, due_at, attempts) WHERE has_failed = 0;
+CREATE TABLE vectors (         -- of the others: a document is in one of these tables, once
+    key INTEGER PRIMARY KEY,
+    crc INTEGER NOT NULL,
+    vector BLOB NOT NULL       -- float32, little-endian
+);
+CREATE TABLE expired (         -- jobs that are forgotten, but for the rows of their documents
+    number INTEGER PRIMARY KEY
+);
+CREATE TABLE worker (          -- one row: who embeds, and how fast
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    pid INTEGER,
+    rate REAL NOT NULL
+);
+INSERT INTO worker VALUES (1, NULL, 0.0);
+"""
+
+
+def open_database(path: str, lock_seconds: float) -> sqlite3.Connection:
+    """A connection to the queue at `path`, which is made if there is none.
+
+    Raises ConfigError if it cannot be a queue of ours, sqlite3.Error and OSError. Nothing that was
+    there is changed then.
+    """
+    _check_place(path)
+    connection = sqlite3.connect(path, timeout=lock_seconds, isolation_level=None)
+    try:
+        _prepare(connection, path)
+        _configure(connection, path, lock_seconds)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _check_place(path: str) -> None:
+    # By name only: to open and close the file would give back the locks that SQLite has on it, if
+    # this process has it open already (https://sqlite.org/howtocorrupt.html, 2.2).
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        return
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "not a file"
+        raise ConfigError(f"{path}: is {kind}; name a file for the queue", source=path)
+    if not os.access(path, os.R_OK | os.W_OK):
+        # SQLite itself would open it, and refuse the first document.
+        raise PermissionError(errno.EACCES, "no permission to read and write it", path)
+
+
+def _prepare(connection: sqlite3.Connection, path: str) -> None:
+    if _is_empty(connection):
+        _create(connection, path)
+    if _number(connection, "application_id") != APPLICATION_ID:
+        message = f"{path}: is the database of another program; name another file for the queue"
+        raise ConfigError(message, source=path)
+    version = _number(connection, "user_version")
+    if version != VERSION:
+        message = (
+            f"{path}: has version {version} of the queue's tables, and this aiosollol knows "
+            f"version {VERSION}; use the aiosollol that wrote it, or name another file"
+        )
+        raise ConfigError(message, source=path)
+    # The tables whose size is bounded, with their indexes. The vectors may be many gigabytes; they,
+    # like the texts, have checksums, which are looked at whenever one is read.
+    for table in ("groups", "jobs", "documents"):
+        problem = connection.execute(f"PRAGMA quick_check({table})").fetchone()[0]
+        if problem != "ok":
+            raise damage(problem)
+
+
+def _is_empty(connection: sqlite3.Connection) -> bool:
+    tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    return not tables and not _number(connection, "application_id")
+
+
+def _create(connection: sqlite3.Connection, path: str) -> None:
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only possible before the first table
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        # Texts are nobody else's business. SQLite gives its other files the same permissions.
+        os.chmod(path, 0o600)
+        if _is_empty(connection):  # or else another process was faster
+            for statement in _TABLES.split(";\n"):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {VERSION}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _configure(connection: sqlite3.Connection, path: str, lock_seconds: float) -> None:
+    until = time.monotonic() + lock_seconds
+    while True:
+        try:
+            mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        except sqlite3.OperationalError as error:
+            # This is the one statement that does not wait for a lock by itself, and several may
+            # open a new file at once.
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() >= until:
+                raise
+            time.sleep(_PAUSE_SECONDS)
+        else:
+            break
+    if mode != "wal":
+        message = f"{path}: its folder does not allow SQLite's WAL; name a file on a local disk"
+        raise ConfigError(message, source=path)
+    # FULL: with NORMAL, a commit is safe when the process dies, but lost when the power fails. It
+    # costs one fsync per job that is submitted and per batch.
+    connection.execute("PRAGMA synchronous = FULL")
+
+
+def _number(connection: sqlite3.Connection, pragma: str) -> int:
+    number: int = connection.execute(f"PRAGMA {pragma}").fetchone()[0]
+    return number

@@ -1,0 +1,63 @@
+"""What a caller submits, checked and in the form in which it is kept. Pure but for the id."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from aiosollol.autobatch.store import NewJob
+from aiosollol.core.request import EmbedSettings, collect_texts
+from aiosollol.errors import InvalidInput
+from aiosollol.wire.embed import dump_embed
+
+
+def new_job(
+    docs: Sequence[str],
+    model: str,
+    metadata: Mapping[str, Any] | None,
+    *,
+    dimensions: int | None,
+    truncate: bool | None,
+    options: Mapping[str, Any] | None,
+    keep_alive: str | float | None,
+) -> NewJob:
+    """A job with an id of its own. Raises InvalidInput, which names the document that is wrong."""
+    settings = EmbedSettings(
+        model=model,
+        dimensions=dimensions,
+        truncate=truncate,
+        options=options,
+        keep_alive=keep_alive,
+    )
+    dump_embed(settings, ())  # options may hold what JSON cannot carry
+    texts, invalid = collect_texts(docs)
+    for error in invalid.values():
+        raise error
+    if not texts:
+        raise InvalidInput("docs is empty: submit at least one document")
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise InvalidInput(f"metadata must be a mapping, not {type(metadata).__name__}")
+    given = {
+        "dimensions": dimensions,
+        "truncate": truncate,
+        "options": settings.options,
+        "keep_alive": keep_alive,
+    }
+    return NewJob(
+        id=str(uuid.uuid4()),
+        model=model,
+        settings=_json("options", {k: v for k, v in given.items() if v is not None}),
+        metadata=_json("metadata", dict(metadata or {})),
+        texts=texts,
+    )
+
+
+def _json(name: str, value: dict[str, Any]) -> str:
+    try:
+        text = json.dumps(value, sort_keys=True, allow_nan=False, ensure_ascii=False)
+        text.encode()
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"{name} must be of what JSON can carry: {error}") from error
+    return text

@@ -1,0 +1,243 @@
+"""The worker of a queue: takes documents, embeds them, writes down what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from aiosollol.autobatch import taking
+from aiosollol.autobatch.clock import Clock
+from aiosollol.autobatch.database import Database, told_as_ours
+from aiosollol.autobatch.lock import WorkerLock
+from aiosollol.autobatch.outcome import Failed, Outcome, outcome
+from aiosollol.autobatch.pace import (
+    DOCUMENT_BACKOFF,
+    LOOK_SECONDS,
+    NODE_BACKOFF,
+    Pace,
+    delay,
+)
+from aiosollol.autobatch.rules import Rules
+from aiosollol.core.embeddings import Embeddings
+from aiosollol.errors import SollolError, StorageError
+
+if TYPE_CHECKING:
+    from aiosollol.pool import OllamaPool
+
+log = logging.getLogger("aiosollol")
+
+_EXPIRE_SECONDS = 60.0
+_DAMAGED_TEXT = "StorageError: the text is damaged on the disk; submit this document again"
+
+
+class Worker:
+    """Works as long as `run` runs, whenever it can have the lock of the queue.
+
+    rules: may be changed at any time. told: called when documents were settled.
+    """
+
+    def __init__(
+        self,
+        pool: OllamaPool,
+        database: Database,
+        rules: Rules,
+        clock: Clock,
+        told: Callable[[], None],
+    ) -> None:
+        self.rules = rules
+        self._pool = pool
+        self._database = database
+        self._clock = clock
+        self._told = told
+        self._lock = WorkerLock(database.path)
+        self._pace = Pace()
+        self._wake = asyncio.Event()
+        self._is_stopping = False
+        self._failures = 0
+        self._trouble = ""  # of the file
+        self._troubles: dict[int, str] = {}  # of the pool with a group
+        self._is_clean = False
+        self._expired_at: float | None = None
+        self._settled_at: float | None = None  # while there was more to do ever since
+
+    @property
+    def is_working(self) -> bool:
+        """Whether it is this one that embeds for the queue, and not another."""
+        return self._lock.is_held
+
+    @property
+    def problem(self) -> str:
+        """What keeps it from embedding something, in words; empty if nothing does."""
+        return self._trouble or "; ".join(dict.fromkeys(self._troubles.values()))
+
+    def wake(self) -> None:
+        """Look at once: documents were queued, or the rules were changed."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """End `run` after the batch that is under way."""
+        self._is_stopping = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Embed what is queued, until `stop`. Nothing that happens ends it before."""
+        while not self._is_stopping:
+            self._wake.clear()
+            seconds = await self._survive()
+            if seconds > 0.0 and not self._is_stopping:
+                await self._clock.wait(self._wake, seconds)
+
+    async def let_go(self) -> None:
+        """Let another one work. Only after `run` has ended."""
+        # In the thread, so after an `acquire` that a cancelled `run` left behind there.
+        if await self._database.call(lambda: self._lock.is_held):
+            with contextlib.suppress(StorageError):
+                await self._database.change(taking.begin_work, None)
+            await self._database.call(self._lock.release)
+
+    async def _survive(self) -> float:
+        """One step; seconds until the next. What fails is logged, and tried again later."""
+        try:
+            seconds = await self._step()
+        except StorageError as error:
+            self._note_trouble(str(error))
+        except Exception as error:
+            # A mistake of ours. To end here would be to lose the queue until the next start.
+            log.exception("autobatch failed")
+            self._note_trouble(f"{type(error).__name__}: {error}")
+        else:
+            self._failures = 0
+            self._trouble = ""
+            return seconds
+        self._failures += 1
+        return delay(self._failures, NODE_BACKOFF)
+
+    def _note_trouble(self, words: str) -> None:
+        if words != self._trouble:
+            log.warning("autobatch: %s", words)
+        self._trouble = words
+
+    def _note_trouble_of(self, group: int, words: str) -> None:
+        if words and words not in self._troubles.values():
+            log.warning("autobatch: %s", words)
+        self._troubles[group] = words
+
+    async def _step(self) -> float:
+        if not self.is_working and not await self._begin():
+            return LOOK_SECONDS
+        is_clean = await self._clear_away()
+        most = self.rules.max_batch_size
+        lines = await self._database.read(taking.lines, most, self._clock.now())
+        known = self._troubles.items()
+        self._troubles = {g: words for g, words in known if words and g in {x.group for x in lines}}
+        turn = self._pace.choose(lines, self._clock.monotonic(), self.rules, self._is_idle)
+        if turn.group is None:
+            if not any(line.ready for line in lines):
+                self._settled_at = None
+            return turn.seconds if is_clean else 0.0
+        batch = await self._database.change(taking.take, turn.group, most, self._clock.now())
+        await self._carry_out(batch)
+        return 0.0
+
+    async def _begin(self) -> bool:
+        """Become the one that works, unless another is."""
+
+        def acquire() -> bool:
+            with told_as_ours(self._database.path):
+                return self._lock.acquire()
+
+        if not await self._database.call(acquire):
+            return False
+        await self._database.change(taking.begin_work, os.getpid())
+        return True
+
+    def _is_idle(self, model: str) -> bool:
+        """Whether a node with `model` has nothing to do; also if none is known to have it.
+
+        The pool itself knows best how long to wait for nodes, and what to say if there are none.
+        """
+        nodes = self._pool.view.having(model)
+        if not nodes:
+            return True
+        stats = self._pool.get_stats()["node_performance"]
+        return any(stats[node.spec.key]["active_requests"] == 0 for node in nodes)
+
+    async def _carry_out(self, batch: taking.Batch) -> None:
+        began = self._clock.monotonic()
+        found = Outcome()
+        if batch.documents:
+            result = await self._embed(batch)
+            now = self._clock.now()
+            found = outcome(batch.documents, result, now, self.rules.max_attempts)
+        found.failed += [Failed(document, _DAMAGED_TEXT) for document in batch.damaged]
+        if found.done or found.failed or found.again:
+            now = self._clock.monotonic()
+            since = began if self._settled_at is None else self._settled_at
+            await self._write(found, now - since)
+            self._settled_at = now
+        await self._hold_back(batch.group, found)
+
+    async def _embed(self, batch: taking.Batch) -> Embeddings | Exception:
+        texts = [document.text or "" for document in batch.documents]
+        try:
+            settings = json.loads(batch.settings)
+            return await self._pool.embed_batch(batch.model, texts, on_error="return", **settings)
+        except SollolError as error:
+            return error
+        except Exception as error:
+            log.exception("autobatch: embedding failed")
+            return error
+
+    async def _write(self, found: Outcome, seconds: float) -> None:
+        """Write down what came of a batch, however often that takes: it need not be done again."""
+        failures = 0
+        while True:
+            try:
+                settled = await self._database.change(
+                    taking.settle, found, self._clock.now(), seconds
+                )
+            except StorageError as error:
+                if self._is_stopping:
+                    raise
+                self._note_trouble(str(error))
+                failures += 1
+                self._wake.clear()
+                await self._clock.wait(self._wake, delay(failures, NODE_BACKOFF))
+            else:
+                break
+        if settled:
+            self._told()
+
+    async def _hold_back(self, group: int, found: Outcome) -> None:
+        """Let a group rest whose documents nobody can embed now."""
+        now = self._clock.monotonic()
+        if found.wait:
+            self._pace.failed(group, now, NODE_BACKOFF)
+        elif found.missing:
+            # No use in trying each of its documents that often.
+            if self._pace.failed(group, now, DOCUMENT_BACKOFF) >= self.rules.max_attempts:
+                await self._database.change(
+                    taking.fail_group, group, found.missing, self._clock.now()
+                )
+                self._pace.succeeded(group)
+                self._told()
+        else:
+            self._pace.succeeded(group)
+        self._note_trouble_of(group, found.wait or found.missing)
+
+    async def _clear_away(self) -> bool:
+        """Forget jobs that were kept for long enough, a part at a time; whether that is done."""
+        now = self._clock.monotonic()
+        keep = self.rules.keep_results
+        if self._expired_at is None or now - self._expired_at >= min(_EXPIRE_SECONDS, keep):
+            self._expired_at = now
+            await self._database.change(taking.expire, self._clock.now() - keep)
+            self._is_clean = False
+        if not self._is_clean:
+            self._is_clean = not await self._database.change(taking.sweep)
+        return self._is_clean
