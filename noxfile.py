@@ -16,7 +16,7 @@ nox.options.reuse_venv = "yes"
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
-EXTRAS = "demo,agent"  # what the code of today can use; grows with it
+EXTRAS = "demo,agent,gateway"  # what the code of today can use; grows with it
 
 
 def group(name: str) -> list[str]:
@@ -63,7 +63,7 @@ def examples(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """Client, against its peers too, and scheduler; see benchmarks/README.md.
+    """Client, against its peers too, scheduler, routing, discovery, chaos: benchmarks/README.md.
 
     The peers live in this session's environment and nowhere else. Words after `--` go to
     `python -m benchmarks.client`.
@@ -73,6 +73,9 @@ def bench(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks.client", "--peers", *session.posargs)
     session.run("python", "-m", "benchmarks.simulate")
     session.run("python", "-m", "benchmarks.makespan")
+    session.run("python", "-m", "benchmarks.routing")
+    session.run("python", "-m", "benchmarks.discovery")
+    session.run("python", "-m", "benchmarks.chaos")
 
 
 def run_tests(session: nox.Session) -> None:

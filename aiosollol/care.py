@@ -40,6 +40,7 @@ class Care:
         ModelNotFound, NoNodeAvailable.
         """
         if names is None:
+            await self._roster.probe_all()  # to leave out none that is just a little slower to tell
             nodes: Sequence[Node] = await self._roster.wait_ready(model, patient=True)
         elif isinstance(names, str):
             raise InvalidInput(f"nodes must be a list, even of one node: nodes=[{names!r}]")

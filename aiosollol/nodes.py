@@ -85,7 +85,6 @@ class Node:
         "outrun",
         "queued",
         "returned_at",
-        "round_trip",
         "slots",
         "source",
         "speaks_base64",
@@ -107,7 +106,6 @@ class Node:
         self.queued = 0
         self.last_done = 0.0
         self.disturbed_at = 0.0
-        self.round_trip = 0.0
         self.returned_at = -math.inf
         self.is_draining = False
         self.outrun: RouteRequest | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -21,7 +20,6 @@ _DONE, _ERROR = b'"done":true', b'{"error"'
 _END_SECONDS = 1.0
 """How long a node may take to end a stream after its last line: then its connection is kept."""
 _MAX_LINE = 1 << 26  # what never ends a line must not fill the memory
-_TOKENS = re.compile(rb'"(?:prompt_eval_count|prompt_tokens)":\s*(\d+)')
 
 
 class Relayed(NamedTuple):
@@ -29,12 +27,6 @@ class Relayed(NamedTuple):
 
     node: str
     body: bytes
-
-    @property
-    def prompt_tokens(self) -> int:
-        """The tokens of the request as the node counted them, 0 if it does not say."""
-        found = _TOKENS.search(self.body, max(0, len(self.body) - 512))
-        return int(found[1]) if found else 0
 
 
 @dataclass(slots=True)
@@ -77,9 +69,15 @@ def read_vector(node: str, body: bytes) -> Relayed:
 def read_vectors_of_one(node: str, body: bytes) -> Relayed:
     """An answer of /api/embed to one text. Raises NodeError if there is not one vector in it."""
     relayed = read_vector(node, body)
-    if body.count(b"[") != 2 or b"[[]]" in body:
+    # Two brackets are one vector, unless a name has some: then it is worth reading.
+    if (body.count(b"[") != 2 or b"[[]]" in body) and not _has_one_vector(_object(node, body)):
         raise ProtocolError(node, f"answered {shown(body)}, which is not the vector of one text")
     return relayed
+
+
+def _has_one_vector(answer: dict[str, Any]) -> bool:
+    vectors = answer.get("embeddings")
+    return isinstance(vectors, list) and len(vectors) == 1 and bool(vectors[0])
 
 
 def _object(node: str, body: bytes) -> dict[str, Any]:

@@ -145,7 +145,6 @@ class _Known:
         self.queued = 0
         self.limit = limit
         self.latency = 0.0
-        self.round_trip = 0.0
         self.cpu_load: float | None = None
         self.gpu_free_mem: float | None = None
         self.returned_at = -_NEVER

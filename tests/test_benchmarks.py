@@ -147,9 +147,9 @@ def test_chaos_finds_when_a_share_is_back() -> None:
     # Two nodes, a sample each second; the second does nothing from 5 s on, and its share from 9.
     done = [[at, at if at < 5 else 4 if at < 9 else at - 4] for at in range(20)]
     samples = [(float(at), each) for at, each in enumerate(done)]
-    assert report.recovery(samples, [], 6.0) is None
-    assert report.recovery(samples, [1], 6.0) == 4.0
-    assert report.recovery(samples[:9], [1], 6.0) == float("inf")
+    assert report.recovery(samples, [], 5.0, 6.0) is None
+    assert report.recovery(samples, [1], 5.0, 6.0) == 3.0
+    assert report.recovery(samples[:9], [1], 5.0, 6.0) == float("inf")
 
 
 def test_client_benchmarks_compare_all_that_they_should(require: Callable[..., None]) -> None:

@@ -186,6 +186,11 @@ def test_one_text_has_one_vector(body: bytes) -> None:
         read_vectors_of_one("node", body)
 
 
+def test_brackets_in_a_name_are_no_vectors() -> None:
+    body = b'{"model":"m[1]","embeddings":[[0.1,0.2]]}'
+    assert read_vectors_of_one("node", body).body == body
+
+
 def test_a_load_is_asked_for_in_the_same_way() -> None:
     call = RelayCall("/api/embed", "m", b"", read_vector, 1.0, 1.0, kind="embed")
     assert call.load_request()[0] == "/api/embed"

@@ -57,7 +57,6 @@ class Node:
     queued: int = 0
     limit: int = 100
     latency: float = 0.0
-    round_trip: float = 0.0
     cpu_load: float | None = None
     gpu_free_mem: float | None = None
     returned_at: float = -math.inf
@@ -289,9 +288,9 @@ def test_explain_performance() -> None:
     assert said.nodes[2].terms == {}
     assert str(said).splitlines() == [
         "m waits for fast, by the strategy 'performance'",
-        "-> fast  expected 0.3, round trip 0, ahead 0.2, own 0.1, load 0, success rate 1, pace 1; "
+        "-> fast  expected 0.3, ahead 0.2, own 0.1, load 0, success rate 1, pace 1; "
         "at its limit (2 of 2 in flight)",
-        "   slow  expected 0.9, round trip 0, ahead 0, own 0.9, load 0, success rate 1, pace 1",
+        "   slow  expected 0.9, ahead 0, own 0.9, load 0, success rate 1, pace 1",
         "   gone  down: refused",
     ]
 
@@ -412,12 +411,14 @@ def test_success_rate_fades_back() -> None:
 
 def test_who_was_not_asked_for_long_is_worth_a_try() -> None:
     standing = Standing()
+    assert standing.factor(1e6) == 1.0  # nothing is known of it that could be outdated
     standing.asked(100.0)
     assert standing.factor(130.0) == 1.0
     assert standing.factor(190.0) == pytest.approx(0.5)
     assert standing.factor(1e6) == pytest.approx(0.1)
     nodes = [Node("used", 0.1), Node("slow", 0.8)]
     nodes[0].standing.asked(1000.0)
+    nodes[1].standing.asked(0.0)
     assert predict(nodes, REQUEST, 1000.0) == pytest.approx([0.1, 0.08])
     nodes[1].standing.asked(1000.0)  # by one request only
     assert predict(nodes, REQUEST, 1000.0) == pytest.approx([0.1, 0.8])

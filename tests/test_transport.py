@@ -500,13 +500,20 @@ async def test_whoever_is_cancelled_wherever_is_cancelled_and_leaves_nothing(
 
 
 async def test_leaving_a_stream_early_cancels_the_work() -> None:
-    body = dump({"model": "llama3.2", "messages": [{"role": "user", "content": "go on"}]})
-    async with FakeOllama(seconds_per_chat_token=0.01) as fake, connected(fake.url) as transport:
-        async with transport.stream("/api/chat", body, timeout=5) as pieces:
-            assert await anext(pieces)
-        while not fake.cancelled:
-            await asyncio.sleep(0)
-        assert fake.in_flight == 0
+    told = asyncio.Event()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n")
+        await reader.readuntil(b"}")
+        assert await reader.read() == b"", "the client hangs up"
+        told.set()
+
+    async with serving(handle) as url, connected(url) as transport:
+        async with transport.stream("/api/chat", EMBED, timeout=5) as pieces:
+            assert await anext(pieces) == b"one"
+        await told.wait()
+        assert repr(transport._connections) == "<Connections: 0 open, 0 idle>"
 
 
 async def test_cancelling_a_request_cancels_it_on_the_wire() -> None:

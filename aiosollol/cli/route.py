@@ -18,7 +18,7 @@ from aiosollol.errors import InvalidInput
 
 KINDS = ("embed", "chat", "generate")
 
-_NEUTRAL = {"round trip": 0.0, "ahead": 0.0, "load": 0.0, "success rate": 1.0, "pace": 1.0}
+_NEUTRAL = {"ahead": 0.0, "load": 0.0, "success rate": 1.0, "pace": 1.0}
 _MEANINGS = {
     "expected": "seconds until the answer",
     "ahead": "until what is under way there is done",

@@ -149,7 +149,6 @@ def _terms(
         return {"score": sum(terms), **terms._asdict()}
     terms_by_name = {
         "expected": expected,
-        "round trip": node.round_trip,
         "ahead": node.ahead(now),
         "own": node.seconds(request) or 0.0,
         "load": node.load_seconds(request.model),

@@ -51,7 +51,7 @@ class NodeLoad(Protocol):
 
     in_flight: this program's requests under way on it; queued: those waiting for a place on it;
     limit: how many may be under way. latency: of recent answers, smoothed; 0 before the first.
-    round_trip: on the wire, as far as `seconds` does not contain it. cpu_load: 0 to 1,
+    cpu_load: 0 to 1,
     gpu_free_mem: in MB, None where unknown. returned_at: when it came back from being down, minus
     infinity if it was never away.
 
@@ -73,8 +73,6 @@ class NodeLoad(Protocol):
     def limit(self) -> int: ...
     @property
     def latency(self) -> float: ...
-    @property
-    def round_trip(self) -> float: ...
     @property
     def cpu_load(self) -> float | None: ...
     @property
@@ -145,7 +143,7 @@ def _stays(home: NodeLoad, nodes: Sequence[NodeLoad], request: RouteRequest, now
 def predict(nodes: Iterable[NodeLoad], request: RouteRequest, now: float) -> list[float]:
     """Seconds until each node would have answered.
 
-    (round trip + work ahead + (queued + 1) x its own seconds + loading the model) x
+    (work ahead + (queued + 1) x its own seconds + loading the model) x
     `Standing.factor`. Who waits in line is taken to need what this request needs. Loading counts
     twice where another model must make room: that one will have to be loaded again.
 
@@ -168,7 +166,7 @@ def predict(nodes: Iterable[NodeLoad], request: RouteRequest, now: float) -> lis
         else:
             own = seconds * (node.queued + 1)
             alone += seconds
-            whole = node.round_trip + node.ahead(now) + own + load
+            whole = node.ahead(now) + own + load
             expected.append(whole * node.standing.factor(now))
     if untried:
         known = len(expected) - len(untried)

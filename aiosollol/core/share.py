@@ -130,7 +130,7 @@ class Standing:
     __slots__ = ("_asked_at", "_failing", "_failing_at", "_peak", "_peak_at", "_usual")
 
     def __init__(self, now: float = 0.0) -> None:
-        self._asked_at = now
+        self._asked_at = math.inf  # never, so nothing that is known of it is outdated
         self._failing, self._failing_at = 0.0, now  # 1 - success rate
         self._peak, self._peak_at = 1.0, now
         self._usual = 0.0  # seconds that its answers take

@@ -54,7 +54,7 @@ async def measure(
         load.cancel()
         await asyncio.gather(load, return_exceptions=True)
     log = [f"{at:8.2f}  {node}  {what}" for at, node, what in figures["log"]]
-    return row_of(scene, figures, seconds, healed_at), log
+    return row_of(scene, figures, seconds, STRUCK * seconds, healed_at), log
 
 
 async def measure_all(

@@ -49,7 +49,9 @@ class Row:
         return 1.0 - (self.failed + self.wrong) / rescuable if rescuable else 1.0
 
 
-def row_of(scene: Scene, figures: dict[str, Any], seconds: float, healed_at: float) -> Row:
+def row_of(
+    scene: Scene, figures: dict[str, Any], seconds: float, struck_at: float, healed_at: float
+) -> Row:
     """The figures of a run as a row."""
     outcomes = figures["outcomes"]
     times = sorted(each["seconds"] for each in outcomes if each["result"] == "ok")
@@ -68,30 +70,39 @@ def row_of(scene: Scene, figures: dict[str, Any], seconds: float, healed_at: flo
         attempts=figures["attempts"],
         hedges=figures["hedges"],
         retries=figures["retries"],
-        recovery=recovery(figures["shares"], range(scene.count), healed_at),
+        recovery=recovery(figures["shares"], range(scene.count), struck_at, healed_at),
         reasons=[f"{each['kind']} at {each['at']:.1f}: {each['detail']}" for each in bad],
     )
 
 
 def recovery(
-    shares: Sequence[tuple[float, Sequence[int]]], struck: Iterable[int], healed_at: float
+    shares: Sequence[tuple[float, Sequence[int]]],
+    struck: Iterable[int],
+    struck_at: float,
+    healed_at: float,
 ) -> float | None:
     """Seconds from healing to the end of the first window in which all had their share again.
 
-    All nodes are equal, so the share of each is one of all. Infinite if it never came to that.
+    That is the share that each had before it was struck, or an equal one if that is less: though
+    the nodes are equal, some get a third more than others. Infinite if it never came to that.
     """
     indices = list(struck)
     if not indices:
         return None
-    for at, done in shares:
-        before = next((each for when, each in shares if at - _WINDOW <= when), done)
-        if at < healed_at or before is done:
-            continue
-        given = [now - then for now, then in zip(done, before, strict=True)]
-        due = _SHARE * sum(given) / len(given)
-        if all(given[index] >= due > 0.0 for index in indices):
-            return at - healed_at
+    usual = _parts([done for at, done in shares if 0.0 <= at <= struck_at])
+    usual = [min(each, 1.0 / len(usual)) for each in usual]
+    for at, _ in shares:
+        if at >= healed_at:
+            window = _parts([done for when, done in shares if at - _WINDOW <= when <= at])
+            if all(window[index] >= _SHARE * usual[index] > 0.0 for index in indices):
+                return at - healed_at
     return math.inf
+
+
+def _parts(done: Sequence[Sequence[int]]) -> list[float]:
+    """The part of all answers that each node gave between the first count and the last."""
+    given = [last - first for first, last in zip(done[0], done[-1], strict=True)]
+    return [each / max(1, sum(given)) for each in given]
 
 
 def table(rows: Sequence[Row]) -> str:
