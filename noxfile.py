@@ -79,5 +79,5 @@ def bench(session: nox.Session) -> None:
 
 
 def run_tests(session: nox.Session) -> None:
-    session.install("-e", f".[{EXTRAS}]", *group("test"))
+    session.install("-e", f".[{EXTRAS}]", *group("test"), *group("gateway-clients"))
     session.run("pytest", "--cov", "--cov-report=term-missing", *session.posargs)

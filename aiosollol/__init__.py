@@ -4,6 +4,7 @@
 ...     vectors = await pool.embed_batch("nomic-embed-text", texts)
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from aiosollol.config.settings import PoolSettings
@@ -58,10 +59,12 @@ from aiosollol.streams import ReplyStream
 
 if TYPE_CHECKING:
     from aiosollol.discovery import discover, discover_ollama_nodes
+    from aiosollol.service import SOLLOL, SOLLOLConfig
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "SOLLOL",
     "Agreement",
     "AttemptFailed",
     "BadRequest",
@@ -112,6 +115,7 @@ __all__ = [
     "Routed",
     "RoutingFunction",
     "RunnerFailed",
+    "SOLLOLConfig",
     "ServerBusy",
     "SollolError",
     "StorageError",
@@ -122,16 +126,19 @@ __all__ = [
     "discover_ollama_nodes",
 ]
 
-# Who does not search need not load zeroconf and netifaces (PEP 562).
-_LATER = {"discover", "discover_ollama_nodes"}
+# Who does not search need not load zeroconf and netifaces, nor who does not serve aiohttp (PEP 562).
+_LATER = {
+    "SOLLOL": "service",
+    "SOLLOLConfig": "service",
+    "discover": "discovery",
+    "discover_ollama_nodes": "discovery",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from aiosollol import discovery
-
-    found = globals()[name] = getattr(discovery, name)
+    found = globals()[name] = getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
     return found
 
 

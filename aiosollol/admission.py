@@ -11,11 +11,13 @@ from aiosollol.core.breaker import last_resort
 from aiosollol.core.routing import RouteRequest, RoutingFunction, route
 from aiosollol.core.waiting import USUAL, Ticket
 from aiosollol.errors import NoNodeAvailable, PoolClosed, PoolSaturated
+from aiosollol.loads import Spawn
 from aiosollol.nodes import Node, Waiter
 from aiosollol.registry import Registry
 from aiosollol.roster import Roster
 
 _LEAST_PATIENCE = 0.1
+_LOOK_SECONDS = 0.05  # how exactly the end of somebody's patience is noticed
 _PATIENCE = 2.0
 """Times what it should take that a request waits in one line before it looks around again."""
 
@@ -24,7 +26,7 @@ class Admission:
     """Gives live requests their places.
 
     roster: says which nodes are fit for a model. strategy: chooses one of several. wait_timeout:
-    seconds that a request waits for a place at most.
+    seconds that a request waits for a place at most. spawn: runs a task of the pool.
     """
 
     def __init__(
@@ -34,12 +36,15 @@ class Admission:
         strategy: RoutingFunction,
         wait_timeout: float,
         rng: random.Random,
+        spawn: Spawn,
     ) -> None:
         self._registry = registry
         self._roster = roster
         self._strategy = strategy
         self._wait_timeout = wait_timeout
         self._rng = rng
+        self._spawn = spawn
+        self._is_watching = False
 
     async def place(
         self,
@@ -147,7 +152,7 @@ class Admission:
             if now >= gives_up:
                 raise self._saturated(now - came)
             patience = max(_LEAST_PATIENCE, _PATIENCE * node.ahead(now))
-            if await self._in_line(node, came, priority, min(gives_up - now, patience)):
+            if await self._in_line(node, came, priority, min(gives_up, now + patience)):
                 if self._roster.is_closed:  # between the place and our turn
                     node.leave()
                     raise PoolClosed("the pool was closed during this call")
@@ -162,9 +167,9 @@ class Admission:
                 self._roster.conditions(),
             )
 
-    async def _in_line(self, node: Node, came: float, priority: int, seconds: float) -> bool:
-        """Whether a place on `node` came free for us within `seconds`."""
-        waiter = Waiter()
+    async def _in_line(self, node: Node, came: float, priority: int, until: float) -> bool:
+        """Whether a place on `node` came free for us until then."""
+        waiter = Waiter(self._registry.new_gate(), until)
         room = self._registry.room
         ticket = room.add(waiter, node.name, came, priority)
         if ticket is None:
@@ -174,8 +179,8 @@ class Admission:
             )
         node.queued += 1
         try:
-            with anyio.move_on_after(seconds):
-                await waiter.arrived.wait()
+            self._watch_lines()
+            await waiter.arrived.wait()
         except BaseException:
             self._out_of_line(node, ticket)
             if waiter.node is not None:
@@ -183,6 +188,23 @@ class Admission:
             raise
         self._out_of_line(node, ticket)
         return waiter.node is not None
+
+    def _watch_lines(self) -> None:
+        """See to it that nobody waits longer than he wants: one task for all, and no timer each."""
+        if not self._is_watching:
+            self._is_watching = True
+            self._spawn(self._watch(), "watch the lines")
+
+    async def _watch(self) -> None:
+        try:
+            while len(self._registry.room):
+                await anyio.sleep(_LOOK_SECONDS)
+                now = self._registry.clock()
+                for node in list(self._registry):
+                    if node.queued:
+                        node.send_late_away(now)
+        finally:
+            self._is_watching = False
 
     def _out_of_line(self, node: Node, ticket: Ticket[Waiter]) -> None:
         if self._registry.room.remove(ticket):

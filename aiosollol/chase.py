@@ -126,7 +126,7 @@ class Chaser:
             return answer
 
         due = very_late_at if hedges_after is None else min(now + hedges_after, very_late_at)
-        race: Race[_Answer] = Race(due, another)
+        race: Race[_Answer] = Race(due, another, self._registry.new_scope)
         winner: list[Node] = []
         self._hedger.enter(race)
         try:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar
+from types import TracebackType
+from typing import Generic, Protocol, TypeVar
 
 import anyio
 
@@ -11,6 +12,20 @@ from aiosollol.errors import NodeError, SollolError
 from aiosollol.loads import Spawn
 
 AnswerT = TypeVar("AnswerT")
+
+
+class Scope(Protocol):
+    """What a task does inside its ``with`` ends at `cancel`: `anyio.CancelScope`, or the much
+    cheaper one that asyncio has (`upkeep.TaskScope`)."""
+
+    def __enter__(self) -> object: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool | None: ...
+    def cancel(self) -> object: ...
 
 
 class Race(Generic[AnswerT]):
@@ -22,11 +37,16 @@ class Race(Generic[AnswerT]):
 
     __slots__ = ("_answer", "_ended", "_first", "_is_over", "_others", "another", "due")
 
-    def __init__(self, due: float, another: Callable[[], Awaitable[AnswerT | None]]) -> None:
+    def __init__(
+        self,
+        due: float,
+        another: Callable[[], Awaitable[AnswerT | None]],
+        new_scope: Callable[[], Scope] = anyio.CancelScope,
+    ) -> None:
         self.due = due
         self.another = another
         self._answer: list[AnswerT] = []
-        self._first = anyio.CancelScope()
+        self._first = new_scope()
         # Most races need none of these, and they are not cheap.
         self._others: set[anyio.CancelScope] | None = None
         self._ended: anyio.Event | None = None

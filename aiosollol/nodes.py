@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import anyio
 
@@ -25,13 +25,25 @@ BATCH_WINDOW = 2
 _GUESSED_LOAD_SECONDS = 5.0
 
 
+class Gate(Protocol):
+    """What one task waits at until another opens it. `anyio.Event` is one, and asyncio has a much
+    cheaper one (`upkeep.FutureGate`)."""
+
+    def set(self) -> object: ...
+    async def wait(self) -> object: ...
+
+
 class Waiter:
-    """Somebody who waits for a place. `arrived` is set with a place on `node`, or without one."""
+    """Somebody who waits for a place. `arrived` is set with a place on `node`, or without one.
 
-    __slots__ = ("arrived", "node")
+    until: when to look for another node, by the registry's clock.
+    """
 
-    def __init__(self) -> None:
-        self.arrived = anyio.Event()
+    __slots__ = ("arrived", "node", "until")
+
+    def __init__(self, arrived: Gate, until: float) -> None:
+        self.arrived = arrived
+        self.until = until
         self.node: Node | None = None
 
 
@@ -282,6 +294,13 @@ class Node:
             self.queued -= 1
             waiter.node = self
             waiter.arrived.set()
+
+    def send_late_away(self, now: float) -> None:
+        """Let those look for another node who have waited for this one long enough."""
+        for ticket in self._room.tickets(self.name):
+            if ticket.item.until <= now and self._room.remove(ticket):
+                self.queued -= 1
+                ticket.item.arrived.set()
 
     def send_away(self) -> None:
         """Let those who wait look for another node: this one is no good any more."""

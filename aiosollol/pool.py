@@ -129,7 +129,12 @@ class OllamaPool(Operations, Conversations, Forwarding):
         self._loads = Loads(self._upkeep.spawn)
         exchange = Exchange(self._registry, self._upkeep.transport_of, self._loads)
         self._admission = Admission(
-            self._registry, self._roster, self._strategy, held.wait_timeout, self._rng
+            self._registry,
+            self._roster,
+            self._strategy,
+            held.wait_timeout,
+            self._rng,
+            self._upkeep.spawn,
         )
         live_options = LiveOptions(
             held.max_retries, held.retry_budget, held.hedge_rate, held.first_byte_timeout

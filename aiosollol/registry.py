@@ -6,6 +6,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import anyio
 
@@ -19,7 +20,7 @@ from aiosollol.core.planner import Candidate
 from aiosollol.core.trial import Finding
 from aiosollol.errors import InvalidInput, NodeError
 from aiosollol.events import EventHub
-from aiosollol.nodes import Node, Room
+from aiosollol.nodes import Gate, Node, Room
 
 log = logging.getLogger("aiosollol")
 
@@ -32,7 +33,7 @@ class Registry:
     A collection of `Node`: iterate over it, ask for ``registry[name]`` or ``name in registry``.
 
     clock: seconds, as the event loop counts them. max_waiting: requests that may wait for a place.
-    hub: where events are told. room: who waits for a place on which node.
+    hub: where events are told. room: who waits for a place on which node, each at a new_gate.
     not_closed: nodes whose circuit breaker is not closed, by name. stained: those that gave cause
     for complaint lately, see `core.share.Standing`.
     facts: what is known of whose address is whose.
@@ -50,6 +51,8 @@ class Registry:
         self.clock = clock
         self.hub = EventHub()
         self.room = Room(max_waiting)
+        self.new_gate: Callable[[], Gate] = anyio.Event
+        self.new_scope: Callable[[], Any] = anyio.CancelScope
         self.not_closed: set[str] = set()
         self.stained: set[str] = set()
         self._nodes: dict[str, Node] = {}

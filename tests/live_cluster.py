@@ -76,7 +76,7 @@ class Cluster:
         self.exchange = Exchange(self.registry, self.transport_of, self.loads)
         rng = random.Random(seed)
         self.admission = Admission(
-            self.registry, self.roster, strategy_of(strategy), wait_timeout, rng
+            self.registry, self.roster, strategy_of(strategy), wait_timeout, rng, self.spawn
         )
         self.live = LiveCalls(
             self.registry,

@@ -18,7 +18,7 @@ def say(**fields: object) -> None:
 
 
 async def follow() -> None:
-    """Run a pool that begins with nothing and follows the network; print its nodes as they change."""
+    """Run a pool that begins with nothing and follows the network; print its nodes each time."""
     registry = NodeRegistry(auto_discover=True)
     async with OllamaPool(registry, watch_network=True):
         began = time.monotonic()

@@ -98,5 +98,5 @@ def test_no_nodes_at_all() -> None:
 
 def test_a_broken_file_is_named(node_file: pathlib.Path) -> None:
     node_file.write_text("{")
-    with pytest.raises(ConfigError, match="nodes.json"):
+    with pytest.raises(ConfigError, match=r"nodes\.json"):
         begin_with(None)

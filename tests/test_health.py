@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiosollol.core.health import (
-    
     Answered,
     Event,
     Failed,

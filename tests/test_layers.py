@@ -111,7 +111,7 @@ MAY_IMPORT = {
     "beginnings": {part for part, layer in LAYERS.items() if layer < 5} | {"node_registry"},
     "upkeep": {part for part, layer in LAYERS.items() if layer < 5} | {"node_registry"},
     **dict.fromkeys((part for part, layer in LAYERS.items() if layer == 6), LOW | {"pool"}),
-    "service": LOW | {"pool", "config"},  # its fields are settings too
+    "service": {part for part, layer in LAYERS.items() if layer < 6},
     "cli": set(LAYERS) | {""},
     "__main__": set(LAYERS) | {""},
     "": {part for part, layer in LAYERS.items() if layer < 7},

@@ -17,6 +17,7 @@ from aiosollol import (
 )
 from aiosollol.core.events import Loading, NodeChanged, Routed
 from aiosollol.testing import FakeModel, FakeOllama, Fault, fake_vector
+from aiosollol.upkeep import TaskScope
 
 pytestmark = pytest.mark.anyio
 
@@ -267,3 +268,36 @@ async def test_closing_in_the_middle_of_everything_leaves_nothing(cold: bool) ->
         while one.in_flight + two.in_flight:
             await asyncio.sleep(0)
     assert asyncio.all_tasks() <= before
+
+
+async def test_a_scope_of_asyncio_ends_what_is_in_it_and_nothing_else() -> None:
+    async def run(scope: TaskScope, log: list[str]) -> None:
+        try:
+            with scope:
+                await asyncio.sleep(3600)
+            log.append("after")
+            await asyncio.sleep(0)  # what was cancelled is over
+            log.append("end")
+        except asyncio.CancelledError:
+            log.append("cancelled")
+            raise
+
+    # By itself, by itself twice, and together with somebody else's cancellation.
+    for cancels, from_outside, expected in (
+        (1, False, ["after", "end"]),
+        (2, False, ["after", "end"]),
+        (1, True, ["cancelled"]),
+        (0, True, ["cancelled"]),
+    ):
+        scope, log = TaskScope(), []
+        task = asyncio.create_task(run(scope, log))
+        await asyncio.sleep(0)
+        for _ in range(cancels):
+            scope.cancel()
+        if from_outside:
+            task.cancel()
+        await asyncio.wait([task])
+        assert log == expected
+        scope.cancel()  # too late to mean anybody
+    with TaskScope() as _:
+        pass

@@ -39,16 +39,21 @@ class Response:
         self.is_closed = False
 
     async def __aenter__(self) -> AsyncIterator[bytes]:
-        return self._iterate()
+        return self
 
     async def __aexit__(self, *_: object) -> None:
         self.is_closed = True
 
-    async def _iterate(self) -> AsyncIterator[bytes]:
-        for piece in self.pieces:
-            if isinstance(piece, Exception):
-                raise piece
-            yield piece
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self.pieces:
+            raise StopAsyncIteration
+        piece = self.pieces.pop(0)
+        if isinstance(piece, Exception):
+            raise piece
+        return piece
 
 
 class Opened:

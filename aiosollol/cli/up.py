@@ -1,4 +1,4 @@
-"""`aiosollol up`: one address that is every Ollama on the network. `aiosollol key`: who may use it."""
+"""`aiosollol up`: one address that is every Ollama. `aiosollol key`: who may use it."""
 
 from __future__ import annotations
 

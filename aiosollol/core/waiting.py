@@ -127,6 +127,10 @@ class WaitingRoom(Generic[ItemT]):
         self._push(moved)
         return moved
 
+    def tickets(self, line: str) -> list[Ticket[ItemT]]:
+        """The tickets of everybody in `line`, in no order."""
+        return [ticket for ticket in self._lines.get(line, ()) if ticket.is_waiting]
+
     def standing(self, line: str) -> list[Ticket[ItemT]]:
         """The tickets of everybody in `line`, in order: to be moved when its node is gone."""
         return sorted(ticket for ticket in self._lines.get(line, ()) if ticket.is_waiting)

@@ -1,0 +1,169 @@
+"""The gateway as an aiohttp application: `make_app`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from itertools import count
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from aiosollol.errors import SollolError
+from aiosollol.gateway.admin import Admin
+from aiosollol.gateway.embedding import Embedding
+from aiosollol.gateway.endpoints import Handler
+from aiosollol.gateway.ollama import Native
+from aiosollol.gateway.openai import Compatible
+from aiosollol.gateway.openapi import Documents
+from aiosollol.gateway.options import GatewayOptions, Served
+from aiosollol.gateway.refusals import Trouble, answer_of, trouble
+from aiosollol.gateway.sending import REQUEST_ID, STATE, RequestState, whole
+from aiosollol.gateway.sollol import Original
+from aiosollol.wire import answers
+from aiosollol.wire.asked import Refusal
+
+if TYPE_CHECKING:
+    from aiosollol.autobatch import AutoBatch
+    from aiosollol.pool import OllamaPool
+
+log = logging.getLogger("aiosollol")
+
+OnRequest = Callable[[Served], None]
+
+_LEFT = 499  # what nginx notes for a client that did not wait
+
+
+def make_app(
+    pool: OllamaPool,
+    *,
+    options: GatewayOptions | None = None,
+    autobatch: AutoBatch | None = None,
+    middlewares: Sequence[Middleware] = (),
+    on_request: OnRequest | None = None,
+) -> web.Application:
+    """An application that speaks Ollama's API, OpenAI's and Anthropic's for the nodes of a pool.
+
+    pool: an open one, which is not closed here; nor is autobatch, without which documents cannot be
+    queued. middlewares: around every endpoint, and inside of what makes an answer of an error, so
+    that they may raise `Refusal`. on_request: told of every request when it is over.
+
+    Serve it with ``handler_cancellation=True``, so that a client that leaves stops what it asked
+    for on the node.
+    """
+    options = options or GatewayOptions()
+    native, embedding = Native(pool), Embedding(pool, options)
+    original = Original(pool, autobatch, options)
+    parts = (native, embedding, Compatible(pool, native), original, Admin(pool))
+    endpoints = [
+        endpoint
+        for part in parts
+        for endpoint in part.endpoints()
+        if options.allow_admin or not endpoint.is_admin
+    ]
+    endpoints += Documents(endpoints).endpoints()
+    app = web.Application(
+        middlewares=[_Front(options, on_request).middleware(), *middlewares],
+        client_max_size=options.max_body_bytes,
+    )
+    for each in endpoints:
+        app.router.add_route(each.method, each.path, each.handler)
+
+    async def close(app: web.Application) -> None:
+        await embedding.aclose()
+
+    app.on_cleanup.append(close)
+    return app
+
+
+class _Front:
+    """What every request goes through first: it gets an id, and its errors get a form."""
+
+    def __init__(self, options: GatewayOptions, on_request: OnRequest | None) -> None:
+        self._options = options
+        self._on_request = on_request
+        self._prefix = token_hex(6)
+        self._numbers = count(1)
+
+    def middleware(self) -> Middleware:
+        """It, as aiohttp wants it: a function, which a bound method is not."""
+
+        @web.middleware
+        async def front(request: web.Request, handler: Handler) -> web.StreamResponse:
+            return await self._serve(request, handler)
+
+        return front
+
+    async def _serve(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        unique = f"{self._prefix}{next(self._numbers)}"
+        state = request[STATE] = RequestState(_id(request, unique), unique)
+        began = time.monotonic()
+        status = _LEFT
+        try:
+            response = await self._answered(request, handler, state)
+            status = response.status
+            if not response.prepared:
+                response.headers[REQUEST_ID] = state.id
+            return response
+        finally:
+            if self._on_request is not None:
+                seconds = time.monotonic() - began
+                resource = request.match_info.route.resource
+                path = "" if resource is None else resource.canonical
+                self._on_request(Served(path, request.method, status, seconds, state.node))
+
+    async def _answered(
+        self, request: web.Request, handler: Handler, state: RequestState
+    ) -> web.StreamResponse:
+        path = request.path
+        try:
+            return await handler(request)
+        except (ConnectionError, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            if not state.has_begun:
+                return self._told(error, path, state)
+            # Half of the answer is sent: all that is left is to end it so that nobody takes it
+            # for the whole.
+            log.warning("request %s to %s was broken off: %s", state.id, path, error)
+            if request.transport is not None:
+                request.transport.abort()
+            raise ConnectionResetError("the answer could not be finished") from error
+
+    def _told(self, error: Exception, path: str, state: RequestState) -> web.StreamResponse:
+        """The answer that tells of an error."""
+        match error:
+            case SollolError():
+                found = trouble(error, path, state.model)
+            case web.HTTPMethodNotAllowed():
+                return whole(answers.method_not_allowed())
+            case web.HTTPNotFound():
+                return whole(answers.not_found())
+            case web.HTTPRequestEntityTooLarge():
+                most = self._options.max_body_bytes
+                found = Trouble(Refusal(413, f"the request is larger than {most} bytes"))
+            case web.HTTPException():
+                found = Trouble(Refusal(error.status, error.reason))
+            case _:
+                log.error("request %s to %s failed, which is a bug", state.id, path, exc_info=error)
+                message = f"internal error, see the log for request {state.id}"
+                found = Trouble(Refusal(500, message))
+        return self._refused(found, path, state)
+
+    def _refused(self, found: Trouble, path: str, state: RequestState) -> web.Response:
+        headers: dict[str, Any] = {}
+        if found.retry_after:
+            headers["Retry-After"] = str(found.retry_after)
+        return whole(answer_of(found.refusal, path, state.unique), headers)
+
+
+def _id(request: web.Request, unique: str) -> str:
+    """The client's own id for the request, if it has a sound one."""
+    given = request.headers.get(REQUEST_ID)
+    if given and len(given) <= 128 and given.isascii() and given.isprintable():
+        return given
+    return unique

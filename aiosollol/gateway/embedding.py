@@ -1,0 +1,228 @@
+"""Embeddings over a pool: a list is spread over the nodes, one text is passed on as bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aiohttp import web
+
+from aiosollol.core.embeddings import Embeddings
+from aiosollol.gateway.endpoints import Endpoint
+from aiosollol.gateway.gathering import Gatherer, Key
+from aiosollol.gateway.ollama import plain_keep_alive
+from aiosollol.gateway.options import GatewayOptions
+from aiosollol.gateway.sending import STATE, plain, routed, whole
+from aiosollol.wire import answers, asked
+from aiosollol.wire.answers import Answer, Floats
+from aiosollol.wire.asked import EmbedAsked
+from aiosollol.wire.embed import load_embeddings
+from aiosollol.wire.gojson import loads
+from aiosollol.wire.ollama import dump_whole
+
+if TYPE_CHECKING:
+    from aiosollol.pool import OllamaPool
+
+_ROWS = 64  # vectors that are written before others get their turn
+
+_STRING = {"type": "string"}
+_TEXTS = {"oneOf": [_STRING, {"type": "array", "items": _STRING}]}
+_SETTINGS: dict[str, Any] = {
+    "dimensions": {"type": "integer"},
+    "truncate": {"type": "boolean", "default": True},
+    "options": {"type": "object"},
+    "keep_alive": {"type": ["string", "number"]},
+}
+
+
+class _Vectors(NamedTuple):
+    """Vectors as an answer has them, and who made them."""
+
+    json: list[bytes]
+    tokens: int
+    node: str
+    reason: str
+
+
+class Embedding:
+    """The three endpoints that embed."""
+
+    def __init__(self, pool: OllamaPool, options: GatewayOptions) -> None:
+        self._pool = pool
+        self._options = options
+        self._gatherer = Gatherer(pool, options.gather_seconds, options.gather_above)
+
+    def endpoints(self) -> list[Endpoint]:
+        return [
+            Endpoint(
+                "POST",
+                "/api/embed",
+                self.embed,
+                "The vectors of a text or of many, which are spread over the nodes",
+                body={"model": _STRING, "input": _TEXTS, "text": _STRING, **_SETTINGS},
+            ),
+            Endpoint(
+                "POST",
+                "/api/embeddings",
+                self.embeddings,
+                "The vector of one text, as older clients ask for it",
+                body={"model": _STRING, "prompt": _STRING},
+                required=("model",),
+            ),
+            Endpoint(
+                "POST",
+                "/v1/embeddings",
+                self.openai,
+                "The vectors of a text or of many, as numbers or in base64",
+                tag="OpenAI and Anthropic",
+                body={
+                    "model": _STRING,
+                    "input": _TEXTS,
+                    "dimensions": {"type": "integer"},
+                    "encoding_format": {"type": "string", "enum": ["float", "base64"]},
+                },
+                required=("model", "input"),
+            ),
+        ]
+
+    async def aclose(self) -> None:
+        """End what is under way."""
+        await self._gatherer.aclose()
+
+    async def embed(self, request: web.Request) -> web.StreamResponse:
+        began = time.monotonic_ns()
+        body = await request.read()
+        wanted = asked.read_embed(body)
+        if not wanted.texts and b'"text"' in body:
+            body, wanted = self._as_the_original(body, wanted)
+        self._check(request, wanted)
+        if len(wanted.texts) < 2:
+            return await self._one(request, body, wanted, answers.json_vectors, began)
+        vectors = await self._many(wanted, answers.json_vectors)
+        return _sent(request, _native(wanted, vectors, began), vectors)
+
+    async def embeddings(self, request: web.Request) -> web.StreamResponse:
+        body = await request.read()
+        wanted = asked.read_embeddings(body)
+        self._check(request, wanted)
+        # Its vectors are not of unit length, so no other endpoint can stand in for it.
+        return await self._forward(request, body, wanted)
+
+    async def openai(self, request: web.Request) -> web.StreamResponse:
+        body = await request.read()
+        wanted = asked.read_openai_embeddings(body)
+        self._check(request, wanted)
+        is_base64 = wanted.encoding == "base64"
+        write = answers.base64_vectors if is_base64 else answers.json_vectors
+        if len(wanted.texts) < 2:
+            return await self._one(request, body, wanted, write, 0)
+        vectors = await self._many(wanted, write)
+        return _sent(request, _openai(wanted, vectors), vectors)
+
+    def _check(self, request: web.Request, wanted: EmbedAsked) -> None:
+        request[STATE].model = wanted.model
+        if not wanted.model.strip():
+            raise answers.unknown_model_try_pulling(wanted.model)
+
+    def _as_the_original(self, body: bytes, wanted: EmbedAsked) -> tuple[bytes, EmbedAsked]:
+        """A request of the original, which has its text in the field "text"."""
+        fields = loads(body)
+        if not isinstance(fields, dict) or "text" not in fields or fields.get("input"):
+            return body, wanted
+        fields["input"] = fields.pop("text")
+        if not fields.get("model"):
+            fields["model"] = self._options.batch_model or ""
+        body = dump_whole(fields)
+        return body, asked.read_embed(body)
+
+    # ---- one text
+
+    async def _one(
+        self,
+        request: web.Request,
+        body: bytes,
+        wanted: EmbedAsked,
+        write: Callable[[Floats, int], list[bytes]],
+        began: int,
+    ) -> web.StreamResponse:
+        if not wanted.texts or wanted.options or wanted.keep_alive is not None:
+            return await self._forward(request, body, wanted)
+        key = Key(wanted.model, wanted.dimensions or None, None if wanted.truncate else False)
+        with self._gatherer.enter(key) as is_worth_while:
+            if not is_worth_while:
+                return await self._forward(request, body, wanted)
+            gathered = await self._gatherer.embed(key, wanted.texts[0])
+        json = write(gathered.vector.cast("B"), len(gathered.vector))
+        vectors = _Vectors(json, gathered.tokens, gathered.nodes, "gathered with others")
+        is_native = request.path == "/api/embed"
+        answer = _native(wanted, vectors, began) if is_native else _openai(wanted, vectors)
+        return _sent(request, answer, vectors)
+
+    async def _forward(
+        self, request: web.Request, body: bytes, wanted: EmbedAsked
+    ) -> web.StreamResponse:
+        relayed = await self._pool.forward(
+            "embed" if wanted.texts else "load",
+            request.path,
+            wanted.model,
+            body,
+            texts=wanted.texts,
+            options=wanted.options or None,
+            keep_alive=plain_keep_alive(wanted.keep_alive),
+        )
+        headers = routed(request, relayed.node, self._pool.reason(wanted.model))
+        if not request.path.startswith("/v1/"):
+            return whole(Answer(200, answers.API_JSON, relayed.body), headers)
+        if wanted.encoding == "base64" and b'"embedding":"' not in relayed.body:
+            # Servers before 0.12.7 answer with numbers whatever is asked for.
+            read = load_embeddings(relayed.node, relayed.body, 1)
+            json = answers.base64_vectors(read.floats.cast("B"), read.dim)
+            return whole(answers.openai_embeddings(wanted.model, json, tokens=read.tokens), headers)
+        return whole(Answer(200, answers.OPENAI_JSON, relayed.body), headers)
+
+    # ---- many texts
+
+    async def _many(
+        self, wanted: EmbedAsked, write: Callable[[Floats, int], list[bytes]]
+    ) -> _Vectors:
+        embeddings = await self._pool.embed_batch(
+            wanted.model,
+            wanted.texts,
+            dimensions=wanted.dimensions or None,
+            truncate=None if wanted.truncate else False,
+            options=wanted.options or None,
+            keep_alive=plain_keep_alive(wanted.keep_alive),
+        )
+        json: list[bytes] = []
+        for start in range(0, len(embeddings), _ROWS):
+            part: Embeddings = embeddings[start : start + _ROWS]
+            json += write(part.buffer.cast("B"), part.dim)
+            if len(embeddings) > _ROWS:
+                await asyncio.sleep(0)
+        report = embeddings.report
+        if report is None or report.plan is None:
+            return _Vectors(json, 0, "", "")
+        shares = {name: share for name, share in report.nodes.items() if share.items}
+        tokens = sum(share.tokens for share in shares.values())
+        reason = f"{report.plan.mode.value}: {report.plan.reason.value}"
+        return _Vectors(json, tokens, ",".join(shares), reason)
+
+
+def _native(wanted: EmbedAsked, vectors: _Vectors, began: int) -> Answer:
+    return answers.embed(
+        wanted.model,
+        vectors.json,
+        total_duration=time.monotonic_ns() - began,
+        load_duration=1,  # of several nodes, and none that this request is known to have paid
+        tokens=vectors.tokens,
+    )
+
+
+def _openai(wanted: EmbedAsked, vectors: _Vectors) -> Answer:
+    return answers.openai_embeddings(wanted.model, vectors.json, tokens=vectors.tokens)
+
+
+def _sent(request: web.Request, answer: Answer, vectors: _Vectors) -> web.StreamResponse:
+    return whole(answer, routed(request, vectors.node, plain(vectors.reason)))

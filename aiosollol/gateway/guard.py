@@ -1,0 +1,215 @@
+"""`Guard`: everything a request has to pass before the gateway looks at what it asks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+import orjson
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from aiosollol.gateway.denials import denied
+from aiosollol.gateway.keys import ApiKey, KeyRing
+from aiosollol.gateway.limits import Limiter, Limits, client_of
+from aiosollol.gateway.origins import Origins
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+KEY = web.RequestKey("aiosollol_key", ApiKey)
+"""Where handlers find the `ApiKey` of a request, if it came with one."""
+
+ADMIN_PATHS = frozenset(("/api/pull", "/api/push", "/api/delete", "/api/copy", "/api/create"))
+OPEN_PATHS = frozenset(("/",))
+"""What answers without a key: that there is a server. Load balancers and Docker ask that."""
+
+_BYTES_PER_SECOND = 4096
+_UNKNOWN_LENGTH = 1 << 20  # what a body without a Content-Length counts as
+_JOBS = "/api/embed/batch/"  # of jobs, which have named their model before
+_NAMES = ("model", "name", "source", "from", "destination")
+_KEY_IS_MISSING = "an API key is needed: send the header Authorization: Bearer KEY"
+_NO_KEY = {"WWW-Authenticate": "Bearer"}
+
+
+class Guard:
+    """Keys, models, origins, requests in flight, rates and bodies, as a `middleware`.
+
+    What it holds may be replaced while it is used: `keys`, `limiter.limits`, `origins`,
+    `allow_admin`. denied: how many requests it refused, by HTTP status. active: how many are past
+    it and under way.
+    """
+
+    def __init__(
+        self,
+        keys: KeyRing | None = None,
+        limits: Limits | None = None,
+        *,
+        origins: Origins | None = None,
+        allow_admin: bool = False,
+        open_paths: Iterable[str] = OPEN_PATHS,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        self.keys = keys or KeyRing()
+        self.origins = origins or Origins()
+        self.allow_admin = allow_admin
+        self.active = 0
+        self._held = 0  # bytes of bodies that did not come with their heads
+        self.denied: dict[int, int] = {}
+        self._open_paths = frozenset(open_paths)
+        clock = clock or asyncio.get_running_loop().time
+        self.limiter = Limiter(limits or Limits(), clock)
+
+    def middleware(self) -> Middleware:
+        """For the application: before all that looks at what a request asks."""
+
+        @web.middleware
+        def guard(request: web.Request, handler: _Handler) -> Awaitable[web.StreamResponse]:
+            return self._pass(request, handler)
+
+        return guard
+
+    async def _pass(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        headers, path = request.headers, request.path
+        host = headers.get("Host", "")
+        if not self.origins.is_host_sound(host):
+            return self._refuse(path, 403, f"the host {host[:80]!r} is not one of this gateway")
+        if (origin := headers.get("Origin")) is not None:
+            if not self.origins.is_sound(origin, host):
+                return self._refuse(path, 403, f"the origin {origin[:80]!r} is not allowed")
+            if request.method == "OPTIONS" and "Access-Control-Request-Method" in headers:
+                return self.origins.preflight(request)  # browsers send no key with that
+        key = None
+        if len(self.keys) and path not in self._open_paths:
+            token = _token(headers.get("Authorization", ""), headers.get("x-api-key", ""))
+            key = self.keys.find(token) if token else None
+            if key is None:
+                message = "this API key is not known" if token else _KEY_IS_MISSING
+                return self._refuse(path, 401, message, headers=_NO_KEY)
+            request[KEY] = key
+        if (path in ADMIN_PATHS or path.startswith("/api/blobs")) and (
+            problem := self._admin_problem(key)
+        ):
+            return self._refuse(path, 403, problem)
+        name = f"key {key.name}" if key is not None else client_of(request.remote or "")
+        wait = self.limiter.enter(name, key)
+        if wait is not None:
+            return self._refuse(path, 429, "too many requests; try again later", retry_after=wait)
+        self.active += 1
+        held = 0
+        try:
+            if not request.content.is_eof():
+                held = request.content_length or _UNKNOWN_LENGTH
+                if self._held and self._held + held > self.limiter.limits.max_bodies:
+                    held = 0
+                    message = "too many large requests at once; try again later"
+                    response = self._refuse(path, 503, message, retry_after=1.0)
+                    response.force_close()
+                    return response
+                self._held += held
+            if (cut := await self._body_problem(request)) is not None:
+                return cut
+            if key is not None and key.models and (problem := await _model_problem(request, key)):
+                return self._refuse(path, 403, problem)
+            return await handler(request)
+        finally:
+            self.active -= 1
+            self._held -= held
+            self.limiter.leave(name)
+
+    def _admin_problem(self, key: ApiKey | None) -> str:
+        if not self.allow_admin:
+            return "changing models is off: start the gateway with --allow-admin"
+        if len(self.keys) and (key is None or not key.is_admin):
+            return "changing models needs a key with the option admin"
+        return ""
+
+    async def _body_problem(self, request: web.Request) -> web.Response | None:
+        """Read a body that has not come yet, within its limits; what to answer if it breaks them.
+
+        Small bodies come with the head.
+        """
+        limits, content = self.limiter.limits, request.content
+        if content.is_eof():
+            return self._too_large(request) if content.total_bytes > limits.max_body else None
+        length = request.content_length
+        if length is not None and length > limits.max_body:
+            return self._too_large(request)
+        seconds = limits.body_timeout + (length or limits.max_body) / _BYTES_PER_SECOND
+        try:
+            async with asyncio.timeout(limits.body_timeout) as deadline:
+                watch = _Watch(request, deadline, limits.body_timeout, seconds)
+                try:
+                    await request.read()  # it is kept there for the handler
+                finally:
+                    watch.stop()
+        except TimeoutError:
+            response = self._refuse(request.path, 408, "the body came too slowly")
+            response.force_close()
+            return response
+        except web.HTTPRequestEntityTooLarge:
+            return self._too_large(request)
+        if len(await request.read()) > limits.max_body:
+            return self._too_large(request)
+        return None
+
+    def _too_large(self, request: web.Request) -> web.Response:
+        most = self.limiter.limits.max_body
+        response = self._refuse(request.path, 413, f"the request is larger than {most:,} bytes")
+        response.force_close()  # the rest of it is not read
+        return response
+
+    def _refuse(self, path: str, status: int, message: str, **options: Any) -> web.Response:
+        self.denied[status] = self.denied.get(status, 0) + 1
+        return denied(path, status, message, **options)
+
+
+class _Watch:
+    """Moves the deadline of a body as it comes: a second for each 4 kB, up to `most` seconds."""
+
+    def __init__(
+        self, request: web.Request, deadline: asyncio.Timeout, least: float, most: float
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._content = request.content
+        self._deadline = deadline
+        self._began = self._loop.time()
+        self._least, self._most = least, most
+        self._timer = self._loop.call_later(least / 2, self._look)
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        if self._deadline.expired():
+            return
+        earned = self._least + self._content.total_bytes / _BYTES_PER_SECOND
+        self._deadline.reschedule(self._began + min(self._most, earned))
+        self._timer = self._loop.call_later(self._least / 2, self._look)
+
+
+def _token(authorization: str, api_key: str) -> str:
+    kind, _, token = authorization.partition(" ")
+    return token.strip() if kind.lower() == "bearer" else api_key.strip()
+
+
+async def _model_problem(request: web.Request, key: ApiKey) -> str:
+    """Why this key may not send this request, or "".
+
+    Every name of a model in it counts, in any case of its field's name: servers written in Go take
+    "Model" for "model" too.
+    """
+    if request.method in ("GET", "HEAD", "OPTIONS") or request.path.startswith(_JOBS):
+        return ""
+    try:
+        asked = orjson.loads(await request.read())
+    except orjson.JSONDecodeError:
+        asked = None
+    fields = asked.items() if isinstance(asked, dict) else ()
+    names = [value for field, value in fields if field.lower() in _NAMES]
+    if not names or not all(isinstance(name, str) for name in names):
+        return "with this key, the request must name its model"
+    for name in names:
+        if not key.may_use(name):
+            return f"this key may not use the model {name[:80]!r}"
+    return ""

@@ -1,0 +1,202 @@
+"""`KeyRing`: who may use the gateway. A file of keys holds what they hash to, never the keys.
+
+One key a line, in a file::
+
+    # name   hash          options
+    ann      sha256:9f86…  models=llama3.2,qwen* rate=10 burst=20 in_flight=4
+    ops      sha256:60a1…  admin
+
+The hash is one SHA-256. A slow one (scrypt) protects what people can think of, and would cost each
+request milliseconds; a key made here is 256 random bits, which nobody guesses however fast the
+hash is. That is why the file takes hashes only, and the environment no short keys.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+import secrets
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from hashlib import sha256
+from math import inf
+from typing import NamedTuple
+
+from aiosollol.core.node import full_name
+from aiosollol.errors import ConfigError, InvalidInput
+
+KEYS_VARIABLE = "SOLLOL_API_KEYS"
+ADMIN_KEYS_VARIABLE = "SOLLOL_ADMIN_KEYS"
+PREFIX = "sk-sollol-"
+LEAST_CHARACTERS = 20
+
+_HASH = re.compile(r"sha256:([0-9a-fA-F]{64})")
+_NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
+_NAME_RULE = "a name has up to 64 letters, digits and . _ - @"
+_EXAMPLE = "NAME sha256:HASH [models=a,b*] [rate=N] [burst=N] [in_flight=N] [admin]"
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """One key, by what it hashes to.
+
+    models: which it may use, with ``*`` for any characters; empty is all. rate: requests a second,
+    burst: how many at once after a pause, in_flight: requests under way; 0 is what holds for all.
+    is_admin: whether it may change the models of the nodes.
+    """
+
+    name: str
+    digest: bytes = field(repr=False)
+    models: tuple[str, ...] = ()
+    rate: float = 0.0
+    burst: int = 0
+    in_flight: int = 0
+    is_admin: bool = False
+
+    def may_use(self, model: str) -> bool:
+        """Whether it may use this model. A name without a tag means ``:latest``, as everywhere."""
+        name = full_name(model).lower()
+        return not self.models or any(fnmatchcase(name, pattern) for pattern in self.models)
+
+
+class NewKey(NamedTuple):
+    """A key that was just made: for whoever will use it, and its line for the file."""
+
+    token: str
+    line: str
+
+
+def new_key(name: str, options: str = "") -> NewKey:
+    """A new key of 256 random bits. Raises InvalidInput for a name or options that cannot be."""
+    if not _NAME.fullmatch(name):
+        raise InvalidInput(f"{name!r} is no name for a key: {_NAME_RULE}")
+    token = PREFIX + secrets.token_urlsafe(32)
+    line = f"{name} sha256:{sha256(token.encode()).hexdigest()} {options}".strip()
+    try:
+        _parse_line(line, "the new key", 1)
+    except ConfigError as error:
+        raise InvalidInput(str(error)) from None
+    return NewKey(token, line)
+
+
+class KeyRing:
+    """All keys. `find` takes as long for a key that is nearly right as for any other."""
+
+    def __init__(self, keys: Iterable[ApiKey] = ()) -> None:
+        self._keys: dict[bytes, ApiKey] = {}
+        names = set()
+        for key in keys:
+            if key.name in names or key.digest in self._keys:
+                raise InvalidInput(f"the key {key.name!r} is there twice, by its name or its hash")
+            names.add(key.name)
+            self._keys[key.digest] = key
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __iter__(self) -> Iterator[ApiKey]:
+        return iter(self._keys.values())
+
+    def __repr__(self) -> str:
+        return f"<KeyRing of {len(self)}>"
+
+    @property
+    def has_admin(self) -> bool:
+        """Whether any of them may change the models of the nodes."""
+        return any(key.is_admin for key in self)
+
+    def find(self, token: str) -> ApiKey | None:
+        """The key that `token` is, or None.
+
+        A dictionary's look-up may take longer the more of the hash is right, which tells nothing
+        of the token. The comparison that decides takes the same time always.
+        """
+        digest = sha256(token.encode("utf-8", "surrogateescape")).digest()
+        key = self._keys.get(digest)
+        return key if key is not None and hmac.compare_digest(key.digest, digest) else None
+
+
+def parse_keys(text: str, source: str) -> list[ApiKey]:
+    """The keys in the text of a file.
+
+    Raises ConfigError, which names the line and never shows it: there may be a key in it.
+    """
+    keys: list[ApiKey] = []
+    seen: dict[str | bytes, int] = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        entry = line.partition("#")[0].strip()
+        if not entry:
+            continue
+        key = _parse_line(entry, source, number)
+        for mark, what in ((key.name, "name"), (key.digest, "hash")):
+            if mark in seen:
+                message = (
+                    f"{source}, line {number}: its {what} is that of line {seen[mark]} too; "
+                    "remove one"
+                )
+                raise ConfigError(message, source=source, line=number)
+            seen[mark] = number
+        keys.append(key)
+    if not keys:
+        message = f"{source} holds no key; make one with: aiosollol key NAME >> {source}"
+        raise ConfigError(message, source=source)
+    return keys
+
+
+def keys_in_variable(text: str, variable: str, *, is_admin: bool = False) -> list[ApiKey]:
+    """The keys in an environment variable: keys, or ``sha256:HASH``, separated by commas."""
+    keys = []
+    for number, entry in enumerate(filter(None, re.split(r"[,\s]+", text)), 1):
+        match = _HASH.fullmatch(entry)
+        if match is None and len(entry) < LEAST_CHARACTERS:
+            message = (
+                f"{variable}, key {number}: shorter than {LEAST_CHARACTERS} characters; "
+                "make one with: aiosollol key NAME"
+            )
+            raise ConfigError(message, source=variable)
+        digest = bytes.fromhex(match[1]) if match else sha256(entry.encode()).digest()
+        name = f"{'admin' if is_admin else 'env'}-{number}"
+        keys.append(ApiKey(name, digest, is_admin=is_admin))
+    return keys
+
+
+def _parse_line(entry: str, source: str, number: int) -> ApiKey:
+    def wrong(why: str) -> ConfigError:
+        message = f"{source}, line {number}: {why}; write {_EXAMPLE}"
+        return ConfigError(message, source=source, line=number)
+
+    name, *rest = entry.split()
+    if not _NAME.fullmatch(name) or _HASH.fullmatch(name):
+        raise wrong(_NAME_RULE)
+    match = _HASH.fullmatch(rest[0]) if rest else None
+    if match is None:
+        raise wrong("the second word is no hash; the key itself does not belong here")
+    options: dict[str, str] = {}
+    for option in rest[1:]:
+        word, _, value = option.partition("=")
+        if word not in ("models", "rate", "burst", "in_flight", "admin") or word in options:
+            raise wrong("there is an option that is not known, or twice")
+        if (word == "admin") is bool(value):
+            raise wrong(f"the option {word} has {'no value' if value else 'a value'}")
+        options[word] = value
+    try:
+        rate = float(options.get("rate", 0))
+        burst, in_flight = int(options.get("burst", 0)), int(options.get("in_flight", 0))
+    except ValueError:
+        raise wrong("rate, burst and in_flight are numbers") from None
+    if not 0 <= rate < inf or burst < 0 or in_flight < 0:
+        raise wrong("rate, burst and in_flight are numbers from 0 on")
+    return ApiKey(
+        name,
+        bytes.fromhex(match[1]),
+        tuple(_pattern(model) for model in options.get("models", "").split(",") if model),
+        rate,
+        burst,
+        in_flight,
+        "admin" in options,
+    )
+
+
+def _pattern(model: str) -> str:
+    return (model if "*" in model else full_name(model)).lower()

@@ -1,0 +1,255 @@
+"""Ollama's own API over a pool: chat and generate, passed on as bytes, and what tells of models."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any, Literal
+
+import orjson
+from aiohttp import web
+
+from aiosollol.core.node import full_name
+from aiosollol.errors import NodeError, NoNodeAvailable
+from aiosollol.gateway.endpoints import Endpoint
+from aiosollol.gateway.sending import STATE, routed, stream, whole
+from aiosollol.wire import answers, asked
+from aiosollol.wire.answers import NDJSON, Answer
+from aiosollol.wire.asked import ChatAsked, GenerateAsked, Refusal
+from aiosollol.wire.ollama import load
+
+if TYPE_CHECKING:
+    from aiosollol.pool import OllamaPool
+
+ASK_SECONDS = 5.0
+"""For what computes nothing. /api/ps can stall behind a wedged runner, and must not hold up all."""
+_PATIENCE_SECONDS = 1.0
+"""For the other nodes, once one has answered: one that hangs must not hold up what all tell."""
+
+_STRING, _BOOLEAN = {"type": "string"}, {"type": "boolean", "default": True}
+_OBJECT: dict[str, Any] = {"type": "object"}
+_KEEP_ALIVE = {"type": ["string", "number"], "description": 'such as "5m"; 0 unloads the model'}
+_LOADING = {"options": _OBJECT, "keep_alive": _KEEP_ALIVE}
+
+
+class Native:
+    """The endpoints that a real Ollama server has, but for embeddings."""
+
+    def __init__(self, pool: OllamaPool) -> None:
+        self._pool = pool
+
+    def endpoints(self) -> list[Endpoint]:
+        message = {
+            "type": "object",
+            "properties": {"role": _STRING, "content": _STRING},
+            "required": ["role"],
+        }
+        chat = {
+            "model": _STRING,
+            "messages": {"type": "array", "items": message},
+            "stream": _BOOLEAN,
+            **_LOADING,
+        }
+        generate = {"model": _STRING, "prompt": _STRING, "stream": _BOOLEAN, **_LOADING}
+        streamed = ("application/json", NDJSON)
+        text = ("text/plain",)
+        return [
+            Endpoint("GET", "/", self.root, "Whether this is an Ollama", answers=text),
+            Endpoint("HEAD", "/", self.root, "Whether this is an Ollama", answers=text),
+            Endpoint("GET", "/api/version", self.version, "The oldest version among the nodes"),
+            Endpoint("HEAD", "/api/version", self.version, "The oldest version among the nodes"),
+            Endpoint("GET", "/api/tags", self.tags, "The models of all nodes"),
+            Endpoint("HEAD", "/api/tags", self.tags, "The models of all nodes"),
+            Endpoint("GET", "/api/ps", self.ps, "The models in memory, and on which node"),
+            Endpoint("POST", "/api/show", self.show, "What a model is", body={"model": _STRING}),
+            Endpoint(
+                "POST",
+                "/api/chat",
+                self.chat,
+                "The next message of a conversation",
+                body=chat,
+                required=("model",),
+                answers=streamed,
+            ),
+            Endpoint(
+                "POST",
+                "/api/generate",
+                self.generate,
+                "What comes after a prompt",
+                body=generate,
+                required=("model",),
+                answers=streamed,
+            ),
+        ]
+
+    # ---- chat and generate
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        body = await request.read()
+        wanted = asked.read_chat(body)
+        return await self._talk(request, body, wanted, "chat", has_prompt=bool(wanted.messages))
+
+    async def generate(self, request: web.Request) -> web.StreamResponse:
+        body = await request.read()
+        wanted = asked.read_generate(body)
+        return await self._talk(request, body, wanted, "generate", has_prompt=bool(wanted.prompt))
+
+    async def _talk(
+        self,
+        request: web.Request,
+        body: bytes,
+        wanted: ChatAsked | GenerateAsked,
+        kind: Literal["chat", "generate"],
+        *,
+        has_prompt: bool,
+    ) -> web.StreamResponse:
+        pool, model = self._pool, wanted.model
+        request[STATE].model = model
+        if not model:
+            raise Refusal(400, "model is required")
+        if not has_prompt and wanted.keep_alive == 0:
+            return await self._unload(request, model, body)
+        options, keep_alive = wanted.options or None, plain_keep_alive(wanted.keep_alive)
+        if wanted.stream and has_prompt:
+            source = await pool.forward_stream(
+                kind, request.path, model, body, options=options, keep_alive=keep_alive
+            )
+            return await stream(
+                request,
+                source,
+                NDJSON,
+                routed(request, source.node, pool.reason(model)),
+                on_error=error_line,
+            )
+        # Without a prompt it only loads the model, and is answered whole even if streamed.
+        relayed = await pool.forward(
+            kind if has_prompt else "load",
+            request.path,
+            model,
+            body,
+            options=options,
+            keep_alive=keep_alive,
+        )
+        answer = Answer(200, answers.API_JSON, relayed.body)
+        return whole(answer, routed(request, relayed.node, pool.reason(model)))
+
+    async def _unload(self, request: web.Request, model: str, body: bytes) -> web.StreamResponse:
+        """Every node that has the model lets go of it: the client cannot know which one used it."""
+        names = [state.name for state in self._pool.view.having(model)]
+        if not names:  # says whether there is none, or none that answers
+            relayed = await self._pool.ask_any(model, "POST", request.path, body, timeout=60.0)
+            names = [relayed.node]
+        found = await self._ask_each(names, "POST", request.path, body)
+        node, answer = next(iter(found.items()))
+        return whole(
+            Answer(200, answers.API_JSON, answer), routed(request, node, f"all {len(names)}")
+        )
+
+    # ---- the server and its models
+
+    async def root(self, request: web.Request) -> web.StreamResponse:
+        return whole(answers.root())
+
+    async def version(self, request: web.Request) -> web.StreamResponse:
+        """The oldest, because clients take it for what they may ask for."""
+        known = [node.version for node in self._pool.view.nodes.values() if node.version]
+        if not known:
+            node, body = next(iter((await self._ask_all("GET", "/api/version")).items()))
+            return whole(Answer(200, answers.API_JSON, body), routed(request, node, "first"))
+        return whole(answers.version(min(known, key=_numbers)))
+
+    async def tags(self, request: web.Request) -> web.StreamResponse:
+        return whole(answers.json_answer({"models": await self.models()}))
+
+    async def models(self) -> list[dict[str, Any]]:
+        """What the nodes say of their models, each model once, the one changed last first."""
+        models: dict[str, dict[str, Any]] = {}
+        for node, body in (await self._ask_all("GET", "/api/tags")).items():
+            for entry in _entries(node, body):
+                models.setdefault(full_name(entry["name"]), entry)
+        return list(models.values())
+
+    async def ps(self, request: web.Request) -> web.StreamResponse:
+        found = await self._ask_all("GET", "/api/ps")
+        models = [
+            {**entry, "node": node}
+            for node, body in found.items()
+            for entry in _entries(node, body)
+        ]
+        return whole(answers.json_answer({"models": models}))
+
+    async def show(self, request: web.Request) -> web.StreamResponse:
+        body = await request.read()
+        model = asked.read_show(body)
+        request[STATE].model = full_name(model)  # which is how its errors call it
+        relayed = await self._pool.ask_any(model, "POST", "/api/show", body, timeout=ASK_SECONDS)
+        answer = Answer(200, answers.API_JSON, relayed.body)
+        return whole(answer, routed(request, relayed.node, self._pool.reason(model)))
+
+    # ---- many nodes
+
+    async def _ask_all(self, method: str, path: str) -> dict[str, bytes]:
+        """What the nodes answer that are up, at least one. Raises NoNodeAvailable."""
+        nodes = self._pool.view.nodes
+        up = [name for name, state in nodes.items() if not state.is_down]
+        return await self._ask_each(up or list(nodes), method, path)
+
+    async def _ask_each(
+        self, names: list[str], method: str, path: str, body: bytes | None = None
+    ) -> dict[str, bytes]:
+        """What each of some nodes answers, by name; those that take much longer are left out."""
+        found: dict[str, bytes] = {}
+        failed: list[NodeError] = []
+
+        async def ask(name: str) -> None:
+            try:
+                found[name] = await self._pool.ask(name, method, path, body, timeout=ASK_SECONDS)
+            except NodeError as error:
+                failed.append(error)
+
+        async with asyncio.TaskGroup() as group:
+            pending: Collection[asyncio.Task[None]] = [
+                group.create_task(ask(name)) for name in names
+            ]
+            while pending and not found:
+                _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            if pending:
+                _, pending = await asyncio.wait(pending, timeout=_PATIENCE_SECONDS)
+            for task in pending:
+                task.cancel()
+        if not found:
+            nodes = {error.node: error.detail for error in failed}
+            raise NoNodeAvailable("no node answers; is Ollama running there?", nodes, failed)
+        return {name: found[name] for name in names if name in found}
+
+
+def error_line(message: str) -> bytes:
+    """An error in the middle of a stream."""
+    return orjson.dumps({"error": message}) + b"\n"
+
+
+def plain_keep_alive(seconds: float | None) -> float | None:
+    """As a request has it: "for ever" is less than nothing."""
+    return -1.0 if seconds == float("inf") else seconds
+
+
+def _entries(node: str, body: bytes) -> list[dict[str, Any]]:
+    """The models that one node tells of; none if what it tells makes no sense."""
+    try:
+        models = load(node, body).get("models")
+    except NodeError:
+        return []
+    entries = models if isinstance(models, list) else []
+    return [
+        entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("name"), str)
+    ]
+
+
+def _numbers(version: str) -> list[int]:
+    """A version in the order of versions; what follows its numbers does not count."""
+    numbers = []
+    for part in version.split("-")[0].split("+")[0].split("."):
+        if not part.isdigit():
+            break
+        numbers.append(int(part))
+    return numbers

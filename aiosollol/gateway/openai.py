@@ -1,0 +1,119 @@
+"""OpenAI's and Anthropic's APIs over a pool: chats in other words, translated there and back."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Literal
+
+import orjson
+from aiohttp import web
+
+from aiosollol.core.node import full_name
+from aiosollol.errors import BadRequest, ProtocolError
+from aiosollol.gateway.endpoints import Endpoint
+from aiosollol.gateway.ollama import ASK_SECONDS, Native
+from aiosollol.gateway.sending import STATE, routed, stream, whole
+from aiosollol.wire import openai
+from aiosollol.wire.dialect import EVENT_STREAM, Question, Stamp
+from aiosollol.wire.dialects import READERS
+from aiosollol.wire.ollama import dump_whole, load
+
+if TYPE_CHECKING:
+    from aiosollol.pool import OllamaPool
+
+_TAG = "OpenAI and Anthropic"
+_STRING, _BOOLEAN = {"type": "string"}, {"type": "boolean", "default": False}
+_MESSAGES: dict[str, Any] = {"type": "array", "items": {"type": "object"}}
+_SUMMARIES = {
+    "/v1/chat/completions": ("The next message of a conversation", {"messages": _MESSAGES}),
+    "/v1/completions": ("What comes after a prompt", {"prompt": _STRING}),
+    "/v1/responses": (
+        "The next message of a conversation, as OpenAI asks for it since 2025",
+        {"input": {"oneOf": [_STRING, _MESSAGES]}},
+    ),
+    "/v1/messages": (
+        "The next message of a conversation, as Anthropic asks for it",
+        {"messages": _MESSAGES, "max_tokens": {"type": "integer"}},
+    ),
+}
+
+
+class Compatible:
+    """The endpoints under /v1 but for embeddings. native: asks the nodes for their models."""
+
+    def __init__(self, pool: OllamaPool, native: Native) -> None:
+        self._pool = pool
+        self._native = native
+
+    def endpoints(self) -> list[Endpoint]:
+        talks = [
+            Endpoint(
+                "POST",
+                path,
+                self.talk,
+                _SUMMARIES[path][0],
+                tag=_TAG,
+                body={"model": _STRING, **_SUMMARIES[path][1], "stream": _BOOLEAN},
+                required=("model", *_SUMMARIES[path][1]),
+                answers=("application/json", EVENT_STREAM),
+            )
+            for path in READERS
+        ]
+        return [
+            Endpoint("GET", "/v1/models", self.models, "The models of all nodes", tag=_TAG),
+            Endpoint("GET", "/v1/models/{name:.+}", self.model, "One model", tag=_TAG),
+            *talks,
+        ]
+
+    async def models(self, request: web.Request) -> web.StreamResponse:
+        return whole(openai.models(await self._native.models()))
+
+    async def model(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info["name"]
+        request[STATE].model = full_name(name)  # which is how its errors call it
+        body = dump_whole({"model": name})
+        relayed = await self._pool.ask_any(name, "POST", "/api/show", body, timeout=ASK_SECONDS)
+        headers = routed(request, relayed.node, self._pool.reason(name))
+        return whole(openai.model(name, load(relayed.node, relayed.body)), headers)
+
+    async def talk(self, request: web.Request) -> web.StreamResponse:
+        question = READERS[request.path](await request.read())
+        state = request[STATE]
+        state.model = question.model
+        stamp = Stamp(state.unique, int(time.time()))
+        try:
+            return await self._answer(request, question, stamp)
+        except BadRequest as error:
+            if not (question.can_drop_think and "think" in error.message):
+                raise
+        question.payload.pop("think", None)
+        question.body = dump_whole(question.payload)
+        return await self._answer(request, question, stamp)
+
+    async def _answer(
+        self, request: web.Request, question: Question, stamp: Stamp
+    ) -> web.StreamResponse:
+        pool, model = self._pool, question.model
+        options = question.payload.get("options")
+        kind: Literal["chat", "generate"] = "chat" if question.path == "/api/chat" else "generate"
+        if question.stream:
+            source = await pool.forward_stream(
+                kind, question.path, model, question.body, options=options
+            )
+            events = question.events(stamp)
+            return await stream(
+                request,
+                source,
+                EVENT_STREAM,
+                {"Cache-Control": "no-cache", **routed(request, source.node, pool.reason(model))},
+                on_error=events.fail,
+                convert=events.feed,
+                finish=events.finish,
+            )
+        relayed = await pool.forward(kind, question.path, model, question.body, options=options)
+        try:
+            reply = orjson.loads(relayed.body)
+        except orjson.JSONDecodeError as error:
+            raise ProtocolError(relayed.node, "answered what is not JSON") from error
+        headers = routed(request, relayed.node, pool.reason(model))
+        return whole(question.answer(reply, stamp), headers)

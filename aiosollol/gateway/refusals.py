@@ -1,0 +1,103 @@
+"""What a client is told when something fails: the error of the pool, as Ollama would put it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from aiosollol.errors import (
+    BadRequest,
+    BatchError,
+    InvalidInput,
+    ModelMissing,
+    ModelNotFound,
+    NodeError,
+    NodeTimeout,
+    NoNodeAvailable,
+    PoolClosed,
+    PoolSaturated,
+    QueueFull,
+    ResponseError,
+    ServerBusy,
+    SollolError,
+    StorageError,
+    UnknownJob,
+)
+from aiosollol.wire import answers, dialects
+from aiosollol.wire.answers import Answer
+from aiosollol.wire.asked import Refusal
+
+_SECONDS = 1  # after which a request that found no place may come again
+
+
+class Trouble(NamedTuple):
+    """A refusal, and after how many seconds it is worth while to ask again; 0 if never."""
+
+    refusal: Refusal
+    retry_after: int = 0
+
+
+def trouble(error: SollolError, path: str, model: str = "") -> Trouble:
+    """What to tell the client of `path` about `error`. model: that it asked for, as it wrote it."""
+    match error:
+        case Refusal():
+            return Trouble(error)
+        case ModelNotFound():
+            return Trouble(_unknown(path, model or error.model))
+        case PoolSaturated():
+            return Trouble(Refusal(503, str(error)), _SECONDS)
+        case QueueFull():
+            return Trouble(Refusal(429, str(error)), max(1, round(error.retry_after)))
+        case UnknownJob():
+            return Trouble(Refusal(404, str(error)))
+        case BatchError():
+            return trouble(next(iter(error.errors.values())), path, model)
+        case InvalidInput():
+            return Trouble(Refusal(400, str(error)))
+        case PoolClosed() | StorageError():
+            return Trouble(Refusal(503, str(error)), _SECONDS)
+        case NoNodeAvailable():
+            return _no_node(error, path, model)
+        case NodeError():
+            return _of_node(error, path, model)
+        case _:
+            return Trouble(Refusal(500, str(error)))
+
+
+def _no_node(error: NoNodeAvailable, path: str, model: str) -> Trouble:
+    """Every attempt failed, and the last one says most; or there was nobody to ask."""
+    if not error.attempts:
+        return Trouble(Refusal(503, str(error)), _SECONDS)
+    return _of_node(error.attempts[-1], path, model)
+
+
+def _of_node(error: NodeError, path: str, model: str) -> Trouble:
+    if isinstance(error, ModelMissing):
+        return Trouble(_unknown(path, model) if model else Refusal(404, error.message))
+    if isinstance(error, ServerBusy):
+        return Trouble(Refusal(503, error.message), _SECONDS)
+    if isinstance(error, BadRequest):
+        return Trouble(Refusal(error.status, error.message))
+    if isinstance(error, ResponseError):
+        return Trouble(Refusal(max(error.status, 500), error.message))
+    status = 504 if isinstance(error, NodeTimeout) else 502
+    return Trouble(Refusal(status, str(error)))
+
+
+def _unknown(path: str, model: str) -> Refusal:
+    """A model that nobody has, in the words of each endpoint."""
+    if "embed" in path:
+        return answers.unknown_model_try_pulling(model)
+    return answers.unknown_model(model)
+
+
+def message_of(error: SollolError) -> str:
+    """What happened, in the node's own words where there are some: for those who had a part."""
+    cause = error.__cause__
+    if isinstance(cause, ResponseError):
+        return cause.message
+    return error.message if isinstance(error, ResponseError) else str(error)
+
+
+def answer_of(refusal: Refusal, path: str, unique: str) -> Answer:
+    """A refusal in the form of the API that `path` belongs to."""
+    return dialects.refuse(path, refusal, unique)

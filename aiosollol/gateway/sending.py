@@ -1,0 +1,117 @@
+"""Answers on their way to the client: whole, or as a stream that is ended properly."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
+from typing import Any, Protocol
+
+from aiohttp import web
+
+from aiosollol.errors import SollolError
+from aiosollol.gateway.refusals import message_of
+from aiosollol.wire.answers import Answer
+
+NODE, REASON = "X-Sollol-Node", "X-Sollol-Reason"
+REQUEST_ID = "X-Request-ID"
+
+
+class RequestState:
+    """What is known of a request while it is served.
+
+    id: that of its X-Request-ID. unique: letters and digits that no other request has. model: as
+    the client wrote it. node: who answers. has_begun: whether some of the answer is sent already.
+    """
+
+    __slots__ = ("has_begun", "id", "model", "node", "unique")
+
+    def __init__(self, id: str, unique: str) -> None:
+        self.id = id
+        self.unique = unique
+        self.has_begun = False
+        self.model = ""
+        self.node = ""
+
+
+# aiohttp before 3.14 has strings for keys, and warns of them since.
+STATE: Any = (
+    web.RequestKey("aiosollol", RequestState) if hasattr(web, "RequestKey") else "aiosollol"
+)
+
+
+class Stream(Protocol):
+    """Bytes from a node."""
+
+    node: str
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+    async def aclose(self) -> None: ...
+
+
+def whole(answer: Answer, headers: Mapping[str, str] | None = None) -> web.Response:
+    """`answer` as a response."""
+    return web.Response(
+        status=answer.status,
+        body=answer.body,
+        headers={"Content-Type": answer.content_type, **(headers or {})},
+    )
+
+
+def routed(request: web.Request, node: str, reason: str) -> dict[str, str]:
+    """The headers that tell who answered and why."""
+    state = request[STATE]
+    state.node = node
+    return {NODE: plain(node), REASON: reason, REQUEST_ID: state.id}
+
+
+async def begin(request: web.Request, headers: Mapping[str, str]) -> web.StreamResponse:
+    """The beginning of an answer that comes bit by bit; a status cannot be told after it."""
+    response = web.StreamResponse(headers=headers)
+    request[STATE].has_begun = True
+    await response.prepare(request)
+    return response
+
+
+def plain(text: str) -> str:
+    """`text` as a header can have it."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(letter if " " <= letter <= "~" else "?" for letter in text)
+
+
+async def stream(
+    request: web.Request,
+    source: Stream,
+    content_type: str,
+    headers: Mapping[str, str],
+    *,
+    on_error: Callable[[str], bytes],
+    convert: Callable[[bytes], bytes] | None = None,
+    finish: Callable[[], bytes] | None = None,
+) -> web.StreamResponse:
+    """Pass `source` on as it comes.
+
+    on_error: the bytes that tell the client of an error. convert: what the client gets for each
+    piece, finish: at the end; what converts nothing is passed on as it is.
+    """
+    try:
+        response = await begin(request, {"Content-Type": content_type, **headers})
+        write = response.write
+        try:
+            if convert is None:
+                async for piece in source:
+                    await write(piece)
+            else:
+                async for piece in source:
+                    if converted := convert(piece):
+                        await write(converted)
+                if finish is not None and (last := finish()):
+                    await write(last)
+        except SollolError as error:
+            if last := on_error(message_of(error)):
+                await write(last)
+        await response.write_eof()
+    finally:  # also when the client is gone: that cancels what it had asked for
+        with suppress(SollolError):
+            await source.aclose()
+    return response

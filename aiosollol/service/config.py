@@ -1,0 +1,227 @@
+"""`SOLLOLConfig`: everything that can be set of a service, by the original's names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+from aiosollol.config.hints import shortened
+from aiosollol.config.kinds import COUNT, FLAG, NAMES, PATIENCE, SECONDS, Kind, one_of, whole
+from aiosollol.config.settings import ARGUMENT, TABLE, RoutingStrategy, place, unknown_setting
+from aiosollol.core.node import NodeLike, NodeSpec
+from aiosollol.errors import ConfigError, InvalidInput
+
+ORIGINAL_HOSTS = ("127.0.0.1:11434",)
+
+NOT_IN_USE = ("ray_workers", "dask_workers", "dask_scheduler", "retry_backoff_multiplier")
+"""Of the original's fields, those that are checked and change nothing: there are no engines yet,
+and the pool has a rule of its own for how long to wait."""
+
+FROM_POOL = frozenset(
+    (
+        *("routing_strategy", "max_retries", "chat_timeout", "embed_timeout"),
+        *("metrics_interval", "check_interval"),
+    )
+)
+"""Settings of a pool that have a field of their own here, perhaps by the original's name."""
+
+_PORT = whole("a port from 0 to 65535; 0 takes a free one", 0, 65535)
+_POSITIVE = whole("a whole number from 1 on", 1, 10**12)
+
+
+def _check_text(value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError
+    return value.strip()
+
+
+def _check_path(value: object) -> str:
+    import os
+
+    if not isinstance(value, str | os.PathLike):
+        raise ValueError  # noqa: TRY004 - a wrong type is told like any other wrong value
+    return _check_text(os.fspath(value))
+
+
+def _check_hosts(value: object) -> tuple[NodeLike, ...]:
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise ValueError  # noqa: TRY004
+    hosts = tuple(cast("Iterable[NodeLike]", value))
+    if not hosts:
+        raise ValueError
+    return hosts
+
+
+def _check_names(value: object) -> tuple[str, ...]:
+    return () if value in ([], ()) else NAMES.check(value) or ()
+
+
+def _check_scheduler(value: object) -> str:
+    text = _check_text(value)
+    if not urlsplit(text).scheme or not urlsplit(text).netloc:
+        raise ValueError
+    return text
+
+
+def _check_table(value: object) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError  # noqa: TRY004
+    return MappingProxyType(dict(value))
+
+
+_TEXT = Kind("a text that is not empty", _check_text, str)
+_PATH = Kind("a path", _check_path, str)
+_HOSTS = Kind("a list of at least one node, such as ['10.0.0.2:11434']", _check_hosts, str)
+_ORIGINS = Kind("a list of origins, such as ['https://chat.example.com']", _check_names, str)
+_SCHEDULER = Kind("an address such as 'tcp://10.0.0.1:8786'", _check_scheduler, str)
+_POOL = Kind("a table of settings of the pool", _check_table, str)
+_STRATEGY = one_of(RoutingStrategy)
+_PROCESSES = whole("a whole number from 1 to 256", 1, 256)
+_RATE = Kind("a number of requests a second, 0 for any number", PATIENCE.check, float)
+
+
+def _field(kind: Kind[Any], default: Any) -> Any:
+    return field(default=default, metadata={"kind": kind, "default": default})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SOLLOLConfig:
+    """The settings of a service. Times are seconds.
+
+    The first part has the original's names, and its defaults but for `gateway_host`, which was
+    every interface. `hosts` None is what a pool begins with if no node is named. Those in
+    `NOT_IN_USE` are checked and change nothing.
+
+    processes: that share the port; more than one only where the service is a program of its own.
+    api_keys_file: see `gateway.keys`; ``SOLLOL_API_KEYS`` and ``SOLLOL_ADMIN_KEYS`` add to it.
+    insecure: listen for other machines although there are no keys. allow_admin: let models be
+    pulled, made, copied and deleted. autobatch_path: the file of the queue; None is one in
+    ``~/.local/state``. rate_limit: requests a second of one client, in bursts of `rate_burst`;
+    max_in_flight: those under way. stop_timeout: for what runs when the service is stopped.
+    header_timeout, idle_timeout, write_timeout, max_connections: see `ConnectionLimits`.
+    body_timeout, max_body, max_bodies: see `Limits`. pool: further settings of the pool, by name.
+
+    Raises ConfigError for what cannot be.
+    """
+
+    ray_workers: int = _field(COUNT, 2)
+    dask_workers: int = _field(COUNT, 2)
+    dask_scheduler: str | None = _field(_SCHEDULER, None)
+    hosts: Iterable[NodeLike] | None = _field(_HOSTS, ORIGINAL_HOSTS)
+    gateway_port: int = _field(_PORT, 8000)
+    gateway_host: str = _field(_TEXT, "127.0.0.1")
+    routing_strategy: RoutingStrategy = _field(_STRATEGY, "performance")  # noqa: RUF009
+    autobatch_enabled: bool = _field(FLAG, True)
+    autobatch_interval: float = _field(PATIENCE, 60.0)
+    autobatch_min_batch_size: int = _field(_POSITIVE, 1)
+    autobatch_max_batch_size: int = _field(_POSITIVE, 100)
+    metrics_enabled: bool = _field(FLAG, True)
+    metrics_port: int = _field(_PORT, 9090)
+    adaptive_metrics_enabled: bool = _field(FLAG, True)
+    adaptive_metrics_interval: float = _field(SECONDS, 30.0)
+    health_check_enabled: bool = _field(FLAG, True)
+    health_check_interval: float = _field(SECONDS, 120.0)
+    max_retries: int = _field(COUNT, 3)
+    retry_backoff_multiplier: float = _field(PATIENCE, 0.5)
+    chat_timeout: float = _field(SECONDS, 300.0)
+    embedding_timeout: float = _field(SECONDS, 60.0)
+
+    processes: int = _field(_PROCESSES, 1)
+    metrics_host: str = _field(_TEXT, "127.0.0.1")
+    api_keys_file: str | None = _field(_PATH, None)
+    insecure: bool = _field(FLAG, False)
+    allow_admin: bool = _field(FLAG, False)
+    cors_origins: tuple[str, ...] = _field(_ORIGINS, ())
+    autobatch_path: str | None = _field(_PATH, None)
+    max_body: int = _field(_POSITIVE, 64 << 20)
+    max_bodies: int = _field(_POSITIVE, 1 << 30)
+    max_in_flight: int = _field(_POSITIVE, 1000)
+    rate_limit: float = _field(_RATE, 0.0)
+    rate_burst: int = _field(COUNT, 0)
+    max_connections: int = _field(_POSITIVE, 4096)
+    header_timeout: float = _field(SECONDS, 10.0)
+    body_timeout: float = _field(SECONDS, 30.0)
+    idle_timeout: float = _field(SECONDS, 75.0)
+    write_timeout: float = _field(SECONDS, 60.0)
+    stop_timeout: float = _field(PATIENCE, 30.0)
+    pool: Mapping[str, Any] | None = _field(_POOL, None)
+
+    def __post_init__(self) -> None:
+        for name in NAMES_OF_FIELDS:
+            object.__setattr__(self, name, check(name, getattr(self, name)))
+        if self.autobatch_min_batch_size > self.autobatch_max_batch_size:
+            raise wrong("autobatch_min_batch_size must be at most autobatch_max_batch_size")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A view of a dictionary, as `pool` is, cannot be pickled.
+        values = {name: getattr(self, name) for name in NAMES_OF_FIELDS}
+        return _rebuild, ({**values, "pool": self.pool and dict(self.pool)},)
+
+    def pool_settings(self) -> dict[str, Any]:
+        """The keyword arguments of the pool, but for its nodes."""
+        never = 10.0**9
+        return {
+            **(self.pool or {}),
+            "routing_strategy": self.routing_strategy,
+            "max_retries": self.max_retries,
+            "chat_timeout": self.chat_timeout,
+            "embed_timeout": self.embedding_timeout,
+            "metrics_interval": (
+                self.adaptive_metrics_interval if self.adaptive_metrics_enabled else never
+            ),
+            "check_interval": self.health_check_interval if self.health_check_enabled else never,
+        }
+
+
+NAMES_OF_FIELDS: tuple[str, ...] = tuple(each.name for each in fields(SOLLOLConfig))
+_KINDS: Mapping[str, Kind[Any]] = {f.name: f.metadata["kind"] for f in fields(SOLLOLConfig)}
+_DEFAULTS: Mapping[str, Any] = {f.name: f.metadata["default"] for f in fields(SOLLOLConfig)}
+
+
+def _rebuild(values: dict[str, Any]) -> SOLLOLConfig:
+    return SOLLOLConfig(**values)
+
+
+def wrong(message: str, source: str = ARGUMENT, line: int | None = None) -> ConfigError:
+    """A ConfigError that says where the mistake is, if that is a file."""
+    where = "" if source == ARGUMENT else f"{place(source, line)}: "
+    return ConfigError(f"{where}{message}", source=source, line=line)
+
+
+def check(name: str, value: object, source: str = ARGUMENT, line: int | None = None) -> Any:
+    """The value of a field as it is kept. None is fine where it is the default.
+
+    Raises ConfigError.
+    """
+    if value is None and (_DEFAULTS[name] is None or name == "hosts"):
+        return None
+    kind = _KINDS[name]
+    try:
+        checked = kind.check(value)
+    except (ValueError, OverflowError):
+        message = f"{name} must be {kind.expected}, not {shortened(value)}"
+        raise wrong(message, source, line) from None
+    special: Mapping[str, Callable[..., None]] = {"hosts": _check_nodes, "pool": _check_pool}
+    if name in special:
+        special[name](checked, source, line)
+    return checked
+
+
+def _check_nodes(hosts: Iterable[NodeLike], source: str, line: int | None) -> None:
+    for host in hosts:
+        try:
+            NodeSpec.parse(host)
+        except InvalidInput as error:
+            raise wrong(f"hosts: {error}", source, line) from error
+
+
+def _check_pool(settings: Mapping[str, Any], source: str, line: int | None) -> None:
+    for name, value in settings.items():
+        if name not in TABLE:
+            raise unknown_setting(name, source=source, line=line)
+        if name in FROM_POOL:
+            raise wrong(f"{name} is no setting in 'pool': it is one of the service", source, line)
+        TABLE[name].check(value, source=source, line=line)

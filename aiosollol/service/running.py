@@ -1,0 +1,275 @@
+"""`run`: a service as a program of its own, of one process or several, until a signal ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from aiosollol.errors import InvalidInput, SollolError
+from aiosollol.service import security
+from aiosollol.service.config import SOLLOLConfig
+from aiosollol.service.sollol import SOLLOL
+from aiosollol.service.source import ConfigSource
+
+if TYPE_CHECKING:
+    from aiosollol.gateway.siblings import Siblings
+    from aiosollol.gateway.signals import Signals
+
+log = logging.getLogger("aiosollol")
+
+_HURRY_SECONDS = 3.0  # from the second signal to the end, whatever is still being closed
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What `run` tells once it serves. metrics_url: None if metrics have no port of their own.
+    nodes: their URLs; None if they are not named. processes: their ids."""
+
+    url: str
+    metrics_url: str | None
+    nodes: tuple[str, ...] | None
+    processes: tuple[int, ...]
+
+
+OnReady = Callable[[Running], None]
+
+
+def run(source: ConfigSource, on_ready: OnReady | None = None) -> int:
+    """Serve until SIGTERM or SIGINT; the exit code.
+
+    SIGTERM: nobody is accepted any more, what runs is finished. A second one closes at once, and
+    the code is then 128 + its number. SIGHUP: the settings and the keys are read again, and no
+    request is dropped. Raises ConfigError and InvalidInput where it cannot serve.
+    """
+    config = source.read()
+    raise_file_limit(config.max_connections + 1024)
+    serve = _serve_many if config.processes > 1 else _serve_one
+    return _run_loop(serve(source, config, on_ready))
+
+
+def run_child() -> int:
+    """In a process that `run` has started: serve as its stdin says, until that ends."""
+    from aiosollol.gateway.siblings import Siblings
+
+    brief = json.loads(_first_line())
+    source = ConfigSource(**brief["source"])
+    siblings = Siblings(brief["folder"], brief["count"])
+    try:
+        config = source.read()
+        return _run_loop(_serve_one(source, config, None, siblings, brief["index"], brief["port"]))
+    except SollolError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+
+
+def _run_loop(work: Coroutine[Any, Any, int]) -> int:
+    factory: Callable[[], asyncio.AbstractEventLoop] | None
+    try:
+        import uvloop
+    except ImportError:
+        factory = None
+    else:
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(work)
+
+
+async def _serve_one(
+    source: ConfigSource,
+    config: SOLLOLConfig,
+    on_ready: OnReady | None,
+    siblings: Siblings | None = None,
+    index: int = 0,
+    port: int | None = None,
+) -> int:
+    from aiosollol.gateway.signals import Signals
+    from aiosollol.gateway.supervisor import announce_ready
+
+    if port is not None:
+        # The parent may have been told 0, and has taken one that is free.
+        source = replace(source, given={**source.given, "gateway_port": port})
+        config = await asyncio.to_thread(source.read)
+    sollol = SOLLOL(config, source=source, siblings=siblings, index=index)
+    reloading = asyncio.Event()
+    with Signals(reloading.set) as signals:
+        if siblings is not None:
+            _end_with_parent(signals.end)
+        reloader = asyncio.create_task(_keep_reloading(sollol, reloading))
+        giving_up = asyncio.create_task(_give_up(signals))
+        try:
+            if await _unless_stopped(sollol.start(), signals.stop):
+                if siblings is not None:
+                    announce_ready()
+                if on_ready is not None:
+                    on_ready(_running(sollol))
+                await signals.stop.wait()
+            cut_off = await sollol.stop(signals.hurry)
+            if cut_off:
+                log.warning("%d requests were cut off", cut_off)
+        finally:
+            reloader.cancel()
+            giving_up.cancel()
+        return 128 + (signals.number or 0) if signals.hurry.is_set() else 0
+
+
+async def _unless_stopped(work: Coroutine[Any, Any, None], stop: asyncio.Event) -> bool:
+    """Do `work`, unless `stop` is set before it is done; whether it was done."""
+    working, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            working.cancel()
+            await asyncio.wait([working])
+            return False
+        working.result()
+        return True
+    finally:
+        stopping.cancel()
+
+
+async def _keep_reloading(sollol: SOLLOL, wanted: asyncio.Event) -> None:
+    while True:
+        await wanted.wait()
+        wanted.clear()
+        if not sollol.is_running:
+            continue
+        try:
+            update = await sollol.reload()
+        except SollolError as error:
+            log.warning("the settings stay as they are: %s", error)
+        else:
+            log.warning("the settings were read again: %s", update)
+
+
+async def _give_up(signals: Signals) -> None:
+    await signals.hurry.wait()
+    await asyncio.sleep(_HURRY_SECONDS)
+    os._exit(128 + (signals.number or 0))
+
+
+async def _serve_many(source: ConfigSource, config: SOLLOLConfig, on_ready: OnReady | None) -> int:
+    from aiosollol.gateway.families import check_extra
+    from aiosollol.gateway.metrics import metrics_app
+    from aiosollol.gateway.serving import Listener
+    from aiosollol.gateway.siblings import Siblings
+    from aiosollol.gateway.signals import Signals
+    from aiosollol.gateway.supervisor import Supervisor, make_folder
+
+    if not hasattr(socket, "SO_REUSEPORT"):
+        raise InvalidInput("processes: this system cannot share a port; use 1")
+    # Before any process is started, and by name: they would all say the same.
+    keys = await asyncio.to_thread(security.read_keys, config)
+    security.check_bind(config, keys)
+    if config.metrics_enabled:
+        check_extra()
+    count = config.processes
+    folder = await asyncio.to_thread(make_folder)
+    reserved = await asyncio.to_thread(reserve_port, config.gateway_host, config.gateway_port)
+    metrics: Listener | None = None
+    try:
+        port = reserved.getsockname()[1]
+        brief = {"source": source.as_data(), "folder": folder.name, "count": count, "port": port}
+        supervisor = Supervisor(
+            (sys.executable, "-m", "aiosollol.service"),
+            count,
+            lambda index: json.dumps({**brief, "index": index}).encode(),
+            patience=config.stop_timeout,
+        )
+        if config.metrics_enabled:
+            metrics = Listener(
+                metrics_app(Siblings(folder.name, count).gather), name="metrics (metrics_port)"
+            )
+            await metrics.start(config.metrics_host, config.metrics_port)
+        metrics_url = None if metrics is None else f"{metrics.url}/metrics"
+
+        def tell() -> None:
+            if on_ready is not None:
+                shown = Listener.url_of(config.gateway_host, port)
+                pids = tuple(pid for pid in supervisor.pids if pid is not None)
+                on_ready(Running(shown, metrics_url, _urls(config), pids))
+
+        with Signals(supervisor.reload) as signals:
+            await supervisor.run(signals, tell)
+            return 128 + (signals.number or 0) if signals.hurry.is_set() else 0
+    finally:
+        reserved.close()
+        if metrics is not None:
+            await metrics.stop(1.0)
+        await asyncio.to_thread(folder.cleanup)
+
+
+def reserve_port(host: str, port: int) -> socket.socket:
+    """A socket that holds the port, without listening, so that only our processes can share it.
+
+    Raises InvalidInput where another program has it, also one that would share it.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, socket.SOCK_STREAM) as alone:
+            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            alone.bind(address)
+            address = (*address[:1], alone.getsockname()[1], *address[2:])
+            alone.listen(1)  # another that listens, and shares the port, shows here at the latest
+        held = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            held.bind(address)
+        except BaseException:
+            held.close()
+            raise
+    except OSError as error:
+        raise InvalidInput(f"cannot listen on {host} port {port}: {error.strerror}") from error
+    return held
+
+
+def raise_file_limit(wanted: int) -> None:
+    """Let this process have so many files open, if its user may: each connection is one."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        if soft != resource.RLIM_INFINITY and soft < most:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def _running(sollol: SOLLOL) -> Running:
+    return Running(sollol.url, sollol.metrics_url, _urls(sollol.config), (os.getpid(),))
+
+
+def _urls(config: SOLLOLConfig) -> tuple[str, ...] | None:
+    nodes = security.nodes_of(config)
+    return None if nodes is None else tuple(node.url for node in nodes)
+
+
+def _first_line() -> bytes:
+    line = b""
+    while not line.endswith(b"\n"):
+        byte = os.read(0, 1)  # no more: what follows is for the loop
+        if not byte:
+            raise SystemExit(1)
+        line += byte
+    return line
+
+
+def _end_with_parent(end: Callable[[], None]) -> None:
+    """Call `end` when stdin ends: the other end is held by the parent, however that one dies."""
+    loop = asyncio.get_running_loop()
+
+    def look() -> None:
+        if not os.read(0, 4096):
+            loop.remove_reader(0)
+            end()
+
+    loop.add_reader(0, look)

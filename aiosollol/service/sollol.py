@@ -1,0 +1,195 @@
+"""`SOLLOL`: a pool with its gateway, its queue and its metrics, in the event loop of a program."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack
+from dataclasses import fields, replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from aiosollol.errors import InvalidInput, PoolClosed
+from aiosollol.service import reports, security
+from aiosollol.service.config import NOT_IN_USE, SOLLOLConfig
+from aiosollol.service.source import ConfigSource
+from aiosollol.service.update import ConfigUpdate, compare
+
+if TYPE_CHECKING:
+    from aiosollol.gateway.siblings import Siblings
+    from aiosollol.pool import OllamaPool
+    from aiosollol.service.parts import Parts
+
+log = logging.getLogger("aiosollol")
+
+
+class SOLLOL:
+    """A cluster behind one address. Use it with ``async with``, or `start` it and `stop` it.
+
+    ::
+
+        async with SOLLOL(SOLLOLConfig(hosts=["10.0.0.2", "10.0.0.3"])) as sollol:
+            print(sollol.url)
+
+    It may be started again after it was stopped. source: where `reload` reads settings; siblings
+    and index: for one of several processes that share the port.
+
+    Raises ConfigError for settings that cannot be.
+    """
+
+    def __init__(
+        self,
+        config: SOLLOLConfig | None = None,
+        *,
+        source: ConfigSource | None = None,
+        siblings: Siblings | None = None,
+        index: int = 0,
+    ) -> None:
+        self.config = config or SOLLOLConfig()
+        self._source = source
+        self._siblings = siblings
+        self._index = index
+        self._running: Parts | None = None
+        self._stack = AsyncExitStack()
+        self._changing = asyncio.Lock()
+        self._was_warned = False
+
+    def __repr__(self) -> str:
+        where = f"at {self.url}" if self._running is not None else "stopped"
+        return f"<SOLLOL {where}>"
+
+    async def __aenter__(self) -> SOLLOL:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    @property
+    def is_running(self) -> bool:
+        return self._running is not None
+
+    @property
+    def url(self) -> str:
+        """Where the gateway answers. Raises PoolClosed while it does not run."""
+        return self._parts().listener.url
+
+    @property
+    def metrics_url(self) -> str | None:
+        """Where metrics are, on a port of their own; None if there is none."""
+        listener = self._parts().metrics_listener
+        return None if listener is None else f"{listener.url}/metrics"
+
+    @property
+    def pool(self) -> OllamaPool:
+        """The pool behind the gateway, for the program itself. Raises PoolClosed."""
+        return self._parts().pool
+
+    def _parts(self) -> Parts:
+        if self._running is None:
+            raise PoolClosed("the service does not run: use 'async with', or await sollol.start()")
+        return self._running
+
+    # Its life.
+
+    async def start(self) -> None:
+        """Listen, and begin to watch the nodes. Idempotent.
+
+        Raises ConfigError and InvalidInput where that cannot be, with everything closed again, and
+        MissingExtra for metrics without prometheus-client.
+        """
+        from aiosollol.service.parts import open_parts  # loads aiohttp
+
+        async with self._changing:
+            if self._running is not None:
+                return
+            config = self.config
+            if config.processes > 1 and self._siblings is None:
+                raise InvalidInput(
+                    "processes: a program's own event loop is one process; for more, use "
+                    "'aiosollol up --workers N' or aiosollol.service.run"
+                )
+            self._warn_of_unused()
+            keys = await asyncio.to_thread(security.read_keys, config)
+            security.check_bind(config, keys)
+            self._running = await open_parts(self._stack, config, keys, self._siblings, self._index)
+
+    async def stop(self, hurry: asyncio.Event | None = None) -> int:
+        """Accept nobody any more, finish what runs, and close. Idempotent.
+
+        What runs has `stop_timeout`, or until `hurry` is set. Returns how much was cut off.
+        """
+        async with self._changing:
+            if self._running is None:
+                return 0
+            parts, self._running = self._running, None
+            try:
+                return await parts.listener.stop(self.config.stop_timeout, hurry)
+            finally:
+                stack, self._stack = self._stack, AsyncExitStack()
+                await stack.aclose()
+
+    def _warn_of_unused(self) -> None:
+        default = {each.name: each.default for each in fields(SOLLOLConfig)}
+        told = [name for name in NOT_IN_USE if getattr(self.config, name) != default[name]]
+        if told and not self._was_warned:
+            self._was_warned = True
+            log.warning("settings that are not in use yet: %s", ", ".join(told))
+
+    # Changing it.
+
+    async def update_config(self, **changes: Any) -> ConfigUpdate:
+        """Change settings while it runs; says what holds now, and what takes `stop` and `start`.
+
+        A file of keys is read again, even if its name has not changed. Requests go on. Raises
+        ConfigError for settings that cannot be, with nothing changed.
+        """
+        for name in changes:
+            if name not in SOLLOLConfig.__dataclass_fields__:
+                raise InvalidInput(f"unknown setting {name!r}")
+        return await self._change_to(replace(self.config, **changes))
+
+    async def reload(self) -> ConfigUpdate:
+        """Read the settings again where they came from. As `update_config`."""
+        if self._source is None:
+            return await self._change_to(self.config)
+        return await self._change_to(await asyncio.to_thread(self._source.read))
+
+    async def _change_to(self, config: SOLLOLConfig) -> ConfigUpdate:
+        async with self._changing:
+            update = compare(self.config, config)
+            parts = self._running
+            if parts is None:
+                self.config = config
+                return ConfigUpdate(update.applied + update.needs_restart, (), update.unused)
+            keys = await asyncio.to_thread(security.read_keys, config)
+            # By where it listens now: what the new settings say of that holds after a restart.
+            bound = replace(config, gateway_host=self.config.gateway_host)
+            security.check_bind(bound, keys)
+            parts.apply(config, keys)
+            if "hosts" in update.applied:
+                old, new = security.nodes_of(self.config), security.nodes_of(config)
+                await parts.nodes.change(old or (), new or ())
+            self.config = config
+            if update.needs_restart:
+                log.warning("settings that hold after a restart: %s", ", ".join(update[1]))
+            return update
+
+    # What is known.
+
+    def get_status(self) -> dict[str, Any]:
+        """Whether it runs, and where, by the original's names. See `service.reports`."""
+        return reports.status(self.config, self._running)
+
+    def get_health(self) -> dict[str, Any]:
+        """How the nodes are: "healthy", "degraded" or "unhealthy", by the original's names."""
+        return reports.health(self._running)
+
+    def get_stats(self) -> dict[str, Any]:
+        """Statistics of each host by the original's names, and all of `OllamaPool.get_stats`."""
+        return reports.stats(self._running)

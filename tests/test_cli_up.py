@@ -1,0 +1,390 @@
+"""``aiosollol up`` as its users run it: a process, or several, under load and under signals.
+
+The gateway and what asks it are processes of their own, so that nothing here waits for itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from aiosollol.cli import up as module
+from aiosollol.cli.up import UpOptions, greeting, print_key, source_of
+from aiosollol.gateway.keys import new_key, parse_keys
+from aiosollol.service.running import Running
+from aiosollol.testing import FakeModel
+from aiosollol.testing.process import FakeOllamaProcess
+
+pytestmark = pytest.mark.anyio
+
+pytest.importorskip("prometheus_client")
+
+DEADLINE = 120.0  # a hang fails; nothing is measured
+
+PROGRAM = "from aiosollol.cli import gateway_commands, main; raise SystemExit(main())"
+MODELS = [FakeModel("all-minilm"), FakeModel("llama3.2", kind="chat")]
+
+
+class Gateway:
+    """A gateway that runs. lines: what it has said so far."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self._heard = asyncio.Condition()
+        self._reading = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        assert self.process.stdout is not None
+        async for line in self.process.stdout:
+            async with self._heard:
+                self.lines.append(line.decode().rstrip())
+                self._heard.notify_all()
+        async with self._heard:
+            self._heard.notify_all()
+
+    async def said(self, text: str, *, times: int = 1) -> str:
+        """The line that has `text`, for the so-manieth time, once it was said."""
+        async with self._heard:
+            while len(found := [line for line in self.lines if text in line]) < times:
+                assert not self._reading.done(), self.lines
+                await self._heard.wait()
+        return found[times - 1]
+
+    async def url(self) -> str:
+        line = await self.said("Listening on ")
+        return line.split()[2].rstrip(";")
+
+    async def metrics_url(self) -> str:
+        return (await self.said("Metrics: ")).split()[1]
+
+    async def pids(self) -> list[int]:
+        line = await self.said("processes: ")
+        return [int(pid) for pid in line.split("processes: ")[1].split(")")[0].split(", ")]
+
+    def send(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    async def end(self) -> int:
+        """The exit code, once it has ended."""
+        await self._reading
+        return await self.process.wait()
+
+
+@asynccontextmanager
+async def running(tmp_path: Path, *arguments: str, **environment: str) -> AsyncIterator[Gateway]:
+    """``aiosollol up`` on free ports."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-W", "error", "-c", PROGRAM, "up", "--port=0", "--metrics-port=0"),
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={**os.environ, "XDG_STATE_HOME": str(tmp_path), **environment},
+        start_new_session=True,
+    )
+    gateway = Gateway(process)
+    try:
+        async with asyncio.timeout(DEADLINE):
+            yield gateway
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await gateway.end()
+
+
+@pytest.fixture(scope="module")
+async def node() -> AsyncIterator[str]:
+    async with FakeOllamaProcess(models=MODELS, slots=64, seconds_per_chat_token=0.01) as fake:
+        yield fake.url
+
+
+async def embed(session: aiohttp.ClientSession, url: str, **headers: str) -> int:
+    body = {"model": "all-minilm", "input": "a text"}
+    async with session.post(f"{url}/api/embed", json=body, headers=headers) as answer:
+        answered = await answer.json()
+        assert answer.status != 200 or len(answered["embeddings"]) == 1
+        return answer.status
+
+
+async def chat(session: aiohttp.ClientSession, url: str) -> list[dict[str, Any]]:
+    """A streamed chat: its parts."""
+    messages = [{"role": "user", "content": "one two three four five six seven eight nine ten"}]
+    body = {"model": "llama3.2", "messages": messages}
+    async with session.post(f"{url}/api/chat", json=body) as answer:
+        assert answer.status == 200, await answer.text()
+        return [json.loads(line) async for line in answer.content]
+
+
+class Load:
+    """Clients that ask again and again until they are refused a connection, or are told to end.
+
+    done: requests that were answered. failed: those that were begun and came to nothing.
+    """
+
+    def __init__(self, url: str, clients: int = 9) -> None:
+        self._url = url
+        self.done = 0
+        self.failed: list[str] = []
+        self.is_over = False
+        self._tasks = [asyncio.create_task(self._ask(n % 3)) for n in range(clients)]
+
+    async def _ask(self, kind: int) -> None:
+        """Streams, or short requests: on a connection that is kept, or each on a new one."""
+        connector = aiohttp.TCPConnector(force_close=kind == 2)
+        async with aiohttp.ClientSession(connector=connector) as session:
+            while not self.is_over:
+                try:
+                    if kind == 0:
+                        assert (await chat(session, self._url))[-1]["done"] is True
+                    else:
+                        assert await embed(session, self._url) == 200
+                except aiohttp.ClientConnectorError:
+                    return  # it listens no more
+                except Exception as error:
+                    self.failed.append(repr(error))
+                    return
+                self.done += 1
+
+    async def reaches(self, count: int) -> None:
+        while self.done < count and not self.failed:
+            await asyncio.sleep(0.01)
+
+    async def end(self) -> None:
+        await asyncio.gather(*self._tasks)
+
+
+async def test_what_it_says(tmp_path: Path, node: str) -> None:
+    async with running(tmp_path, f"--node={node}", "--no-autobatch") as gateway:
+        url = await gateway.url()
+        assert await gateway.said("Nodes: ") == f"Nodes: {node}"
+        async with aiohttp.ClientSession() as session:
+            assert await embed(session, url) == 200
+        assert "sollol_requests_total" in await text_of(await gateway.metrics_url())
+        gateway.send(signal.SIGINT)
+        assert await gateway.end() == 0
+        assert gateway.lines[-1] == "The gateway has ended."
+        assert len(gateway.lines) == 5, gateway.lines
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_sigterm_under_load_fails_no_request(tmp_path: Path, node: str, workers: int) -> None:
+    arguments = (f"--node={node}", "--no-autobatch", f"--workers={workers}")
+    async with running(tmp_path, *arguments) as gateway:
+        load = Load(await gateway.url())
+        await load.reaches(100)
+        gateway.send(signal.SIGTERM)
+        await load.end()
+        assert await gateway.end() == 0
+    assert load.failed == []
+    assert load.done >= 100
+
+
+async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    async with (
+        FakeOllamaProcess(models=MODELS, seconds_per_chat_token=3600.0) as slow,
+        running(tmp_path, f"--node={slow.url}", "--no-autobatch") as gateway,
+    ):
+        url = await gateway.url()
+        async with aiohttp.ClientSession() as session:
+            asking = asyncio.create_task(chat(session, url))
+            await under_way(session, url)
+            gateway.send(signal.SIGTERM)
+            while await is_open(url):
+                await asyncio.sleep(0.01)
+            assert not asking.done()
+            gateway.send(signal.SIGTERM)
+            assert await gateway.end() == 128 + signal.SIGTERM
+            with pytest.raises(aiohttp.ClientError):
+                await asking
+        assert "1 requests were cut off" in gateway.lines
+
+
+async def under_way(session: aiohttp.ClientSession, url: str) -> None:
+    """Wait until a request is under way besides the one that asks."""
+    while True:
+        async with session.get(f"{url}/metrics") as answer:
+            if "sollol_active_requests 2.0" in await answer.text():
+                return
+
+
+async def is_open(url: str) -> bool:
+    host, port = url.removeprefix("http://").split(":")
+    try:
+        _, writer = await asyncio.open_connection(host, int(port))
+    except ConnectionError:
+        return False
+    writer.close()
+    return True
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_reload_under_load_fails_no_request(
+    tmp_path: Path, node: str, workers: int
+) -> None:
+    file = tmp_path / "gateway.toml"
+    file.write_text(f"hosts = ['{node}']\nautobatch_enabled = false\nprocesses = {workers}\n")
+    async with (
+        FakeOllamaProcess(models=MODELS, slots=64) as other,
+        running(tmp_path, f"--config={file}") as gateway,
+    ):
+        load = Load(await gateway.url())
+        await load.reaches(20)
+        file.write_text(
+            f"hosts = ['{node}', '{other.url}']\nautobatch_enabled = false\n"
+            f"processes = {workers}\nchat_timeout = 7\nrate_limit = 1000000\n"
+        )
+        gateway.send(signal.SIGHUP)
+        told = await gateway.said("read again: applied: hosts, rate_limit", times=workers)
+        assert "after a restart: chat_timeout" in told
+        await load.reaches(load.done + 50)
+        file.write_text("hosts = 3\n")
+        gateway.send(signal.SIGHUP)
+        await gateway.said("the settings stay as they are: ", times=workers)
+        await load.reaches(load.done + 20)
+        load.is_over = True
+        await load.end()
+        told = await text_of(await gateway.metrics_url())
+        assert f'host="{other.url.removeprefix("http://")}"' in told
+        gateway.send(signal.SIGTERM)
+        assert await gateway.end() == 0
+    assert load.failed == []
+
+
+async def test_a_killed_process_is_replaced_and_the_others_serve(tmp_path: Path, node: str) -> None:
+    arguments = (f"--node={node}", "--no-autobatch", "--workers=2")
+    async with running(tmp_path, *arguments) as gateway:
+        url = await gateway.url()
+        first, second = await gateway.pids()
+        os.kill(first, signal.SIGKILL)
+        # What was on its way to the one that died may fail; whoever asks again is served.
+        served = 0
+        while served < 20:
+            async with aiohttp.ClientSession() as session:
+                with suppress(aiohttp.ClientError):
+                    served += await embed(session, url) == 200
+        await gateway.said("process 0 ended with SIGKILL; it is started again in 0.1 s")
+        while len(await processes(await gateway.metrics_url())) < 2:
+            await asyncio.sleep(0.05)
+        os.kill(second, 0)  # the other one was left alone
+        gateway.send(signal.SIGTERM)
+        assert await gateway.end() == 0
+
+
+async def text_of(url: str) -> str:
+    async with aiohttp.ClientSession() as session, session.get(url) as answer:
+        return await answer.text()
+
+
+async def processes(metrics_url: str) -> set[str]:
+    """Which processes the metrics tell of."""
+    text = await text_of(metrics_url)
+    return {index for index in "0123" if f'sollol_connections{{process="{index}"}}' in text}
+
+
+async def test_processes_end_when_their_parent_is_killed(tmp_path: Path, node: str) -> None:
+    arguments = (f"--node={node}", "--no-autobatch", "--workers=2")
+    async with running(tmp_path, *arguments) as gateway:
+        url = await gateway.url()
+        gateway.process.kill()
+        while await is_open(url):
+            await asyncio.sleep(0.01)
+
+
+async def test_keys_and_a_public_address(tmp_path: Path, node: str) -> None:
+    key = new_key("ann")
+    file = tmp_path / "keys.txt"
+    file.write_text(key.line)
+    arguments = (f"--node={node}", "--no-autobatch", f"--api-keys={file}", "--no-metrics")
+    async with running(tmp_path, *arguments) as gateway:
+        url = await gateway.url()
+        async with aiohttp.ClientSession() as session:
+            assert await embed(session, url) == 401
+            assert await embed(session, url, Authorization=f"Bearer {key.token}") == 200
+        gateway.send(signal.SIGTERM)
+        assert await gateway.end() == 0
+        assert key.token not in "".join(gateway.lines)
+        assert not any("Metrics" in line for line in gateway.lines)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_what_cannot_be_is_told(tmp_path: Path, workers: int) -> None:
+    async with running(tmp_path, "--host=0.0.0.0", f"--workers={workers}") as gateway:
+        assert await gateway.end() == 2
+        assert len(gateway.lines) == 1
+        assert "there are no API keys" in gateway.lines[0]
+
+
+# Without a process.
+
+
+def test_a_key_and_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert print_key("ann", "models=qwen* admin") == 0
+    shown = capsys.readouterr()
+    (key,) = parse_keys(shown.out, "keys.txt")
+    assert (key.name, key.models, key.is_admin) == ("ann", ("qwen*",), True)
+    token = shown.err.split()[-1]
+    assert token.startswith("sk-sollol-")
+    assert token not in shown.out
+
+
+def test_options_that_were_not_given_leave_it_to_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.toml"
+    file.write_text("gateway_port = 8001\nhosts = ['10.0.0.2']\nmetrics_port = 9091\n")
+    given = {"gateway_port": 8002, "metrics_port": None}
+    config = source_of(UpOptions(config=str(file), given=given)).read()
+    assert (config.gateway_port, config.metrics_port) == (8002, 9091)
+    assert config.hosts == ("10.0.0.2",)
+    named = source_of(UpOptions(config=str(file), nodes=["10.0.0.3"], hosts="none.txt"))
+    assert named.read().hosts == ("10.0.0.3",)
+    assert source_of(UpOptions()).read().hosts is None
+
+
+def test_what_a_user_is_told() -> None:
+    running = Running("http://127.0.0.1:8000", None, None, (1, 2))
+    lines = greeting(running)
+    assert lines[0] == "Listening on http://127.0.0.1:8000 (2 processes: 1, 2); Ctrl-C ends it."
+    assert "what a search finds" in lines[1]
+    assert not any(line.startswith("Metrics") for line in lines)
+
+
+def test_every_option_of_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from aiosollol.cli import gateway_commands  # noqa: F401 - adds the command
+    from aiosollol.cli.base import app
+
+    told: list[UpOptions] = []
+    monkeypatch.setattr(module, "run_up", lambda options: told.append(options) or 0)
+    line = (
+        "up --workers 3 --dask-workers 4 --hosts h.txt --port 8001 --dask-scheduler tcp://x:1 "
+        "--no-autobatch --autobatch-interval 5 --no-adaptive-metrics "
+        "--adaptive-metrics-interval 6 --host ::1 --insecure --allow-admin --no-metrics"
+    )
+    assert CliRunner().invoke(app, line.split()).exit_code == 0
+    (options,) = told
+    assert options.hosts == "h.txt"
+    given = {name: value for name, value in options.given.items() if value is not None}
+    assert given == {
+        "processes": 3,
+        "dask_workers": 4,
+        "gateway_host": "::1",
+        "gateway_port": 8001,
+        "dask_scheduler": "tcp://x:1",
+        "autobatch_enabled": False,
+        "autobatch_interval": 5.0,
+        "adaptive_metrics_enabled": False,
+        "adaptive_metrics_interval": 6.0,
+        "insecure": True,
+        "allow_admin": True,
+        "metrics_enabled": False,
+    }

@@ -1,0 +1,406 @@
+"""What a request has to pass: rates, requests in flight, keys, models, origins and bodies."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from aiosollol import InvalidInput
+from aiosollol.gateway.guard import KEY, Guard
+from aiosollol.gateway.keys import ApiKey, KeyRing, new_key, parse_keys
+from aiosollol.gateway.limits import Limiter, Limits, client_of
+from aiosollol.gateway.origins import Origins
+from aiosollol.gateway.serving import Listener
+
+pytestmark = pytest.mark.anyio
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def limiter(**limits: Any) -> tuple[Limiter, Clock]:
+    clock = Clock()
+    clock.now = 1000.0
+    return Limiter(Limits(**limits), clock), clock
+
+
+def test_a_bucket_fills_again() -> None:
+    held, clock = limiter(rate=2.0, burst=3)
+    assert [held.enter("a") for _ in range(3)] == [None] * 3
+    assert held.enter("a") == pytest.approx(0.5)
+    assert held.enter("b") is None  # another client
+    clock.now += 0.5
+    assert held.enter("a") is None
+    assert held.enter("a") == pytest.approx(0.5)
+    clock.now += 100.0
+    assert [held.enter("a") for _ in range(4)] == [None, None, None, pytest.approx(0.5)]
+
+
+def test_requests_in_flight() -> None:
+    held, _ = limiter(max_in_flight=2)
+    assert held.enter("a") is None
+    assert held.enter("a") is None
+    assert held.enter("a") == 1.0
+    held.leave("a")
+    assert held.enter("a") is None
+
+
+def test_a_key_has_terms_of_its_own() -> None:
+    held, _ = limiter(max_in_flight=1, rate=1.0)
+    key = ApiKey("ann", b"", rate=10.0, in_flight=2)
+    assert held.enter("key ann", key) is None
+    assert held.enter("key ann", key) is None
+    assert held.enter("key ann", key) == 1.0
+    plain = ApiKey("bob", b"")
+    assert held.enter("key bob", plain) is None
+    assert held.enter("key bob", plain) == 1.0
+
+
+def test_who_has_gone_is_forgotten() -> None:
+    held, clock = limiter()
+    for number in range(10_000):
+        assert held.enter(f"10.0.{number // 256}.{number % 256}") is None
+        held.leave(f"10.0.{number // 256}.{number % 256}")
+        clock.now += 0.001
+    assert len(held) <= 1024
+    held, clock = limiter(rate=1.0)
+    for number in range(10_000):
+        held.enter(str(number))
+        held.leave(str(number))
+        clock.now += 0.1
+    assert len(held) < 3000
+
+
+@pytest.mark.parametrize(
+    ("address", "client"),
+    [
+        ("10.0.0.7", "10.0.0.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::ffff:10.0.0.7", "10.0.0.7"),
+        ("", ""),
+        ("a:b:odd", "a:b:odd"),
+    ],
+)
+def test_who_a_client_is(address: str, client: str) -> None:
+    assert client_of(address) == client
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_in_flight": 0},
+        {"max_body": 0},
+        {"rate": -1.0},
+        {"rate": float("inf")},
+        {"burst": -1},
+        {"body_timeout": 0.0},
+    ],
+)
+def test_limits_that_cannot_be(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput):
+        Limits(**wrong)
+
+
+# The guard, in front of an application.
+
+
+class Gateway:
+    """An application that echoes, behind a guard. release: lets ``/api/slow`` answer."""
+
+    def __init__(self, guard: Guard) -> None:
+        self.guard = guard
+        self.release = asyncio.Event()
+        self.waiting = asyncio.Event()
+        self.app = web.Application(middlewares=[guard.middleware()], client_max_size=1 << 20)
+        self.app.router.add_route("*", "/api/slow", self.slow)
+        self.app.router.add_route("*", "/{path:.*}", self.echo)
+        self.app.on_response_prepare.append(guard.origins.tell)
+        self.url = ""
+
+    async def echo(self, request: web.Request) -> web.Response:
+        key = request.get(KEY)
+        return web.json_response(
+            {"key": key and key.name, "bytes": len(await request.read()), "path": request.path}
+        )
+
+    async def slow(self, request: web.Request) -> web.Response:
+        self.waiting.set()
+        await self.release.wait()
+        return web.Response()
+
+
+@asynccontextmanager
+async def serving(**options: Any) -> AsyncIterator[tuple[Gateway, aiohttp.ClientSession]]:
+    keys = options.pop("keys", None)
+    limits = options.pop("limits", None)
+    gateway = Gateway(Guard(keys, limits, **options))
+    listener = Listener(gateway.app)
+    await listener.start("127.0.0.1", 0)
+    gateway.url = listener.url
+    try:
+        async with aiohttp.ClientSession(listener.url) as session:
+            yield gateway, session
+    finally:
+        gateway.release.set()
+        await listener.stop(5.0)
+
+
+def ring(*lines: str) -> tuple[KeyRing, list[str]]:
+    made = [new_key(*line.partition(" ")[::2]) for line in lines]
+    return KeyRing(parse_keys("\n".join(key.line for key in made), "f")), [k.token for k in made]
+
+
+async def test_without_keys_all_may_come() -> None:
+    async with serving() as (_, session), session.get("/api/tags") as answer:
+        assert answer.status == 200
+        assert (await answer.json())["key"] is None
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+async def test_keys_come_in_two_headers() -> None:
+    keys, (token,) = ring("ann")
+    async with serving(keys=keys) as (gateway, session):
+        for headers in (bearer(token), {"Authorization": f"bearer  {token}"}, {"x-api-key": token}):
+            async with session.get("/api/tags", headers=headers) as answer:
+                assert answer.status == 200
+                assert (await answer.json())["key"] == "ann"
+        for headers in ({}, bearer(token + "x"), {"x-api-key": ""}, {"Authorization": token}):
+            async with session.get("/api/tags", headers=headers) as answer:
+                assert answer.status == 401
+                assert answer.headers["WWW-Authenticate"] == "Bearer"
+                assert token not in await answer.text()
+        assert gateway.guard.denied == {401: 4}
+        async with session.get("/") as answer:
+            assert answer.status == 200  # that there is a server, and no more
+
+
+FORMS: list[tuple[str, Callable[[Any], str]]] = [
+    ("/api/chat", lambda body: body["error"]),
+    ("/v1/chat/completions", lambda body: body["error"]["message"]),
+    ("/v1/messages", lambda body: body["error"]["message"]),
+]
+
+
+@pytest.mark.parametrize(("path", "message_of"), FORMS)
+async def test_refusals_in_the_words_of_each_api(
+    path: str, message_of: Callable[[Any], str]
+) -> None:
+    limits = Limits(rate=0.001, burst=1)
+    async with serving(limits=limits) as (_, session):
+        async with session.post(path, data=b"{}") as answer:
+            assert answer.status == 200
+        async with session.post(path, data=b"{}") as answer:
+            assert answer.status == 429
+            assert 900 < int(answer.headers["Retry-After"]) <= 1000
+            body = await answer.json(content_type=None)
+    assert "too many requests" in message_of(body)
+    if path == "/v1/messages":
+        assert body["type"] == "error"
+        assert body["error"]["type"] == "rate_limit_error"
+    elif path.startswith("/v1"):
+        assert body["error"]["code"] == "rate_limit_exceeded"
+
+
+async def test_requests_in_flight_of_one_client() -> None:
+    async with serving(limits=Limits(max_in_flight=1)) as (gateway, session):
+        first = asyncio.create_task(session.get("/api/slow"))
+        await gateway.waiting.wait()
+        assert gateway.guard.active == 1
+        async with session.get("/api/tags") as answer:
+            assert (answer.status, answer.headers["Retry-After"]) == (429, "1")
+        gateway.release.set()
+        (await first).release()
+        async with session.get("/api/tags") as answer:
+            assert answer.status == 200
+        assert gateway.guard.active == 0
+
+
+async def test_a_client_that_leaves_gives_its_place_back() -> None:
+    async with serving(limits=Limits(max_in_flight=1)) as (gateway, session):
+        leaving = asyncio.create_task(session.get("/api/slow"))
+        await gateway.waiting.wait()
+        leaving.cancel()
+        await asyncio.wait([leaving])
+        while gateway.guard.active:
+            await asyncio.sleep(0)
+        async with session.get("/api/tags") as answer:
+            assert answer.status == 200
+
+
+ADMIN = ("/api/pull", "/api/push", "/api/delete", "/api/copy", "/api/create", "/api/blobs/sha256:1")
+
+
+async def test_changing_models_is_off_unless_set() -> None:
+    keys, (plain, admin) = ring("ann", "ops admin")
+    for options, headers, status in (
+        ({}, {}, 403),
+        ({"allow_admin": True}, {}, 200),
+        ({"keys": keys}, bearer(admin), 403),
+        ({"keys": keys, "allow_admin": True}, bearer(plain), 403),
+        ({"keys": keys, "allow_admin": True}, bearer(admin), 200),
+        ({"keys": keys, "allow_admin": True}, {}, 401),
+    ):
+        async with serving(**options) as (_, session):
+            for path in ADMIN:
+                async with session.post(path, headers=headers, data=b"{}") as answer:
+                    assert answer.status == status, (options, path)
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"model": "qwen3"}, 200),
+        ({"model": "all-minilm:latest", "input": "x"}, 200),
+        ({"model": "llama3.2"}, 403),
+        ({}, 403),
+        ({"model": 7}, 403),
+        ({"model": "qwen3", "Model": "llama3.2"}, 403),
+        ({"MODEL": "llama3.2"}, 403),
+        ({"name": "llama3.2"}, 403),
+        ([], 403),
+        (b"no json", 403),
+    ],
+)
+async def test_models_of_a_key(body: Any, status: int) -> None:
+    keys, (token,) = ring("ann models=qwen*,all-minilm")
+    async with serving(keys=keys) as (_, session):
+        data = body if isinstance(body, bytes) else json.dumps(body)
+        async with session.post("/api/chat", headers=bearer(token), data=data) as answer:
+            assert answer.status == status
+            if status == 200:
+                assert (await answer.json())["bytes"] == len(data)
+        async with session.get("/api/tags", headers=bearer(token)) as answer:
+            assert answer.status == 200
+        async with session.delete("/api/embed/batch/7", headers=bearer(token)) as answer:
+            assert answer.status == 200
+
+
+async def test_bodies_come_through_whole() -> None:
+    async with serving() as (_, session):
+        for size in (0, 1, 70_000, 1 << 20):
+            async with session.post("/api/embed", data=bytes(size)) as answer:
+                assert (await answer.json())["bytes"] == size
+
+
+async def chunks(size: int) -> AsyncIterator[bytes]:
+    for _ in range(size // 4096):
+        yield bytes(4096)
+
+
+@pytest.mark.parametrize("path", ["/api/embed", "/v1/embeddings", "/v1/messages"])
+async def test_bodies_that_are_too_large(path: str) -> None:
+    async with serving(limits=Limits(max_body=100_000)) as (_, session):
+        for data in (bytes(200_000), chunks(200_000), chunks(3 << 20)):
+            async with session.post(path, data=data) as answer:
+                assert answer.status == 413
+                assert "larger than 100,000 bytes" in await answer.text()
+
+
+async def test_large_bodies_together() -> None:
+    """One may be as large as it likes, several share what there is."""
+    async with serving(limits=Limits(max_bodies=1000)) as (gateway, session):
+        host, port = gateway.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"POST /api/embed HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n{")
+        while not gateway.guard.active:
+            await asyncio.sleep(0)
+        other_reader, other = await asyncio.open_connection(host, int(port))
+        other.write(b"POST /api/embed HTTP/1.1\r\nHost: x\r\nContent-Length: 600\r\n\r\n{")
+        answer = await other_reader.read()
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"Retry-After: 1" in answer
+        async with session.post("/api/embed", data=b"{}") as small:
+            assert small.status == 200
+        writer.write(bytes(4999))
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+        while gateway.guard.active:
+            await asyncio.sleep(0)
+        async with session.post("/api/embed", data=bytes(1 << 20)) as again:
+            assert again.status == 200
+        for each in (writer, other):
+            each.close()
+
+
+async def test_a_body_that_does_not_come() -> None:
+    async with serving(limits=Limits(body_timeout=0.1)) as (gateway, _):
+        host, port = gateway.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"POST /api/embed HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+        answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"Connection: close" in answer
+        writer.close()
+
+
+# Pages.
+
+
+@pytest.mark.parametrize(
+    ("host", "sound"),
+    [
+        ("127.0.0.1:8000", True),
+        ("localhost:8000", True),
+        ("[::1]:8000", True),
+        ("10.0.0.2", True),
+        ("gpu1", True),
+        ("gpu1.local:8000", True),
+        ("", True),
+        ("evil.example.com", False),
+        ("evil.example.com:8000", False),
+        ("127.0.0.1.evil.com", False),
+        ("localhost@evil.com", False),
+        ("[", False),
+    ],
+)
+def test_hosts_that_a_gateway_on_loopback_answers_to(host: str, sound: bool) -> None:
+    origins = Origins(only_local=True)
+    assert [origins.is_host_sound(host) for _ in range(2)] == [sound] * 2
+    assert Origins().is_host_sound(host)
+
+
+async def test_pages_of_others_are_kept_away() -> None:
+    allowed = "https://chat.example.com"
+    async with serving(origins=Origins([allowed], only_local=True)) as (gateway, session):
+        own = gateway.url
+        for origin, status in (
+            (own, 200),
+            (allowed, 200),
+            ("https://evil.com", 403),
+            ("null", 403),
+        ):
+            async with session.post("/api/chat", headers={"Origin": origin}) as answer:
+                assert answer.status == status
+                told = answer.headers.get("Access-Control-Allow-Origin")
+                assert told == (allowed if origin == allowed else None)
+        async with session.get("/api/tags", headers={"Host": "evil.com"}) as answer:
+            assert answer.status == 403
+
+
+async def test_a_browser_may_ask_beforehand_without_a_key() -> None:
+    keys, _ = ring("ann")
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-a, x-b"}
+    async with serving(keys=keys, origins=Origins(["https://*.example.com"])) as (_, session):
+        for origin, status in (("https://a.example.com", 204), ("https://evil.com", 403)):
+            headers = {"Origin": origin, **asked}
+            async with session.options("/api/chat", headers=headers) as answer:
+                assert answer.status == status
+                if status == 204:
+                    assert answer.headers["Access-Control-Allow-Origin"] == origin
+                    assert answer.headers["Access-Control-Allow-Headers"] == "x-a, x-b"
+        async with session.options("/api/chat") as answer:
+            assert answer.status == 401  # no browser
