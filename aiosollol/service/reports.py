@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from aiosollol import __version__
 from aiosollol.service.config import NOT_IN_USE, SOLLOLConfig
 
 if TYPE_CHECKING:
@@ -51,44 +50,18 @@ def health(parts: Parts | None) -> dict[str, Any]:
     ``hosts``: each with its circuit breaker and its last error."""
     if parts is None:
         return dict(_STOPPED)
-    hosts = _hosts(parts)
-    available = sum(host["available"] for host in hosts)
-    word = "unhealthy" if not available else "healthy" if available == len(hosts) else "degraded"
-    return {
-        "status": word,
-        "service": "SOLLOL",
-        "version": __version__,
-        "task_distribution": {"enabled": bool(hosts), "ollama_nodes": len(hosts)},
-        "available_hosts": available,
-        "hosts": hosts,
-        "timestamp": now(),
-    }
+    from aiosollol.gateway.sollol import health_of  # loads aiohttp
+
+    return health_of(parts.pool)
 
 
 def stats(parts: Parts | None) -> dict[str, Any]:
     """``hosts`` and ``timestamp`` as the original has them, and all of `OllamaPool.get_stats`."""
     if parts is None:
         return dict(_STOPPED)
-    return {**parts.pool.get_stats(), "hosts": _hosts(parts), "timestamp": now()}
+    from aiosollol.gateway.sollol import stats_of
 
-
-def _hosts(parts: Parts) -> list[dict[str, Any]]:
-    updated = now()
-    return [
-        {
-            "host": key,
-            "available": node["available"],
-            "latency_ms": node["latency_ms"],
-            "success_rate": node["success_rate"],
-            "cpu_load": node["cpu_load"],
-            "gpu_free_mem": node["gpu_free_mem"],
-            "priority": node["priority"],
-            "circuit_breaker": node["circuit_breaker"],
-            "last_error": node["last_error"],
-            "last_updated": updated,
-        }
-        for key, node in parts.pool.get_stats()["node_performance"].items()
-    ]
+    return stats_of(parts.pool)
 
 
 def now() -> str:
