@@ -14,7 +14,8 @@ from aiosollol.cli.advertise import AdvertiseOptions
 from aiosollol.cli.agent import AgentOptions
 from aiosollol.cli.discover import DiscoverOptions
 from aiosollol.config.settings import TABLE
-from aiosollol.wire.agent import AGENT_PORT, load_report
+from aiosollol.core.address import AGENT_PORT
+from aiosollol.wire.agent import load_report
 
 
 def options_of(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, argv: list[str]) -> Any:

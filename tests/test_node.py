@@ -234,3 +234,15 @@ def test_a_spec_survives_pickling_and_copying() -> None:
     for again in (pickle.loads(pickle.dumps(spec)), copy.deepcopy(spec)):
         assert again == spec
         assert dict(again.headers) == {"Authorization": "Bearer x"}
+
+
+@pytest.mark.parametrize(
+    ("agent", "url"),
+    [
+        ("10.0.0.2", "http://10.0.0.2:11435"),
+        ("10.0.0.2:1", "http://10.0.0.2:1"),
+        ("https://agent.test", "https://agent.test:443"),
+    ],
+)
+def test_where_the_agent_of_a_node_is(agent: str, url: str) -> None:
+    assert NodeSpec("10.0.0.2", agent=agent).agent == url

@@ -13,8 +13,9 @@ from aiohttp import web
 
 from aiosollol.agent.app import make_app
 from aiosollol.agent.readings import Readings, Sensors
+from aiosollol.core.address import AGENT_PORT
 from aiosollol.errors import InvalidInput, SollolError
-from aiosollol.wire.agent import AGENT_PORT, AgentReport
+from aiosollol.wire.agent import AgentReport
 
 _log = logging.getLogger(__name__)
 

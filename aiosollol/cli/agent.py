@@ -12,9 +12,9 @@ from aiosollol.agent import MachineSensors, is_loopback, serve, stated_gpu
 from aiosollol.cli.announcing import announced
 from aiosollol.cli.loop import run
 from aiosollol.cli.output import Screen
-from aiosollol.core.address import Address, parse_ollama_host
+from aiosollol.core.address import AGENT_PORT, Address, parse_ollama_host
 from aiosollol.discovery.machine import machine_id
-from aiosollol.wire.agent import AGENT_PORT, AgentReport, dump_report
+from aiosollol.wire.agent import AgentReport, dump_report
 
 _GIB = 2**30
 _ENDED = (130, 143)  # by Ctrl-C and SIGTERM: an agent ends in no other way

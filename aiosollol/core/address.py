@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 from aiosollol.errors import InvalidInput
 
 DEFAULT_PORT = 11434
+AGENT_PORT = 11435
+"""Where an agent listens unless it is told otherwise: next to Ollama's own."""
 _SCHEME_PORTS = {"http": 80, "https": 443}
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
 
@@ -42,10 +44,10 @@ class Address:
         return self.url
 
     @classmethod
-    def parse(cls, text: str) -> Address:
+    def parse(cls, text: str, bare_port: int = DEFAULT_PORT) -> Address:
         """Read a URL, ``host:port``, a bare host, or IPv6 with or without brackets.
 
-        Without a scheme the port defaults to 11434. With one it defaults to the scheme's own port
+        Without a scheme the port defaults to `bare_port`. With one it defaults to the scheme's own port
         (80 or 443), as Ollama itself reads ``OLLAMA_HOST`` (envconfig/config.go in its source).
         Raises InvalidInput, which says what was expected.
         """
@@ -61,7 +63,7 @@ class Address:
                 raise _malformed(text, f"the scheme is {scheme!r}, not http or https")
             default_port = _SCHEME_PORTS[scheme]
         else:
-            scheme, rest, default_port = "http", stripped, DEFAULT_PORT
+            scheme, rest, default_port = "http", stripped, bare_port
             if _is_ipv6(rest):
                 rest = f"[{rest}]"
         if re.search(r"[\s\0]", rest):  # urlsplit would drop a line break without a word

@@ -12,7 +12,7 @@ from functools import lru_cache
 from types import MappingProxyType, UnionType
 from typing import Any, NamedTuple, TypeAlias
 
-from aiosollol.core.address import Address
+from aiosollol.core.address import AGENT_PORT, Address
 from aiosollol.errors import InvalidInput
 
 _SPEC_KEYS = (
@@ -41,7 +41,7 @@ class NodeSpec:
     vram_gb: GPU memory in all, in GiB, where the user knows it.
     fingerprint: SHA-256 of the certificate of an https node, 64 hexadecimal digits (colons may
     stand between). Given, that certificate is trusted and no other, whoever signed it.
-    agent: where its `aiosollol agent` answers, such as http://10.0.0.2:11435; None if it has none.
+    agent: where its `aiosollol agent` answers, such as 10.0.0.2:11435; None if it has none.
 
     Raises InvalidInput on a field that cannot be right.
     """
@@ -86,7 +86,7 @@ class NodeSpec:
             if address.scheme != "https":
                 raise InvalidInput(f"{self.name} has a fingerprint, so its URL must be https://")
         if self.agent is not None:
-            set_(self, "agent", Address.parse(self.agent).url)
+            set_(self, "agent", Address.parse(self.agent, AGENT_PORT).url)
 
     def __reduce__(self) -> tuple[type[NodeSpec], tuple[Any, ...]]:
         # The read-only view of the headers can be neither pickled nor copied.

@@ -31,9 +31,6 @@ from typing import Any, NamedTuple
 from aiosollol.errors import ProtocolError
 from aiosollol.wire.ollama import dump_whole, load
 
-AGENT_PORT = 11435
-"""Where an agent listens unless it is told otherwise: next to Ollama's own 11434."""
-
 AGENT_PATH = "/agent"
 
 
