@@ -126,7 +126,7 @@ __all__ = [
     "discover_ollama_nodes",
 ]
 
-# Who does not search need not load zeroconf and netifaces, nor who does not serve aiohttp (PEP 562).
+# PEP 562: who does not search need not load zeroconf and netifaces, nor aiohttp who serves nothing.
 _LATER = {
     "SOLLOL": "service",
     "SOLLOLConfig": "service",

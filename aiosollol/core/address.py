@@ -47,7 +47,7 @@ class Address:
     def parse(cls, text: str, bare_port: int = DEFAULT_PORT) -> Address:
         """Read a URL, ``host:port``, a bare host, or IPv6 with or without brackets.
 
-        Without a scheme the port defaults to `bare_port`. With one it defaults to the scheme's own port
+        Without a scheme the port defaults to `bare_port`. With one it defaults to the scheme's own
         (80 or 443), as Ollama itself reads ``OLLAMA_HOST`` (envconfig/config.go in its source).
         Raises InvalidInput, which says what was expected.
         """
