@@ -156,6 +156,9 @@ class Admission:
                 if self._roster.is_closed:  # between the place and our turn
                     node.leave()
                     raise PoolClosed("the pool was closed during this call")
+                if registry.clock() >= gives_up:  # a place came, but too late to be of use
+                    node.leave()
+                    raise self._saturated(registry.clock() - came)
                 return node
 
     async def _wait_ready(self, model: str, deadline: float, *, patient: bool = False) -> None:

@@ -419,6 +419,7 @@ COMMANDS = [
     *("demo", "embed", "plan", "node"),
     *("nodes", "stats", "route", "verify", "warm"),
     *("discover", "advertise", "agent", "config"),
+    *("up", "key"),
 ]
 
 
