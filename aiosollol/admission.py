@@ -63,13 +63,14 @@ class Admission:
             # Of which digest its vectors are to be is decided once: by all nodes, if they answer.
             await self._wait_ready(request.model, deadline, patient=True)
         nodes = self.eligible(request, tried)
+        node = None
         if nodes:
             node = self._on_trial(nodes, request)
             if node is None:
                 node = nodes[0] if len(nodes) == 1 else self._choose(nodes, request)
             if node.try_enter():
                 return node
-        return await self._wait(request, tried, deadline, priority)
+        return await self._wait(request, tried, deadline, priority, node)
 
     def try_place(self, request: RouteRequest, tried: Collection[str]) -> Node | None:
         """A sound node but those `tried`, and a place on it that is taken now; None if none has."""
@@ -125,7 +126,12 @@ class Admission:
         return route(self._strategy, nodes, request, self._registry.clock(), self._rng)
 
     async def _wait(
-        self, request: RouteRequest, tried: Collection[str], deadline: float, priority: int
+        self,
+        request: RouteRequest,
+        tried: Collection[str],
+        deadline: float,
+        priority: int,
+        chosen: Node | None,
     ) -> Node:
         """Wait in the line of the node that was chosen; look around again when that takes long."""
         registry = self._registry
@@ -135,7 +141,8 @@ class Admission:
             if self._roster.is_closed:
                 raise PoolClosed("the pool was closed during this call")
             version = registry.version
-            nodes = self.eligible(request, tried)
+            node, chosen = chosen, None
+            nodes = self.eligible(request, tried) if node is None else [node]
             now = registry.clock()
             if not nodes:
                 if not self._roster.ready(request.model):
@@ -146,9 +153,10 @@ class Admission:
                     with anyio.move_on_after(min(gives_up - now, 1.0)):
                         await registry.wait_changed(version)
                 continue
-            node = nodes[0] if len(nodes) == 1 else self._choose(nodes, request)
-            if node.try_enter():
-                return node
+            if node is None:
+                node = nodes[0] if len(nodes) == 1 else self._choose(nodes, request)
+                if node.try_enter():
+                    return node
             if now >= gives_up:
                 raise self._saturated(now - came)
             patience = max(_LEAST_PATIENCE, _PATIENCE * node.ahead(now))
