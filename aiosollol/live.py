@@ -89,6 +89,11 @@ class LiveCalls:
         self._streams: WeakSet[ReplyStream[Any]] = WeakSet()
 
     @property
+    def has_streams(self) -> bool:
+        """Whether a stream is open."""
+        return bool(self._streams)
+
+    @property
     def is_busy(self) -> bool:
         """Whether a call is under way, or somebody waits for the next part of a stream."""
         return self._active > 0 or any(stream.is_waiting for stream in self._streams)

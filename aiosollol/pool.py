@@ -203,11 +203,14 @@ class OllamaPool(Operations, Conversations, Forwarding):
 
     async def _close(self, seconds: float) -> None:
         with anyio.move_on_after(seconds):
+            # Two looks at open streams: who reads one does not wait for it all the time.
+            looks = 2 if self._live.has_streams else 1
             idle = 0
-            # Twice: who reads a stream does not wait for it all the time.
-            while idle < 2 and not self._is_impatient:
+            while not self._is_impatient:
                 idle = 0 if self._live.is_busy or self._batches.is_busy else idle + 1
-                await asyncio.sleep(_LOOK_SECONDS if idle < 2 else 0)
+                if idle >= looks:
+                    break
+                await asyncio.sleep(_LOOK_SECONDS)
         tasks = self._upkeep.cancel()
         self._roster.close()
         self._loads.close()
