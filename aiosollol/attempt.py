@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import TracebackType
+
 from aiosollol.core import breaker as breakers
 from aiosollol.core.concurrency import Sample
 from aiosollol.core.events import AttemptFailed, NodeChanged
@@ -20,7 +22,8 @@ well: the cause for complaint is forgotten, rather than left to fade."""
 
 
 class Attempt:
-    """A request that has a place on `node`. Exactly one of the four ends must be called, once.
+    """A request that has a place on `node`. Used by ``with``, it counts what is raised inside by
+    itself; `answered` is to be called otherwise. Each is counted exactly once.
 
     request: what it is. options: see `Node.is_cold`. is_live: whether it tells how many requests
     the node should have at once; chunks of a batch do not, they are of very different sizes.
@@ -74,6 +77,24 @@ class Attempt:
         )
         if self._is_probe:
             self._advance(breakers.Sent(), now)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close(error)
+
+    def close(self, error: BaseException | None) -> None:
+        """Count what went wrong, if anything did: the node's failure, or that it was given up."""
+        if isinstance(error, NodeError):
+            self.failed(error)
+        elif error is not None:  # the caller left, or another node was faster
+            self.cancelled()
 
     def restart(self) -> None:
         """The model is loaded: what counts from now on is the request alone."""

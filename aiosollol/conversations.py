@@ -17,9 +17,9 @@ from aiosollol.core.request import (
 )
 from aiosollol.core.waiting import USUAL, check_priority
 from aiosollol.errors import InvalidInput
-from aiosollol.exchange import Part, TalkCall
+from aiosollol.exchange import TalkCall
 from aiosollol.live import LiveCalls, Wishes
-from aiosollol.streams import ReplyStream
+from aiosollol.streams import Part, ReplyStream
 from aiosollol.wire import chat as chat_wire
 from aiosollol.wire.ollama import dump
 

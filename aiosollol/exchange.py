@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 import anyio
 
 from aiosollol.attempt import Attempt
 from aiosollol.core.events import Loading
 from aiosollol.core.node import full_name
-from aiosollol.core.reply import ChatReply, GeneratedText
 from aiosollol.core.routing import RouteRequest
 from aiosollol.errors import (
     BadRequest,
@@ -27,12 +27,10 @@ from aiosollol.loads import LOAD_SECONDS, Load, Loads
 from aiosollol.nodes import Node
 from aiosollol.ports import Transport
 from aiosollol.registry import Registry
-from aiosollol.streams import ReplyStream
+from aiosollol.streams import OnEnd, Part, ReplyStream
 from aiosollol.wire import embed as wire
 from aiosollol.wire.ollama import dump
 from aiosollol.wire.ollama import load as load_json
-
-Part = TypeVar("Part", bound=ChatReply | GeneratedText)
 
 
 @dataclass(slots=True)
@@ -82,6 +80,15 @@ class TalkCall(Generic[Part]):
     def __post_init__(self) -> None:
         self.request = RouteRequest(self.model, self.tokens, kind=self.path.rpartition("/")[2])
 
+    def stream(
+        self,
+        node: str,
+        response: AbstractAsyncContextManager[AsyncIterator[bytes]],
+        on_end: OnEnd[Part],
+    ) -> ReplyStream[Part]:
+        """Its answer, where that is streamed. The arguments are those of `ReplyStream`."""
+        return ReplyStream(node, response, self.load, on_end)
+
     def load_request(self) -> tuple[str, bytes]:
         """Path and body of a request that loads the model for this one and computes nothing."""
         fields = {"model": self.model, "stream": False, **_loading(self.loading)}
@@ -119,18 +126,12 @@ class Exchange:
         load = self._load_for(call, node)
         attempt = Attempt(self._registry, node, call.request, options=call.options, is_live=is_live)
         timeout = call.timeout
-        try:
+        with attempt:
             if load is not None:
                 left = await self._loaded(load, timeout, attempt)
                 timeout = left if is_live else timeout
             answer = await _ask(self._way_to(node), call, node, timeout)
             _check_dim(node, answer.dim, call.dim)
-        except NodeError as error:
-            attempt.failed(error)
-            raise
-        except BaseException:  # cancelled: the caller left, or a copy was faster
-            attempt.cancelled()
-            raise
         node.counters.vectors += answer.count
         attempt.answered(_tokens(answer.tokens, call.tokens))
         return answer
@@ -140,17 +141,11 @@ class Exchange:
         load = self._load_for(call, node)
         attempt = Attempt(self._registry, node, call.request, options=call.options, is_live=True)
         timeout = call.timeout
-        try:
+        with attempt:
             if load is not None:
                 timeout = await self._loaded(load, timeout, attempt)
             data = await self._way_to(node).request("POST", call.path, call.body, timeout=timeout)
             part = call.load(node.name, data)
-        except NodeError as error:
-            attempt.failed(error)
-            raise
-        except BaseException:
-            attempt.cancelled()
-            raise
         attempt.answered(call.tokens)
         return part
 
@@ -169,31 +164,23 @@ class Exchange:
         load = self._load_for(call, node)
         attempt = Attempt(self._registry, node, call.request, options=call.options, is_live=True)
         timeout = call.timeout
-        try:
+        with attempt:
             if load is not None:
                 timeout = await self._loaded(load, timeout, attempt)
             response = self._way_to(node).stream(call.path, call.body, timeout=timeout)
-        except NodeError as error:
-            attempt.failed(error)
-            raise
-        except BaseException:
-            attempt.cancelled()
-            raise
         first_part = anyio.CancelScope()
         late = NodeTimeout(node.name, f"sent nothing within {first_byte_timeout:g} s")
 
         def account(stream: ReplyStream[Part], error: BaseException | None) -> None:
             if error is None:
                 attempt.answered(call.tokens)
-            elif isinstance(error, NodeError):
-                attempt.failed(error)
-            elif first_part.cancel_called:
+            elif first_part.cancel_called and not isinstance(error, NodeError):
                 attempt.failed(late)
             else:
-                attempt.cancelled()
+                attempt.close(error)
             on_end(stream)
 
-        stream = ReplyStream(node.name, response, call.load, account)
+        stream = call.stream(node.name, response, account)
         if first_byte_timeout >= timeout:
             await stream.open()
         else:

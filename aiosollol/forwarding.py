@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from aiosollol.core.cost import CHARACTERS_PER_TOKEN
 from aiosollol.core.request import check_timeout, loading_of, reload_key
@@ -89,7 +89,8 @@ class Forwarding:
         call, wishes = self._call(
             kind, path, model, body, (), options, keep_alive, timeout, priority, sticky
         )
-        return RelayStream(await self._live.open_stream(call, wishes))
+        # What a `RelayCall` is answered by.
+        return cast(RelayStream, await self._live.open_stream(call, wishes))
 
     def reason(self, model: str) -> str:
         """Why a request went where it went, in a few words."""

@@ -18,12 +18,12 @@ from aiosollol.core.retry import RetryBudget, decide
 from aiosollol.core.routing import RouteRequest
 from aiosollol.core.waiting import USUAL
 from aiosollol.errors import NodeError, NoNodeAvailable, PoolClosed, RequestFailed
-from aiosollol.exchange import EmbedCall, Exchange, Part, TalkCall, promised_dim
+from aiosollol.exchange import EmbedCall, Exchange, TalkCall, promised_dim
 from aiosollol.loads import Spawn
 from aiosollol.nodes import Node
 from aiosollol.registry import Registry
 from aiosollol.roster import Roster
-from aiosollol.streams import ReplyStream
+from aiosollol.streams import Part, ReplyStream
 from aiosollol.wire.embed import EmbedAnswer
 
 log = logging.getLogger("aiosollol")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,11 +11,11 @@ import anyio
 import orjson
 
 from aiosollol.core.routing import RouteRequest
-from aiosollol.errors import NodeError, ProtocolError, RunnerFailed
+from aiosollol.errors import NodeError, ProtocolError
 from aiosollol.exchange import EmbedCall, TalkCall
-from aiosollol.streams import ReplyStream
-from aiosollol.wire.chat import cut_off
-from aiosollol.wire.ollama import error_for, error_message, shown
+from aiosollol.streams import OnEnd, ReplyStream
+from aiosollol.wire.chat import cut_off, load_part
+from aiosollol.wire.ollama import shown
 
 _DONE, _ERROR = b'"done":true', b'{"error"'
 _END_SECONDS = 1.0
@@ -38,6 +39,15 @@ class RelayCall(TalkCall[Any]):
     def __post_init__(self) -> None:
         self.request = RouteRequest(self.model, self.tokens, kind=self.kind)
 
+    def stream(
+        self,
+        node: str,
+        response: AbstractAsyncContextManager[AsyncIterator[bytes]],
+        on_end: OnEnd[Any],
+    ) -> RelayStream:
+        """Its answer, where that is streamed. The arguments are those of `RelayStream`."""
+        return RelayStream(node, response, on_end)
+
     def load_request(self) -> tuple[str, bytes]:
         """Path and body of a request that loads the model for this one and computes nothing."""
         if "embed" not in self.path:
@@ -50,7 +60,7 @@ def read_talk(node: str, body: bytes) -> Relayed:
     """A whole answer of chat or generate. Raises NodeError if it cannot be one."""
     # Where the text of an answer has this, its quotes are escaped: to find it is nearly to read it.
     if not (body.startswith(b"{") and body.endswith((b"}", b"}\n")) and _DONE in body):
-        _object(node, body)
+        load_part(node, body)
     return Relayed(node, body)
 
 
@@ -61,7 +71,7 @@ def read_vector(node: str, body: bytes) -> Relayed:
     """
     start = body.find(b'"embedding')
     if not (body.startswith(b"{") and body.endswith((b"}", b"}\n"))) or start < 0:
-        _object(node, body)
+        load_part(node, body)
         raise ProtocolError(node, f"answered {shown(body)}, which has no embeddings")
     return Relayed(node, body)
 
@@ -70,7 +80,7 @@ def read_vectors_of_one(node: str, body: bytes) -> Relayed:
     """An answer of /api/embed to one text. Raises NodeError if there is not one vector in it."""
     relayed = read_vector(node, body)
     # Two brackets are one vector, unless a name has some: then it is worth reading.
-    if (body.count(b"[") != 2 or b"[[]]" in body) and not _has_one_vector(_object(node, body)):
+    if (body.count(b"[") != 2 or b"[[]]" in body) and not _has_one_vector(load_part(node, body)):
         raise ProtocolError(node, f"answered {shown(body)}, which is not the vector of one text")
     return relayed
 
@@ -78,21 +88,6 @@ def read_vectors_of_one(node: str, body: bytes) -> Relayed:
 def _has_one_vector(answer: dict[str, Any]) -> bool:
     vectors = answer.get("embeddings")
     return isinstance(vectors, list) and len(vectors) == 1 and bool(vectors[0])
-
-
-def _object(node: str, body: bytes) -> dict[str, Any]:
-    """The JSON object that `body` is. Raises NodeError if it is none, or tells of an error."""
-    try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise ProtocolError(node, f"answered {shown(body)}, which is not JSON") from error
-    if not isinstance(value, dict):
-        raise ProtocolError(node, f"answered {shown(body)}, which is not a JSON object")
-    if "error" in value:
-        if error_message(body) is None:
-            raise RunnerFailed(node, 200, body[:200].decode("utf-8", "replace"))
-        raise error_for(node, 500, body)
-    return value
 
 
 def _is_json(text: bytes) -> bool:
@@ -103,73 +98,62 @@ def _is_json(text: bytes) -> bool:
     return True
 
 
-class RelayStream:
-    """A streamed answer as it comes: iterate over it once, and `aclose` it.
+class RelayStream(ReplyStream[Any]):
+    """A streamed answer whose parts are bytes of one or several whole lines, as they come.
 
-    What it gives is bytes of one or several whole lines; only the last line is read. The iteration
-    raises NodeError if the stream breaks off, and at an error that the node reports, which is not
-    given out then.
-
-    node: the name of the node that answers.
+    Only the last line is read. The iteration raises NodeError if the stream breaks off, and at an
+    error that the node reports, which is not given out then.
     """
 
-    def __init__(self, stream: ReplyStream[Any]) -> None:
-        """Of a `stream` that is open, and of which nothing was taken. It keeps the accounts."""
-        self.node = stream.node
-        self._stream = stream
+    def __init__(
+        self,
+        node: str,
+        response: AbstractAsyncContextManager[AsyncIterator[bytes]],
+        on_end: OnEnd[Any],
+    ) -> None:
+        super().__init__(node, response, read_talk, on_end)
         self._is_done = False
-        lines = [] if stream._first is None else [stream._first.body]
-        lines += stream._ready
-        stream._ready.clear()
-        self._first = b"".join([line + b"\n" for line in lines])
-        self._rest = b"".join(stream._lines._parts)
-        self._pieces: AsyncIterator[bytes] | None = stream._pieces
+        self._next = b""  # lines that are there, and have yet to be given out
+        self._rest = b""  # what came of a line that is not whole yet
 
     def __repr__(self) -> str:
-        return f"<RelayStream from {self.node}, {self._stream.parts} lines>"
+        return f"<RelayStream from {self.node}, {self.parts} lines>"
 
-    def __aiter__(self) -> RelayStream:
-        return self
+    def _take_first(self) -> None:
+        self._load(self.node, self._ready[0])
+        self._next = b"".join([line + b"\n" for line in self._ready])
+        self._rest = self._lines.pending()
+        self._ready.clear()
 
     async def __anext__(self) -> bytes:
-        stream = self._stream
-        if stream._is_over:
-            if stream._error is not None:
-                raise stream._error
-            raise StopAsyncIteration
-        stream.is_waiting = True
+        self._begin_reading()
         try:
             if self._is_done:
                 await self._see_the_end()
                 lines = b""
             else:
-                lines = self._look_at(await self._lines())
-        except NodeError as error:
-            await stream._end(error)
-            stream._error = stream._closing or stream._cut_off(error)
-            if stream._error is error:
-                raise
-            raise stream._error from error
+                lines = self._look_at(await self._whole_lines())
         except BaseException as error:
-            await stream._end(error)
+            await self._break_off(error)
             raise
         finally:
-            stream.is_waiting = False
+            self.is_waiting = False
         if not lines:
-            await stream._end(None)
+            await self._end(None)
             raise StopAsyncIteration
-        stream.parts += lines.count(b"\n")
+        self.parts += lines.count(b"\n")
         return lines
 
-    async def aclose(self) -> None:
-        """Stop. What the node is still working on is cancelled. Idempotent."""
-        await self._stream._end(None if self._is_done else GeneratorExit())
+    async def _end(self, error: BaseException | None) -> None:
+        # One that is left after its last line was answered.
+        given_up = isinstance(error, GeneratorExit)
+        await super()._end(None if given_up and self._is_done else error)
 
-    async def _lines(self) -> bytes:
+    async def _whole_lines(self) -> bytes:
         """The next whole lines. Raises NodeError at the end, since the last line was not there."""
-        if self._first:
-            first, self._first = self._first, b""
-            return first
+        if self._next:
+            lines, self._next = self._next, b""
+            return lines
         assert self._pieces is not None
         while True:
             try:
@@ -178,7 +162,7 @@ class RelayStream:
                 rest, self._rest = self._rest, b""
                 if _is_json(rest):
                     return rest + b"\n"  # a last line need not end with a line end
-                raise cut_off(self.node, self._stream.parts) from None
+                raise cut_off(self.node, self.parts) from None
             if self._rest:
                 piece, self._rest = self._rest + piece, b""
             if piece.endswith(b"\n"):
@@ -193,15 +177,15 @@ class RelayStream:
     def _look_at(self, lines: bytes) -> bytes:
         """What of `lines` to give out now. Raises NodeError if they begin with an error."""
         # Read are only lines that may be the last, and the first, which tells whether it is Ollama.
-        if _DONE not in lines and _ERROR not in lines and self._stream.parts:
+        if _DONE not in lines and _ERROR not in lines and self.parts:
             return lines
         start = lines.rstrip().rfind(b"\n") + 1
         try:
-            self._is_done = _object(self.node, lines[start:]).get("done") is True
+            self._is_done = load_part(self.node, lines[start:]).get("done") is True
         except NodeError:
             if not start:
                 raise
-            self._first = lines[start:]  # it is raised when what came before was taken
+            self._next = lines[start:]  # it is raised when what came before was taken
             return lines[:start]
         return lines
 

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 from aiosollol.core.reply import ChatReply, GeneratedText
 from aiosollol.errors import NodeError, StreamCutOff
@@ -14,6 +14,10 @@ from aiosollol.wire.chat import cut_off, is_last
 from aiosollol.wire.ndjson import LineSplitter
 
 Part = TypeVar("Part", bound=ChatReply | GeneratedText)
+
+
+OnEnd: TypeAlias = "Callable[[ReplyStream[Part], BaseException | None], None]"
+"""Called once, with what ended the stream: None if it came to its end."""
 
 
 class ReplyStream(Generic[Part]):
@@ -30,9 +34,8 @@ class ReplyStream(Generic[Part]):
         node: str,
         response: AbstractAsyncContextManager[AsyncIterator[bytes]],
         load: Callable[[str, bytes], Part],
-        on_end: Callable[[ReplyStream[Part], BaseException | None], None],
+        on_end: OnEnd[Part],
     ) -> None:
-        """`on_end` is called once, with what ended the stream: None if it came to its end."""
         self.node = node
         self.parts = 0
         self._response = response
@@ -66,24 +69,21 @@ class ReplyStream(Generic[Part]):
             self._pieces = await self._response.__aenter__()
             await self._fill()
             # Read now: it may be an error, or a web page, and then another node can still be asked.
-            self._first = self._load(self.node, self._ready.popleft())
+            self._take_first()
         except BaseException as error:
             await self._end(error)
             raise
         finally:
             self.is_waiting = False
 
+    def _take_first(self) -> None:
+        self._first = self._load(self.node, self._ready.popleft())
+
     def __aiter__(self) -> ReplyStream[Part]:
         return self
 
     async def __anext__(self) -> Part:
-        if self._is_over:
-            if self._error is not None:
-                raise self._error
-            raise StopAsyncIteration
-        if self.is_waiting:
-            raise RuntimeError("two tasks read one stream at the same time")
-        self.is_waiting = True
+        self._begin_reading()
         try:
             if self._first is not None:
                 part, self._first = self._first, None
@@ -91,16 +91,8 @@ class ReplyStream(Generic[Part]):
                 if not self._ready:
                     await self._fill()
                 part = self._load(self.node, self._ready.popleft())
-        except NodeError as error:
-            await self._end(error)
-            self._error = self._closing or self._cut_off(error)
-            if self._error is error:
-                raise
-            raise self._error from error
         except BaseException as error:
-            await self._end(error)
-            # Whoever reads on must not take this for the end.
-            self._error = self._closing or self._cut_off(None)
+            await self._break_off(error)
             raise
         finally:
             self.is_waiting = False
@@ -108,6 +100,25 @@ class ReplyStream(Generic[Part]):
         if is_last(part):
             await self._end(None)
         return part
+
+    def _begin_reading(self) -> None:
+        """Raises StopAsyncIteration at the end, and what broke the stream off if that is over."""
+        if self._is_over:
+            if self._error is not None:
+                raise self._error
+            raise StopAsyncIteration
+        if self.is_waiting:
+            raise RuntimeError("two tasks read one stream at the same time")
+        self.is_waiting = True
+
+    async def _break_off(self, error: BaseException) -> None:
+        """End the stream for `error`, and raise what its reader is to be told in place of it."""
+        await self._end(error)
+        failure = error if isinstance(error, NodeError) else None
+        # Whoever reads on must not take this for the end.
+        self._error = self._closing or self._cut_off(failure)
+        if failure is not None and self._error is not failure:
+            raise self._error from failure
 
     async def __aenter__(self) -> ReplyStream[Part]:
         return self

@@ -16,7 +16,6 @@ from aiosollol.relay import (
     read_vector,
     read_vectors_of_one,
 )
-from aiosollol.streams import ReplyStream
 
 pytestmark = pytest.mark.anyio
 
@@ -62,13 +61,11 @@ class Opened:
     def __init__(self, *pieces: bytes | Exception) -> None:
         self.response = Response(pieces)
         self.ended: list[BaseException | None] = []
-        self.stream: ReplyStream[Any] = ReplyStream(
-            "node", self.response, read_talk, lambda _, error: self.ended.append(error)
-        )
+        self.stream = RelayStream("node", self.response, lambda _, error: self.ended.append(error))
 
     async def open(self) -> RelayStream:
         await self.stream.open()
-        return RelayStream(self.stream)
+        return self.stream
 
 
 def cut(data: bytes, size: int) -> list[bytes]:
@@ -130,6 +127,16 @@ async def test_what_breaks_off_is_an_error_and_a_failure(
     if ERROR in b"".join(piece for piece in pieces if isinstance(piece, bytes)):
         assert isinstance(caught.value.__cause__, RunnerFailed)
     with pytest.raises(StreamCutOff):  # whoever reads on must not take it for the end
+        await anext(stream)
+
+
+async def test_after_a_read_that_was_broken_off_nobody_takes_it_for_the_end() -> None:
+    opened = Opened(PART, ValueError("not of the node's making"), PART, LAST)
+    stream = await opened.open()
+    assert await anext(stream) == PART
+    with pytest.raises(ValueError, match="making"):
+        await anext(stream)
+    with pytest.raises(StreamCutOff, match="after 1 parts"):
         await anext(stream)
 
 

@@ -79,12 +79,12 @@ def tools_to_send(tools: object) -> list[Any] | None:
 
 def load_chat(node: str, line: bytes) -> ChatReply:
     """One answer, or one line of a stream. Raises the error that it carries."""
-    return ChatReply(_load_part(node, line))
+    return ChatReply(load_part(node, line))
 
 
 def load_text(node: str, line: bytes) -> GeneratedText:
     """One answer, or one line of a stream. Raises the error that it carries."""
-    return GeneratedText.of(_load_part(node, line))
+    return GeneratedText.of(load_part(node, line))
 
 
 def is_last(part: ChatReply | GeneratedText) -> bool:
@@ -102,7 +102,8 @@ def cut_off(node: str, delivered: int) -> StreamCutOff:
     )
 
 
-def _load_part(node: str, line: bytes) -> dict[str, Any]:
+def load_part(node: str, line: bytes) -> dict[str, Any]:
+    """The JSON object that `line` is. Raises the error that it carries, or NodeError."""
     fields = load(node, line)
     if "error" in fields:
         raise _stream_error(node, line)

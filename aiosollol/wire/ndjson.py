@@ -29,6 +29,10 @@ class LineSplitter:
         lines = whole.split(b"\n")
         return lines if all(map(bytes.strip, lines)) else [line for line in lines if line.strip()]
 
+    def pending(self) -> bytes:
+        """What came of a line that is not whole yet."""
+        return b"".join(self._parts)
+
     def rest(self) -> bytes:
         """What came after the last line end: empty unless the stream was cut off."""
-        return b"".join(self._parts).strip()
+        return self.pending().strip()
