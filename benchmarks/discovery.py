@@ -23,6 +23,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.text import aligned
+
 if TYPE_CHECKING:
     from netlab import Host, NetLab
 
@@ -168,15 +170,7 @@ def table(readings: dict[str, list[Reading]]) -> str:
                 str(max(r.open_at_most for r in each)),
             )
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if at else cell.ljust(width)
-            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+    return "\n".join(aligned(rows))
 
 
 def missed(scenes: Sequence[Scene], readings: dict[str, list[Reading]]) -> list[str]:

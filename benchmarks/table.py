@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from benchmarks.text import aligned
+
 WARM_RATIO, COLD_RATIO = 1.03, 1.10
 PREDICTION_ERROR = 0.05
 _LONG = 1.0
@@ -74,31 +76,26 @@ def table(rows: Sequence[Row]) -> str:
         if with_decision:
             line.append("-" if row.decision is None else f"{row.decision:.1f} us")
         lines.append(line)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
+    return "\n".join(aligned(lines))
 
 
 def targets(rows: Sequence[Row]) -> list[Target]:
     """What issue 3 promises, against `rows`."""
     found = [
-        _all_of(
+        at_most(
             f"warm: at most {WARM_RATIO} times the bound, where that is over {_LONG:g} s",
-            [(row.warm_ratio, WARM_RATIO, row) for row in _long(rows)],
+            [(row.name, row.warm_ratio) for row in _long(rows)],
+            WARM_RATIO,
         ),
-        _all_of(
+        at_most(
             f"cold: at most {COLD_RATIO:.2f} times",
-            [(row.cold_ratio, COLD_RATIO, row) for row in _long(rows)],
+            [(row.name, row.cold_ratio) for row in _long(rows)],
+            COLD_RATIO,
         ),
-        _all_of(
+        at_most(
             "warm: not slower than the better of the even split and the best node alone",
-            [(row.warm / row.best_other, 1.0, row) for row in rows],
+            [(row.name, row.warm / row.best_other) for row in rows],
+            1.0,
         ),
     ]
     errors = [row.error for row in rows if not row.is_fated]
@@ -122,6 +119,15 @@ def targets(rows: Sequence[Row]) -> list[Target]:
     return found
 
 
+def at_most(
+    text: str, values: Sequence[tuple[str, float]], limit: float, *, digits: int = 3
+) -> Target:
+    """That no value is over `limit`: those that are, by name, or else the worst."""
+    missed = [f"{name} {value:.{digits}f}" for name, value in values if value > limit]
+    worst = max((value for _, value in values), default=0.0)
+    return Target(text, not missed, "; ".join(missed) or f"worst {worst:.{digits}f}")
+
+
 def print_targets(found: Sequence[Target]) -> None:
     for target in found:
         print(f"{'met   ' if target.is_met else 'MISSED'}  {target.text}: {target.detail}")
@@ -130,12 +136,6 @@ def print_targets(found: Sequence[Target]) -> None:
 def _long(rows: Sequence[Row]) -> list[Row]:
     """Those long enough. Where a node dies, another target says what that may cost."""
     return [row for row in rows if row.bound > _LONG and row.chunk_seconds is None]
-
-
-def _all_of(text: str, ratios: Sequence[tuple[float, float, Row]]) -> Target:
-    missed = [f"{row.name} {ratio:.3f}" for ratio, limit, row in ratios if ratio > limit]
-    worst = max((ratio for ratio, _, _ in ratios), default=0.0)
-    return Target(text, not missed, "; ".join(missed) if missed else f"worst {worst:.3f}")
 
 
 def _seconds(seconds: float | None) -> str:

@@ -60,23 +60,19 @@ async def measure(
 async def measure_all(
     scenes: Sequence[Scene], seconds: float, rate: float, *, says: bool
 ) -> list[Row]:
-    """Run scenes one after another, those of a place on the same six nodes."""
-    rows = []
-    for make, those in (
-        (Here, [scene for scene in scenes if not scene.is_lab]),
-        (Lab, [scene for scene in scenes if scene.is_lab]),
-    ):
-        for scene in those:
-            # New nodes for each: nothing of the one before is to be left in them.
-            async with make() as place:
-                row, log = await measure(place, scene, seconds, rate)
-            rows.append(row)
-            if says:
-                print(table([*rows[:1], row]).splitlines()[-1], file=sys.stderr, flush=True)
-                for line in log:
-                    print(line, file=sys.stderr)
-                for reason in row.reasons:
-                    print("   ", reason, file=sys.stderr)
+    """Run scenes one after another, each on new nodes: nothing is to be left of the one before."""
+    rows: list[Row] = []
+    for scene in scenes:
+        place: Place = Lab() if scene.is_lab else Here()
+        async with place:
+            row, log = await measure(place, scene, seconds, rate)
+        rows.append(row)
+        if says:
+            print(table([*rows[:1], row]).splitlines()[-1], file=sys.stderr, flush=True)
+            for line in log:
+                print(line, file=sys.stderr)
+            for reason in row.reasons:
+                print("   ", reason, file=sys.stderr)
     return rows
 
 
@@ -102,8 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "tests"))
         from netlab import why_no_lab
 
-        if why_no_lab():
-            print(f"no lab, so no cuts of the network: {why_no_lab()}")
+        if reason := why_no_lab():
+            print(f"no lab, so no cuts of the network: {reason}")
             scenes = [scene for scene in scenes if not scene.is_lab]
     seconds = 15.0 if given.quick else given.seconds
     rows = asyncio.run(measure_all(scenes, seconds, given.rate, says=given.verbose))

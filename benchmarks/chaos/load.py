@@ -27,7 +27,7 @@ WARM_UP = 3.0
 """Seconds of requests that are not counted: connections are made, and costs learned."""
 DRAIN = 20.0
 """Seconds after the last request until those still under way count as failed."""
-SAMPLE_EVERY = 0.1
+_SAMPLE_EVERY = 0.1
 _KINDS, _SHARES = ("embed", "chat", "stream"), (0.6, 0.2, 0.2)
 _WORDS = ("a", "node", "fails", "and", "hangs", "or", "lies", "while", "callers", "wait")
 
@@ -58,7 +58,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class Figures:
-    """What a run gave. shares: (seconds, answers of each node so far). events: counts by name.
+    """What a run gave. shares: (seconds, answers of each node so far).
 
     attempts: the most that a request took. log: what nodes did, and which attempts failed.
     """
@@ -171,8 +171,6 @@ async def _watch(pool: OllamaPool, figures: Figures, zero: float) -> None:
                 figures.log.append((at, node, f"{kind}: {error[:100]}"))
             case NodeChanged(node=node, change=change):
                 figures.log.append((at, node, change))
-            case _:
-                pass
 
 
 async def _sample(pool: OllamaPool, figures: Figures, zero: float, seconds: float) -> None:
@@ -181,7 +179,7 @@ async def _sample(pool: OllamaPool, figures: Figures, zero: float, seconds: floa
         # From inside, because `get_stats` counts what was given up among the requests of a node.
         done = {node.name: node.counters.succeeded for node in pool._registry}
         figures.shares.append((now, [done[f"n{i}"] for i in range(len(done))]))
-        await asyncio.sleep(SAMPLE_EVERY)
+        await asyncio.sleep(_SAMPLE_EVERY)
 
 
 def main() -> None:

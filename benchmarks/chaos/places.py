@@ -15,7 +15,7 @@ from benchmarks.chaos.load import BEGUN, CHATTER, DRAIN, EMBEDDER, WARM_UP
 from benchmarks.chaos.scenes import NODES, Blow
 
 if TYPE_CHECKING:
-    from netlab import Host, NetLab
+    from netlab import Host
     from netlab_program import Program
 
 COSTS: dict[str, Any] = {
@@ -51,16 +51,14 @@ class Here:
         self._count = count
         self._stack = AsyncExitStack()
         self._nodes: list[FakeOllamaProcess] = []
-        self._urls: list[str] = []
 
     async def __aenter__(self) -> Here:
-        async with contextlib.AsyncExitStack() as stack:
+        async with AsyncExitStack() as stack:
             self._nodes = list(
                 await asyncio.gather(
                     *(stack.enter_async_context(_node(0)) for _ in range(self._count))
                 )
             )
-            self._urls = [node.url for node in self._nodes]
             self._stack = stack.pop_all()
         return self
 
@@ -81,14 +79,15 @@ class Here:
 
     async def heal(self, index: int, blow: Blow) -> None:
         if blow == "kill":
-            port = int(self._urls[index].rpartition(":")[2])
+            port = int(self._nodes[index].url.rpartition(":")[2])
             self._nodes[index] = await self._stack.enter_async_context(_node(port))
         else:
             self._nodes[index].fault = None
 
     async def load(self, order: dict[str, Any], begun: asyncio.Event) -> dict[str, Any]:
+        command = _command(order, [node.url for node in self._nodes])
         process = await asyncio.create_subprocess_exec(
-            *_command({**order, "urls": self._urls}), stdout=asyncio.subprocess.PIPE, limit=1 << 26
+            *command, stdout=asyncio.subprocess.PIPE, limit=1 << 26
         )
         try:
             assert process.stdout is not None
@@ -107,14 +106,14 @@ class Lab:
     """Hosts of tests/netlab.py, which must be on the path. The callers have a host of their own."""
 
     def __init__(self) -> None:
-        self._lab: NetLab | None = None
+        from netlab import NetLab
+
+        self._lab = NetLab()
         self._hosts: list[Host] = []
         self._urls: list[str] = []
 
     async def __aenter__(self) -> Lab:
-        from netlab import NetLab
-
-        self._lab = await NetLab().__aenter__()
+        await self._lab.__aenter__()
         try:
             options = [(f"--{name.replace('_', '-')}", str(cost)) for name, cost in COSTS.items()]
             options += [("--model", f"{each.name},{each.kind}") for each in (EMBEDDER, CHATTER)]
@@ -134,7 +133,6 @@ class Lab:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        assert self._lab is not None
         await self._lab.aclose()
 
     async def strike(self, index: int, blow: Blow) -> None:
@@ -144,9 +142,8 @@ class Lab:
         await self._hosts[index].heal()
 
     async def load(self, order: dict[str, Any], begun: asyncio.Event) -> dict[str, Any]:
-        assert self._lab is not None
         caller = await self._lab.host("10.77.0.100")
-        command = _command({**order, "urls": self._urls})
+        command = _command(order, self._urls)
         program: Program = await caller.spawn(*command, ready=BEGUN, timeout=_START_SECONDS)
         begun.set()
         try:
@@ -164,8 +161,8 @@ def _node(port: int) -> FakeOllamaProcess:
     return FakeOllamaProcess(models=[EMBEDDER, CHATTER], port=port, **COSTS)
 
 
-def _command(order: dict[str, Any]) -> list[str]:
-    return [sys.executable, "-m", "benchmarks.chaos.load", json.dumps(order)]
+def _command(order: dict[str, Any], urls: list[str]) -> list[str]:
+    return [sys.executable, "-m", "benchmarks.chaos.load", json.dumps({**order, "urls": urls})]
 
 
 def _limit(order: dict[str, Any]) -> float:

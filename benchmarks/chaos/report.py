@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.chaos.scenes import HEALTHY, HEALTHY_LAB, Scene
-from benchmarks.table import Target
+from benchmarks.table import Target, at_most
+from benchmarks.text import aligned
 
 SUCCESS, SLOWER, RECOVERY = 0.999, 2.0, 10.0
 _WINDOW = 2.0
@@ -54,6 +56,7 @@ def row_of(
 ) -> Row:
     """The figures of a run as a row."""
     outcomes = figures["outcomes"]
+    results = Counter(each["result"] for each in outcomes)
     times = sorted(each["seconds"] for each in outcomes if each["result"] == "ok")
     bad = [each for each in outcomes if each["result"] != "ok"]
     return Row(
@@ -61,9 +64,9 @@ def row_of(
         seconds=seconds,
         is_lab=scene.is_lab,
         requests=len(outcomes),
-        wrong=sum(each["result"] == "wrong" for each in bad),
-        failed=sum(each["result"] == "failed" for each in bad),
-        cut=sum(each["result"] == "cut" for each in bad),
+        wrong=results["wrong"],
+        failed=results["failed"],
+        cut=results["cut"],
         p50=_quantile(times, 0.5),
         p99=_quantile(times, 0.99),
         longest=_quantile(times, 1.0),
@@ -117,24 +120,16 @@ def table(rows: Sequence[Row]) -> str:
         line += [f"{row.longest:.2f}", str(row.attempts), str(row.retries), str(row.hedges)]
         line.append("-" if row.recovery is None else f"{row.recovery:.1f}")
         lines.append(line)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
+    return "\n".join(aligned(lines))
 
 
 def targets(rows: Sequence[Row]) -> list[Target]:
     """What issue 6 promises, against `rows`."""
     wrong = sum(row.wrong for row in rows)
     answers = sum(row.requests for row in rows)
-    back = [(row.recovery, row) for row in rows if row.recovery is not None]
+    back = [(row.name, row.recovery) for row in rows if row.recovery is not None]
     slower = [
-        (row.p99 / healthy.p99, row)
+        (row.name, row.p99 / healthy.p99)
         for row in rows
         if (healthy := _healthy(rows, row)) and healthy is not row
     ]
@@ -147,15 +142,9 @@ def targets(rows: Sequence[Row]) -> list[Target]:
             not failing,
             "; ".join(failing) or f"least {least.success:.2%}",
         ),
-        _at_most(f"p99 at most {SLOWER:g} times that of the healthy run", slower, SLOWER),
-        _at_most(f"a node has its share again within {RECOVERY:g} s", back, RECOVERY),
+        at_most(f"p99 at most {SLOWER:g} times that of the healthy run", slower, SLOWER, digits=2),
+        at_most(f"a node has its share again within {RECOVERY:g} s", back, RECOVERY, digits=2),
     ]
-
-
-def _at_most(text: str, found: Sequence[tuple[float, Row]], limit: float) -> Target:
-    missed = [f"{row.name} {value:.2f}" for value, row in found if value > limit]
-    worst = max((value for value, _ in found), default=0.0)
-    return Target(text, not missed, "; ".join(missed) or f"worst {worst:.2f}")
 
 
 def _healthy(rows: Sequence[Row], row: Row) -> Row | None:

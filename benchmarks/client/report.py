@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from benchmarks.text import aligned
+
 
 @dataclass(slots=True)
 class Row:
@@ -48,16 +50,7 @@ class Table:
 
     def __str__(self) -> str:
         head = ["what", "against", "unit", "ours", "theirs", "ratio", "rounds", "target", ""]
-        lines = [head, *map(_cells, self.rows)]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        shown = [
-            "  ".join(
-                cell.rjust(width) if 2 < place < 6 else cell.ljust(width)
-                for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in lines
-        ]
-        shown.insert(1, "  ".join("-" * width for width in widths).rstrip())
+        shown = aligned([head, *map(_cells, self.rows)], left=(0, 1, 2, 6, 7, 8))
         title = f"{self.number}. {self.title} (server: {self.server})"
         return "\n".join([title, "", *shown, *self.notes, ""])
 
