@@ -16,7 +16,7 @@ AnswerT = TypeVar("AnswerT")
 
 class Scope(Protocol):
     """What a task does inside its ``with`` ends at `cancel`: `anyio.CancelScope`, or the much
-    cheaper one that asyncio has (`upkeep.TaskScope`)."""
+    cheaper one that asyncio has (`asyncio_parts.TaskScope`)."""
 
     def __enter__(self) -> object: ...
     def __exit__(

@@ -27,7 +27,7 @@ _GUESSED_LOAD_SECONDS = 5.0
 
 class Gate(Protocol):
     """What one task waits at until another opens it. `anyio.Event` is one, and asyncio has a much
-    cheaper one (`upkeep.FutureGate`)."""
+    cheaper one (`asyncio_parts.FutureGate`)."""
 
     def set(self) -> object: ...
     async def wait(self) -> object: ...

@@ -24,6 +24,7 @@ LAYERS = {
     "core": 1,
     "wire": 1,
     "ports": 2,
+    "asyncio_parts": 3,
     "deadlines": 3,
     "connection": 3,
     "transport": 3,

@@ -15,9 +15,9 @@ from aiosollol import (
     OllamaPool,
     PoolClosed,
 )
+from aiosollol.asyncio_parts import TaskScope
 from aiosollol.core.events import Loading, NodeChanged, Routed
 from aiosollol.testing import FakeModel, FakeOllama, Fault, fake_vector
-from aiosollol.upkeep import TaskScope
 
 pytestmark = pytest.mark.anyio
 

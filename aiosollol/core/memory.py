@@ -6,8 +6,8 @@ from aiosollol.core.node import NodeState, full_name
 
 _GIB = 2**30
 _OVERHEAD = 1.2
-"""What a loaded model takes beyond its file: context and buffers. Ollama's own estimate depends on
-the context length; the sizes in ``/api/ps`` were 1.1 to 1.3 times those in ``/api/tags``."""
+"""How much more memory a loaded model is taken to need than its file is large: for its context and
+buffers. A guess, not a measurement; Ollama's own estimate goes by the context length."""
 
 
 def gpu_total(state: NodeState) -> int | None:
