@@ -1,17 +1,29 @@
-"""Batches: many texts in, `Embeddings` out, by way of a plan and an executor."""
+"""Batches: many texts in, `Embeddings` out, by way of a plan and an executor, or of an engine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import anyio
 
+from aiosollol.carriage import Carriage
 from aiosollol.core.buffer import VectorBuffer
 from aiosollol.core.embeddings import Embeddings
+from aiosollol.core.engines import LOCAL, EngineJob
 from aiosollol.core.planner import BatchShape, Plan, PlanOptions, plan
-from aiosollol.core.report import BatchReport
+from aiosollol.core.report import BatchReport, EngineNote
 from aiosollol.core.request import EmbedSettings, Unique, unique_texts
-from aiosollol.errors import InvalidInput, PoolClosed, SollolError
+from aiosollol.errors import (
+    EngineError,
+    InvalidInput,
+    PoolClosed,
+    RequestFailed,
+    SollolError,
+)
 from aiosollol.exchange import Exchange
 from aiosollol.executor import Executor, Job
 from aiosollol.nodes import Node
@@ -21,20 +33,48 @@ from aiosollol.roster import Roster
 OnProgress = Callable[[int, int], None]
 
 
+class _Batch(NamedTuple):
+    """A batch under way. tell: called with how many of its texts are settled.
+
+    began: by the registry's clock. timeout: seconds for all of it, None for no limit.
+    """
+
+    job: Job
+    buffer: VectorBuffer
+    tell: Callable[[int], None] | None
+    began: float
+    timeout: float | None
+
+
+class _Done(NamedTuple):
+    """What became of a batch: position -> error of the texts without a vector, and a report."""
+
+    errors: Mapping[int, SollolError]
+    report: BatchReport
+
+
 class Batches:
     """Carries out batches over the nodes of a registry, any number at a time.
 
-    exchange: sends a request to a node. roster: says which nodes are fit for a model. timeout:
-    seconds for one request.
+    exchange: sends a request to a node. roster: says which nodes are fit for a model. carriage:
+    has the engines for batches that are not computed in this process. timeout: seconds for one
+    request. plans: how many batches had a plan of each mode.
     """
 
     def __init__(
-        self, registry: Registry, exchange: Exchange, roster: Roster, timeout: float
+        self,
+        registry: Registry,
+        exchange: Exchange,
+        roster: Roster,
+        carriage: Carriage,
+        timeout: float,
     ) -> None:
         self._registry = registry
         self._exchange = exchange
         self._roster = roster
+        self._carriage = carriage
         self._timeout = timeout
+        self.plans: Counter[str] = Counter()
         self._running: set[anyio.CancelScope] = set()
 
     @property
@@ -65,54 +105,118 @@ class Batches:
         options: PlanOptions,
         on_progress: OnProgress | None = None,
         timeout: float | None = None,
+        engine: str = "auto",
     ) -> Embeddings:
         """Vectors for `texts` but those that are `invalid`; what failed is in ``.errors``.
 
-        timeout: seconds for all of it; what is not done by then has failed.
+        timeout: seconds for all of it; what is not done by then has failed. engine: where to
+        compute, see `core.engines.choose`.
 
-        Raises PoolClosed, ModelNotFound or NoNodeAvailable.
+        Raises PoolClosed, ModelNotFound, NoNodeAvailable or EngineError.
         """
         began = self._registry.clock()
         unique = unique_texts(texts, invalid)
         buffer = VectorBuffer(len(texts), unique.places, unique.repeats)
         errors: dict[int, SollolError] = dict(invalid)
-        executor = None
+        report = BatchReport(len(texts), len(unique.texts), 0.0)
         if unique.texts:
             job = await self._job(settings, unique, options)
             tell = _counting_rows(unique, len(invalid), len(texts), on_progress)
-            executor = Executor(job, buffer, self._registry, self._exchange, tell)
-            await self._run(executor, timeout)
-            for entry, error in executor.state.errors.items():
+            done = await self._compute(_Batch(job, buffer, tell, began, timeout), engine)
+            for entry, error in done.errors.items():
                 errors.update(dict.fromkeys(buffer.rows_of(entry), error))
+            report = replace(done.report, items=report.items, unique=report.unique)
         for row in errors:
             buffer.clear_row(row)
         return Embeddings(
             buffer.finish(),
             buffer.dim,
             errors=dict(sorted(errors.items())),
-            report=_report(executor, len(texts), len(unique.texts), self._registry.clock() - began),
+            report=replace(report, seconds=self._registry.clock() - began),
             count=len(texts),
         )
+
+    async def _compute(self, batch: _Batch, engine: str) -> _Done:
+        job = batch.job
+        note = self._carriage.choose(engine, len(job.texts), job.plan.predicted_seconds)
+        if note.name != LOCAL:
+            try:
+                return await self._carry(batch, note)
+            except EngineError as error:
+                if engine != "auto":
+                    raise
+                note = self._carriage.instead(note, error)
+        executor = Executor(job, batch.buffer, self._registry, self._exchange, batch.tell)
+        await self._run(batch, executor.run, executor.give_up)
+        state = executor.state
+        report = BatchReport(
+            items=0,
+            unique=0,
+            seconds=0.0,
+            nodes=executor.shares(self._registry.clock() - batch.began),
+            plan=executor.plan,
+            splits=state.splits,
+            copies=state.copies,
+            findings=tuple(state.findings),
+            slices=tuple(state.slices),
+            engine=note,
+        )
+        return _Done(state.errors, report)
+
+    async def _carry(self, batch: _Batch, note: EngineNote) -> _Done:
+        """Let an engine compute a batch. Raises EngineError if it cannot even begin."""
+        job = batch.job
+        order = EngineJob(
+            job.settings,
+            job.texts,
+            job.tokens,
+            job.options,
+            job.plan.predicted_seconds,
+            job.timeout,
+            job.digest,
+        )
+        delivery = self._carriage.begin(note.name, order, batch.buffer, batch.tell)
+        await self._run(batch, delivery.run, delivery.give_up)
+        outcome = delivery.outcome
+        report = BatchReport(
+            items=0,
+            unique=0,
+            seconds=0.0,
+            nodes=outcome.nodes,
+            plan=job.plan,
+            splits=outcome.splits,
+            copies=outcome.copies,
+            engine=outcome.note(note),
+        )
+        return _Done(delivery.errors, report)
 
     async def _job(self, settings: EmbedSettings, unique: Unique, options: PlanOptions) -> Job:
         ratio = self._registry.ratio(settings.model)
         tokens = ratio.tokens_each(unique.texts)
         shape = BatchShape(len(tokens), sum(tokens))
         planned = await self.plan(settings.model, shape, options)
+        self.plans[planned.mode.value] += 1
         digest = self._roster.digest_in_use(settings.model)
         return Job(settings, unique.texts, tokens, self._timeout, planned, options, digest)
 
-    async def _run(self, executor: Executor, timeout: float | None) -> None:
+    async def _run(
+        self,
+        batch: _Batch,
+        work: Callable[[], Awaitable[None]],
+        give_up: Callable[[SollolError], None],
+    ) -> None:
         """Carry out a batch, unless the pool is closed or its time is over meanwhile."""
+        timeout = batch.timeout
+        deadline = math.inf if timeout is None else batch.began + timeout
         with anyio.CancelScope() as scope:
             self._running.add(scope)
             try:
-                with anyio.move_on_after(timeout) as limit:
-                    await executor.run()
+                with anyio.move_on_after(deadline - self._registry.clock()) as limit:
+                    await work()
             finally:
                 self._running.discard(scope)
             if limit.cancelled_caught:
-                executor.give_up(f"the batch was not done within {timeout:g} s")
+                give_up(RequestFailed(f"the batch was not done within {timeout:g} s"))
         if scope.cancelled_caught:
             raise PoolClosed("the pool was closed during this batch")
 
@@ -129,20 +233,3 @@ def _counting_rows(
         on_progress(invalid + int(settled * rows_per_text + 0.5), rows)
 
     return tell
-
-
-def _report(executor: Executor | None, items: int, unique: int, seconds: float) -> BatchReport:
-    if executor is None:
-        return BatchReport(items, unique, seconds)
-    state = executor.state
-    return BatchReport(
-        items=items,
-        unique=unique,
-        seconds=seconds,
-        nodes=executor.shares(seconds),
-        plan=executor.plan,
-        splits=state.splits,
-        copies=state.copies,
-        findings=tuple(state.findings),
-        slices=tuple(state.slices),
-    )

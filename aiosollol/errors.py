@@ -9,6 +9,7 @@
     ├── MissingExtra (ImportError)     an optional dependency is not installed
     ├── PoolClosed                     the pool was closed, or never opened
     ├── StorageError                   the file of a queue could not be read or written
+    ├── EngineError                    Dask or Ray could not be used, or failed
     ├── NodeError                      one node failed one request
     │   ├── NodeUnreachable            no connection could be made
     │   ├── NodeTimeout                no answer within the deadline
@@ -113,6 +114,15 @@ class StorageError(SollolError):
         super().__init__(message)
         self.source = source
         self.reason = reason
+
+
+class EngineError(SollolError):
+    """An engine, such as Dask, could not be used or failed. `engine` is its name."""
+
+    def __init__(self, engine: str, detail: str) -> None:
+        super().__init__(f"{engine} {detail}")
+        self.engine = engine
+        self.detail = detail
 
 
 class NodeError(SollolError):

@@ -24,6 +24,7 @@ from aiosollol.errors import (
     NoNodeAvailable,
     ProtocolError,
     RequestFailed,
+    SollolError,
 )
 from aiosollol.exchange import EmbedCall, Exchange, promised_dim
 from aiosollol.nodes import Node, has_same_vectors
@@ -114,11 +115,13 @@ class Executor:
             group.cancel_scope.cancel()
         if not state.is_finished:
             # A task of ours was cancelled by somebody else, which ends its group without a word.
-            self.give_up("the batch was cut short: a part of it was cancelled from outside")
+            self.give_up(
+                RequestFailed("the batch was cut short: a part of it was cancelled from outside")
+            )
 
-    def give_up(self, why: str) -> None:
+    def give_up(self, error: SollolError) -> None:
         """What has no vector by now has failed."""
-        self.state.abandon(RequestFailed(why), self._registry.clock())
+        self.state.abandon(error, self._registry.clock())
 
     # Nodes come and go.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import NamedTuple, Protocol
 
 import anyio
@@ -61,7 +62,8 @@ class Node:
     """One node in use. `state` is what is known of it; everything else is what it is doing.
 
     in_flight: requests of this process under way on it. slots: places for chunks of batches.
-    limit: how many live requests it should have at once, as was learned.
+    limit: how many live requests it should have at once, as was learned. cap: how many requests of
+    any kind it may have at once, as its user and `allow` say.
     costs: of embedding, by full model name; talk_costs: of other requests.
     speaks_base64: whether it answers vectors in base64, None until it was asked.
     source: how it was found, None if somebody named it.
@@ -73,7 +75,7 @@ class Node:
     """
 
     __slots__ = (
-        "_cap",
+        "_adapted",
         "_chunks",
         "_concurrency",
         "_left",
@@ -81,9 +83,11 @@ class Node:
         "_options",
         "_room",
         "_steady",
+        "_waiting_chunks",
         "_warmed",
         "backlog",
         "breaker",
+        "cap",
         "costs",
         "counters",
         "distrusted",
@@ -133,10 +137,9 @@ class Node:
         self._options: dict[str, object] = {}
         self._load_seconds: dict[str, float] = {}
         self._concurrency: dict[Work, Concurrency] = {}
-        self.limit = concurrency.start(spec.max_concurrency).allowed
-        self._cap: anyio.Semaphore | None = None
-        if spec.max_concurrency is not None:
-            self._cap = anyio.Semaphore(spec.max_concurrency, fast_acquire=True)
+        self._adapted = concurrency.start(spec.max_concurrency).allowed
+        self._waiting_chunks: deque[anyio.Event] = deque()
+        self.allow(None)
         self.slots = anyio.Semaphore(self.window, fast_acquire=True)
 
     def __repr__(self) -> str:
@@ -248,35 +251,68 @@ class Node:
         # A batch always has its chunks under way: they must not keep out every live request.
         if self.in_flight - self._chunks >= max(1, self.limit - self._chunks):
             return False
-        if self._cap is not None:
-            try:
-                self._cap.acquire_nowait()
-            except anyio.WouldBlock:
-                return False
+        if self.in_flight >= self.cap:
+            return False
         self.in_flight += 1
         return True
 
     async def enter(self) -> None:
-        """Begin a request of a batch, within the limit that the user set.
+        """Begin a request of a batch, as soon as `cap` lets it.
 
         ``leave(is_live=False)`` must follow.
         """
-        if self._cap is not None:
-            await self._cap.acquire()
-        self.in_flight += 1
-        self._chunks += 1
+        if self.in_flight < self.cap:
+            self.in_flight += 1
+            self._chunks += 1
+            return
+        has_place = anyio.Event()
+        self._waiting_chunks.append(has_place)
+        try:
+            await has_place.wait()
+        except BaseException:
+            if has_place.is_set():  # a place was given to us, and we do not want it any more
+                self.leave(is_live=False)
+            else:
+                self._waiting_chunks.remove(has_place)
+            raise
 
     def leave(self, *, is_live: bool = True) -> None:
         """End a request, however it went. Whoever waits for the place has it at once."""
         self.in_flight -= 1
         self._chunks -= not is_live
-        if self._cap is not None:
-            self._cap.release()
+        if self._waiting_chunks:
+            self._call_chunks()
         if self.queued:
             self.call_waiting()
         if self._left is not None:
             self._left.set()
             self._left = None
+
+    def allow(self, places: int | None) -> None:
+        """Let it have so many requests of this program at once; None for no limit but the user's.
+
+        What is under way goes on, so there may be more for a while.
+        """
+        own = self.spec.max_concurrency
+        self.cap = min(math.inf if own is None else own, math.inf if places is None else places)
+        self._bound()
+        self._call_chunks()
+        self.call_waiting()
+
+    @property
+    def wanted(self) -> int:
+        """How many requests it would have now if none had to wait: those under way among them."""
+        return self.in_flight + self.queued + len(self._waiting_chunks)
+
+    def _call_chunks(self) -> None:
+        while self._waiting_chunks and self.in_flight < self.cap:
+            self.in_flight += 1
+            self._chunks += 1
+            self._waiting_chunks.popleft().set()
+
+    def _bound(self) -> None:
+        # Where there is no place, a request should not wait for one while others have some.
+        self.limit = int(min(self._adapted, self.cap))
 
     async def wait_left(self) -> None:
         """Return when the next request has ended."""
@@ -344,9 +380,10 @@ class Node:
         known = self._concurrency.get(work) or concurrency.start(self.spec.max_concurrency)
         self._concurrency[work] = adapted = concurrency.adapt(known, sample)
         if len(self._concurrency) == 1:
-            self.limit = adapted.allowed
+            self._adapted = adapted.allowed
         else:
-            self.limit = max(each.allowed for each in self._concurrency.values())
+            self._adapted = max(each.allowed for each in self._concurrency.values())
+        self._bound()
 
     def warmed(self, model: str, options: object) -> None:
         """`model` answered, so it is in memory, with these options."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from random import Random
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from aiosollol.batches import Batches
 from aiosollol.care import Care
@@ -31,6 +31,13 @@ from aiosollol.node_registry import NodeRegistry
 from aiosollol.roster import Roster
 
 log = logging.getLogger("aiosollol")
+
+
+class Usage(NamedTuple):
+    """What a program does at a node. using: requests under way. wants: those that wait as well."""
+
+    using: int
+    wants: int
 
 
 class Operations:
@@ -100,6 +107,22 @@ class Operations:
         """Let a node that was drained work again. Raises InvalidInput if there is none."""
         self._check_open()
         self._care.resume(node)
+
+    def allow(self, places: Mapping[str, int] | None) -> None:
+        """Have at most so many requests under way at once on each node that is named, by name.
+
+        For programs that share nodes. What is under way goes on. None lifts it from all nodes; what
+        the user set as `max_concurrency` holds all the same.
+        """
+        for node in self._registry:
+            if places is None:
+                node.allow(None)
+            elif node.name in places:
+                node.allow(places[node.name])
+
+    def usage(self) -> Mapping[str, Usage]:
+        """By node name, how many requests of this pool are under way, and how many would be."""
+        return {node.name: Usage(node.in_flight, node.wanted) for node in self._registry}
 
     async def warm(
         self, model: str, nodes: Iterable[str] | None = None

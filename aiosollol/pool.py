@@ -17,11 +17,13 @@ from aiosollol.admission import Admission
 from aiosollol.batches import Batches, OnProgress
 from aiosollol.beginnings import begin
 from aiosollol.care import Care
+from aiosollol.carriage import Carriage
 from aiosollol.config.resolve import resolve
 from aiosollol.config.settings import PoolSettings, RoutingStrategy
 from aiosollol.conversations import Conversations
 from aiosollol.core.agreement import check_digest
 from aiosollol.core.embeddings import Embeddings, Vector
+from aiosollol.core.engines import LOCAL, EngineName, check_engine
 from aiosollol.core.node import NodeLike, NodeSpec
 from aiosollol.core.planner import ForceMode, PlanOptions
 from aiosollol.core.report import BatchReport
@@ -39,6 +41,7 @@ from aiosollol.core.routing import RoutingFunction, strategy_of
 from aiosollol.core.stats import pool_stats
 from aiosollol.core.waiting import USUAL, check_priority
 from aiosollol.embed_stream import EmbedStream
+from aiosollol.engine_loading import load_engines
 from aiosollol.errors import (
     BatchError,
     InvalidInput,
@@ -50,8 +53,9 @@ from aiosollol.live import LiveCalls, LiveOptions, Wishes
 from aiosollol.loads import Loads
 from aiosollol.node_registry import NodeRegistry
 from aiosollol.operations import Operations
-from aiosollol.ports import Transport
+from aiosollol.ports import Tracing, Transport
 from aiosollol.roster import Roster
+from aiosollol.tracing import PassOn
 from aiosollol.transport import HttpTransport
 from aiosollol.upkeep import CLOSE_SECONDS, Upkeep
 from aiosollol.wire.embed import dump_embed, fits_base64
@@ -78,6 +82,7 @@ class OllamaPool(Operations, Conversations, Forwarding):
     routing_strategy: which node gets a live request: "performance", "score", "round_robin",
     "priority", "least_loaded", "random", or a `RoutingFunction` of your own.
     transport_factory: makes the way to a node; tests pass one that makes `testing.FakeTransport`.
+    tracing: who follows requests to the nodes, such as `otel.OpenTelemetry`; None records nothing.
     settings: the other settings, such as ``embed_timeout=30``; `PoolSettings` has their names and
     types, docs/configuration.md what they mean. What is not given comes from the environment, then
     the settings file, then the defaults.
@@ -93,6 +98,7 @@ class OllamaPool(Operations, Conversations, Forwarding):
         require_digest: Mapping[str, str] | None = None,
         routing_strategy: RoutingStrategy | RoutingFunction | None = None,
         transport_factory: Callable[[NodeSpec], Transport] = HttpTransport,
+        tracing: Tracing | None = None,
         **settings: Unpack[PoolSettings],
     ) -> None:
         named = None if callable(routing_strategy) else routing_strategy
@@ -127,7 +133,8 @@ class OllamaPool(Operations, Conversations, Forwarding):
             self._registry, self._upkeep.monitor.probe, _checked_digests(require_digest)
         )
         self._loads = Loads(self._upkeep.spawn)
-        exchange = Exchange(self._registry, self._upkeep.transport_of, self._loads)
+        self._tracing = PassOn() if tracing is None else tracing
+        exchange = Exchange(self._registry, self._upkeep.transport_of, self._loads, self._tracing)
         self._admission = Admission(
             self._registry,
             self._roster,
@@ -148,7 +155,12 @@ class OllamaPool(Operations, Conversations, Forwarding):
             self._upkeep.spawn,
             self._rng,
         )
-        self._batches = Batches(self._registry, exchange, self._roster, self._embed_timeout)
+        self._carriage = Carriage(
+            self._registry, load_engines(held, self._registry), held.dask_threshold
+        )
+        self._batches = Batches(
+            self._registry, exchange, self._roster, self._carriage, self._embed_timeout
+        )
         self._care = Care(self._registry, self._roster, exchange)
         self._state: Literal["new", "open", "closed"] = "new"
         self._closing: asyncio.Task[None] | None = None
@@ -223,6 +235,8 @@ class OllamaPool(Operations, Conversations, Forwarding):
             await self._live.aclose()
             if tasks:
                 await asyncio.wait(tasks)
+        with anyio.move_on_after(CLOSE_SECONDS):
+            await self._carriage.aclose()
         await self._upkeep.aclose()
         self._registry.hub.close()
 
@@ -232,7 +246,10 @@ class OllamaPool(Operations, Conversations, Forwarding):
         """Counts of everything so far, exact. See `core.stats.pool_stats` for the keys."""
         now = self._registry.clock() if self._state == "open" else 0.0
         return pool_stats(
-            [node.stats(now) for node in self._registry], strategy=self._strategy_name
+            [node.stats(now) for node in self._registry],
+            strategy=self._strategy_name,
+            plans=self._batches.plans,
+            states=[node.state for node in self._registry],
         )
 
     # Embedding.
@@ -336,6 +353,7 @@ class OllamaPool(Operations, Conversations, Forwarding):
         on_progress: OnProgress | None = None,
         force_mode: ForceMode | None = None,
         timeout: float | None = None,
+        engine: EngineName = "auto",
     ) -> Embeddings:
         """The vectors of many texts, in input order, computed by all nodes that have the model.
 
@@ -348,8 +366,11 @@ class OllamaPool(Operations, Conversations, Forwarding):
         force_mode: "sequential" uses one node, "parallel" every machine, whatever is predicted.
         timeout: seconds for all of it; what is not done by then fails, the rest is kept. None is no
         limit but that of each request, `embed_timeout`.
+        engine: where to compute: "local" in this process, "dask" or "ray" by workers of those;
+        "auto" takes Dask, where that is turned on, if the batch is worth it.
 
-        Raises InvalidInput (nothing was sent), ModelNotFound, NoNodeAvailable, BatchError.
+        Raises InvalidInput (nothing was sent), ModelNotFound, NoNodeAvailable, BatchError, and
+        EngineError if the engine that was asked for cannot be used.
         """
         self._check_open()
         settings = EmbedSettings(
@@ -361,6 +382,7 @@ class OllamaPool(Operations, Conversations, Forwarding):
         )
         planning = replace(self._planning, force_mode=force_mode)
         _check_batch(settings, on_error)
+        check_engine(engine)
         items, invalid = collect_texts(texts)
         if invalid and on_error == "raise":
             raise next(iter(invalid.values()))
@@ -373,6 +395,7 @@ class OllamaPool(Operations, Conversations, Forwarding):
             planning,
             on_progress,
             None if timeout is None else check_timeout(timeout),
+            engine,
         )
         if embeddings.errors and on_error == "raise":
             raise BatchError(embeddings, embeddings.errors)
@@ -411,7 +434,7 @@ class OllamaPool(Operations, Conversations, Forwarding):
 
         async def embed(segment: list[str]) -> Embeddings:
             items, invalid = collect_texts(segment)
-            return await self._batches.embed(settings, items, invalid, self._planning)
+            return await self._batches.embed(settings, items, invalid, self._planning, engine=LOCAL)
 
         stream = EmbedStream(texts, embed, stops_at_error=on_error == "raise")
         self._embed_streams.add(stream)

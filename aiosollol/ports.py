@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import Any, Protocol
+
+from aiosollol.core.embeddings import Embeddings
+from aiosollol.core.engines import EngineJob, EngineOutcome
+from aiosollol.core.node import NodeSpec
+from aiosollol.core.routing import RouteRequest
+
+CANCELLED = "cancelled"
+"""What a `Span` is told of a request that nobody waits for any more."""
 
 
 class Transport(Protocol):
@@ -15,16 +23,28 @@ class Transport(Protocol):
     """
 
     async def request(
-        self, method: str, path: str, body: bytes | None = None, *, timeout: float
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        *,
+        timeout: float,
+        headers: Mapping[str, str] | None = None,
     ) -> bytes:
         """The whole body of an answer with status 200.
 
-        `timeout` is in seconds and covers everything, from connecting to the last byte.
+        `timeout` is in seconds and covers everything, from connecting to the last byte. `headers`
+        are sent beside those that the way has of its own, which count more.
         """
         ...
 
     def stream(
-        self, path: str, body: bytes, *, timeout: float
+        self,
+        path: str,
+        body: bytes,
+        *,
+        timeout: float,
+        headers: Mapping[str, str] | None = None,
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """The body of the answer to a POST, in pieces of any size, as they arrive.
 
@@ -35,4 +55,95 @@ class Transport(Protocol):
 
     async def aclose(self) -> None:
         """Close every connection. Idempotent."""
+        ...
+
+
+class Engine(Protocol):
+    """A place outside of this process where batches are computed, with the nodes of a pool.
+
+    `engines.dask` and `engines.ray` have one each, `testing.FakeEngine` needs neither.
+    """
+
+    @property
+    def name(self) -> str:
+        """What `embed_batch` calls it."""
+        ...
+
+    @property
+    def start_seconds(self) -> float:
+        """Seconds until it could begin with a batch, as was seen or is guessed; 0 if it runs."""
+        ...
+
+    async def carry(self, job: EngineJob, put: Callable[[int, Embeddings], None]) -> EngineOutcome:
+        """Compute the vectors of `job`. Starts the engine if it does not run yet.
+
+        put: called with the position of a partition's first text and its vectors, as partitions are
+        done, in any order; each position once. Cancellation ends what is under way at the nodes.
+
+        Raises EngineError if it cannot be used at all, before anything was put; what fails after
+        that is in the outcome's ``errors``.
+        """
+        ...
+
+    def stats(self) -> dict[str, Any]:
+        """What `get_stats` tells of it; ``enabled``, ``running`` and ``dashboard`` at least."""
+        ...
+
+    async def aclose(self) -> None:
+        """End what it has under way and let go of what it holds. Idempotent."""
+        ...
+
+
+class Span(Protocol):
+    """One request to a node, for whoever follows it."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """What the node is sent, so that it can say to what its work belongs."""
+        ...
+
+    def end(self, problem: str = "") -> None:
+        """It is over. problem: the kind of its failure, `CANCELLED`, or "". Called exactly once."""
+        ...
+
+
+class Trace(Protocol):
+    """What a caller's requests to nodes belong to. It may be used by any task."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """For a request that has no span of its own."""
+        ...
+
+    def attempt(self, request: RouteRequest, spec: NodeSpec) -> Span:
+        """`request` is about to be sent to a node. `Span.end` must follow."""
+        ...
+
+
+class Serving(Protocol):
+    """A request that a gateway serves."""
+
+    def end(self, status: int | None, problem: str = "") -> None:
+        """It is over; in the task that began it. status: of the answer, None if nobody got one."""
+        ...
+
+
+class Tracing(Protocol):
+    """Follows requests from their callers to the nodes.
+
+    `tracing.PassOn` hands on what came, `otel.OpenTelemetry` records spans.
+    """
+
+    def current(self) -> Trace | None:
+        """What requests of the running task belong to; None if to nothing."""
+        ...
+
+    def serve(
+        self, passed: Mapping[str, str] | None, method: str, route: str, path: str
+    ) -> Serving | None:
+        """A request came to a gateway: from now on the running task's requests belong to it.
+
+        passed: the headers of its trace, see `wire.tracecontext`. route: the path as it is
+        registered, "" if there is none. `Serving.end` must follow, where one is given.
+        """
         ...

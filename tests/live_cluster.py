@@ -16,8 +16,9 @@ import anyio.abc
 import trio.testing
 
 from aiosollol.admission import Admission
-from aiosollol.batches import Batches
+from aiosollol.batches import Batches, OnProgress
 from aiosollol.care import Care
+from aiosollol.carriage import Carriage
 from aiosollol.core.embeddings import Embeddings
 from aiosollol.core.events import PoolEvent
 from aiosollol.core.planner import PlanOptions
@@ -31,6 +32,7 @@ from aiosollol.live import LiveCalls, LiveOptions, Wishes
 from aiosollol.loads import Loads
 from aiosollol.monitor import Monitor
 from aiosollol.nodes import Node
+from aiosollol.ports import Engine
 from aiosollol.registry import Registry
 from aiosollol.roster import Roster
 from aiosollol.streams import ReplyStream
@@ -87,7 +89,9 @@ class Cluster:
             self.spawn,
             rng,
         )
-        self.batches = Batches(self.registry, self.exchange, self.roster, 60.0)
+        self.engines: dict[str, Engine] = {}
+        self.carriage = Carriage(self.registry, self.engines, threshold=100)
+        self.batches = Batches(self.registry, self.exchange, self.roster, self.carriage, 60.0)
         self.care = Care(self.registry, self.roster, self.exchange)
 
     def __getitem__(self, name: str) -> FakeTransport:
@@ -213,10 +217,18 @@ class Cluster:
         return await self.live.open_stream(call, Wishes(timeout, 5, sticky))
 
     async def embed_batch(
-        self, texts: list[str], *, model: str = MODEL, timeout: float | None = None
+        self,
+        texts: list[str],
+        *,
+        model: str = MODEL,
+        timeout: float | None = None,
+        engine: str = "auto",
+        on_progress: OnProgress | None = None,
     ) -> Embeddings:
         settings = EmbedSettings(model=model)
-        return await self.batches.embed(settings, texts, {}, PlanOptions(), None, timeout)
+        return await self.batches.embed(
+            settings, texts, {}, PlanOptions(), on_progress, timeout, engine
+        )
 
     async def warm_up(self, *, times: int = 1) -> None:
         """Each node answers an embedding and a chat, so that its costs are known."""
@@ -248,8 +260,7 @@ class Cluster:
             assert not node.breaker.is_probing, node
             assert node.ahead(self.registry.clock()) == 0.0, node
             assert node.slots.value == node.window, node
-            if node._cap is not None:
-                assert node._cap.value == node.spec.max_concurrency, node
+            assert node.wanted == 0, node
             assert self[node.name].in_flight == 0, node
         assert len(self.registry.room) == 0
         stats = self.stats()

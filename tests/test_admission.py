@@ -13,6 +13,7 @@ import pytest
 from live_cluster import CHAT, EMBED, MODEL, cluster, gather, vector, virtual_time
 
 from aiosollol.core.health import ProbeFailed
+from aiosollol.core.node import NodeSpec
 from aiosollol.core.routing import NodeLoad, RouteRequest
 from aiosollol.errors import (
     InvalidInput,
@@ -21,6 +22,7 @@ from aiosollol.errors import (
     NoNodeAvailable,
     PoolSaturated,
 )
+from aiosollol.nodes import Node
 from aiosollol.testing import FakeModel, Fault
 
 pytestmark = pytest.mark.anyio
@@ -306,6 +308,73 @@ async def test_max_concurrency_is_for_batches_and_live_calls_together() -> None:
         assert made["a"].max_in_flight <= 3
         assert made["b"].max_in_flight == 1
         await made.rest()
+
+
+async def test_what_a_program_is_allowed_holds_for_batches_and_live_calls_together() -> None:
+    async with cluster(a={"seconds_per_item": 0.01}, b={"seconds_per_item": 0.01}) as made:
+        await made.warm_up()
+        made["a"].max_in_flight = made["b"].max_in_flight = 0
+        made.node("a").allow(1)
+        made.node("b").allow(2)
+        texts = [f"text {number}" for number in range(300)]
+        results = await gather(
+            partial(made.embed_batch, texts),
+            partial(made.embed_batch, texts[::-1]),
+            *[made.embed] * 40,
+            *[made.chat] * 10,
+        )
+        assert not [each for each in results if isinstance(each, Exception)]
+        assert made["a"].max_in_flight == 1
+        assert made["b"].max_in_flight == 2
+        await made.rest()
+
+
+async def test_who_is_allowed_nothing_waits_and_goes_on_when_he_is() -> None:
+    async with cluster(a={"seconds_per_item": 0.01}) as made:
+        await made.warm_up()
+        node, done = made.node("a"), []
+
+        async def ask(call: Any) -> None:
+            await call()
+            done.append(anyio.current_time())
+
+        async with anyio.create_task_group() as group:
+            node.allow(0)
+            began = anyio.current_time()
+            group.start_soon(ask, made.embed)
+            group.start_soon(ask, partial(made.embed_batch, ["one", "two"]))
+            await anyio.sleep(5.0)
+            assert not done
+            assert (node.in_flight, node.wanted) == (0, 2)
+            node.allow(1)
+            await anyio.sleep(1.0)
+            assert len(done) == 2
+        assert done[0] >= began + 5.0
+        await made.rest()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_a_chunk_that_gives_up_leaves_its_place_to_the_next(anyio_backend: str) -> None:
+    node = Node(NodeSpec("http://a.test"))
+    node.allow(0)
+    came = []
+
+    async def visit(name: str) -> None:
+        await node.enter()
+        came.append(name)
+        node.leave(is_live=False)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(visit, "last")
+        async with anyio.create_task_group() as impatient:
+            for _ in range(2):
+                impatient.start_soon(visit, "impatient")
+            await anyio.wait_all_tasks_blocked()
+            assert node.wanted == 3
+            node.allow(1)  # the first of them has it, but does not know yet
+            impatient.cancel_scope.cancel()
+    assert "last" in came
+    assert (node.in_flight, node.wanted) == (0, 0)
 
 
 async def test_a_live_call_is_not_starved_by_a_batch_where_the_limit_is_one() -> None:

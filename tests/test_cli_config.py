@@ -51,7 +51,7 @@ def test_with_everything(
     save_nodes(folder / "nodes.json", NODES)
     monkeypatch.setenv("SOLLOL_MIN_GAIN", "0.5")
     monkeypatch.setenv("SOLLOL_MAX_RETRY", "0.5")
-    monkeypatch.setenv("SOLLOL_DASK_ADDRESS", "x")
+    monkeypatch.setenv("SOLLOL_REDIS_URL", "x")
     assert show_config(as_json=False) == 0
     out = capsys.readouterr().out
     lines = [" ".join(line.split()) for line in out.splitlines()]
@@ -60,8 +60,8 @@ def test_with_everything(
     assert lines[-4:] == [
         f"settings file: {folder}/config.toml",
         f"nodes file: {folder}/nodes.json (2 nodes)",
-        "SOLLOL_DASK_ADDRESS is not a setting, and has no effect",
         "SOLLOL_MAX_RETRY is not a setting: did you mean SOLLOL_MAX_RETRIES?",
+        "SOLLOL_REDIS_URL is not a setting, and has no effect",
     ]
     assert "s3cret" not in out
 

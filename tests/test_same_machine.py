@@ -9,6 +9,7 @@ import pytest
 import trio.testing
 
 from aiosollol.batches import Batches
+from aiosollol.carriage import Carriage
 from aiosollol.core.planner import PlanOptions, Reason
 from aiosollol.core.request import EmbedSettings
 from aiosollol.exchange import Exchange
@@ -74,7 +75,8 @@ class Machine:
 
             loads = Loads(lambda work, name: group.start_soon(run, work))
             exchange = Exchange(self.registry, self.nodes.__getitem__, loads)
-            batches = Batches(self.registry, exchange, self.roster, timeout=60.0)
+            carriage = Carriage(self.registry, {}, 0)
+            batches = Batches(self.registry, exchange, self.roster, carriage, timeout=60.0)
             embeddings = await batches.embed(SETTINGS, texts, {}, self.options)
         assert not embeddings.errors
         return embeddings.report

@@ -48,7 +48,17 @@ OTHER: dict[str, tuple[Any, str, str]] = {
     "metrics_interval": (0.5, ".5", "0.5"),
     "first_byte_timeout": (3600.0, "3600", "3_600"),
     "check_interval": (3600.0, "3600", "3_600"),
+    "enable_dask": (True, "on", "true"),
+    "dask_address": ("tcp://10.0.0.2:8786", " tcp://10.0.0.2:8786 ", '"tcp://10.0.0.2:8786"'),
+    "dask_workers": (3, "3", "3"),
+    "dask_threshold": (0, "0", "0"),
+    "enable_ray": (True, "yes", "true"),
+    "ray_address": ("ray://10.0.0.2:10001", "ray://10.0.0.2:10001", "'ray://10.0.0.2:10001'"),
+    "app_name": ("night index", "night index", '"night index"'),
+    "app_weight": (0.5, ".5", "0.5"),
 }
+# Their default is none, which no variable can say.
+NO_DEFAULT = {name for name, setting in TABLE.items() if setting.default is None}
 
 NUMBERS: list[Any] = [
     "60",
@@ -61,6 +71,7 @@ NUMBERS: list[Any] = [
     10**5000,
     -1,
 ]
+TEXTS: list[Any] = ["", " ", b"a", 1, ["a"], "two\nlines"]
 WRONG: dict[str, list[Any]] = {
     "auto_discover": [0, 1, "true", "", []],
     "watch_network": [0, 1, "true", "", []],
@@ -81,6 +92,14 @@ WRONG: dict[str, list[Any]] = {
     "metrics_interval": [*NUMBERS, 0],
     "first_byte_timeout": [*NUMBERS, 0],
     "check_interval": [*NUMBERS, 0],
+    "enable_dask": [0, 1, "true", "", []],
+    "dask_address": TEXTS,
+    "dask_workers": [*NUMBERS, 3.0],
+    "dask_threshold": [*NUMBERS, 3.0],
+    "enable_ray": [0, 1, "true", "", []],
+    "ray_address": TEXTS,
+    "app_name": TEXTS,
+    "app_weight": [*NUMBERS, 0],
 }
 
 WRONG_TEXTS = {
@@ -208,13 +227,13 @@ def test_arguments_count_before_variables(places: dict[str, set[str]]) -> None:
     environ = dict(NOTHING)
     for name, at in places.items():
         # Where an argument is given too, the variable is the default, spelled out.
-        if "variable" in at and name != "trusted":
+        if "variable" in at and name not in NO_DEFAULT:
             text = shown(TABLE[name].default) if "argument" in at else OTHER[name][1]
             environ[TABLE[name].variable] = text
     resolved = resolve(arguments, environ=environ)
     for name, (value, source) in resolved.origins.items():
         at = places.get(name, set())
-        is_set = "argument" in at or (name != "trusted" and "variable" in at)
+        is_set = "argument" in at or (name not in NO_DEFAULT and "variable" in at)
         assert value == (OTHER[name][0] if is_set else TABLE[name].default)
         assert (source == "argument") == ("argument" in at)
 
@@ -456,7 +475,7 @@ def test_variables_that_are_nearly_settings_are_told_once(caplog: pytest.LogCapt
         "SOLLOL_EMBED_TIMEOT": "5",
         "sollol_chat_timeout": "5",
         "SOLLOL_CONFG": "5",
-        "SOLLOL_DASK_ADDRESS": "tcp://10.0.0.1:8786",
+        "SOLLOL_REDIS_URL": "redis://10.0.0.1",
         "SOLLOL_METRICS_PORT": "9090",
         "AIOSOLLOL_REQUIRE_ALL": "1",
     }
@@ -464,9 +483,9 @@ def test_variables_that_are_nearly_settings_are_told_once(caplog: pytest.LogCapt
     assert resolved.settings == Settings()
     assert resolved.strangers == {
         "SOLLOL_CONFG": "SOLLOL_CONFIG",
-        "SOLLOL_DASK_ADDRESS": "",
         "SOLLOL_EMBED_TIMEOT": "SOLLOL_EMBED_TIMEOUT",
         "SOLLOL_METRICS_PORT": "",
+        "SOLLOL_REDIS_URL": "",
         "sollol_chat_timeout": "SOLLOL_CHAT_TIMEOUT",
     }
     assert [record.message for record in caplog.records] == [

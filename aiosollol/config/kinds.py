@@ -90,6 +90,12 @@ def _check_names(value: object) -> tuple[str, ...]:
     return tuple(name.strip() for name in value)
 
 
+def _check_text(value: object) -> str | None:
+    if not (isinstance(value, str) and value.strip() and value.isprintable()):
+        raise ValueError
+    return value.strip()
+
+
 FLAG = Kind("true or false (in a variable also 1/0, yes/no, on/off)", _check_flag, _read_flag)
 SECONDS = number("a number of seconds above 0, such as 30", lambda x: x > 0)
 PATIENCE = number("a number of seconds from 0 on, such as 30", lambda x: x >= 0)
@@ -101,3 +107,5 @@ NAMES: Kind[tuple[str, ...] | None] = Kind(
     _check_names,
     lambda text: text.split(","),
 )
+TEXT: Kind[str | None] = Kind("a line of text", _check_text, str)
+WEIGHT = number("a number above 0, such as 2", lambda x: x > 0)

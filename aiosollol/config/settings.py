@@ -18,6 +18,8 @@ from aiosollol.config.kinds import (
     NAMES,
     PATIENCE,
     SECONDS,
+    TEXT,
+    WEIGHT,
     Kind,
     one_of,
 )
@@ -47,6 +49,14 @@ class PoolSettings(TypedDict, total=False):
     close_timeout: float | None
     metrics_interval: float | None
     check_interval: float | None
+    enable_dask: bool | None
+    dask_address: str | None
+    dask_workers: int | None
+    dask_threshold: int | None
+    enable_ray: bool | None
+    ray_address: str | None
+    app_name: str | None
+    app_weight: float | None
 
 
 RoutingStrategy = Literal[
@@ -144,6 +154,22 @@ class Settings:
     )
     metrics_interval: float = _setting(SECONDS, 30.0, "between two looks at what a node has loaded")
     check_interval: float = _setting(SECONDS, 120.0, "between two looks at whether a node is well")
+    enable_dask: bool = _setting(FLAG, False, "let workers of Dask compute large batches")
+    dask_address: str | None = _setting(
+        TEXT, None, "the Dask scheduler, such as tcp://10.0.0.2:8786; none starts a local cluster"
+    )
+    dask_workers: int = _setting(COUNT, 0, "workers of a local Dask cluster; 0 is one per core")
+    dask_threshold: int = _setting(COUNT, 1000, "texts from which a batch is worth an engine")
+    enable_ray: bool = _setting(FLAG, False, "share the nodes fairly with other programs, by Ray")
+    ray_address: str | None = _setting(
+        TEXT, None, "the Ray cluster: auto, host:port or ray://host:port; none starts a local one"
+    )
+    app_name: str | None = _setting(
+        TEXT, None, "what this program is called among those that share"
+    )
+    app_weight: float = _setting(
+        WEIGHT, 1.0, "its share of nodes that all want, beside the others'"
+    )
 
     def __init__(self, **values: Any) -> None:
         for name in values:

@@ -32,6 +32,34 @@ class NodeShare:
     wasted: float = 0.0
     retries: int = 0
 
+    def plus(self, other: NodeShare) -> NodeShare:
+        """What it did in two batches one after the other, or beside each other."""
+        return NodeShare(
+            self.items + other.items,
+            self.requests + other.requests,
+            self.tokens + other.tokens,
+            self.seconds + other.seconds,
+            self.idle + other.idle,
+            self.wasted + other.wasted,
+            self.retries + other.retries,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class EngineNote:
+    """Where a batch was computed, and why there.
+
+    name: "local" for this process, "dask" or "ray". workers: how many took part, 0 if local.
+    reruns: partitions that were computed again, for a worker that died. dashboard: an URL at which
+    people can watch the engine, None if there is none.
+    """
+
+    name: str = "local"
+    reason: str = ""
+    workers: int = 0
+    reruns: int = 0
+    dashboard: str | None = None
+
 
 @dataclass(frozen=True, slots=True)
 class BatchReport:
@@ -42,7 +70,8 @@ class BatchReport:
     where there was nothing to plan. splits: chunks that were halved to find a bad input.
     copies: requests for items that another node was working on.
     findings: whether nodes on one machine were found to be faster together.
-    slices: every chunk, for `to_trace`.
+    slices: every chunk, for `to_trace`; none of what an engine did elsewhere.
+    engine: where it was computed.
     """
 
     items: int
@@ -54,6 +83,7 @@ class BatchReport:
     copies: int = 0
     findings: Sequence[Finding] = ()
     slices: Sequence[Slice] = field(default=(), repr=False)
+    engine: EngineNote = EngineNote()
 
     @property
     def predicted_seconds(self) -> float:
@@ -81,4 +111,6 @@ class BatchReport:
         line = f"{self.items} items in {self.seconds:.2f} s ({rate:.0f}/s): {shares or 'no node'}"
         if self.plan is not None and self.plan.reason is Reason.SAME_MACHINE:
             line += f" ({self.plan.detail})"  # or one would wonder what the others did
+        if self.engine.name != "local":
+            line += f" ({self.engine.name}, {self.engine.workers} workers)"
         return line

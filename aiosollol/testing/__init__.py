@@ -5,6 +5,7 @@
 (`fake_vector`) and faults (`Fault`) that can be switched while they run.
 """
 
+from aiosollol.testing.engine import FakeEngine
 from aiosollol.testing.fault import Fault
 from aiosollol.testing.model import FakeModel, fake_tokens, fake_vector
 from aiosollol.testing.node import FakeNode, FakeOptions
@@ -14,6 +15,7 @@ from aiosollol.testing.server import FakeOllama
 from aiosollol.testing.transport import FakeTransport
 
 __all__ = [
+    "FakeEngine",
     "FakeModel",
     "FakeNode",
     "FakeOllama",

@@ -1,0 +1,117 @@
+"""Batches given to an engine: chosen, handed over, and their vectors put in their places."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from aiosollol.core.buffer import VectorBuffer
+from aiosollol.core.embeddings import Embeddings
+from aiosollol.core.engines import LOCAL, EngineJob, EngineOffer, EngineOutcome, choose
+from aiosollol.core.report import EngineNote
+from aiosollol.errors import EngineError, SollolError
+from aiosollol.ports import Engine
+from aiosollol.registry import Registry
+
+log = logging.getLogger("aiosollol")
+
+AUTOMATIC = "dask"
+"""The engine that a batch may be given to without being asked for: others are there for sharing."""
+
+
+class Carriage:
+    """The engines of a pool. threshold: items from which one is used without being asked for."""
+
+    def __init__(self, registry: Registry, engines: Mapping[str, Engine], threshold: int) -> None:
+        self._registry = registry
+        self._engines = engines
+        self._threshold = threshold
+        self._complaints: dict[str, str] = {}
+
+    def choose(self, wanted: str, items: int, predicted_seconds: float) -> EngineNote:
+        """The engine for a batch. Raises EngineError for one that is not turned on."""
+        if wanted == "auto" and not self._engines:
+            return EngineNote()
+        offers = [
+            EngineOffer(name, engine.start_seconds, self._threshold, name == AUTOMATIC)
+            for name, engine in self._engines.items()
+        ]
+        return choose(wanted, offers, items, predicted_seconds)
+
+    def instead(self, chosen: EngineNote, error: EngineError) -> EngineNote:
+        """This process, because the engine that was chosen cannot be used. Says so once."""
+        if self._complaints.get(chosen.name) != error.detail:
+            self._complaints[chosen.name] = error.detail
+            log.warning("%s; batches are computed in this process", error)
+        return EngineNote(LOCAL, str(error))
+
+    def stats(self) -> dict[str, dict[str, Any]]:
+        """Of each engine, what it tells of itself."""
+        return {name: engine.stats() for name, engine in self._engines.items()}
+
+    async def aclose(self) -> None:
+        """Close the engines."""
+        for engine in self._engines.values():
+            await engine.aclose()
+
+    def begin(
+        self, name: str, job: EngineJob, buffer: VectorBuffer, tell: Callable[[int], None] | None
+    ) -> Delivery:
+        """A batch for the engine `name`. tell: called with how many texts are settled."""
+        return Delivery(self._registry, self._engines[name], job, buffer, tell)
+
+
+class Delivery:
+    """One batch at an engine. Await `run` once, then read `outcome` and `errors`."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        engine: Engine,
+        job: EngineJob,
+        buffer: VectorBuffer,
+        tell: Callable[[int], None] | None,
+    ) -> None:
+        self._registry = registry
+        self._engine = engine
+        self._job = job
+        self._buffer = buffer
+        self._tell = tell
+        self._is_put = bytearray(len(job.texts))
+        self.outcome = EngineOutcome()
+        self.errors: dict[int, SollolError] = {}
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether any vector has come."""
+        return any(self._is_put)
+
+    async def run(self) -> None:
+        """Return when the engine is done. Raises EngineError if it could not even begin."""
+        self.outcome = await self._engine.carry(self._job, self._put)
+        self.errors.update(self.outcome.errors)
+        for name, counters in self.outcome.counters.items():
+            if name in self._registry:
+                self._registry[name].counters.merge(counters)
+        self.give_up(EngineError(self._engine.name, "returned no vector for this text"))
+
+    def give_up(self, error: SollolError) -> None:
+        """What has no vector by now has failed, with `error` unless something else is known."""
+        for item, is_put in enumerate(self._is_put):
+            if not is_put:
+                self.errors.setdefault(item, error)
+
+    def _put(self, start: int, vectors: Embeddings) -> None:
+        items = range(start, start + len(vectors))
+        if vectors.dim and self._buffer.dim in (0, vectors.dim):
+            self._buffer.put(items, vectors.buffer, vectors.dim)
+        elif vectors.dim:
+            error = EngineError(
+                self._engine.name,
+                f"returned vectors of {vectors.dim} numbers among others of {self._buffer.dim}",
+            )
+            self.errors.update(dict.fromkeys(items, error))
+        self._is_put[items.start : items.stop] = b"\1" * len(items)
+        if self._tell is not None:
+            self._tell(self._is_put.count(1))

@@ -1,0 +1,33 @@
+"""The engines that a pool is to have, loaded by name: the pool does not know them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.util import find_spec
+
+from aiosollol.config.settings import Settings
+from aiosollol.errors import MissingExtra
+from aiosollol.ports import Engine
+from aiosollol.registry import Registry
+
+_NEEDS = {"dask": "distributed", "ray": "ray"}
+
+
+def load_engines(settings: Settings, registry: Registry) -> Mapping[str, Engine]:
+    """The engines that are turned on, by name. None of them starts anything before it is used.
+
+    Raises MissingExtra for one whose package is not installed.
+    """
+    names = [name for name in _NEEDS if getattr(settings, f"enable_{name}")]
+    return {name: _load(name, settings, registry) for name in names}
+
+
+def _load(name: str, settings: Settings, registry: Registry) -> Engine:
+    if find_spec(_NEEDS[name]) is None:
+        raise MissingExtra(f"enable_{name}", name)
+    # Engines are above the pool, since their workers have pools of their own: an import would point
+    # up. Like any plugin, one is found by its name.
+    module = import_module(f"aiosollol.engines.{name}")
+    engine: Engine = module.make_engine(settings, registry)
+    return engine
