@@ -12,7 +12,8 @@ from aiosollol.core.routing import RouteRequest, RoutingFunction, route
 from aiosollol.core.waiting import USUAL, Ticket
 from aiosollol.errors import NoNodeAvailable, PoolClosed, PoolSaturated
 from aiosollol.loads import Spawn
-from aiosollol.nodes import Node, Waiter
+from aiosollol.nodes import Node
+from aiosollol.places import Waiter
 from aiosollol.registry import Registry
 from aiosollol.roster import Roster
 
@@ -194,11 +195,11 @@ class Admission:
             await waiter.arrived.wait()
         except BaseException:
             self._out_of_line(node, ticket)
-            if waiter.node is not None:
-                waiter.node.leave()
+            if waiter.has_place:
+                node.leave()
             raise
         self._out_of_line(node, ticket)
-        return waiter.node is not None
+        return waiter.has_place
 
     def _watch_lines(self) -> None:
         """See to it that nobody waits longer than he wants: one task for all, and no timer each."""

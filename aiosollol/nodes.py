@@ -1,12 +1,9 @@
-"""One node in use: what is known of it, what it is doing, and who waits for a place on it."""
+"""One node in use: what is known of it, what it is doing, and what was learned from its answers."""
 
 from __future__ import annotations
 
 import math
-from collections import deque
-from typing import NamedTuple, Protocol
-
-import anyio
+from typing import NamedTuple
 
 from aiosollol.core import breaker as breakers
 from aiosollol.core import concurrency, memory
@@ -18,37 +15,9 @@ from aiosollol.core.node import NodeSpec, NodeState, full_name
 from aiosollol.core.routing import RouteRequest
 from aiosollol.core.share import Backlog, Standing, Steady
 from aiosollol.core.stats import NodeCounters, NodeStats
-from aiosollol.core.waiting import WaitingRoom
-
-BATCH_WINDOW = 2
-"""Chunks under way on a node at once: one is computed while the next is on the wire."""
+from aiosollol.places import Places, Room
 
 _GUESSED_LOAD_SECONDS = 5.0
-
-
-class Gate(Protocol):
-    """What one task waits at until another opens it. `anyio.Event` is one, and asyncio has a much
-    cheaper one (`asyncio_parts.FutureGate`)."""
-
-    def set(self) -> object: ...
-    async def wait(self) -> object: ...
-
-
-class Waiter:
-    """Somebody who waits for a place. `arrived` is set with a place on `node`, or without one.
-
-    until: when to look for another node, by the registry's clock.
-    """
-
-    __slots__ = ("arrived", "node", "until")
-
-    def __init__(self, arrived: Gate, until: float) -> None:
-        self.arrived = arrived
-        self.until = until
-        self.node: Node | None = None
-
-
-Room = WaitingRoom[Waiter]
 
 
 class Work(NamedTuple):
@@ -58,12 +27,9 @@ class Work(NamedTuple):
     kind: str
 
 
-class Node:
+class Node(Places):
     """One node in use. `state` is what is known of it; everything else is what it is doing.
 
-    in_flight: requests of this process under way on it. slots: places for chunks of batches.
-    limit: how many live requests it should have at once, as was learned. cap: how many requests of
-    any kind it may have at once, as its user and `allow` say.
     costs: of embedding, by full model name; talk_costs: of other requests.
     speaks_base64: whether it answers vectors in base64, None until it was asked.
     source: how it was found, None if somebody named it.
@@ -75,33 +41,22 @@ class Node:
     """
 
     __slots__ = (
-        "_adapted",
-        "_chunks",
         "_concurrency",
-        "_left",
         "_load_seconds",
         "_options",
-        "_room",
         "_steady",
-        "_waiting_chunks",
         "_warmed",
         "backlog",
         "breaker",
-        "cap",
         "costs",
         "counters",
         "distrusted",
         "disturbed_at",
-        "in_flight",
         "is_draining",
         "last_done",
-        "limit",
         "loading",
-        "name",
         "outrun",
-        "queued",
         "returned_at",
-        "slots",
         "source",
         "speaks_base64",
         "standing",
@@ -110,16 +65,13 @@ class Node:
     )
 
     def __init__(self, spec: NodeSpec, room: Room | None = None) -> None:
-        self.name = spec.name
+        super().__init__(spec.name, spec.max_concurrency, room)
         self.state = NodeState(spec)
         self.counters = NodeCounters()
         self.costs: dict[str, Cost] = {}
         self.talk_costs: dict[Work, Cost] = {}
         self.speaks_base64: bool | None = None
         self.source: Source | None = None
-        self.in_flight = 0
-        self._chunks = 0  # those of `in_flight` that are of batches
-        self.queued = 0
         self.last_done = 0.0
         self.disturbed_at = 0.0
         self.returned_at = -math.inf
@@ -130,17 +82,11 @@ class Node:
         self.breaker: Breaker = breakers.CLOSED
         self.loading: set[str] = set()
         self.distrusted: set[str] = set()
-        self._room = Room(0) if room is None else room
         self._steady: dict[tuple[str, str], Steady] = {}
-        self._left: anyio.Event | None = None
         self._warmed: set[str] = set()
         self._options: dict[str, object] = {}
         self._load_seconds: dict[str, float] = {}
         self._concurrency: dict[Work, Concurrency] = {}
-        self._adapted = concurrency.start(spec.max_concurrency).allowed
-        self._waiting_chunks: deque[anyio.Event] = deque()
-        self.allow(None)
-        self.slots = anyio.Semaphore(self.window, fast_acquire=True)
 
     def __repr__(self) -> str:
         condition = "down" if self.state.is_down else "up" if self.is_known else "unknown"
@@ -178,11 +124,6 @@ class Node:
         """MB of free GPU memory, as the original counts it; None if unknown."""
         free = memory.gpu_free(self.state)
         return None if free is None else free / 1e6
-
-    @property
-    def window(self) -> int:
-        """How many chunks of a batch may be under way on it."""
-        return min(BATCH_WINDOW, self.spec.max_concurrency or BATCH_WINDOW)
 
     @property
     def latency(self) -> float:
@@ -244,106 +185,6 @@ class Node:
         """Whether `model` is in GPU memory or has room there; None if unknown."""
         return memory.fits(self.state, model)
 
-    # Places.
-
-    def try_enter(self) -> bool:
-        """Take a place for a live request if there is one. `leave` must follow."""
-        # A batch always has its chunks under way: they must not keep out every live request.
-        if self.in_flight - self._chunks >= max(1, self.limit - self._chunks):
-            return False
-        if self.in_flight >= self.cap:
-            return False
-        self.in_flight += 1
-        return True
-
-    async def enter(self) -> None:
-        """Begin a request of a batch, as soon as `cap` lets it.
-
-        ``leave(is_live=False)`` must follow.
-        """
-        if self.in_flight < self.cap:
-            self.in_flight += 1
-            self._chunks += 1
-            return
-        has_place = anyio.Event()
-        self._waiting_chunks.append(has_place)
-        try:
-            await has_place.wait()
-        except BaseException:
-            if has_place.is_set():  # a place was given to us, and we do not want it any more
-                self.leave(is_live=False)
-            else:
-                self._waiting_chunks.remove(has_place)
-            raise
-
-    def leave(self, *, is_live: bool = True) -> None:
-        """End a request, however it went. Whoever waits for the place has it at once."""
-        self.in_flight -= 1
-        self._chunks -= not is_live
-        if self._waiting_chunks:
-            self._call_chunks()
-        if self.queued:
-            self.call_waiting()
-        if self._left is not None:
-            self._left.set()
-            self._left = None
-
-    def allow(self, places: int | None) -> None:
-        """Let it have so many requests of this program at once; None for no limit but the user's.
-
-        What is under way goes on, so there may be more for a while.
-        """
-        own = self.spec.max_concurrency
-        self.cap = min(math.inf if own is None else own, math.inf if places is None else places)
-        self._bound()
-        self._call_chunks()
-        self.call_waiting()
-
-    @property
-    def wanted(self) -> int:
-        """How many requests it would have now if none had to wait: those under way among them."""
-        return self.in_flight + self.queued + len(self._waiting_chunks)
-
-    def _call_chunks(self) -> None:
-        while self._waiting_chunks and self.in_flight < self.cap:
-            self.in_flight += 1
-            self._chunks += 1
-            self._waiting_chunks.popleft().set()
-
-    def _bound(self) -> None:
-        # Where there is no place, a request should not wait for one while others have some.
-        self.limit = int(min(self._adapted, self.cap))
-
-    async def wait_left(self) -> None:
-        """Return when the next request has ended."""
-        if self._left is None:
-            self._left = anyio.Event()
-        await self._left.wait()
-
-    def call_waiting(self) -> None:
-        """Let in those who wait, as far as there are places."""
-        while self.queued and self.try_enter():
-            waiter = self._room.take(self.name)
-            if waiter is None:
-                self.leave()
-                return
-            self.queued -= 1
-            waiter.node = self
-            waiter.arrived.set()
-
-    def send_late_away(self, now: float) -> None:
-        """Let those look for another node who have waited for this one long enough."""
-        for ticket in self._room.tickets(self.name):
-            if ticket.item.until <= now and self._room.remove(ticket):
-                self.queued -= 1
-                ticket.item.arrived.set()
-
-    def send_away(self) -> None:
-        """Let those who wait look for another node: this one is no good any more."""
-        while (waiter := self._room.take(self.name)) is not None:
-            self.queued -= 1
-            waiter.arrived.set()
-
     # What was learned from answers.
 
     def learn(self, model: str, tokens: float, sent_at: float, now: float) -> Cost:
@@ -380,10 +221,9 @@ class Node:
         known = self._concurrency.get(work) or concurrency.start(self.spec.max_concurrency)
         self._concurrency[work] = adapted = concurrency.adapt(known, sample)
         if len(self._concurrency) == 1:
-            self._adapted = adapted.allowed
+            self.adapt(adapted.allowed)
         else:
-            self._adapted = max(each.allowed for each in self._concurrency.values())
-        self._bound()
+            self.adapt(max(each.allowed for each in self._concurrency.values()))
 
     def warmed(self, model: str, options: object) -> None:
         """`model` answered, so it is in memory, with these options."""

@@ -20,7 +20,8 @@ from aiosollol.core.planner import Candidate
 from aiosollol.core.trial import Finding
 from aiosollol.errors import InvalidInput, NodeError
 from aiosollol.events import EventHub
-from aiosollol.nodes import Gate, Node, Room
+from aiosollol.nodes import Node
+from aiosollol.places import Gate, Room
 
 log = logging.getLogger("aiosollol")
 

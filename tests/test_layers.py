@@ -39,6 +39,7 @@ LAYERS = {
     "streams": 4,
     "relay": 4,
     "events": 4,
+    "places": 4,
     "nodes": 4,
     "loads": 4,
     "hedge": 4,
@@ -77,7 +78,7 @@ LAYERS = {
 BESIDE = {"testing", ""}
 
 LOW = {"errors", "core", "wire", "ports"}  # L0 to L2
-BASE = LOW | {"events", "nodes", "streams", "loads"}
+BASE = LOW | {"events", "places", "nodes", "streams", "loads"}
 MIDDLE = BASE | {"registry"}  # what L4 may know
 MAY_IMPORT = {
     "errors": set(),
@@ -87,8 +88,9 @@ MAY_IMPORT = {
     **dict.fromkeys((part for part, layer in LAYERS.items() if layer == 3), LOW),
     "transport": LOW | {"deadlines", "connection"},
     **dict.fromkeys((part for part, layer in LAYERS.items() if layer == 4), MIDDLE),
-    **dict.fromkeys(("events", "streams", "loads", "nodes"), LOW),
-    "registry": LOW | {"events", "nodes"},
+    **dict.fromkeys(("events", "streams", "loads", "places"), LOW),
+    "nodes": LOW | {"places"},
+    "registry": LOW | {"events", "places", "nodes"},
     "hedge": LOW | {"loads"},
     "exchange": MIDDLE | {"attempt"},
     "admission": MIDDLE | {"roster"},

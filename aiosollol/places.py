@@ -1,0 +1,188 @@
+"""The places on one node: who may send a request now, and who waits until he may."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Protocol
+
+import anyio
+
+from aiosollol.core import concurrency
+from aiosollol.core.waiting import WaitingRoom
+
+BATCH_WINDOW = 2
+"""Chunks under way on a node at once: one is computed while the next is on the wire."""
+
+
+class Gate(Protocol):
+    """What one task waits at until another opens it. `anyio.Event` is one, and asyncio has a much
+    cheaper one (`asyncio_parts.FutureGate`)."""
+
+    def set(self) -> object: ...
+    async def wait(self) -> object: ...
+
+
+class Waiter:
+    """Somebody who waits for a place. `arrived` is set when he has one, or should look elsewhere.
+
+    until: when to look for another node, by the registry's clock. has_place: he has one.
+    """
+
+    __slots__ = ("arrived", "has_place", "until")
+
+    def __init__(self, arrived: Gate, until: float) -> None:
+        self.arrived = arrived
+        self.until = until
+        self.has_place = False
+
+
+Room = WaitingRoom[Waiter]
+
+
+class Places:
+    """The base of `Node` that counts requests. One request has one place, from first to last.
+
+    in_flight: requests of this process under way. queued: live requests that wait in `room`.
+    limit: how many live requests there should be at once, as was learned. cap: how many of any kind
+    there may be, as the user and `allow` say. slots: places for chunks of batches.
+    """
+
+    __slots__ = (
+        "_adapted",
+        "_chunks",
+        "_left",
+        "_own_cap",
+        "_room",
+        "_waiting_chunks",
+        "cap",
+        "in_flight",
+        "limit",
+        "name",
+        "queued",
+        "slots",
+    )
+
+    def __init__(self, name: str, max_concurrency: int | None, room: Room | None) -> None:
+        self.name = name
+        self.in_flight = 0
+        self.queued = 0
+        self._chunks = 0  # those of `in_flight` that are of batches
+        self._room = Room(0) if room is None else room
+        self._left: anyio.Event | None = None
+        self._waiting_chunks: deque[anyio.Event] = deque()
+        self._own_cap = math.inf if max_concurrency is None else max_concurrency
+        self._adapted = concurrency.start(max_concurrency).allowed
+        self.allow(None)
+        self.slots = anyio.Semaphore(self.window, fast_acquire=True)
+
+    @property
+    def window(self) -> int:
+        """How many chunks of a batch may be under way on it."""
+        return int(min(BATCH_WINDOW, self._own_cap))
+
+    @property
+    def wanted(self) -> int:
+        """How many requests it would have now if none had to wait: those under way among them."""
+        return self.in_flight + self.queued + len(self._waiting_chunks)
+
+    def allow(self, places: int | None) -> None:
+        """Let it have so many requests of this program at once; None for no limit but the user's.
+
+        What is under way goes on, so there may be more for a while.
+        """
+        self.cap = self._own_cap if places is None else min(self._own_cap, places)
+        self._bound()
+        self._call_chunks()
+        self.call_waiting()
+
+    def adapt(self, limit: int) -> None:
+        """It was learned that so many live requests are best."""
+        self._adapted = limit
+        self._bound()
+
+    def _bound(self) -> None:
+        # Where there is no place, a request should not wait for one while others have some.
+        self.limit = int(min(self._adapted, self.cap))
+
+    # In and out.
+
+    def try_enter(self) -> bool:
+        """Take a place for a live request if there is one. `leave` must follow."""
+        # A batch always has its chunks under way: they must not keep out every live request.
+        if self.in_flight - self._chunks >= max(1, self.limit - self._chunks):
+            return False
+        if self.in_flight >= self.cap:
+            return False
+        self.in_flight += 1
+        return True
+
+    async def enter(self) -> None:
+        """Begin a request of a batch, as soon as `cap` lets it.
+
+        ``leave(is_live=False)`` must follow.
+        """
+        if self.in_flight < self.cap:
+            self.in_flight += 1
+            self._chunks += 1
+            return
+        has_place = anyio.Event()
+        self._waiting_chunks.append(has_place)
+        try:
+            await has_place.wait()
+        except BaseException:
+            if has_place.is_set():  # a place was given to us, and we do not want it any more
+                self.leave(is_live=False)
+            else:
+                self._waiting_chunks.remove(has_place)
+            raise
+
+    def leave(self, *, is_live: bool = True) -> None:
+        """End a request, however it went. Whoever waits for the place has it at once."""
+        self.in_flight -= 1
+        self._chunks -= not is_live
+        if self._waiting_chunks:
+            self._call_chunks()
+        if self.queued:
+            self.call_waiting()
+        if self._left is not None:
+            self._left.set()
+            self._left = None
+
+    async def wait_left(self) -> None:
+        """Return when the next request has ended."""
+        if self._left is None:
+            self._left = anyio.Event()
+        await self._left.wait()
+
+    # Who waits.
+
+    def _call_chunks(self) -> None:
+        while self._waiting_chunks and self.in_flight < self.cap:
+            self.in_flight += 1
+            self._chunks += 1
+            self._waiting_chunks.popleft().set()
+
+    def call_waiting(self) -> None:
+        """Let in those who wait, as far as there are places."""
+        while self.queued and self.try_enter():
+            waiter = self._room.take(self.name)
+            if waiter is None:
+                self.leave()
+                return
+            self.queued -= 1
+            waiter.has_place = True
+            waiter.arrived.set()
+
+    def send_late_away(self, now: float) -> None:
+        """Let those look for another node who have waited for this one long enough."""
+        for ticket in self._room.tickets(self.name):
+            if ticket.item.until <= now and self._room.remove(ticket):
+                self.queued -= 1
+                ticket.item.arrived.set()
+
+    def send_away(self) -> None:
+        """Let those who wait look for another node: this one is no good any more."""
+        while (waiter := self._room.take(self.name)) is not None:
+            self.queued -= 1
+            waiter.arrived.set()
