@@ -24,13 +24,14 @@ from aiosollol.core.node import ClusterView, NodeSpec, NodeState
 from aiosollol.core.parallelism import ParallelismEntry
 from aiosollol.core.planner import Mode, Plan, Reason
 from aiosollol.core.reply import ChatReply, GeneratedText
-from aiosollol.core.report import BatchReport, NodeShare
+from aiosollol.core.report import BatchReport, EngineNote, NodeShare
 from aiosollol.core.routing import NodeLoad, RouteRequest, RoutingFunction
 from aiosollol.errors import (
     BadRequest,
     BatchError,
     ConfigError,
     ConnectionLost,
+    EngineError,
     InvalidInput,
     MissingExtra,
     ModelMissing,
@@ -76,6 +77,8 @@ __all__ = [
     "ConnectionLost",
     "Discovered",
     "Embeddings",
+    "EngineError",
+    "EngineNote",
     "EventStream",
     "GeneratedText",
     "Hedged",

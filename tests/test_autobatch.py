@@ -15,6 +15,7 @@ import pytest
 from aiosollol import (
     BadRequest,
     Embeddings,
+    EngineError,
     InvalidInput,
     ModelNotFound,
     NoNodeAvailable,
@@ -94,6 +95,8 @@ class StubPool:
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
         self.settings: list[dict[str, Any]] = []
+        self.engines: list[str] = []
+        self.broken_engine = ""
         self.active = 0
         self.nodes = [SimpleNamespace(spec=SimpleNamespace(key="a:1"))]
         self.view = SimpleNamespace(having=lambda _: self.nodes)
@@ -108,6 +111,10 @@ class StubPool:
 
     async def embed_batch(self, model: str, texts: list[str], **settings: Any) -> Embeddings:
         assert settings.pop("on_error") == "return"
+        engine = settings.pop("engine")
+        if engine == self.broken_engine:
+            raise EngineError(engine, "has no scheduler")
+        self.engines.append(engine)
         self.batches.append(texts)
         self.settings.append({"model": model, **settings})
         self.entered.set()
@@ -255,6 +262,23 @@ async def test_vectors_of_several_lengths_are_on_several_pages(tmp_path: Path) -
         job = await b.submit(5)
         pages = await everything(b.queue, job)
         assert [(page.indices, page.vectors.dim) for page in pages] == [((0, 1), 2), ((2, 3, 4), 3)]
+
+
+async def test_an_engine_computes_if_it_can_and_else_this_process(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(InvalidInput, match="engine must be one of"):
+        AutoBatch(None, tmp_path / "queue.db", engine="spark")  # type: ignore[arg-type]
+    async with bench(tmp_path, engine="dask") as b:
+        await b.submit(2)
+        b.pool.broken_engine = "dask"
+        for _ in range(3):
+            await b.submit(2)
+        b.pool.broken_engine = ""
+        last = await b.submit(2)
+        assert b.pool.engines == ["dask", "local", "local", "local", "dask"]
+        assert len(await vectors(b.queue, last)) == 2
+    assert len([each for each in caplog.records if "no scheduler" in each.message]) == 1
 
 
 @pytest.mark.parametrize("page_size", [0, 1.5, "1"])

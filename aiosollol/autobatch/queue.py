@@ -18,6 +18,7 @@ from aiosollol.autobatch.reading import ResultPage
 from aiosollol.autobatch.rules import DAY, GIB, Rules
 from aiosollol.autobatch.submission import new_job
 from aiosollol.autobatch.worker import Worker
+from aiosollol.core.engines import EngineName
 from aiosollol.errors import InvalidInput, PoolClosed
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ class AutoBatch:
     every `interval` seconds; fewer than `min_batch_size` documents wait for more, as long.
     keep_results: seconds that a job is kept after its end. max_documents, max_bytes: that may be
     queued, all jobs together. max_attempts: how often a document is tried that fails for another
-    reason than its text.
+    reason than its text. engine: where to compute, see `OllamaPool.embed_batch`; while that engine
+    cannot be used, in this process.
 
     Raises InvalidInput.
     """
@@ -58,6 +60,7 @@ class AutoBatch:
         max_documents: int = 1_000_000,
         max_bytes: int = GIB,
         max_attempts: int = 5,
+        engine: EngineName = "auto",
         clock: Clock | None = None,
         lock_seconds: float = LOCK_SECONDS,
     ) -> None:
@@ -69,6 +72,7 @@ class AutoBatch:
             max_documents=max_documents,
             max_bytes=max_bytes,
             max_attempts=max_attempts,
+            engine=engine,
         )
         self._pool = pool
         self.path = os.fspath(path)

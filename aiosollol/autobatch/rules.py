@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from aiosollol.core.engines import EngineName, check_engine
 from aiosollol.errors import InvalidInput
 
 DAY = 86_400.0
@@ -20,6 +21,7 @@ class Rules:
     max_batch_size: the most in a batch. keep_results: how long after its end a job is kept.
     max_documents, max_bytes: how much may be queued, all jobs together; bytes are of the texts in
     UTF-8. max_attempts: how often a document is tried that fails for another reason than its text.
+    engine: where to compute, see `OllamaPool.embed_batch`; in this process while it is not there.
 
     The first three defaults are the original's. Raises InvalidInput.
     """
@@ -31,8 +33,10 @@ class Rules:
     max_documents: int = 1_000_000
     max_bytes: int = GIB
     max_attempts: int = 5
+    engine: EngineName = "auto"
 
     def __post_init__(self) -> None:
+        check_engine(self.engine)
         for name in ("interval", "keep_results"):
             value = getattr(self, name)
             is_number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -7,8 +7,8 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from aiosollol.autobatch import taking
 from aiosollol.autobatch.clock import Clock
@@ -24,7 +24,7 @@ from aiosollol.autobatch.pace import (
 )
 from aiosollol.autobatch.rules import Rules
 from aiosollol.core.embeddings import Embeddings
-from aiosollol.errors import SollolError, StorageError
+from aiosollol.errors import EngineError, SollolError, StorageError
 
 if TYPE_CHECKING:
     from aiosollol.pool import OllamaPool
@@ -60,6 +60,7 @@ class Worker:
         self._is_stopping = False
         self._failures = 0
         self._trouble = ""  # of the file
+        self._engine_trouble = ""
         self._troubles: dict[int, str] = {}  # of the pool with a group
         self._is_clean = False
         self._expired_at: float | None = None
@@ -185,13 +186,27 @@ class Worker:
     async def _embed(self, batch: taking.Batch) -> Embeddings | Exception:
         texts = [document.text or "" for document in batch.documents]
         try:
-            settings = json.loads(batch.settings)
-            return await self._pool.embed_batch(batch.model, texts, on_error="return", **settings)
+            settings = json.loads(batch.settings) | {"on_error": "return"}
+            return await self._embed_by_engine(batch.model, texts, settings)
         except SollolError as error:
             return error
         except Exception as error:
             log.exception("autobatch: embedding failed")
             return error
+
+    async def _embed_by_engine(
+        self, model: str, texts: Sequence[str], settings: Mapping[str, Any]
+    ) -> Embeddings:
+        embed, engine = self._pool.embed_batch, self.rules.engine
+        try:
+            result = await embed(model, texts, engine=engine, **settings)
+        except EngineError as error:
+            if str(error) != self._engine_trouble:
+                log.warning("autobatch: %s; documents are embedded in this process", error)
+            self._engine_trouble = str(error)
+            return await embed(model, texts, engine="local", **settings)
+        self._engine_trouble = ""
+        return result
 
     async def _write(self, found: Outcome, seconds: float) -> None:
         """Write down what came of a batch, however often that takes: it need not be done again."""
