@@ -13,6 +13,7 @@ from aiosollol.core.routing import RouteRequest
 from aiosollol.core.share import Standing
 from aiosollol.errors import BadRequest, ModelMissing, NodeError, NodeTimeout, ServerBusy
 from aiosollol.nodes import Node, Work
+from aiosollol.ports import CANCELLED, Span
 from aiosollol.registry import Registry
 
 _OVERHEAD_TOKENS = 75.0
@@ -27,6 +28,7 @@ class Attempt:
 
     request: what it is. options: see `Node.is_cold`. is_live: whether it tells how many requests
     the node should have at once; chunks of a batch do not, they are of very different sizes.
+    span: for whoever follows it; it ends with it.
     """
 
     __slots__ = (
@@ -41,6 +43,7 @@ class Attempt:
         "_registry",
         "_request",
         "_seconds",
+        "_span",
         "is_cold",
         "node",
         "sent_at",
@@ -54,11 +57,13 @@ class Attempt:
         *,
         options: object = None,
         is_live: bool,
+        span: Span | None = None,
     ) -> None:
         self._registry = registry
         self._request = request
         self._options = options
         self._is_live = is_live
+        self._span = span
         self._has_begun = False
         self.node = node
         self.sent_at = self._began_at = now = registry.clock()
@@ -150,7 +155,7 @@ class Attempt:
             # and a few such callers must not take it from all the others.
             node.disturb(now)
             self._advance(breakers.GivenUp(self._is_probe), now)
-            self._leave(now)
+            self._leave(now, type(error).__name__)
             return
         if failure in (Failure.NODE, Failure.ANSWER, Failure.BUSY):
             node.standing.failed(now)
@@ -160,7 +165,7 @@ class Attempt:
         node.disturb(now)
         self._registry.failed(node, error, self._request.model)
         self._advance(breakers.Failed(failure, self._is_probe, is_lost=self._has_begun), now)
-        self._leave(now)
+        self._leave(now, type(error).__name__)
 
     def cancelled(self) -> None:
         """It was given up by us: the caller left, or another node was faster."""
@@ -175,7 +180,7 @@ class Attempt:
             self._advance(breakers.Failed(Failure.ANSWER, self._is_probe), now)
         else:
             self._advance(breakers.GivenUp(self._is_probe), now)
-        self._leave(now)
+        self._leave(now, CANCELLED)
 
     def _restain(self) -> None:
         if self.node.standing.is_stained:
@@ -183,9 +188,11 @@ class Attempt:
         elif self._registry.stained:
             self._registry.stained.discard(self.node.name)
 
-    def _leave(self, now: float) -> None:
+    def _leave(self, now: float, problem: str = "") -> None:
         self.node.backlog.leave(self._seconds, now)
         self.node.leave(is_live=self._is_live)
+        if self._span is not None:
+            self._span.end(problem)
 
     def _adapt(self, seconds: float, work: float, *, is_overload: bool = False) -> None:
         # A request has a price of its own, or short texts would look like congestion.

@@ -14,6 +14,7 @@ import anyio
 
 from aiosollol.attempt import Attempt
 from aiosollol.core.events import Loading
+from aiosollol.core.explain import Setback
 from aiosollol.core.node import full_name
 from aiosollol.core.routing import RouteRequest
 from aiosollol.errors import (
@@ -25,9 +26,9 @@ from aiosollol.errors import (
 )
 from aiosollol.loads import LOAD_SECONDS, Load, Loads
 from aiosollol.nodes import Node
-from aiosollol.ports import Transport
+from aiosollol.ports import CANCELLED, Span, Trace, Tracing, Transport
 from aiosollol.registry import Registry
-from aiosollol.streams import OnEnd, Part, ReplyStream
+from aiosollol.streams import OnEnd, Part, ReplyStream, tokens_of
 from aiosollol.wire import embed as wire
 from aiosollol.wire.ollama import dump
 from aiosollol.wire.ollama import load as load_json
@@ -41,6 +42,7 @@ class EmbedCall:
     tokens: estimated. timeout: seconds for one attempt. dim: the length of vector that is due, 0 if
     that is not known. dimensions: as the caller asks for them. options: see
     `core.request.reload_key`. loading: what the body says of how the model is to be loaded.
+    trace: what its attempts belong to. setbacks: those that failed or were late, so far.
     """
 
     model: str
@@ -54,6 +56,8 @@ class EmbedCall:
     options: object = None
     loading: Mapping[str, Any] | None = None
     request: RouteRequest = field(init=False)
+    trace: Trace | None = field(default=None, init=False)
+    setbacks: tuple[Setback, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
         self.request = RouteRequest(self.model, self.tokens)
@@ -76,6 +80,8 @@ class TalkCall(Generic[Part]):
     options: object = None
     loading: Mapping[str, Any] | None = None
     request: RouteRequest = field(init=False)
+    trace: Trace | None = field(default=None, init=False)
+    setbacks: tuple[Setback, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
         self.request = RouteRequest(self.model, self.tokens, kind=self.path.rpartition("/")[2])
@@ -88,6 +94,10 @@ class TalkCall(Generic[Part]):
     ) -> ReplyStream[Part]:
         """Its answer, where that is streamed. The arguments are those of `ReplyStream`."""
         return ReplyStream(node, response, self.load, on_end)
+
+    def tokens_of(self, part: Part) -> int:
+        """Tokens of prompt and answer, as the server counted them; 0 where it does not say."""
+        return tokens_of(part)
 
     def load_request(self) -> tuple[str, bytes]:
         """Path and body of a request that loads the model for this one and computes nothing."""
@@ -111,41 +121,64 @@ class Exchange:
     """Sends requests to nodes of a registry on which they have a place already (`Node.enter`).
 
     Whatever becomes of a request, its place is given back, and it is counted exactly once. What
-    loads a model is not counted. transport_of: how to reach a node, by name.
+    loads a model is not counted. transport_of: how to reach a node, by name. tracing: follows each
+    request, None follows none.
     """
 
     def __init__(
-        self, registry: Registry, transport_of: Callable[[str], Transport], loads: Loads
+        self,
+        registry: Registry,
+        transport_of: Callable[[str], Transport],
+        loads: Loads,
+        tracing: Tracing | None = None,
     ) -> None:
         self._registry = registry
         self._transport_of = transport_of
         self._loads = loads
+        self._tracing = tracing
+
+    def trace(self) -> Trace | None:
+        """What the requests of the running task belong to. To be asked in the caller's own task:
+        another, which sends a second request for one that is late, belongs to nobody."""
+        return None if self._tracing is None else self._tracing.current()
 
     async def embed(self, call: EmbedCall, node: Node, *, is_live: bool = True) -> wire.EmbedAnswer:
         """The vectors of `call` from one node. Raises NodeError, PoolClosed."""
+        if not is_live:  # chunks are sent by tasks of their caller
+            call.trace = self.trace()
         load = self._load_for(call, node)
-        attempt = Attempt(self._registry, node, call.request, options=call.options, is_live=is_live)
+        span, headers = _follow(call, node)
+        attempt = Attempt(
+            self._registry, node, call.request, options=call.options, is_live=is_live, span=span
+        )
         timeout = call.timeout
         with attempt:
             if load is not None:
                 left = await self._loaded(load, timeout, attempt)
                 timeout = left if is_live else timeout
-            answer = await _ask(self._way_to(node), call, node, timeout)
+            answer = await _ask(self._way_to(node), call, node, timeout, headers)
             _check_dim(node, answer.dim, call.dim)
         node.counters.vectors += answer.count
+        node.counters.tokens += answer.tokens
         attempt.answered(_tokens(answer.tokens, call.tokens))
         return answer
 
     async def converse(self, call: TalkCall[Part], node: Node) -> Part:
         """A whole answer of chat or generate. Raises NodeError, PoolClosed."""
         load = self._load_for(call, node)
-        attempt = Attempt(self._registry, node, call.request, options=call.options, is_live=True)
+        span, headers = _follow(call, node)
+        attempt = Attempt(
+            self._registry, node, call.request, options=call.options, is_live=True, span=span
+        )
         timeout = call.timeout
         with attempt:
             if load is not None:
                 timeout = await self._loaded(load, timeout, attempt)
-            data = await self._way_to(node).request("POST", call.path, call.body, timeout=timeout)
+            data = await self._way_to(node).request(
+                "POST", call.path, call.body, timeout=timeout, headers=headers
+            )
             part = call.load(node.name, data)
+        node.counters.tokens += call.tokens_of(part)
         attempt.answered(call.tokens)
         return part
 
@@ -162,17 +195,23 @@ class Exchange:
         until the first part, once the model is loaded.
         """
         load = self._load_for(call, node)
-        attempt = Attempt(self._registry, node, call.request, options=call.options, is_live=True)
+        span, headers = _follow(call, node)
+        attempt = Attempt(
+            self._registry, node, call.request, options=call.options, is_live=True, span=span
+        )
         timeout = call.timeout
         with attempt:
             if load is not None:
                 timeout = await self._loaded(load, timeout, attempt)
-            response = self._way_to(node).stream(call.path, call.body, timeout=timeout)
+            response = self._way_to(node).stream(
+                call.path, call.body, timeout=timeout, headers=headers
+            )
         first_part = anyio.CancelScope()
         late = NodeTimeout(node.name, f"sent nothing within {first_byte_timeout:g} s")
 
         def account(stream: ReplyStream[Part], error: BaseException | None) -> None:
             if error is None:
+                node.counters.tokens += stream.tokens
                 attempt.answered(call.tokens)
             elif first_part.cancel_called and not isinstance(error, NodeError):
                 attempt.failed(late)
@@ -207,6 +246,7 @@ class Exchange:
         calls: requests that the model may be loaded for; the first that it is fit for is done.
         Raises NodeError, PoolClosed.
         """
+        calls[0].trace = self.trace()
         await self._start_load(node, calls).wait(LOAD_SECONDS)
 
     def _load_for(self, call: EmbedCall | TalkCall[Any], node: Node) -> Load | None:
@@ -248,34 +288,60 @@ class Exchange:
         registry, model = self._registry, calls[0].model
         began = registry.clock()
         registry.tell(Loading(began, model, node.name))
+        span, headers = _follow(calls[0], node, kind="load")
+        problem = CANCELLED
         try:
             for call in calls:
                 path, body = call.load_request()
                 try:
                     way = self._way_to(node)
-                    data = await way.request("POST", path, body, timeout=LOAD_SECONDS)
+                    data = await way.request(
+                        "POST", path, body, timeout=LOAD_SECONDS, headers=headers
+                    )
                     load_json(node.name, data)  # a web page has loaded nothing
                     break
                 except BadRequest:
                     if call is calls[-1]:
                         raise
+            problem = ""
         except NodeError as error:
+            problem = type(error).__name__
             now = registry.clock()
             registry.tell(Loading(now, model, node.name, now - began, str(error)))
             raise
+        finally:
+            if span is not None:
+                span.end(problem)
         now = registry.clock()
         node.learn_load(model, now - began)
         node.warmed(model, calls[0].options)
         registry.tell(Loading(now, model, node.name, now - began))
 
 
+def _follow(
+    call: EmbedCall | TalkCall[Any], node: Node, kind: str = ""
+) -> tuple[Span | None, Mapping[str, str] | None]:
+    """The span of an attempt, and the headers that it is sent with; None if nobody follows it."""
+    if call.trace is None:
+        return None, None
+    request = call.request._replace(kind=kind) if kind else call.request
+    span = call.trace.attempt(request, node.spec)
+    return span, span.headers
+
+
 async def _ask(
-    transport: Transport, call: EmbedCall, node: Node, timeout: float
+    transport: Transport,
+    call: EmbedCall,
+    node: Node,
+    timeout: float,
+    headers: Mapping[str, str] | None,
 ) -> wire.EmbedAnswer:
     count = len(call.texts)
     if call.fits_base64 and node.speaks_base64 is not False:
         try:
-            body = await transport.request("POST", wire.BASE64_PATH, call.body, timeout=timeout)
+            body = await transport.request(
+                "POST", wire.BASE64_PATH, call.body, timeout=timeout, headers=headers
+            )
         except NodeError as error:
             if not wire.lacks_endpoint(error):
                 raise
@@ -286,7 +352,9 @@ async def _ask(
                 # A server that does not know the encoding sends numbers; use its own endpoint then.
                 node.speaks_base64 = answer.is_base64
             return answer
-    body = await transport.request("POST", wire.NATIVE_PATH, call.body, timeout=timeout)
+    body = await transport.request(
+        "POST", wire.NATIVE_PATH, call.body, timeout=timeout, headers=headers
+    )
     return wire.load_embeddings(node.name, body, count)
 
 

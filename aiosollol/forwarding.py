@@ -7,11 +7,13 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal, cast
 
 from aiosollol.core.cost import CHARACTERS_PER_TOKEN
+from aiosollol.core.explain import Setback, after
 from aiosollol.core.request import check_timeout, loading_of, reload_key
 from aiosollol.core.waiting import USUAL, check_priority
 from aiosollol.errors import ModelMissing, NodeError, NodeUnreachable, NoNodeAvailable
 from aiosollol.live import LiveCalls, Wishes
 from aiosollol.node_registry import NodeRegistry
+from aiosollol.ports import Tracing
 from aiosollol.relay import (
     RelayCall,
     Relayed,
@@ -38,9 +40,15 @@ class Forwarding:
     _embed_timeout: float
     _chat_timeout: float
     _strategy_name: str
+    _tracing: Tracing
 
     def _check_open(self) -> None:
         raise NotImplementedError
+
+    @property
+    def tracing(self) -> Tracing:
+        """Who follows its requests."""
+        return self._tracing
 
     async def forward(
         self,
@@ -70,7 +78,7 @@ class Forwarding:
         relayed: Relayed = await self._live.converse(call, wishes)
         if texts and relayed.node in self._registry:
             self._registry[relayed.node].counters.vectors += 1
-        return relayed
+        return relayed._replace(setbacks=call.setbacks) if call.setbacks else relayed
 
     async def forward_stream(
         self,
@@ -90,11 +98,17 @@ class Forwarding:
             kind, path, model, body, (), options, keep_alive, timeout, priority, sticky
         )
         # What a `RelayCall` is answered by.
-        return cast(RelayStream, await self._live.open_stream(call, wishes))
+        stream = cast(RelayStream, await self._live.open_stream(call, wishes))
+        stream.setbacks = call.setbacks
+        return stream
 
-    def reason(self, model: str) -> str:
-        """Why a request went where it went, in a few words."""
-        return f"{self._strategy_name}, 1 of {len(self._roster.ready(model))}"
+    def reason(self, model: str, setbacks: Sequence[Setback] = ()) -> str:
+        """Why a request went where it went, in a few words of ASCII.
+
+        setbacks: what `Relayed` or `RelayStream` says came before.
+        """
+        reason = f"{self._strategy_name}, 1 of {len(self._roster.ready(model))}"
+        return f"{reason}, {after(setbacks)}" if setbacks else reason
 
     async def ask(
         self, node: str, method: str, path: str, body: bytes | None = None, *, timeout: float
@@ -106,8 +120,10 @@ class Forwarding:
         self._check_open()
         if node not in self._registry:
             raise NodeUnreachable(node, "was removed")
-        transport = self._upkeep.transport_of(node)
-        return await transport.request(method, path, body, timeout=check_timeout(timeout))
+        transport, seconds = self._upkeep.transport_of(node), check_timeout(timeout)
+        return await transport.request(
+            method, path, body, timeout=seconds, headers=self._trace_headers()
+        )
 
     def ask_stream(
         self, node: str, path: str, body: bytes, *, timeout: float
@@ -116,8 +132,8 @@ class Forwarding:
         self._check_open()
         if node not in self._registry:
             raise NodeUnreachable(node, "was removed")
-        transport = self._upkeep.transport_of(node)
-        return transport.stream(path, body, timeout=check_timeout(timeout))
+        transport, seconds = self._upkeep.transport_of(node), check_timeout(timeout)
+        return transport.stream(path, body, timeout=seconds, headers=self._trace_headers())
 
     async def ask_any(
         self, model: str, method: str, path: str, body: bytes | None = None, *, timeout: float
@@ -136,10 +152,14 @@ class Forwarding:
                 attempts.append(error)
                 failed[node.name] = error.detail
             else:
-                return Relayed(node.name, answer)
+                return Relayed(node.name, answer, [Setback.of(each) for each in attempts])
         if all(isinstance(attempt, ModelMissing) for attempt in attempts):
             raise attempts[-1]
         raise NoNodeAvailable("every node that was asked failed", failed, attempts)
+
+    def _trace_headers(self) -> Mapping[str, str] | None:
+        trace = self._tracing.current()
+        return None if trace is None else trace.headers
 
     def _call(
         self,

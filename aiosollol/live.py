@@ -11,6 +11,7 @@ from weakref import WeakSet
 from aiosollol.admission import Admission
 from aiosollol.chase import Chaser
 from aiosollol.core.events import Routed
+from aiosollol.core.explain import Setback
 from aiosollol.core.hedging import Hedging
 from aiosollol.core.node import full_name
 from aiosollol.core.resilience import Failure, classify
@@ -109,7 +110,11 @@ class LiveCalls:
         async def send(node: Node, left: float) -> EmbedAnswer:
             call.timeout = left
             call.dim = promised_dim(node, call.model, call.dimensions)
-            return await self._exchange.embed(call, node)
+            try:
+                return await self._exchange.embed(call, node)
+            except NodeError as error:
+                call.setbacks += (Setback.of(error),)
+                raise
 
         return await self._run(call, wishes, send)
 
@@ -118,7 +123,11 @@ class LiveCalls:
 
         async def send(node: Node, left: float) -> Part:
             call.timeout = left
-            return await self._exchange.converse(call, node)
+            try:
+                return await self._exchange.converse(call, node)
+            except NodeError as error:
+                call.setbacks += (Setback.of(error),)
+                raise
 
         return await self._run(call, wishes, send)
 
@@ -129,9 +138,13 @@ class LiveCalls:
 
         async def send(node: Node, left: float) -> ReplyStream[Part]:
             call.timeout = left
-            stream = await self._exchange.open_stream(
-                call, node, self._streams.discard, self._options.first_byte_timeout
-            )
+            try:
+                stream = await self._exchange.open_stream(
+                    call, node, self._streams.discard, self._options.first_byte_timeout
+                )
+            except NodeError as error:
+                call.setbacks += (Setback.of(error),)
+                raise
             self._streams.add(stream)
             return stream
 
@@ -145,6 +158,7 @@ class LiveCalls:
     ) -> _Answer:
         """Send to the best node, and as far as `core.retry` allows to others if it fails."""
         self._active += 1
+        call.trace = self._exchange.trace()
         try:
             return await self._try(call, wishes, send)
         finally:
@@ -179,7 +193,7 @@ class LiveCalls:
                 registry.tell(Routed(now, call.model, node.name, len(attempts) + 1, why))
             self._notice_reload(call, node)
             try:
-                answer, node = await self._chaser.send(
+                answer, winner = await self._chaser.send(
                     request,
                     node,
                     lambda node: send(node, deadline - registry.clock()),
@@ -196,8 +210,10 @@ class LiveCalls:
                     await self._roster.pause(wait)
                     tried.clear()
                 continue
+            if winner is not node and all(each.node != node.name for each in call.setbacks):
+                call.setbacks += (Setback(node.name),)
             if wishes.sticky is not None:
-                self._settle(wishes.sticky, node)
+                self._settle(wishes.sticky, winner)
             return answer
 
     def _after(

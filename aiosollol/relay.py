@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,10 +11,11 @@ from typing import Any, NamedTuple
 import anyio
 import orjson
 
+from aiosollol.core.explain import Setback
 from aiosollol.core.routing import RouteRequest
 from aiosollol.errors import NodeError, ProtocolError
 from aiosollol.exchange import EmbedCall, TalkCall
-from aiosollol.streams import OnEnd, ReplyStream
+from aiosollol.streams import OnEnd, ReplyStream, counted
 from aiosollol.wire.chat import cut_off, load_part
 from aiosollol.wire.ollama import shown
 
@@ -21,13 +23,17 @@ _DONE, _ERROR = b'"done":true', b'{"error"'
 _END_SECONDS = 1.0
 """How long a node may take to end a stream after its last line: then its connection is kept."""
 _MAX_LINE = 1 << 26  # what never ends a line must not fill the memory
+# Servers count at the end of an answer. In the text before it, these quotes would be escaped.
+_COUNTS = re.compile(rb'"(?:prompt_eval_count|eval_count|prompt_tokens)": ?([0-9]{1,9})\b')
+_COUNTED_BYTES = 256
 
 
 class Relayed(NamedTuple):
-    """A whole answer. node: who gave it, by name."""
+    """A whole answer. node: who gave it, by name. setbacks: what came before it."""
 
     node: str
     body: bytes
+    setbacks: Sequence[Setback] = ()
 
 
 @dataclass(slots=True)
@@ -47,6 +53,10 @@ class RelayCall(TalkCall[Any]):
     ) -> RelayStream:
         """Its answer, where that is streamed. The arguments are those of `RelayStream`."""
         return RelayStream(node, response, on_end)
+
+    def tokens_of(self, part: Relayed) -> int:
+        """Tokens of prompt and answer, as the server counted them; 0 where it does not say."""
+        return sum(map(int, _COUNTS.findall(part.body[-_COUNTED_BYTES:])))
 
     def load_request(self) -> tuple[str, bytes]:
         """Path and body of a request that loads the model for this one and computes nothing."""
@@ -102,8 +112,10 @@ class RelayStream(ReplyStream[Any]):
     """A streamed answer whose parts are bytes of one or several whole lines, as they come.
 
     Only the last line is read. The iteration raises NodeError if the stream breaks off, and at an
-    error that the node reports, which is not given out then.
+    error that the node reports, which is not given out then. setbacks: what came before it.
     """
+
+    setbacks: Sequence[Setback] = ()
 
     def __init__(
         self,
@@ -181,12 +193,14 @@ class RelayStream(ReplyStream[Any]):
             return lines
         start = lines.rstrip().rfind(b"\n") + 1
         try:
-            self._is_done = load_part(self.node, lines[start:]).get("done") is True
+            fields = load_part(self.node, lines[start:])
         except NodeError:
             if not start:
                 raise
             self._next = lines[start:]  # it is raised when what came before was taken
             return lines[:start]
+        self._is_done = fields.get("done") is True
+        self.tokens = counted(fields)
         return lines
 
     async def _see_the_end(self) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from aiosollol.core.reply import ChatReply, GeneratedText
 from aiosollol.errors import NodeError, StreamCutOff
@@ -15,9 +15,22 @@ from aiosollol.wire.ndjson import LineSplitter
 
 Part = TypeVar("Part", bound=ChatReply | GeneratedText)
 
+_COUNTS = ("prompt_eval_count", "eval_count")
+
 
 OnEnd: TypeAlias = "Callable[[ReplyStream[Part], BaseException | None], None]"
 """Called once, with what ended the stream: None if it came to its end."""
+
+
+def tokens_of(part: ChatReply | GeneratedText) -> int:
+    """Tokens of prompt and answer, as the server counted them; 0 where it does not say."""
+    return counted(part if isinstance(part, ChatReply) else part.answer)
+
+
+def counted(answer: Mapping[str, Any]) -> int:
+    """As `tokens_of`, of an answer as it came."""
+    found = (answer.get(name) for name in _COUNTS)
+    return sum(count for count in found if isinstance(count, int))
 
 
 class ReplyStream(Generic[Part]):
@@ -26,7 +39,8 @@ class ReplyStream(Generic[Part]):
     Raises StreamCutOff from the iteration if the stream breaks off or the node reports an error:
     that says how many parts came before; its cause is what happened.
     node: the name of the node that answers. parts: how many parts were delivered so far.
-    is_waiting: whether some task waits for its next part at present.
+    is_waiting: whether some task waits for its next part at present. tokens: see `tokens_of`, once
+    it is over.
     """
 
     def __init__(
@@ -38,6 +52,7 @@ class ReplyStream(Generic[Part]):
     ) -> None:
         self.node = node
         self.parts = 0
+        self.tokens = 0
         self._response = response
         self._load = load
         self._on_end = on_end
@@ -98,6 +113,7 @@ class ReplyStream(Generic[Part]):
             self.is_waiting = False
         self.parts += 1
         if is_last(part):
+            self.tokens = tokens_of(part)
             await self._end(None)
         return part
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -20,7 +21,7 @@ from aiosollol.errors import (
     NodeUnreachable,
     ProtocolError,
 )
-from aiosollol.wire.http1 import request_head
+from aiosollol.wire.http1 import header_lines, request_head
 from aiosollol.wire.ollama import error_for
 
 if TYPE_CHECKING:
@@ -58,17 +59,30 @@ class HttpTransport:
         return f"<HttpTransport {self._node} {self._base}>"
 
     async def request(
-        self, method: str, path: str, body: bytes | None = None, *, timeout: float
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        *,
+        timeout: float,
+        headers: Mapping[str, str] | None = None,
     ) -> bytes:
         """See `Transport.request`."""
-        exchange = await self._start(method, path, body, timeout, is_streamed=False)
+        exchange = await self._start(method, path, body, timeout, headers, is_streamed=False)
         if exchange.status == 200 and exchange.error is None:
             return exchange.read()
         raise self._failure(exchange, timeout) from exchange.error
 
-    def stream(self, path: str, body: bytes, *, timeout: float) -> _Pieces:
+    def stream(
+        self,
+        path: str,
+        body: bytes,
+        *,
+        timeout: float,
+        headers: Mapping[str, str] | None = None,
+    ) -> _Pieces:
         """See `Transport.stream`."""
-        return _Pieces(self, path, body, timeout)
+        return _Pieces(self, path, body, timeout, headers)
 
     async def aclose(self) -> None:
         """Close every connection. Idempotent."""
@@ -76,11 +90,20 @@ class HttpTransport:
         await self._connections.aclose()
 
     async def _start(
-        self, method: str, path: str, body: bytes | None, timeout: float, *, is_streamed: bool
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        timeout: float,
+        headers: Mapping[str, str] | None,
+        *,
+        is_streamed: bool,
     ) -> Exchange:
         """Make a request. The exchange is over, or it is a stream whose status is 200."""
         at = time.monotonic() + timeout
         head = self._heads.get((method, path)) or self._make_head(method, path)
+        if headers:
+            head += self._lines_of(headers)
         if body is not None or method == "POST":
             body = body or b""
             head = b"%bContent-Length: %d\r\n" % (head, len(body))
@@ -125,6 +148,15 @@ class HttpTransport:
         self._heads[method, path] = head
         return head
 
+    def _lines_of(self, headers: Mapping[str, str]) -> bytes:
+        """The lines of headers that one request has, without those that each one has."""
+        own = {name.lower() for name in self._headers}
+        more = {name: value for name, value in headers.items() if name.lower() not in own}
+        try:
+            return "".join(f"{line}\r\n" for line in header_lines(more)).encode()
+        except ValueError as error:
+            raise ProtocolError(self._node, f"cannot be asked: {error}") from error
+
     async def _connect(self, at: float, timeout: float) -> Connection:
         seconds = at - time.monotonic()
         try:
@@ -167,18 +199,28 @@ class _Pieces:
     A class and not a generator in a generator: those cost more per piece than reading it does.
     """
 
-    __slots__ = ("_body", "_exchange", "_path", "_timeout", "_transport")
+    __slots__ = ("_body", "_exchange", "_headers", "_path", "_timeout", "_transport")
 
-    def __init__(self, transport: HttpTransport, path: str, body: bytes, timeout: float) -> None:
+    def __init__(
+        self,
+        transport: HttpTransport,
+        path: str,
+        body: bytes,
+        timeout: float,
+        headers: Mapping[str, str] | None,
+    ) -> None:
         self._transport = transport
         self._path = path
         self._body = body
         self._timeout = timeout
+        self._headers = headers
         self._exchange: Exchange | None = None
 
     async def __aenter__(self) -> _Pieces:
         transport, timeout = self._transport, self._timeout
-        exchange = await transport._start("POST", self._path, self._body, timeout, is_streamed=True)
+        exchange = await transport._start(
+            "POST", self._path, self._body, timeout, self._headers, is_streamed=True
+        )
         if exchange.status != 200:
             raise transport._failure(exchange, timeout) from exchange.error
         self._exchange = exchange

@@ -54,9 +54,15 @@ class Rotated(FakeTransport):
     wrong_lists = False
 
     async def request(
-        self, method: str, path: str, body: bytes | None = None, *, timeout: float
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        *,
+        timeout: float,
+        headers: Mapping[str, str] | None = None,
     ) -> bytes:
-        answer = await super().request(method, path, body, timeout=timeout)
+        answer = await super().request(method, path, body, timeout=timeout, headers=headers)
         if path not in ("/v1/embeddings", "/api/embed"):
             return answer
         asked = json.loads(body or b"")["input"]

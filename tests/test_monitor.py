@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import anyio
@@ -34,12 +35,18 @@ class SlowPs(FakeTransport):
     """A node behind a wedged runner: ``/api/ps`` stalls."""
 
     async def request(
-        self, method: str, path: str, body: bytes | None = None, *, timeout: float
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        *,
+        timeout: float,
+        headers: Mapping[str, str] | None = None,
     ) -> bytes:
         if path == "/api/ps":
             await anyio.sleep(timeout)
             raise NodeTimeout(self.name, "stalled")
-        return await super().request(method, path, body, timeout=timeout)
+        return await super().request(method, path, body, timeout=timeout, headers=headers)
 
 
 def watched(fake: FakeTransport) -> tuple[Registry, Monitor]:

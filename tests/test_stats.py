@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aiosollol.core.node import LoadedModel, NodeSpec, NodeState
 from aiosollol.core.stats import NodeCounters, NodeStats, pool_stats
 
 counts = st.integers(0, 1000)
@@ -16,6 +19,7 @@ counters = st.builds(
     rejected=counts,
     cancelled=counts,
     vectors=counts,
+    tokens=counts,
     latency=st.floats(0.0, 10.0),
 )
 
@@ -87,10 +91,13 @@ def test_the_sums_over_the_nodes_are_the_totals(each: list[NodeCounters]) -> Non
     )
     assert stats["failed_requests"] == sum(one.failed + one.rejected for one in each)
     assert stats["vectors"] == sum(one.vectors for one in each)
+    assert stats["tokens"] == sum(one.tokens for one in each)
 
 
 def test_the_dictionary_has_the_ancestors_format() -> None:
-    used = NodeCounters(succeeded=2, failed=1, rejected=1, cancelled=1, vectors=64, latency=0.25)
+    used = NodeCounters(
+        succeeded=2, failed=1, rejected=1, cancelled=1, vectors=64, tokens=90, latency=0.25
+    )
     nodes = [
         node(
             2,
@@ -106,12 +113,14 @@ def test_the_dictionary_has_the_ancestors_format() -> None:
         ),
         node(3, NodeCounters(), is_available=False, error="connection refused"),
     ]
-    assert pool_stats(nodes, strategy="soonest") == {
+    assert pool_stats(nodes, strategy="soonest", plans={"fan_out": 2}) == {
         "total_requests": 5,
         "successful_requests": 2,
         "failed_requests": 2,
         "cancelled_requests": 1,
         "vectors": 64,
+        "tokens": 90,
+        "plans": {"fan_out": 2},
         "nodes_used": {"10.0.0.2:11434": 5},
         "node_performance": {
             "10.0.0.2:11434": {
@@ -154,4 +163,53 @@ def test_the_dictionary_has_the_ancestors_format() -> None:
         "nodes_configured": 2,
         "nodes": ["10.0.0.2:11434", "10.0.0.3:11434"],
         "routing_strategy": "soonest",
+        "cache": {"enabled": False},
+        "vram_monitoring": {"enabled": False, "nodes": {}},
+        "dask": {"enabled": False},
     }
+
+
+MB = 10**6
+LOADED = {"all-minilm:latest": LoadedModel("all-minilm:latest", size=50 * MB, size_vram=40 * MB)}
+MEMORY = [
+    pytest.param({}, {}, None, id="nobody told"),
+    pytest.param(
+        {},
+        {"loaded": {}},
+        {"total": None, "free": None, "models": {}, "source": "ollama"},
+        id="nothing in memory",
+    ),
+    pytest.param(
+        {},
+        {"loaded": LOADED},
+        {"total": None, "free": None, "models": {"all-minilm:latest": 40.0}, "source": "ollama"},
+        id="what Ollama tells",
+    ),
+    pytest.param(
+        {"vram_gb": 1.0},
+        {"loaded": LOADED},
+        {
+            "total": 1073.741824,
+            "free": 1033.741824,
+            "models": {"all-minilm:latest": 40.0},
+            "source": "settings",
+        },
+        id="with what the user says",
+    ),
+    pytest.param(
+        {"vram_gb": 1.0},
+        {"gpu_memory_total": 2000 * MB, "gpu_memory_free": 500 * MB},
+        {"total": 2000.0, "free": 500.0, "models": {}, "source": "agent"},
+        id="an agent counts more",
+    ),
+]
+
+
+@pytest.mark.parametrize(("spec", "known", "told"), MEMORY)
+def test_gpu_memory_is_told_as_far_as_it_is_known(
+    spec: dict[str, Any], known: dict[str, Any], told: dict[str, Any] | None
+) -> None:
+    state = NodeState(NodeSpec("http://10.0.0.2:11434", name="gpu1", **spec), **known)
+    found = pool_stats([], strategy="s", states=[state])["vram_monitoring"]
+    assert found["enabled"] == (told is not None)
+    assert found["nodes"] == ({} if told is None else {"10.0.0.2:11434": told})

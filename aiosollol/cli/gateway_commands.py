@@ -114,6 +114,14 @@ def up(
         int | None,
         typer.Option(metavar="N", min=0, max=65535, help="Of 127.0.0.1. Default: 9090."),
     ] = None,
+    otel: Annotated[
+        bool | None,
+        typer.Option(
+            "--otel/--no-otel",
+            help="Spans for OpenTelemetry, which need the extra 'otel'. Default: no.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Serve all nodes under one address, as if they were one Ollama.
 
@@ -137,6 +145,7 @@ def up(
         "allow_admin": allow_admin,
         "metrics_enabled": metrics,
         "metrics_port": metrics_port,
+        "otel": otel,
     }
     raise typer.Exit(run_up(UpOptions(config, node or (), hosts, given)))
 

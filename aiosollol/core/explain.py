@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from aiosollol.core.breaker import Breaker
@@ -17,6 +17,17 @@ from aiosollol.core.routing import (
     score_terms,
 )
 from aiosollol.core.share import share
+from aiosollol.errors import (
+    ConnectionLost,
+    ModelMissing,
+    NodeError,
+    NodeTimeout,
+    NodeUnreachable,
+    ProtocolError,
+    ResponseError,
+    RunnerFailed,
+    ServerBusy,
+)
 
 if TYPE_CHECKING:
     from random import Random
@@ -68,6 +79,57 @@ def why_less(node: NodeLoad, now: float) -> str:
     if part < 1.0:
         reasons.append(f"returning, gets {part:.0%} of its share")
     return ", ".join(reasons)
+
+
+class Setback(NamedTuple):
+    """Why the answer is not the first attempt's. problem: what failed, "" if it was but late."""
+
+    node: str
+    problem: str = ""
+
+    @classmethod
+    def of(cls, error: NodeError) -> Setback:
+        """What `error` tells, in our own words: those of a server may repeat what it was asked."""
+        for kind, problem in _PROBLEMS:
+            if isinstance(error, kind):
+                return cls(error.node, problem or error.detail)
+        status = f"status {error.status}" if isinstance(error, ResponseError) else ""
+        return cls(error.node, status or "it gave no answer")
+
+
+# Without words here, the words of the error are our own.
+_PROBLEMS: tuple[tuple[type[NodeError], str], ...] = (
+    (NodeUnreachable, ""),
+    (NodeTimeout, ""),
+    (ConnectionLost, ""),
+    (ModelMissing, "it lacks the model"),
+    (ServerBusy, "its queue is full"),
+    (RunnerFailed, "its model failed"),
+    (ProtocolError, "it did not answer as Ollama does"),
+)
+_MOST_SETBACKS, _MOST_CHARACTERS = 3, 80
+
+
+def after(setbacks: Sequence[Setback]) -> str:
+    """In words, for a header, what came before an answer: printable ASCII, 600 characters at most.
+
+    Such as "after n1 failed: connection refused; n2 was late"; "" if there was nothing.
+    """
+    if not setbacks:
+        return ""
+    parts = [
+        f"{_plain(each.node)} failed: {_plain(each.problem)}"
+        if each.problem
+        else f"{_plain(each.node)} was late"
+        for each in setbacks[-_MOST_SETBACKS:]
+    ]
+    more = len(setbacks) - len(parts)
+    return f"after {f'{more} others; ' if more else ''}{'; '.join(parts)}"
+
+
+def _plain(text: str) -> str:
+    short = text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."
+    return "".join(letter if " " <= letter <= "~" else "?" for letter in short)
 
 
 class NodeExplanation(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
@@ -24,8 +24,10 @@ from aiosollol.gateway.options import GatewayOptions, Served
 from aiosollol.gateway.refusals import Trouble, answer_of, trouble
 from aiosollol.gateway.sending import REQUEST_ID, STATE, RequestState, whole
 from aiosollol.gateway.sollol import Original
+from aiosollol.ports import CANCELLED, Tracing
 from aiosollol.wire import answers
 from aiosollol.wire.asked import Refusal
+from aiosollol.wire.tracecontext import TRACEPARENT, TRACESTATE, read_trace
 
 if TYPE_CHECKING:
     from aiosollol.autobatch import AutoBatch
@@ -48,9 +50,10 @@ def make_app(
 ) -> web.Application:
     """An application that speaks Ollama's API, OpenAI's and Anthropic's for the nodes of a pool.
 
-    pool: an open one, which is not closed here; nor is autobatch, without which documents cannot be
-    queued. middlewares: around every endpoint, and inside of what makes an answer of an error, so
-    that they may raise `Refusal`. on_request: told of every request when it is over.
+    pool: an open one, which is not closed here, and whose `tracing` follows the requests that come
+    here too; nor is autobatch closed, without which documents cannot be queued. middlewares: around
+    every endpoint, and inside of what makes an answer of an error, so that they may raise
+    `Refusal`. on_request: told of every request when it is over.
 
     Serve it with ``handler_cancellation=True``, so that a client that leaves stops what it asked
     for on the node.
@@ -67,7 +70,7 @@ def make_app(
     ]
     endpoints += Documents(endpoints).endpoints()
     app = web.Application(
-        middlewares=[_Front(options, on_request).middleware(), *middlewares],
+        middlewares=[_Front(options, on_request, pool.tracing).middleware(), *middlewares],
         client_max_size=options.max_body_bytes,
     )
     for each in endpoints:
@@ -83,9 +86,12 @@ def make_app(
 class _Front:
     """What every request goes through first: it gets an id, and its errors get a form."""
 
-    def __init__(self, options: GatewayOptions, on_request: OnRequest | None) -> None:
+    def __init__(
+        self, options: GatewayOptions, on_request: OnRequest | None, tracing: Tracing
+    ) -> None:
         self._options = options
         self._on_request = on_request
+        self._tracing = tracing
         self._prefix = token_hex(6)
         self._numbers = count(1)
 
@@ -103,6 +109,8 @@ class _Front:
         state = request[STATE] = RequestState(_id(request, unique), unique)
         began = time.monotonic()
         status = _LEFT
+        route = _route(request)
+        serving = self._tracing.serve(_trace(request), request.method, route, request.path)
         try:
             response = await self._answered(request, handler, state)
             status = response.status
@@ -110,11 +118,13 @@ class _Front:
                 response.headers[REQUEST_ID] = state.id
             return response
         finally:
+            if serving is not None:
+                is_left = status == _LEFT
+                problem = state.problem or (CANCELLED if is_left else "")
+                serving.end(None if is_left else status, problem)
             if self._on_request is not None:
                 seconds = time.monotonic() - began
-                resource = request.match_info.route.resource
-                path = "" if resource is None else resource.canonical
-                self._on_request(Served(path, request.method, status, seconds, state.node))
+                self._on_request(Served(route, request.method, status, seconds, state.node))
 
     async def _answered(
         self, request: web.Request, handler: Handler, state: RequestState
@@ -130,6 +140,7 @@ class _Front:
             # Half of the answer is sent: all that is left is to end it so that nobody takes it
             # for the whole.
             log.warning("request %s to %s was broken off: %s", state.id, path, error)
+            state.problem = type(error).__name__
             if request.transport is not None:
                 request.transport.abort()
             raise ConnectionResetError("the answer could not be finished") from error
@@ -159,6 +170,20 @@ class _Front:
         if found.retry_after:
             headers["Retry-After"] = str(found.retry_after)
         return whole(answer_of(found.refusal, path, state.unique), headers)
+
+
+def _route(request: web.Request) -> str:
+    """The path as it is registered, "" if there is none."""
+    resource = request.match_info.route.resource
+    return "" if resource is None else resource.canonical
+
+
+def _trace(request: web.Request) -> Mapping[str, str] | None:
+    """The trace that the client's request belongs to, if it says so and is right."""
+    headers = request.headers
+    if TRACEPARENT not in headers:
+        return None
+    return read_trace(headers.getall(TRACEPARENT), headers.getall(TRACESTATE, ()))
 
 
 def _id(request: web.Request, unique: str) -> str:

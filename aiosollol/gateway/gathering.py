@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import Context, copy_context
 from copy import copy
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -41,6 +42,7 @@ class Gathered(NamedTuple):
 class _Waiting(NamedTuple):
     text: str
     done: asyncio.Future[Gathered]
+    context: Context
 
 
 class _Group:
@@ -83,7 +85,7 @@ class Gatherer:
         if self._is_closed:
             raise PoolClosed("the gateway is being closed")
         group = self._groups[key]
-        waiting = _Waiting(text, asyncio.get_running_loop().create_future())
+        waiting = _Waiting(text, asyncio.get_running_loop().create_future(), copy_context())
         group.waiting.append(waiting)
         if len(group.waiting) >= _MOST:
             self._send(key, group)
@@ -117,7 +119,12 @@ class Gatherer:
         del group.waiting[:_MOST]
         if not texts:
             return
-        task = asyncio.create_task(self._embed(key, texts), name=f"embed {len(texts)} gathered")
+        # It belongs to the trace of its first text, and not to that of whoever woke this up.
+        task = asyncio.create_task(
+            self._embed(key, texts),
+            name=f"embed {len(texts)} gathered",
+            context=texts[0].context,
+        )
         group.lists.add(task)
         task.add_done_callback(lambda done: self._sent(key, group, done))
         left = [len(texts)]

@@ -21,9 +21,10 @@ class RequestState:
 
     id: that of its X-Request-ID. unique: letters and digits that no other request has. model: as
     the client wrote it. node: who answers. has_begun: whether some of the answer is sent already.
+    problem: the kind of error that ended the answer after that, "" if none did.
     """
 
-    __slots__ = ("has_begun", "id", "model", "node", "unique")
+    __slots__ = ("has_begun", "id", "model", "node", "problem", "unique")
 
     def __init__(self, id: str, unique: str) -> None:
         self.id = id
@@ -31,6 +32,7 @@ class RequestState:
         self.has_begun = False
         self.model = ""
         self.node = ""
+        self.problem = ""
 
 
 # aiohttp before 3.14 has strings for keys, and warns of them since.
@@ -108,6 +110,7 @@ async def stream(
                 if finish is not None and (last := finish()):
                     await write(last)
         except SollolError as error:
+            request[STATE].problem = type(error).__name__
             if last := on_error(message_of(error)):
                 await write(last)
         await response.write_eof()

@@ -102,7 +102,8 @@ class SOLLOLConfig:
     ``~/.local/state``. rate_limit: requests a second of one client, in bursts of `rate_burst`;
     max_in_flight: those under way. stop_timeout: for what runs when the service is stopped.
     header_timeout, idle_timeout, write_timeout, max_connections: see `ConnectionLimits`.
-    body_timeout, max_body, max_bodies: see `Limits`. pool: further settings of the pool, by name.
+    body_timeout, max_body, max_bodies: see `Limits`. otel: record spans for OpenTelemetry. pool:
+    further settings of the pool, by name.
 
     Raises ConfigError for what cannot be.
     """
@@ -147,6 +148,7 @@ class SOLLOLConfig:
     idle_timeout: float = _field(SECONDS, 75.0)
     write_timeout: float = _field(SECONDS, 60.0)
     stop_timeout: float = _field(PATIENCE, 30.0)
+    otel: bool = _field(FLAG, False)
     pool: Mapping[str, Any] | None = _field(_POOL, None)
 
     def __post_init__(self) -> None:

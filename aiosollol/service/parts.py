@@ -23,6 +23,7 @@ from aiosollol.gateway.options import GatewayOptions
 from aiosollol.gateway.origins import Origins
 from aiosollol.gateway.serving import Listener
 from aiosollol.gateway.siblings import Siblings
+from aiosollol.otel import OpenTelemetry
 from aiosollol.pool import OllamaPool
 from aiosollol.service.config import SOLLOLConfig
 from aiosollol.service.nodes import NodeChanges
@@ -56,6 +57,14 @@ class Parts:
         self.guard.keys = keys
         self.guard.allow_admin = config.allow_admin
         self.guard.limiter.limits = limits_of(config, self.guard.limiter.limits.max_body)
+
+
+def check_extras(config: SOLLOLConfig) -> None:
+    """Raises MissingExtra for what is turned on and not installed."""
+    if config.metrics_enabled:
+        check_extra()
+    if config.otel:
+        OpenTelemetry()
 
 
 def limits_of(config: SOLLOLConfig, max_body: int) -> Limits:
@@ -92,8 +101,7 @@ async def open_parts(
     index: int,
 ) -> Parts:
     """Open everything, each on `stack`; the listener last. If anything fails, all is closed."""
-    if config.metrics_enabled:
-        check_extra()
+    check_extras(config)
     try:
         return await _open(stack, config, keys, siblings, index)
     except BaseException:
@@ -173,7 +181,8 @@ async def _open(
 
 
 def _make_pool(config: SOLLOLConfig) -> OllamaPool:
-    return OllamaPool(nodes_of(config), **config.pool_settings())
+    tracing = OpenTelemetry() if config.otel else None
+    return OllamaPool(nodes_of(config), tracing=tracing, **config.pool_settings())
 
 
 def _own_families(parts: Parts) -> list[Family]:

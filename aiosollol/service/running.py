@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from aiosollol.errors import InvalidInput, SollolError
+from aiosollol.otel import is_recording
 from aiosollol.service import security
 from aiosollol.service.config import SOLLOLConfig
 from aiosollol.service.sollol import SOLLOL
@@ -47,9 +48,14 @@ def run(source: ConfigSource, on_ready: OnReady | None = None) -> int:
 
     SIGTERM: nobody is accepted any more, what runs is finished. A second one closes at once, and
     the code is then 128 + its number. SIGHUP: the settings and the keys are read again, and no
-    request is dropped. Raises ConfigError and InvalidInput where it cannot serve.
+    request is dropped. Raises ConfigError and InvalidInput where it cannot serve, and MissingExtra.
     """
     config = source.read()
+    if config.otel and not is_recording():
+        log.warning(
+            "otel is on, and nobody records spans: start it as 'opentelemetry-instrument aiosollol "
+            "up', which comes with opentelemetry-distro"
+        )
     raise_file_limit(config.max_connections + 1024)
     serve = _serve_many if config.processes > 1 else _serve_one
     return _run_loop(serve(source, config, on_ready))
@@ -156,20 +162,19 @@ async def _give_up(signals: Signals) -> None:
 
 
 async def _serve_many(source: ConfigSource, config: SOLLOLConfig, on_ready: OnReady | None) -> int:
-    from aiosollol.gateway.families import check_extra
     from aiosollol.gateway.metrics import metrics_app
     from aiosollol.gateway.serving import Listener
     from aiosollol.gateway.siblings import Siblings
     from aiosollol.gateway.signals import Signals
     from aiosollol.gateway.supervisor import Supervisor, make_folder
+    from aiosollol.service.parts import check_extras
 
     if not hasattr(socket, "SO_REUSEPORT"):
         raise InvalidInput("processes: this system cannot share a port; use 1")
     # Before any process is started, and by name: they would all say the same.
     keys = await asyncio.to_thread(security.read_keys, config)
     security.check_bind(config, keys)
-    if config.metrics_enabled:
-        check_extra()
+    check_extras(config)
     count = config.processes
     folder = await asyncio.to_thread(make_folder)
     reserved = await asyncio.to_thread(reserve_port, config.gateway_host, config.gateway_port)

@@ -101,7 +101,7 @@ class SOLLOL:
         """Listen, and begin to watch the nodes. Idempotent.
 
         Raises ConfigError and InvalidInput where that cannot be, with everything closed again, and
-        MissingExtra for metrics without prometheus-client.
+        MissingExtra for metrics or spans without what they need.
         """
         from aiosollol.service.parts import open_parts  # loads aiohttp
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import TypedDict
 
@@ -186,14 +186,19 @@ class FakeNode:
     # ---- one request
 
     @asynccontextmanager
-    async def exchange(self, method: str, path: str, body: bytes) -> AsyncIterator[Reply]:
+    async def exchange(
+        self, method: str, path: str, body: bytes, headers: Mapping[str, str] | None = None
+    ) -> AsyncIterator[Reply]:
         """Receive a request; the reply is there when the status line would be.
 
         Leaving the context before the reply is finished is the client's disconnect. REFUSE is
         not handled here: it is a matter of connections.
         """
         is_work = path in _WORK and method == "POST"
-        work = Work(Record(anyio.current_time(), method, path), self._slots)
+        record = Record(anyio.current_time(), method, path)
+        if headers:
+            record.headers = headers
+        work = Work(record, self._slots)
         self._begin(is_work)
         reply = None
         try:

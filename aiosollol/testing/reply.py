@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
 
 from aiosollol.testing.slots import Slots
 from aiosollol.wire.answers import Answer
@@ -15,6 +15,7 @@ class Record:
 
     at: when it came, on the event loop's clock. seconds: how long it took.
     items: texts in it. status: the HTTP status, 0 if the client left before there was one.
+    headers: as they came; without sockets, those that the request alone has.
     """
 
     at: float
@@ -24,6 +25,7 @@ class Record:
     items: int = 0
     status: int = 0
     seconds: float = 0.0
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(slots=True)

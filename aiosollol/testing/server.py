@@ -146,7 +146,8 @@ class FakeOllama(FakeNode):
         self._handlers.add(task)
         try:
             body = await request.content.read()  # not request.read(), which has a limit
-            async with self.exchange(request.method, request.path, body) as reply:
+            exchange = self.exchange(request.method, request.path, body, request.headers)
+            async with exchange as reply:
                 if reply.parts is not None:
                     return await _send_parts(request, reply)
             headers = {"Content-Type": reply.content_type} if reply.content_type else None

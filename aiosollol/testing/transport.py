@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Unpack
 
@@ -32,12 +32,18 @@ class FakeTransport(FakeNode):
         self._broken: set[anyio.CancelScope] = set()
 
     async def request(
-        self, method: str, path: str, body: bytes | None = None, *, timeout: float
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        *,
+        timeout: float,
+        headers: Mapping[str, str] | None = None,
     ) -> bytes:
         deadline = anyio.current_time() + timeout
         with self._wait(deadline, timeout):
             self._connect()
-            async with self.exchange(method, path, body or b"") as reply:
+            async with self.exchange(method, path, body or b"", headers) as reply:
                 content = b"".join([piece async for piece in _Pieces(self, reply)])
         if reply.status != 200:
             raise error_for(self.name, reply.status, content)
@@ -45,13 +51,19 @@ class FakeTransport(FakeNode):
 
     @asynccontextmanager
     async def stream(
-        self, path: str, body: bytes, *, timeout: float
+        self,
+        path: str,
+        body: bytes,
+        *,
+        timeout: float,
+        headers: Mapping[str, str] | None = None,
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         deadline = anyio.current_time() + timeout
         async with AsyncExitStack() as stack:
             with self._wait(deadline, timeout):
                 self._connect()
-                reply = await stack.enter_async_context(self.exchange("POST", path, body))
+                exchange = self.exchange("POST", path, body, headers)
+                reply = await stack.enter_async_context(exchange)
                 if reply.status != 200:
                     content = b"".join([piece async for piece in _Pieces(self, reply)])
                     raise error_for(self.name, reply.status, content)

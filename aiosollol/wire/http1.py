@@ -49,15 +49,22 @@ def request_head(
     if not any(name.lower() == "host" for name in headers):
         headers = {"Host": host, **headers}
     lines = [f"{method} {path} HTTP/1.1"]
+    lines += header_lines(headers)
+    if length is not None:
+        lines.append(f"Content-Length: {length}")
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def header_lines(headers: Mapping[str, str]) -> list[str]:
+    """Headers as lines of a request's head. Raises ValueError, as `request_head` does."""
+    lines = []
     for name, value in headers.items():
         if not (_IS_TOKEN.fullmatch(name) and _IS_TEXT.fullmatch(value)):
             raise ValueError(f"the header {name!r} cannot be sent")  # its value may be a secret
         if name.lower() in _OURS:
             raise ValueError(f"the header {name} is made with each request and cannot be given")
         lines.append(f"{name}: {value}")
-    if length is not None:
-        lines.append(f"Content-Length: {length}")
-    return "\r\n".join([*lines, "", ""]).encode()
+    return lines
 
 
 class ResponseParser:

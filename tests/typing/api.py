@@ -52,6 +52,7 @@ from aiosollol import (
 )
 from aiosollol.core.node import NodeLike
 from aiosollol.core.trial import Finding
+from aiosollol.otel import OpenTelemetry
 
 MODEL = "nomic-embed-text"
 MESSAGES = [{"role": "user", "content": "Why is the sky blue?"}]
@@ -98,6 +99,12 @@ def first(nodes: Sequence[NodeLoad], request: RouteRequest, now: float, rng: Ran
     assert_type(nodes[0].in_flight, int)
     assert_type(nodes[0].ahead(now), float)
     return nodes[0]
+
+
+def tracing() -> None:
+    OllamaPool(tracing=OpenTelemetry())
+    OllamaPool(tracing=None)
+    OllamaPool(tracing="otel")  # type: ignore[arg-type]
 
 
 def strategies() -> None:
