@@ -376,6 +376,7 @@ def test_every_option_of_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
     given = {name: value for name, value in options.given.items() if value is not None}
     assert given == {
         "processes": 3,
+        "enable_dask": True,
         "dask_workers": 4,
         "gateway_host": "::1",
         "gateway_port": 8001,

@@ -111,6 +111,23 @@ def test_what_the_pool_is_made_with() -> None:
     assert (settings["embed_timeout"], settings["policy"]) == (7, "rules")
     assert settings["metrics_interval"] > 10**8
     assert settings["check_interval"] == 120
+    assert settings["enable_dask"] is False
+
+
+@pytest.mark.parametrize(
+    ("given", "settings"),
+    [
+        ({"enable_dask": True}, (True, None, 2)),
+        ({"enable_dask": True, "dask_workers": 4}, (True, None, 4)),
+        ({"dask_scheduler": "tcp://10.0.0.2:8786"}, (True, "tcp://10.0.0.2:8786", 2)),
+        ({"dask_workers": 4}, (False, None, 4)),
+    ],
+)
+def test_dask_is_for_those_who_ask_for_it(
+    given: dict[str, Any], settings: tuple[bool, str | None, int]
+) -> None:
+    made = SOLLOLConfig(**given).pool_settings()
+    assert (made["enable_dask"], made["dask_address"], made["dask_workers"]) == settings
 
 
 # Files.
@@ -416,13 +433,13 @@ async def test_what_cannot_change_is_said(caplog: pytest.LogCaptureFixture) -> N
 
 async def test_what_is_not_in_use_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     async with FakeOllama() as node:
-        sollol = SOLLOL(config_of(node, ray_workers=4, dask_scheduler="tcp://127.0.0.1:8786"))
+        sollol = SOLLOL(config_of(node, ray_workers=4, retry_backoff_multiplier=2))
         with caplog.at_level(logging.WARNING, "aiosollol"):
             for _ in range(2):
                 async with sollol:
                     assert sollol.get_status()["not_in_use"] == list(NOT_IN_USE)
         told = [line for line in caplog.messages if "not in use yet" in line]
-        assert told == ["settings that are not in use yet: ray_workers, dask_scheduler"]
+        assert told == ["settings that are not in use yet: ray_workers, retry_backoff_multiplier"]
 
 
 async def test_what_keeps_it_from_starting_leaves_nothing_open(tmp_path: Path) -> None:

@@ -23,7 +23,14 @@ def up(
         typer.Option(metavar="N", min=1, help="Processes that share the port. Default: 1."),
     ] = None,
     dask_workers: Annotated[
-        int | None, typer.Option(metavar="N", min=0, help="Accepted; not in use yet.")
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Let so many workers of Dask compute what is queued; needs the extra 'dask'. "
+            "Default: none.",
+            show_default=False,
+        ),
     ] = None,
     hosts: Annotated[
         str | None,
@@ -52,7 +59,8 @@ def up(
         typer.Option(metavar="N", min=0, max=65535, help="0 takes a free one. Default: 8000."),
     ] = None,
     dask_scheduler: Annotated[
-        str | None, typer.Option(metavar="URL", help="Accepted; not in use yet.")
+        str | None,
+        typer.Option(metavar="URL", help="The same, by the workers of this Dask scheduler."),
     ] = None,
     autobatch: Annotated[
         bool | None,
@@ -132,6 +140,7 @@ def up(
 
     given = {
         "processes": workers,
+        "enable_dask": True if dask_workers else None,
         "dask_workers": dask_workers,
         "gateway_host": host,
         "gateway_port": port,

@@ -16,14 +16,15 @@ from aiosollol.errors import ConfigError, InvalidInput
 
 ORIGINAL_HOSTS = ("127.0.0.1:11434",)
 
-NOT_IN_USE = ("ray_workers", "dask_workers", "dask_scheduler", "retry_backoff_multiplier")
-"""Of the original's fields, those that are checked and change nothing: there are no engines yet,
-and the pool has a rule of its own for how long to wait."""
+NOT_IN_USE = ("ray_workers", "retry_backoff_multiplier")
+"""Of the original's fields, those that are checked and change nothing: Ray has as many workers as
+there are slots for them, and the pool has a rule of its own for how long to wait."""
 
 FROM_POOL = frozenset(
     (
         *("routing_strategy", "max_retries", "chat_timeout", "embed_timeout"),
         *("metrics_interval", "check_interval"),
+        *("enable_dask", "dask_address", "dask_workers"),
     )
 )
 """Settings of a pool that have a field of their own here, perhaps by the original's name."""
@@ -102,8 +103,9 @@ class SOLLOLConfig:
     ``~/.local/state``. rate_limit: requests a second of one client, in bursts of `rate_burst`;
     max_in_flight: those under way. stop_timeout: for what runs when the service is stopped.
     header_timeout, idle_timeout, write_timeout, max_connections: see `ConnectionLimits`.
-    body_timeout, max_body, max_bodies: see `Limits`. otel: record spans for OpenTelemetry. pool:
-    further settings of the pool, by name.
+    body_timeout, max_body, max_bodies: see `Limits`. otel: record spans for OpenTelemetry.
+    enable_dask: let Dask compute what is queued, by `dask_workers` of its own or those of
+    `dask_scheduler`, which turns it on too. pool: further settings of the pool, by name.
 
     Raises ConfigError for what cannot be.
     """
@@ -149,6 +151,7 @@ class SOLLOLConfig:
     write_timeout: float = _field(SECONDS, 60.0)
     stop_timeout: float = _field(PATIENCE, 30.0)
     otel: bool = _field(FLAG, False)
+    enable_dask: bool = _field(FLAG, False)
     pool: Mapping[str, Any] | None = _field(_POOL, None)
 
     def __post_init__(self) -> None:
@@ -161,6 +164,11 @@ class SOLLOLConfig:
         # A view of a dictionary, as `pool` is, cannot be pickled.
         values = {name: getattr(self, name) for name in NAMES_OF_FIELDS}
         return _rebuild, ({**values, "pool": self.pool and dict(self.pool)},)
+
+    @property
+    def uses_dask(self) -> bool:
+        """Whether Dask computes what is queued."""
+        return self.enable_dask or self.dask_scheduler is not None
 
     def pool_settings(self) -> dict[str, Any]:
         """The keyword arguments of the pool, but for its nodes."""
@@ -175,6 +183,9 @@ class SOLLOLConfig:
                 self.adaptive_metrics_interval if self.adaptive_metrics_enabled else never
             ),
             "check_interval": self.health_check_interval if self.health_check_enabled else never,
+            "enable_dask": self.uses_dask,
+            "dask_address": self.dask_scheduler,
+            "dask_workers": self.dask_workers,
         }
 
 

@@ -129,6 +129,7 @@ async def _open(
                 interval=config.autobatch_interval,
                 min_batch_size=config.autobatch_min_batch_size,
                 max_batch_size=config.autobatch_max_batch_size,
+                engine="dask" if config.uses_dask else "auto",
             )
         )
     guard = Guard(
