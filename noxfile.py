@@ -1,10 +1,13 @@
-"""`nox` runs lint, typing, tests and examples; `nox -s bench` the benchmarks.
+"""`nox` runs lint, typing, tests, clients and examples; `nox -s bench` the benchmarks.
 
 Versions, extras and dependency groups are those of pyproject.toml. Words after `--` go to the
 tool: `nox -s tests -- -k embeddings -x`.
 """
 
 from __future__ import annotations
+
+import os
+import shutil
 
 import nox
 
@@ -16,7 +19,9 @@ nox.options.reuse_venv = "yes"
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
-EXTRAS = "demo,agent,gateway"  # what the code of today can use; grows with it
+EXTRAS = "demo,agent,gateway,otel"  # what the code of today can use; grows with it
+CLIENTS = "tests/clients"
+NPM_OLLAMA = "ollama@0.6.4"
 
 
 def group(name: str) -> list[str]:
@@ -52,6 +57,21 @@ def tests_on(session: nox.Session) -> None:
 
 
 @nox.session
+def clients(session: nox.Session) -> None:
+    """The gateway against clients that drag in much, and schemathesis: tests/clients.
+
+    The npm package goes to a folder of this session. Without npm its test says what is missing.
+    """
+    session.install("-e", f".[{EXTRAS}]", *group("test"), *group("clients"))
+    env = {}
+    if shutil.which("npm"):
+        folder = env["AIOSOLLOL_NPM"] = os.path.abspath(session.create_tmp())
+        told = ("--no-audit", "--no-fund", "--no-update-notifier", "--ignore-scripts")
+        session.run("npm", "install", "--prefix", folder, *told, NPM_OLLAMA, external=True)
+    session.run("pytest", CLIENTS, *session.posargs, env=env)
+
+
+@nox.session
 def examples(session: nox.Session) -> None:
     """Every file in examples/, as a process, with real requests, against embedded nodes.
 
@@ -80,4 +100,5 @@ def bench(session: nox.Session) -> None:
 
 def run_tests(session: nox.Session) -> None:
     session.install("-e", f".[{EXTRAS}]", *group("test"), *group("gateway-clients"))
-    session.run("pytest", "--cov", "--cov-report=term-missing", *session.posargs)
+    ours = ("--cov", "--cov-report=term-missing", f"--ignore={CLIENTS}")
+    session.run("pytest", *ours, *session.posargs)

@@ -28,7 +28,6 @@ NOT_EMBEDDED = {
     "04-ps-empty": "its model is always loaded",
     "16-embed-too-long-truncate-false": "no text is too long for it",
     "20-embed-with-chat-model": "it has no chat model",
-    "50-v1-chat-unknown": "it does not chat",
     "55-copy": "its models are what they are",
     "56-delete": "its models are what they are",
     "57-delete-unknown": "its models are what they are",

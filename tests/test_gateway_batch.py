@@ -48,7 +48,9 @@ async def test_a_job_from_its_documents_to_its_vectors(tmp_path: Path) -> None:
         status = (await gateway.get(f"/api/batch-status?job={job}")).json
         assert status["status"] == "completed"
         assert status["progress"]["failed_items"] == 1
-        assert (await gateway.get("/api/batch-status")).json["jobs"][0]["job_id"] == job
+        everything = (await gateway.get("/api/batch-status")).json
+        assert everything["jobs"][0]["job_id"] == job
+        assert everything["dask"] == {"enabled": False}
 
         node = gateway.nodes[0]
         url = f"/api/embed/batch/{job}"

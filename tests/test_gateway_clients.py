@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 from conftest import unmet
-from gateway_cluster import MODELS, cluster
+from gateway_cluster import MODELS, Cluster, cluster
 
+from aiosollol.embedded import EmbeddedNode
 from aiosollol.gateway.options import GatewayOptions
 from aiosollol.testing import FakeModel, FakeOllama, Fault
 
@@ -221,3 +222,62 @@ async def test_a_model_of_one_node_is_there_for_all_clients() -> None:
     async with cluster(one, two) as gateway, ollama_client(gateway.url) as client:
         for model in ("a", "b"):
             assert len((await client.embed(model, "x")).embeddings) == 1
+
+
+# ---- over embedded nodes
+
+
+@asynccontextmanager
+async def embedded() -> AsyncIterator[Cluster]:
+    pytest.importorskip("wordllama")
+    nodes: list[Any] = [EmbeddedNode(), EmbeddedNode()]
+    async with cluster(*nodes) as gateway:
+        yield gateway
+
+
+async def test_the_ollama_package_over_embedded_nodes() -> None:
+    needs("ollama")
+    import ollama
+
+    async with embedded() as gateway, ollama_client(gateway.url) as client:
+        assert [model.model for model in (await client.list()).models] == ["wordllama:latest"]
+        assert (await client.show("wordllama")).capabilities == ["embedding"]
+        found = await client.embed("wordllama", ["a cat sleeps", "the kitten naps", "tax law"])
+        cat, kitten, law = numpy.asarray(found.embeddings)
+        assert cat @ kitten > cat @ law
+        one = await client.embed("wordllama", "a cat sleeps")
+        assert one.embeddings[0] == found.embeddings[0]
+        for talk in (client.chat("wordllama", MESSAGES), client.generate("wordllama", "x")):
+            with pytest.raises(ollama.ResponseError, match="does not support") as caught:
+                await talk
+            assert caught.value.status_code == 400
+        unloaded = await client.generate("wordllama", "", keep_alive=0)
+        assert unloaded.done_reason == "unload"
+
+
+async def test_the_openai_and_anthropic_packages_over_embedded_nodes() -> None:
+    needs("openai")
+    needs("anthropic")
+    import anthropic
+    import openai
+
+    async with embedded() as gateway:
+        async with openai.AsyncOpenAI(
+            base_url=f"{gateway.url}/v1", api_key="none", max_retries=0
+        ) as client:
+            given: Any = {"model": "wordllama", "input": ["a cat sleeps", "tax law"]}
+            packed = await client.embeddings.create(**given)  # in base64
+            plain = await client.embeddings.create(**given, encoding_format="float")
+            for one, other in zip(packed.data, plain.data, strict=True):
+                assert numpy.allclose(one.embedding, other.embedding, rtol=1e-6, atol=0)
+            with pytest.raises(openai.BadRequestError, match="does not support chat"):
+                await client.chat.completions.create(model="wordllama", messages=MESSAGES)
+            with pytest.raises(openai.BadRequestError, match="does not support chat"):
+                await client.chat.completions.create(
+                    model="wordllama", messages=MESSAGES, stream=True
+                )
+        async with anthropic.AsyncAnthropic(
+            base_url=gateway.url, api_key="none", max_retries=0
+        ) as speaker:
+            with pytest.raises(anthropic.BadRequestError, match="does not support chat"):
+                await speaker.messages.create(model="wordllama", max_tokens=5, messages=MESSAGES)

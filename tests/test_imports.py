@@ -21,6 +21,7 @@ HEAVY = {
     "netifaces",
     "numpy",
     "ollama",
+    "opentelemetry",
     "prometheus_client",
     "pybase64",
     "simdjson",

@@ -1,4 +1,7 @@
-"""Ollama's HTTP API over a `Backend`, as an aiohttp application. It serves embeddings only."""
+"""Ollama's HTTP API over a `Backend`, as an aiohttp application.
+
+It serves embeddings only, and refuses to chat as Ollama does for a model that only embeds.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,15 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from secrets import token_hex
 
 from aiohttp import web
 
 from aiosollol.core.node import full_name
 from aiosollol.embedded.backend import Backend
-from aiosollol.wire import answers, asked
+from aiosollol.wire import answers, asked, dialects
 from aiosollol.wire.answers import Answer, ModelCard
-from aiosollol.wire.asked import EmbedAsked, Refusal
+from aiosollol.wire.asked import ChatAsked, EmbedAsked, GenerateAsked, Refusal
 
 VERSION = "0.33.0-aiosollol"
 # What the worker computes in one go: some milliseconds of work. A client that leaves wastes no
@@ -48,7 +52,8 @@ def make_app(backend: Backend, *, delay: float = 0.0) -> web.Application:
         ("POST", "/api/generate", node.generate),
         ("POST", "/v1/embeddings", node.openai_embeddings),
         ("GET", "/v1/models", node.openai_models),
-        ("GET", "/v1/models/{name:.+}", node.openai_model),
+        ("GET", r"/v1/models/{name:[\s\S]+}", node.openai_model),
+        *(("POST", path, node.talk) for path in dialects.READERS),
     ):
         app.router.add_route(method, path, _sending(handler))
     app.on_startup.append(node.start)
@@ -165,10 +170,26 @@ class _Node:
     # ---- what the model cannot do
 
     async def chat(self, request: web.Request) -> Answer:
-        raise self._cannot(asked.read_chat(await _body(request)).model, "chat")
+        wanted = asked.read_chat(await _body(request))
+        if self._is_let_go(wanted, bool(wanted.messages)):
+            return answers.json_answer(answers.chat_final(wanted.model, _now(), "unload"))
+        raise self._cannot(wanted.model, "chat")
 
     async def generate(self, request: web.Request) -> Answer:
-        raise self._cannot(asked.read_generate(await _body(request)).model, "generate")
+        wanted = asked.read_generate(await _body(request))
+        if self._is_let_go(wanted, bool(wanted.prompt)):
+            return answers.json_answer(answers.generate_final(wanted.model, _now(), "unload"))
+        raise self._cannot(wanted.model, "generate")
+
+    async def talk(self, request: web.Request) -> Answer:
+        question = dialects.READERS[request.path](await _body(request))
+        raise self._cannot(question.model, question.path.removeprefix("/api/"))
+
+    def _is_let_go(self, wanted: ChatAsked | GenerateAsked, has_prompt: bool) -> bool:
+        """Whether a model is to be unloaded. Ollama does that before it looks whether the model
+        can chat; here it stays in memory, and nobody is the worse for it.
+        """
+        return not has_prompt and wanted.keep_alive == 0 and self._has(wanted.model)
 
     def _cannot(self, model: str, what: str) -> Refusal:
         if not model:
@@ -184,6 +205,10 @@ class _Node:
 
     async def _created(self) -> int:
         return answers.seconds_of((await self._card()).modified_at)
+
+
+def _now() -> str:
+    return answers.timestamp(time.time_ns())
 
 
 def _slices(texts: Sequence[str], most: int) -> Iterator[list[str]]:
@@ -216,9 +241,11 @@ async def _in_ollamas_words(request: web.Request, handler: _Handler) -> web.Stre
     try:
         return await handler(request)
     except Refusal as refusal:
-        return _response(answers.refuse(refusal, openai=request.path.startswith("/v1/")))
-    except web.HTTPMethodNotAllowed:
-        return _response(answers.method_not_allowed())
+        return _response(dialects.refuse(request.path, refusal, token_hex(12)))
+    except web.HTTPMethodNotAllowed as error:
+        response = _response(answers.method_not_allowed())
+        response.headers["Allow"] = ", ".join(sorted(error.allowed_methods))
+        return response
     except web.HTTPNotFound:
         return _response(answers.not_found())
 

@@ -15,11 +15,12 @@ from aiosollol.gateway.endpoints import Endpoint
 from aiosollol.gateway.ollama import error_line
 from aiosollol.gateway.pulling import Progress
 from aiosollol.gateway.refusals import message_of
+from aiosollol.gateway.schema import BOOLEAN, OBJECT, STRING, ref
 from aiosollol.gateway.sending import STATE, begin, routed, whole
 from aiosollol.wire import answers, asked
 from aiosollol.wire.answers import NDJSON, Answer
 from aiosollol.wire.asked import Refusal
-from aiosollol.wire.gojson import GoJSONError, loads
+from aiosollol.wire.gojson import GoJSONError, loads, quoted
 from aiosollol.wire.ndjson import LineSplitter
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 _PULL_SECONDS = 24 * 3600.0  # a large model on a slow line
 _CHANGE_SECONDS = 60.0
 
-_STRING, _BOOLEAN = {"type": "string"}, {"type": "boolean", "default": True}
 _NODE = {"node": "name of a node, several with commas between, or all"}
 
 
@@ -40,26 +40,52 @@ class Admin:
 
     def endpoints(self) -> list[Endpoint]:
         def endpoint(method: str, path: str, handler: Any, summary: str, **rest: Any) -> Endpoint:
-            return Endpoint(method, path, handler, summary, query=_NODE, is_admin=True, **rest)
+            return Endpoint(
+                method, path, handler, summary, query=_NODE, is_asking=True, is_admin=True, **rest
+            )
 
-        streamed = ("application/json", NDJSON)
-        model = {"model": _STRING, "stream": _BOOLEAN}
+        model, stream = ref("Model"), {"type": "boolean", "default": True}
+        progress: dict[str, Any] = {
+            "required": ("model",),
+            "answers": ("application/json", NDJSON),
+            "returns": ref("Progress"),
+            "parts": ref("Progress"),
+        }
         return [
-            endpoint("POST", "/api/pull", self.work, "Get a model", body=model, answers=streamed),
+            endpoint(
+                "POST",
+                "/api/pull",
+                self.work,
+                "Get a model",
+                body={"model": model, "stream": stream, "insecure": BOOLEAN},
+                example={"model": "all-minilm", "stream": False},
+                **progress,
+            ),
             endpoint(
                 "POST",
                 "/api/create",
                 self.work,
                 "Make a model of another",
-                body={**model, "from": _STRING, "system": _STRING, "quantize": _STRING},
-                answers=streamed,
+                body={
+                    "model": model,
+                    "stream": stream,
+                    "from": STRING,
+                    "system": STRING,
+                    "template": STRING,
+                    "parameters": OBJECT,
+                    "quantize": STRING,
+                },
+                example={"model": "pirate", "from": "llama3.2", "system": "Talk like a pirate."},
+                **progress,
             ),
             endpoint(
                 "POST",
                 "/api/copy",
                 self.copy,
                 "Give a model a second name",
-                body={"source": _STRING, "destination": _STRING},
+                body={"source": model, "destination": model},
+                required=("source", "destination"),
+                example={"source": "llama3.2", "destination": "mine"},
                 answers=(),
             ),
             endpoint(
@@ -67,7 +93,9 @@ class Admin:
                 "/api/delete",
                 self.delete,
                 "Delete a model",
-                body={"model": _STRING},
+                body={"model": model},
+                required=("model",),
+                example={"model": "mine"},
                 answers=(),
             ),
         ]
@@ -90,6 +118,8 @@ class Admin:
         having = pool.view.having(model) or (await pool.refresh()).having(model)
         names = self._named(request) or [node.name for node in having]
         if not names:
+            if request.path == "/api/copy":  # which has words of its own
+                raise Refusal(404, f"model {quoted(model)} not found")
             raise answers.unknown_model(model)
         asking = (
             pool.ask(name, request.method, request.path, body, timeout=_CHANGE_SECONDS)
@@ -180,10 +210,11 @@ class Admin:
         known = self._pool.view.nodes
         if names == ["all"]:
             return []
+        keys = {node.spec.key: name for name, node in known.items()}  # as /api/stats calls them
         for name in names:
-            if name not in known:
+            if name not in known and name not in keys:
                 raise InvalidInput(f"there is no node {name!r}; there are {', '.join(known)}")
-        return names
+        return list(dict.fromkeys(name if name in known else keys[name] for name in names))
 
 
 def _up(pool: OllamaPool) -> list[str]:

@@ -151,7 +151,8 @@ class _Front:
             case SollolError():
                 found = trouble(error, path, state.model)
             case web.HTTPMethodNotAllowed():
-                return whole(answers.method_not_allowed())
+                allowed = ", ".join(sorted(error.allowed_methods))
+                return whole(answers.method_not_allowed(), {"Allow": allowed})
             case web.HTTPNotFound():
                 return whole(answers.not_found())
             case web.HTTPRequestEntityTooLarge():

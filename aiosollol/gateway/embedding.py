@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from aiohttp import web
 
@@ -14,6 +14,7 @@ from aiosollol.gateway.endpoints import Endpoint
 from aiosollol.gateway.gathering import Gatherer, Key
 from aiosollol.gateway.ollama import plain_keep_alive
 from aiosollol.gateway.options import GatewayOptions
+from aiosollol.gateway.schema import INTEGER, STRING, array, just, ref, told
 from aiosollol.gateway.sending import STATE, plain, routed, whole
 from aiosollol.wire import answers, asked
 from aiosollol.wire.answers import Answer, Floats
@@ -27,14 +28,7 @@ if TYPE_CHECKING:
 
 _ROWS = 64  # vectors that are written before others get their turn
 
-_STRING = {"type": "string"}
-_TEXTS = {"oneOf": [_STRING, {"type": "array", "items": _STRING}]}
-_SETTINGS: dict[str, Any] = {
-    "dimensions": {"type": "integer"},
-    "truncate": {"type": "boolean", "default": True},
-    "options": {"type": "object"},
-    "keep_alive": {"type": ["string", "number"]},
-}
+_DIMENSIONS = told(INTEGER, "so many numbers of each vector, brought to length 1 again; 0 is all")
 
 
 class _Vectors(NamedTuple):
@@ -55,21 +49,41 @@ class Embedding:
         self._gatherer = Gatherer(pool, options.gather_seconds, options.gather_above)
 
     def endpoints(self) -> list[Endpoint]:
+        loading = {"options": ref("Options"), "keep_alive": ref("KeepAlive")}
+        example = {"model": "nomic-embed-text", "input": ["Why is the sky blue?", "Why not?"]}
         return [
             Endpoint(
                 "POST",
                 "/api/embed",
                 self.embed,
                 "The vectors of a text or of many, which are spread over the nodes",
-                body={"model": _STRING, "input": _TEXTS, "text": _STRING, **_SETTINGS},
+                body={
+                    "model": ref("Model"),
+                    "input": ref("Texts"),
+                    "text": {
+                        "allOf": [ref("Texts")],
+                        "description": "the original's name for `input`",
+                    },
+                    "dimensions": _DIMENSIONS,
+                    "truncate": {"type": "boolean", "default": True},
+                    **loading,
+                },
+                example=example,
+                returns=ref("Embeddings"),
+                fails=(501,),
+                is_asking=True,
             ),
             Endpoint(
                 "POST",
                 "/api/embeddings",
                 self.embeddings,
                 "The vector of one text, as older clients ask for it",
-                body={"model": _STRING, "prompt": _STRING},
+                body={"model": ref("Model"), "prompt": STRING, **loading},
                 required=("model",),
+                example={"model": "nomic-embed-text", "prompt": "Why is the sky blue?"},
+                returns=ref("Embedding"),
+                fails=(501,),
+                is_asking=True,
             ),
             Endpoint(
                 "POST",
@@ -78,12 +92,16 @@ class Embedding:
                 "The vectors of a text or of many, as numbers or in base64",
                 tag="OpenAI and Anthropic",
                 body={
-                    "model": _STRING,
-                    "input": _TEXTS,
-                    "dimensions": {"type": "integer"},
-                    "encoding_format": {"type": "string", "enum": ["float", "base64"]},
+                    "model": ref("Model"),
+                    "input": {"anyOf": [STRING, {**array(STRING), "minItems": 1}]},
+                    "dimensions": _DIMENSIONS,
+                    "encoding_format": just("float", "base64"),
                 },
                 required=("model", "input"),
+                example=example,
+                returns=ref("OpenAIEmbeddings"),
+                fails=(501,),
+                is_asking=True,
             ),
         ]
 
@@ -95,8 +113,10 @@ class Embedding:
         began = time.monotonic_ns()
         body = await request.read()
         wanted = asked.read_embed(body)
-        if not wanted.texts and b'"text"' in body:
-            body, wanted = self._as_the_original(body, wanted)
+        if not wanted.texts and b'"text"' in body and (known := self._as_the_original(body)):
+            self._check(request, known)
+            vectors = await self._many(known, answers.json_vectors)
+            return _sent(request, _with_first(_native(known, vectors, began), vectors), vectors)
         self._check(request, wanted)
         if len(wanted.texts) < 2:
             return await self._one(request, body, wanted, answers.json_vectors, began)
@@ -126,16 +146,16 @@ class Embedding:
         if not wanted.model.strip():
             raise answers.unknown_model_try_pulling(wanted.model)
 
-    def _as_the_original(self, body: bytes, wanted: EmbedAsked) -> tuple[bytes, EmbedAsked]:
-        """A request of the original, which has its text in the field "text"."""
+    def _as_the_original(self, body: bytes) -> EmbedAsked | None:
+        """A request of the original, which has its text in the field "text"; None if it has not."""
         fields = loads(body)
-        if not isinstance(fields, dict) or "text" not in fields or fields.get("input"):
-            return body, wanted
+        if not isinstance(fields, dict) or not fields.get("text") or fields.get("input"):
+            return None
         fields["input"] = fields.pop("text")
         if not fields.get("model"):
             fields["model"] = self._options.batch_model or ""
-        body = dump_whole(fields)
-        return body, asked.read_embed(body)
+        wanted = asked.read_embed(dump_whole(fields))
+        return wanted if wanted.texts else None
 
     # ---- one text
 
@@ -172,7 +192,8 @@ class Embedding:
             options=wanted.options or None,
             keep_alive=plain_keep_alive(wanted.keep_alive),
         )
-        headers = routed(request, relayed.node, self._pool.reason(wanted.model))
+        reason = self._pool.reason(wanted.model, relayed.setbacks)
+        headers = routed(request, relayed.node, reason)
         if not request.path.startswith("/v1/"):
             return whole(Answer(200, answers.API_JSON, relayed.body), headers)
         if wanted.encoding == "base64" and b'"embedding":"' not in relayed.body:
@@ -218,6 +239,12 @@ def _native(wanted: EmbedAsked, vectors: _Vectors, began: int) -> Answer:
         load_duration=1,  # of several nodes, and none that this request is known to have paid
         tokens=vectors.tokens,
     )
+
+
+def _with_first(answer: Answer, vectors: _Vectors) -> Answer:
+    """The original's clients look for the vector of the one text in "embedding"."""
+    body = b'%b,"embedding":%b}' % (answer.body[:-1], vectors.json[0])
+    return Answer(answer.status, answer.content_type, body)
 
 
 def _openai(wanted: EmbedAsked, vectors: _Vectors) -> Answer:

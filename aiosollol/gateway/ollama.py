@@ -12,6 +12,7 @@ from aiohttp import web
 from aiosollol.core.node import full_name
 from aiosollol.errors import NodeError, NoNodeAvailable
 from aiosollol.gateway.endpoints import Endpoint
+from aiosollol.gateway.schema import BOOLEAN, INTEGER, STRING, Schema, array, ref, told
 from aiosollol.gateway.sending import STATE, routed, stream, whole
 from aiosollol.wire import answers, asked
 from aiosollol.wire.answers import NDJSON, Answer
@@ -26,10 +27,33 @@ ASK_SECONDS = 5.0
 _PATIENCE_SECONDS = 1.0
 """For the other nodes, once one has answered: one that hangs must not hold up what all tell."""
 
-_STRING, _BOOLEAN = {"type": "string"}, {"type": "boolean", "default": True}
-_OBJECT: dict[str, Any] = {"type": "object"}
-_KEEP_ALIVE = {"type": ["string", "number"], "description": 'such as "5m"; 0 unloads the model'}
-_LOADING = {"options": _OBJECT, "keep_alive": _KEEP_ALIVE}
+_HELLO = [{"role": "user", "content": "Why is the sky blue?"}]
+_LOADING: dict[str, Schema] = {"options": ref("Options"), "keep_alive": ref("KeepAlive")}
+_SHAPING: dict[str, Schema] = {
+    "stream": {"type": "boolean", "default": True},
+    "format": told({"type": ["string", "object"]}, '"json", or a JSON Schema'),
+    "think": told({"type": ["boolean", "string"]}, "true, false, low, medium or high"),
+    "logprobs": BOOLEAN,
+    "top_logprobs": INTEGER,
+}
+_CHAT: dict[str, Schema] = {
+    "model": ref("Model"),
+    "messages": array(ref("Message")),
+    "tools": array(ref("Tool")),
+    **_SHAPING,
+    **_LOADING,
+}
+_GENERATE: dict[str, Schema] = {
+    "model": ref("Model"),
+    "prompt": STRING,
+    "suffix": STRING,
+    "system": STRING,
+    "template": STRING,
+    "images": array({"type": "string", "contentEncoding": "base64"}),
+    "raw": BOOLEAN,
+    **_SHAPING,
+    **_LOADING,
+}
 
 
 class Native:
@@ -39,46 +63,63 @@ class Native:
         self._pool = pool
 
     def endpoints(self) -> list[Endpoint]:
-        message = {
-            "type": "object",
-            "properties": {"role": _STRING, "content": _STRING},
-            "required": ["role"],
-        }
-        chat = {
-            "model": _STRING,
-            "messages": {"type": "array", "items": message},
-            "stream": _BOOLEAN,
-            **_LOADING,
-        }
-        generate = {"model": _STRING, "prompt": _STRING, "stream": _BOOLEAN, **_LOADING}
         streamed = ("application/json", NDJSON)
         text = ("text/plain",)
-        return [
+        version, tags = ref("Version"), ref("Tags")
+        oldest, all_models = "The oldest version among the nodes", "The models of all nodes"
+        # What a GET is answered, a HEAD is answered without a body.
+        asked = [
             Endpoint("GET", "/", self.root, "Whether this is an Ollama", answers=text),
-            Endpoint("HEAD", "/", self.root, "Whether this is an Ollama", answers=text),
-            Endpoint("GET", "/api/version", self.version, "The oldest version among the nodes"),
-            Endpoint("HEAD", "/api/version", self.version, "The oldest version among the nodes"),
-            Endpoint("GET", "/api/tags", self.tags, "The models of all nodes"),
-            Endpoint("HEAD", "/api/tags", self.tags, "The models of all nodes"),
-            Endpoint("GET", "/api/ps", self.ps, "The models in memory, and on which node"),
-            Endpoint("POST", "/api/show", self.show, "What a model is", body={"model": _STRING}),
+            Endpoint("GET", "/api/version", self.version, oldest, returns=version, fails=(503,)),
+            Endpoint("GET", "/api/tags", self.tags, all_models, returns=tags, fails=(503,)),
+        ]
+        return [
+            *asked,
+            *(endpoint._replace(method="HEAD") for endpoint in asked),
+            Endpoint(
+                "GET",
+                "/api/ps",
+                self.ps,
+                "The models in memory, and on which node",
+                returns=ref("Running"),
+                fails=(503,),
+            ),
+            Endpoint(
+                "POST",
+                "/api/show",
+                self.show,
+                "What a model is",
+                body={"model": ref("Model"), "verbose": BOOLEAN},
+                required=("model",),
+                example={"model": "llama3.2"},
+                returns=ref("ModelInfo"),
+                is_asking=True,
+            ),
             Endpoint(
                 "POST",
                 "/api/chat",
                 self.chat,
                 "The next message of a conversation",
-                body=chat,
+                body=_CHAT,
                 required=("model",),
+                example={"model": "llama3.2", "messages": _HELLO, "stream": False},
                 answers=streamed,
+                returns=ref("ChatPart"),
+                parts={"anyOf": [ref("ChatPart"), ref("Error")]},
+                is_asking=True,
             ),
             Endpoint(
                 "POST",
                 "/api/generate",
                 self.generate,
                 "What comes after a prompt",
-                body=generate,
+                body=_GENERATE,
                 required=("model",),
+                example={"model": "llama3.2", "prompt": _HELLO[0]["content"], "stream": False},
                 answers=streamed,
+                returns=ref("GeneratePart"),
+                parts={"anyOf": [ref("GeneratePart"), ref("Error")]},
+                is_asking=True,
             ),
         ]
 
@@ -118,7 +159,7 @@ class Native:
                 request,
                 source,
                 NDJSON,
-                routed(request, source.node, pool.reason(model)),
+                routed(request, source.node, pool.reason(model, source.setbacks)),
                 on_error=error_line,
             )
         # Without a prompt it only loads the model, and is answered whole even if streamed.
@@ -131,7 +172,8 @@ class Native:
             keep_alive=keep_alive,
         )
         answer = Answer(200, answers.API_JSON, relayed.body)
-        return whole(answer, routed(request, relayed.node, pool.reason(model)))
+        reason = pool.reason(model, relayed.setbacks)
+        return whole(answer, routed(request, relayed.node, reason))
 
     async def _unload(self, request: web.Request, model: str, body: bytes) -> web.StreamResponse:
         """Every node that has the model lets go of it: the client cannot know which one used it."""
@@ -184,7 +226,8 @@ class Native:
         request[STATE].model = full_name(model)  # which is how its errors call it
         relayed = await self._pool.ask_any(model, "POST", "/api/show", body, timeout=ASK_SECONDS)
         answer = Answer(200, answers.API_JSON, relayed.body)
-        return whole(answer, routed(request, relayed.node, self._pool.reason(model)))
+        reason = self._pool.reason(model, relayed.setbacks)
+        return whole(answer, routed(request, relayed.node, reason))
 
     # ---- many nodes
 

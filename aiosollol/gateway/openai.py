@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import orjson
 from aiohttp import web
@@ -12,8 +13,22 @@ from aiosollol.core.node import full_name
 from aiosollol.errors import BadRequest, ProtocolError
 from aiosollol.gateway.endpoints import Endpoint
 from aiosollol.gateway.ollama import ASK_SECONDS, Native
+from aiosollol.gateway.schema import (
+    BOOLEAN,
+    INTEGER,
+    NAME,
+    NUMBER,
+    OBJECT,
+    STRING,
+    Schema,
+    array,
+    just,
+    ref,
+    struct,
+    told,
+)
 from aiosollol.gateway.sending import STATE, routed, stream, whole
-from aiosollol.wire import openai
+from aiosollol.wire import anthropic, openai, openai_responses
 from aiosollol.wire.dialect import EVENT_STREAM, Question, Stamp
 from aiosollol.wire.dialects import READERS
 from aiosollol.wire.ollama import dump_whole, load
@@ -22,18 +37,97 @@ if TYPE_CHECKING:
     from aiosollol.pool import OllamaPool
 
 _TAG = "OpenAI and Anthropic"
-_STRING, _BOOLEAN = {"type": "string"}, {"type": "boolean", "default": False}
-_MESSAGES: dict[str, Any] = {"type": "array", "items": {"type": "object"}}
-_SUMMARIES = {
-    "/v1/chat/completions": ("The next message of a conversation", {"messages": _MESSAGES}),
-    "/v1/completions": ("What comes after a prompt", {"prompt": _STRING}),
-    "/v1/responses": (
-        "The next message of a conversation, as OpenAI asks for it since 2025",
-        {"input": {"oneOf": [_STRING, _MESSAGES]}},
+_HELLO = "Why is the sky blue?"
+_MESSAGES = [{"role": "user", "content": _HELLO}]
+_COMMON: dict[str, Schema] = {
+    "model": ref("Model"),
+    "stream": {"type": "boolean", "default": False},
+    "temperature": NUMBER,
+    "top_p": NUMBER,
+}
+_SAMPLING: dict[str, Schema] = {
+    "stream_options": struct(include_usage=BOOLEAN),
+    "seed": INTEGER,
+    "stop": {"anyOf": [STRING, array(STRING)]},
+    "frequency_penalty": NUMBER,
+    "presence_penalty": NUMBER,
+    "max_tokens": INTEGER,
+    "n": told(just(1), "more are not made"),
+}
+
+
+class _Talk(NamedTuple):
+    """What one of the four endpoints that talk takes and answers.
+
+    example: the fields that must be there. returns: the schema of the answer, by name. parts: that
+    of the events of a stream.
+    """
+
+    summary: str
+    fields: Mapping[str, Schema]
+    example: Mapping[str, Any]
+    returns: str
+    parts: Schema
+
+
+_TALKS = {
+    openai.CHAT_PATH: _Talk(
+        "The next message of a conversation",
+        {
+            "messages": {**array(ref("OpenAIMessage")), "minItems": 1},
+            "max_completion_tokens": told(INTEGER, "counts more than max_tokens"),
+            "tools": array(ref("Tool")),
+            "tool_choice": told({}, '"none" offers no tool; all else is "auto"'),
+            "response_format": struct(
+                ["type"],
+                type=just("text", "json_object", "json_schema"),
+                json_schema=struct(name=STRING, schema=OBJECT),
+            ),
+            "reasoning_effort": ref("Effort"),
+            "logprobs": BOOLEAN,
+            "top_logprobs": INTEGER,
+            **_SAMPLING,
+        },
+        {"messages": _MESSAGES},
+        "ChatCompletion",
+        {"anyOf": [ref("ChatCompletionChunk"), ref("OpenAIError")]},
     ),
-    "/v1/messages": (
+    openai.COMPLETION_PATH: _Talk(
+        "What comes after a prompt",
+        {"prompt": STRING, "suffix": STRING, "echo": BOOLEAN, "best_of": just(1), **_SAMPLING},
+        {"prompt": _HELLO},
+        "Completion",
+        {"anyOf": [ref("Completion"), ref("OpenAIError")]},
+    ),
+    openai_responses.PATH: _Talk(
+        "The next message of a conversation, as OpenAI asks for it since 2025",
+        {
+            "input": {"anyOf": [STRING, array(ref("ResponseItem"))]},
+            "instructions": STRING,
+            "max_output_tokens": INTEGER,
+            "tools": array(OBJECT),
+            "tool_choice": told({}, '"none" offers no tool; all else is "auto"'),
+            "text": struct(format=struct(type=STRING, name=STRING, schema=OBJECT)),
+            "reasoning": struct(effort=ref("Effort"), summary=STRING),
+        },
+        {"input": _HELLO},
+        "Response",
+        struct(["type"], type=STRING),
+    ),
+    anthropic.PATH: _Talk(
         "The next message of a conversation, as Anthropic asks for it",
-        {"messages": _MESSAGES, "max_tokens": {"type": "integer"}},
+        {
+            "messages": {**array(ref("AnthropicMessage")), "minItems": 1},
+            "max_tokens": {"type": "integer", "minimum": 1},
+            "system": {"anyOf": [STRING, array(ref("TextBlock"))]},
+            "tools": array(struct(["name"], name=NAME, description=STRING, input_schema=OBJECT)),
+            "top_k": INTEGER,
+            "stop_sequences": array(STRING),
+            "thinking": struct(type=just("enabled", "disabled")),
+        },
+        {"messages": _MESSAGES, "max_tokens": 100},
+        "AnthropicAnswer",
+        struct(["type"], type=STRING),
     ),
 }
 
@@ -51,17 +145,38 @@ class Compatible:
                 "POST",
                 path,
                 self.talk,
-                _SUMMARIES[path][0],
+                talk.summary,
                 tag=_TAG,
-                body={"model": _STRING, **_SUMMARIES[path][1], "stream": _BOOLEAN},
-                required=("model", *_SUMMARIES[path][1]),
+                body={**_COMMON, **talk.fields},
+                required=("model", *talk.example),
+                example={"model": "llama3.2", **talk.example, "stream": False},
                 answers=("application/json", EVENT_STREAM),
+                returns=ref(talk.returns),
+                parts=talk.parts,
+                is_asking=True,
             )
-            for path in READERS
+            for path, talk in _TALKS.items()
         ]
         return [
-            Endpoint("GET", "/v1/models", self.models, "The models of all nodes", tag=_TAG),
-            Endpoint("GET", "/v1/models/{name:.+}", self.model, "One model", tag=_TAG),
+            Endpoint(
+                "GET",
+                "/v1/models",
+                self.models,
+                "The models of all nodes",
+                tag=_TAG,
+                returns=ref("OpenAIModels"),
+                fails=(503,),
+            ),
+            Endpoint(
+                "GET",
+                r"/v1/models/{name:[\s\S]+}",
+                self.model,
+                "One model",
+                tag=_TAG,
+                parameter=ref("Model"),
+                returns=ref("OpenAIModel"),
+                is_asking=True,
+            ),
             *talks,
         ]
 
@@ -73,7 +188,7 @@ class Compatible:
         request[STATE].model = full_name(name)  # which is how its errors call it
         body = dump_whole({"model": name})
         relayed = await self._pool.ask_any(name, "POST", "/api/show", body, timeout=ASK_SECONDS)
-        headers = routed(request, relayed.node, self._pool.reason(name))
+        headers = routed(request, relayed.node, self._pool.reason(name, relayed.setbacks))
         return whole(openai.model(name, load(relayed.node, relayed.body)), headers)
 
     async def talk(self, request: web.Request) -> web.StreamResponse:
@@ -101,11 +216,12 @@ class Compatible:
                 kind, question.path, model, question.body, options=options
             )
             events = question.events(stamp)
+            reason = pool.reason(model, source.setbacks)
             return await stream(
                 request,
                 source,
                 EVENT_STREAM,
-                {"Cache-Control": "no-cache", **routed(request, source.node, pool.reason(model))},
+                {"Cache-Control": "no-cache", **routed(request, source.node, reason)},
                 on_error=events.fail,
                 convert=events.feed,
                 finish=events.finish,
@@ -115,5 +231,5 @@ class Compatible:
             reply = orjson.loads(relayed.body)
         except orjson.JSONDecodeError as error:
             raise ProtocolError(relayed.node, "answered what is not JSON") from error
-        headers = routed(request, relayed.node, pool.reason(model))
+        headers = routed(request, relayed.node, pool.reason(model, relayed.setbacks))
         return whole(question.answer(reply, stamp), headers)

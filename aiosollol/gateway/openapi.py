@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,22 +15,64 @@ from aiohttp import web
 
 from aiosollol import __version__
 from aiosollol.gateway.endpoints import Endpoint
+from aiosollol.gateway.schema import INTEGER, OBJECT, STRING, just, ref, struct, told
+from aiosollol.gateway.schemas import COMPONENTS
+from aiosollol.wire import anthropic, openai
+from aiosollol.wire.answers import NDJSON
+from aiosollol.wire.asked import Refusal
+from aiosollol.wire.dialect import EVENT_STREAM
 
-_ERROR = {"type": "object", "properties": {"error": {}}, "required": ["error"]}
 _ASSETS = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css"}
 _PARAMETER = re.compile(r"\{(\w+)(?::[^}]*)?\}")
-_TAGS = ("SOLLOL", "Ollama", "OpenAI and Anthropic")
+_ABOUT = "About this"
+_TAGS = ("Ollama", "OpenAI and Anthropic", "SOLLOL", _ABOUT)
+_DESCRIPTION = (
+    "Several Ollama servers as one. Below `/api` it speaks as Ollama does, below `/v1` as OpenAI "
+    "and Anthropic do."
+)
 _SAFE = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:"
 
+_JSON = "application/json"
+_STATUSES = {
+    400: "the request is at fault",
+    401: "a key is needed, or this one is not known",
+    403: "this key, host or origin may not",
+    404: "no node has the model, or there is no such thing",
+    408: "the body came too slowly",
+    409: "the job is not done yet",
+    413: "the request is too large",
+    429: "too many requests, or too many documents are queued",
+    500: "the node failed, or this gateway did",
+    501: "the model, or this gateway, cannot do that",
+    502: "the node broke off, or is no Ollama",
+    503: "there is no place, or nobody answers",
+    504: "the node took too long",
+    507: "the disk of the queue is full",
+}
+# The guard and what is around the endpoints: any of them, those with a body, those asking nodes.
+_ALWAYS = (401, 403, 429, 500)
+_WITH_BODY = (400, 408, 413, 503)
+_ASKING = (400, 404, 502, 503, 504)
+_WITH_RETRY = (429, 503)
+_DONE = (openai.CHAT_PATH, openai.COMPLETION_PATH)
+"""Whose streams end with a word that is no JSON."""
+
+_HEADERS = {
+    "X-Request-ID": "the client's own, or a new one",
+    "X-Sollol-Node": "who answered, by name; several with commas between",
+    "X-Sollol-Reason": "why it was asked",
+}
+_RETRY = {"Retry-After": {"description": "seconds after which to come again", "schema": INTEGER}}
+
 _INTERACTIVE = b"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>aiosollol</title>
+<html lang="en"><head><meta charset="utf-8"><title>aiosollol</title><link rel="icon" href="data:,">
 <link rel="stylesheet" href="docs/swagger-ui.css"></head>
 <body><div id="ui"></div>
 <script src="docs/swagger-ui-bundle.js"></script><script src="docs/start.js"></script>
 </body></html>
 """
 _START = b"""SwaggerUIBundle({url: "openapi.json", dom_id: "#ui", docExpansion: "list",
-  tryItOutEnabled: true, validatorUrl: null});
+  tryItOutEnabled: true, deepLinking: true, validatorUrl: null});
 """
 
 
@@ -44,16 +86,18 @@ def document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
         "info": {
             "title": "aiosollol",
             "version": __version__,
-            "description": "Several Ollama servers as one.",
+            "description": _DESCRIPTION,
         },
-        "servers": [{"url": "/"}],
         "tags": [{"name": name} for name in _TAGS],
         "paths": paths,
         "components": {
-            "schemas": {"Error": _ERROR},
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            "schemas": COMPONENTS,
+            "securitySchemes": {
+                "key": {"type": "http", "scheme": "bearer"},
+                "anthropic": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+            },
         },
-        "security": [{}, {"key": []}],
+        "security": [{}, {"key": []}, {"anthropic": []}],
     }
 
 
@@ -66,44 +110,93 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
     named = _PARAMETER.findall(endpoint.path)
     slug = re.sub(r"\W+", "_", _PARAMETER.sub(r"\1", endpoint.path)).strip("_") or "root"
     parameters = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        {"name": name, "in": "path", "required": True, "schema": endpoint.parameter}
         for name in named
     ]
     parameters += [
-        {"name": name, "in": "query", "description": words, "schema": {"type": "string"}}
+        {"name": name, "in": "query", "description": words, "schema": STRING}
         for name, words in endpoint.query.items()
     ]
     operation: dict[str, Any] = {
         "operationId": f"{endpoint.method.lower()}_{slug}",
         "summary": endpoint.summary,
         "tags": [endpoint.tag],
-        "responses": {
-            str(endpoint.status): {
-                "description": "done",
-                "content": {kind: {} for kind in endpoint.answers},
-            },
-            "default": {
-                "description": "an error",
-                "content": {
-                    "application/json": {"schema": {"$ref": "#/components/schemas/Error"}},
-                    "text/plain": {},
-                },
-            },
-        },
+        "responses": {str(endpoint.status): _success(endpoint), **_failures(endpoint)},
     }
     if parameters:
         operation["parameters"] = parameters
     if endpoint.body is not None:
-        schema = {
-            "type": "object",
-            "properties": dict(endpoint.body),
-            "required": list(endpoint.required),
-        }
-        operation["requestBody"] = {
-            "required": True,
-            "content": {"application/json": {"schema": schema}},
-        }
+        content: dict[str, Any] = {"schema": _body(endpoint)}
+        if endpoint.example is not None:
+            content["example"] = endpoint.example
+        operation["requestBody"] = {"required": True, "content": {_JSON: content}}
     return operation
+
+
+def _body(endpoint: Endpoint) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "object", "properties": dict(endpoint.body or {})}
+    return {**schema, "required": list(endpoint.required)} if endpoint.required else schema
+
+
+# ---- answers
+
+
+def _success(endpoint: Endpoint) -> dict[str, Any]:
+    names = ["X-Request-ID"]
+    if endpoint.is_asking:
+        names += ["X-Sollol-Node", "X-Sollol-Reason"]
+    answer: dict[str, Any] = {
+        "description": "done",
+        "headers": {name: {"description": _HEADERS[name], "schema": STRING} for name in names},
+    }
+    if endpoint.answers and endpoint.method != "HEAD":
+        answer["content"] = {kind: _content(endpoint, kind) for kind in endpoint.answers}
+    return answer
+
+
+def _content(endpoint: Endpoint, kind: str) -> dict[str, Any]:
+    """What is told of one form of the answer. OpenAPI 3.1 has no word for the parts of a stream;
+    readers of it, and 3.2, take the schema for that of a part.
+    """
+    if kind == _JSON:
+        return {"schema": endpoint.returns} if endpoint.returns else {}
+    if kind in (NDJSON, EVENT_STREAM) and endpoint.parts:
+        if kind == NDJSON:
+            return {"schema": {"description": "each line", "allOf": [endpoint.parts]}}
+        data = {**STRING, "contentMediaType": _JSON, "contentSchema": endpoint.parts}
+        event = struct(["data"], event=STRING, data=data)
+        last = struct(["data"], data=just("[DONE]"))
+        schema = {"anyOf": [last, event]} if endpoint.path in _DONE else event
+        return {"schema": told(schema, "each event")}
+    return {"schema": STRING} if kind.startswith("text/") else {}
+
+
+def _failures(endpoint: Endpoint) -> dict[str, Any]:
+    """The errors of an endpoint by their statuses, in the form of its API."""
+    statuses = {*_ALWAYS, *endpoint.fails}
+    if endpoint.body is not None:
+        statuses.update(_WITH_BODY)
+    if endpoint.is_asking:
+        statuses.update(_ASKING)
+    error = _error(endpoint.path)
+    statuses.update(endpoint.otherwise)
+    told_of = {str(status): (status, _STATUSES[status]) for status in sorted(statuses)}
+    if endpoint.is_asking:
+        told_of |= {"4XX": (0, "what a node refuses"), "5XX": (0, "how a node failed")}
+    return {
+        key: {
+            "description": words,
+            "content": {_JSON: {"schema": endpoint.otherwise.get(status, error)}},
+            **({"headers": _RETRY} if status in _WITH_RETRY else {}),
+        }
+        for key, (status, words) in told_of.items()
+    }
+
+
+def _error(path: str) -> Mapping[str, Any]:
+    if path == anthropic.PATH:
+        return ref("AnthropicError")
+    return ref("OpenAIError" if path.startswith("/v1/") else "Error")
 
 
 class Documents:
@@ -113,11 +206,22 @@ class Documents:
         self._endpoints = endpoints
 
     def endpoints(self) -> list[Endpoint]:
-        html, asset = ("text/html",), "/docs/{name}"
+        tag = _ABOUT
         return [
-            Endpoint("GET", "/openapi.json", self.openapi, "This document", tag=_TAGS[0]),
-            Endpoint("GET", "/docs", self.docs, "It, to try out", tag=_TAGS[0], answers=html),
-            Endpoint("GET", asset, self.asset, "Parts of that page", tag=_TAGS[0], answers=html),
+            Endpoint(
+                "GET", "/openapi.json", self.openapi, "This document", tag=tag, returns=OBJECT
+            ),
+            Endpoint("GET", "/docs", self.docs, "It, to try out", tag=tag, answers=("text/html",)),
+            Endpoint(
+                "GET",
+                "/docs/{name}",
+                self.asset,
+                "Parts of that page",
+                tag=tag,
+                parameter=just("start.js", *_ASSETS),
+                answers=("text/javascript", "text/css"),
+                fails=(404,),
+            ),
         ]
 
     @cached_property
@@ -138,7 +242,7 @@ class Documents:
             return _sent(_START, "text/javascript")
         folder = await asyncio.to_thread(_assets)
         if folder is None or name not in _ASSETS:
-            raise web.HTTPNotFound
+            raise Refusal(404, "the page has no such part")
         content = await asyncio.to_thread((folder / name).read_bytes)
         return _sent(content, _ASSETS[name])
 

@@ -53,7 +53,9 @@ def trouble(error: SollolError, path: str, model: str = "") -> Trouble:
             return trouble(next(iter(error.errors.values())), path, model)
         case InvalidInput():
             return Trouble(Refusal(400, str(error)))
-        case PoolClosed() | StorageError():
+        case StorageError():
+            return _of_storage(error)
+        case PoolClosed():
             return Trouble(Refusal(503, str(error)), _SECONDS)
         case NoNodeAvailable():
             return _no_node(error, path, model)
@@ -61,6 +63,22 @@ def trouble(error: SollolError, path: str, model: str = "") -> Trouble:
             return _of_node(error, path, model)
         case _:
             return Trouble(Refusal(500, str(error)))
+
+
+_OF_STORAGE = {
+    "full": (507, "its disk is full; make room on the gateway's machine", 0),
+    "locked": (503, "another program holds its file; try again", _SECONDS),
+    "damaged": (503, "its file is damaged; the gateway's log says more", 0),
+    "read-only": (503, "its file cannot be written; the gateway's log says more", 0),
+}
+
+
+def _of_storage(error: StorageError) -> Trouble:
+    """The file itself is named in the log only: it is none of the client's business."""
+    status, words, seconds = _OF_STORAGE.get(
+        error.reason, (503, "its file cannot be used; the gateway's log says more", 0)
+    )
+    return Trouble(Refusal(status, f"the queue of documents does not work: {words}"), seconds)
 
 
 def _no_node(error: NoNodeAvailable, path: str, model: str) -> Trouble:

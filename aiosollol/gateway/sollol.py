@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
 from aiosollol import __version__
-from aiosollol.errors import InvalidInput
-from aiosollol.gateway.endpoints import Endpoint
+from aiosollol.errors import InvalidInput, StorageError
+from aiosollol.gateway.endpoints import Endpoint, Handler
 from aiosollol.gateway.options import GatewayOptions
 from aiosollol.gateway.queueing import Queue
 from aiosollol.gateway.results import BINARY, NDJSON, send_results
+from aiosollol.gateway.schema import BOOLEAN, OBJECT, STRING, Schema, array, ref, told
 from aiosollol.gateway.sending import STATE, whole
 from aiosollol.wire import answers
 from aiosollol.wire.asked import Refusal
@@ -21,18 +23,20 @@ from aiosollol.wire.gojson import GoJSONError, loads
 if TYPE_CHECKING:
     from aiosollol.pool import OllamaPool
 
+log = logging.getLogger("aiosollol")
+
 _TAG = "SOLLOL"
 _SETTINGS = ("dimensions", "truncate", "options", "keep_alive", "metadata")
-_STRING = {"type": "string"}
-_DOCUMENTS: dict[str, Any] = {
-    "docs": {"type": "array", "items": _STRING, "minItems": 1},
-    "model": _STRING,
-    "dimensions": {"type": "integer"},
-    "truncate": {"type": "boolean"},
-    "options": {"type": "object"},
-    "keep_alive": {"type": ["string", "number"]},
-    "metadata": {"type": "object"},
+_DOCUMENTS: dict[str, Schema] = {
+    "docs": {**array(STRING), "minItems": 1},
+    "model": ref("Model"),
+    "dimensions": {"type": "integer", "minimum": 1},
+    "truncate": BOOLEAN,
+    "options": ref("Options"),
+    "keep_alive": ref("KeepAlive"),
+    "metadata": told(OBJECT, "comes back with the status of the job"),
 }
+_DISK = (501, 503, 507)
 _JOB = "/api/embed/batch/{id}"
 
 
@@ -46,31 +50,76 @@ class Original:
 
     def endpoints(self) -> list[Endpoint]:
         results = ("application/json", NDJSON, BINARY)
+        job, queue = ref("Job"), (404, *_DISK)
         return [
-            Endpoint("GET", "/api/health", self.health, "How the nodes are", tag=_TAG),
-            Endpoint("GET", "/api/stats", self.stats, "What the nodes have done", tag=_TAG),
+            Endpoint(
+                "GET",
+                "/api/health",
+                self.health,
+                "How the nodes are; 503 if none can be used",
+                tag=_TAG,
+                returns=ref("Health"),
+                otherwise={503: ref("Health")},
+            ),
+            Endpoint(
+                "GET",
+                "/api/stats",
+                self.stats,
+                "What the nodes have done",
+                tag=_TAG,
+                returns=ref("Stats"),
+            ),
             Endpoint(
                 "POST",
                 "/api/embed/batch",
-                self.submit,
+                _logged(self.submit),
                 "Queue documents, whose vectors are made in good time",
                 tag=_TAG,
                 body=_DOCUMENTS,
                 required=("docs",),
+                example={"docs": ["Document 1", "Document 2"], "model": "nomic-embed-text"},
                 status=202,
+                returns=ref("Submitted"),
+                fails=_DISK,
             ),
             Endpoint(
                 "GET",
                 "/api/batch-status",
-                self.status,
+                _logged(self.status),
                 "How far the jobs are, or one of them",
                 tag=_TAG,
                 query={"job": "id of a job"},
+                returns={"anyOf": [ref("Queue"), job]},
+                fails=queue,
             ),
-            Endpoint("GET", _JOB, self.results, "Vectors of a job", tag=_TAG, answers=results),
-            Endpoint("DELETE", _JOB, self.cancel, "Drop what is queued of a job", tag=_TAG),
             Endpoint(
-                "POST", f"{_JOB}/retry", self.retry, "Queue what failed of a job again", tag=_TAG
+                "GET",
+                _JOB,
+                _logged(self.results),
+                "Vectors of a job",
+                tag=_TAG,
+                answers=results,
+                returns=ref("Results"),
+                parts=ref("ResultLine"),
+                fails=(409, *queue),
+            ),
+            Endpoint(
+                "DELETE",
+                _JOB,
+                _logged(self.cancel),
+                "Drop what is queued of a job",
+                tag=_TAG,
+                returns=job,
+                fails=queue,
+            ),
+            Endpoint(
+                "POST",
+                f"{_JOB}/retry",
+                _logged(self.retry),
+                "Queue what failed of a job again",
+                tag=_TAG,
+                returns=ref("RetriedJob"),
+                fails=(400, *queue),
             ),
         ]
 
@@ -101,6 +150,7 @@ class Original:
         answer = {
             "job_id": job,
             "status": "pending",
+            "count": len(docs),
             "total_items": len(docs),
             "message": f"queued {len(docs)} documents for batch embedding",
             "status_url": f"/api/batch-status?job={job}",
@@ -110,8 +160,11 @@ class Original:
 
     async def status(self, request: web.Request) -> web.StreamResponse:
         queue, job = self._queue(), request.query.get("job")
-        status = await queue.status() if job is None else await queue.status(job)
-        return whole(answers.json_answer(status.as_dict()))
+        if job is not None:
+            return whole(answers.json_answer((await queue.status(job)).as_dict()))
+        # With the address at which people can watch the engine that computes them.
+        engine = {"dask": self._pool.get_stats()["dask"]}
+        return whole(answers.json_answer((await queue.status()).as_dict() | engine))
 
     async def results(self, request: web.Request) -> web.StreamResponse:
         queue, job = self._queue(), request.match_info["id"]
@@ -130,6 +183,19 @@ class Original:
         if self._autobatch is None:
             raise Refusal(501, "this gateway queues no documents: start it with --autobatch")
         return self._autobatch
+
+
+def _logged(handler: Handler) -> Handler:
+    """`handler`, with a log of what is wrong with the file: clients are not told its name."""
+
+    async def logged(request: web.Request) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except StorageError as error:
+            log.warning("queue of documents: %s", error)
+            raise
+
+    return logged
 
 
 def health_of(pool: OllamaPool) -> dict[str, Any]:

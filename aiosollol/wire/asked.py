@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from aiosollol.errors import SollolError
@@ -171,13 +172,20 @@ def read_show(body: bytes) -> str:
 def read_delete(body: bytes) -> str:
     """The model that a request to /api/delete is about. Raises Refusal."""
     fields = _Fields.read(body, "DeleteRequest")
-    return fields.text("model") or fields.text("name")
+    model = fields.text("model") or fields.text("name")
+    if not model.strip():
+        raise Refusal(400, "model is required")
+    return model
 
 
 def read_copy(body: bytes) -> tuple[str, str]:
     """Source and destination of a request to /api/copy. Raises Refusal."""
     fields = _Fields.read(body, "CopyRequest")
-    return fields.text("source"), fields.text("destination")
+    names = {name: fields.text(name) for name in ("source", "destination")}
+    for name, value in names.items():
+        if not value:  # what else a name cannot be, the node says
+            raise Refusal(400, f"{name} {quoted(value)} is invalid")
+    return names["source"], names["destination"]
 
 
 def _check_texts(given: object) -> None:
@@ -237,7 +245,7 @@ class _Fields:
         if value is None:
             return None
         if isinstance(value, str):
-            return _seconds(value)
+            return _seconds(value) if len(value) > _USUAL_DURATION else _usual_seconds(value)
         if isinstance(value, bool) or not isinstance(value, int | float):
             go_type = {"bool": "bool", "array": "[]interface {}"}.get(
                 kind_of(value), "map[string]interface {}"
@@ -277,3 +285,7 @@ def _seconds(text: str) -> float:
     if text.startswith("-"):
         return float("inf")
     return sum(float(part[1]) * _UNITS[part[2]] for part in parts)
+
+
+_USUAL_DURATION = 16  # characters: what is kept must not be what a client likes to fill memory with
+_usual_seconds = lru_cache(maxsize=64)(_seconds)
