@@ -1,4 +1,4 @@
-"""`nox` runs lint, typing, tests, clients and examples; `nox -s bench` the benchmarks.
+"""`nox` runs lint, typing, tests, clients, engines and examples; `nox -s bench` the benchmarks.
 
 Versions, extras and dependency groups are those of pyproject.toml. Words after `--` go to the
 tool: `nox -s tests -- -k embeddings -x`.
@@ -21,6 +21,7 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
 EXTRAS = "demo,agent,gateway,otel"  # what the code of today can use; grows with it
 CLIENTS = "tests/clients"
+ENGINES = "tests/engines"
 NPM_OLLAMA = "ollama@0.6.4"
 
 
@@ -72,6 +73,13 @@ def clients(session: nox.Session) -> None:
 
 
 @nox.session
+def engines(session: nox.Session) -> None:
+    """The real Dask and Ray, with workers in processes of their own: tests/engines."""
+    session.install("-e", f".[{EXTRAS},dask,ray]", *group("test"))
+    session.run("pytest", ENGINES, *session.posargs)
+
+
+@nox.session
 def examples(session: nox.Session) -> None:
     """Every file in examples/, as a process, with real requests, against embedded nodes.
 
@@ -100,5 +108,6 @@ def bench(session: nox.Session) -> None:
 
 def run_tests(session: nox.Session) -> None:
     session.install("-e", f".[{EXTRAS}]", *group("test"), *group("gateway-clients"))
-    ours = ("--cov", "--cov-report=term-missing", f"--ignore={CLIENTS}")
+    others = (f"--ignore={CLIENTS}", f"--ignore={ENGINES}")
+    ours = ("--cov", "--cov-report=term-missing", *others)
     session.run("pytest", *ours, *session.posargs)

@@ -26,6 +26,7 @@ from aiosollol.core.planner import Mode, Plan, Reason
 from aiosollol.core.reply import ChatReply, GeneratedText
 from aiosollol.core.report import BatchReport, EngineNote, NodeShare
 from aiosollol.core.routing import NodeLoad, RouteRequest, RoutingFunction
+from aiosollol.core.written import WriteReport
 from aiosollol.errors import (
     BadRequest,
     BatchError,
@@ -125,6 +126,7 @@ __all__ = [
     "StreamCutOff",
     "UnknownJob",
     "Vector",
+    "WriteReport",
     "discover",
     "discover_ollama_nodes",
 ]

@@ -208,15 +208,23 @@ class Batches:
         """Carry out a batch, unless the pool is closed or its time is over meanwhile."""
         timeout = batch.timeout
         deadline = math.inf if timeout is None else batch.began + timeout
+
+        async def in_time() -> None:
+            with anyio.move_on_after(deadline - self._registry.clock()) as limit:
+                await work()
+            if limit.cancelled_caught:
+                give_up(RequestFailed(f"the batch was not done within {timeout:g} s"))
+
+        await self.until_closed(in_time)
+
+    async def until_closed(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Carry out `work`, which counts as a batch. Raises PoolClosed if `close` ends it."""
         with anyio.CancelScope() as scope:
             self._running.add(scope)
             try:
-                with anyio.move_on_after(deadline - self._registry.clock()) as limit:
-                    await work()
+                await work()
             finally:
                 self._running.discard(scope)
-            if limit.cancelled_caught:
-                give_up(RequestFailed(f"the batch was not done within {timeout:g} s"))
         if scope.cancelled_caught:
             raise PoolClosed("the pool was closed during this batch")
 

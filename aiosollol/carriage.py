@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from aiosollol.core.buffer import VectorBuffer
 from aiosollol.core.embeddings import Embeddings
 from aiosollol.core.engines import LOCAL, EngineJob, EngineOffer, EngineOutcome, choose
 from aiosollol.core.report import EngineNote
 from aiosollol.errors import EngineError, SollolError
-from aiosollol.ports import Engine
+from aiosollol.ports import Engine, WritingEngine
 from aiosollol.registry import Registry
 
 log = logging.getLogger("aiosollol")
 
 AUTOMATIC = "dask"
 """The engine that a batch may be given to without being asked for: others are there for sharing."""
+
+WRITING = "dask"
+"""The engine that knows collections, which workers read and write by themselves."""
 
 
 class Carriage:
@@ -45,6 +48,11 @@ class Carriage:
             self._complaints[chosen.name] = error.detail
             log.warning("%s; batches are computed in this process", error)
         return EngineNote(LOCAL, str(error))
+
+    def writing_engine(self) -> WritingEngine:
+        """The engine for collections. Raises EngineError if it is not turned on."""
+        choose(WRITING, [EngineOffer(name, 0.0, 0) for name in self._engines], 0, 0.0)
+        return cast(WritingEngine, self._engines[WRITING])
 
     def stats(self) -> dict[str, dict[str, Any]]:
         """Of each engine, what it tells of itself."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 from aiosollol.config.settings import Settings
 from aiosollol.errors import MissingExtra
 from aiosollol.ports import Engine
 from aiosollol.registry import Registry
+from aiosollol.sharing import Sharing
 
 _NEEDS = {"dask": "distributed", "ray": "ray"}
 
@@ -23,11 +25,30 @@ def load_engines(settings: Settings, registry: Registry) -> Mapping[str, Engine]
     return {name: _load(name, settings, registry) for name in names}
 
 
+def load_sharing(
+    engines: Mapping[str, Engine],
+    settings: Settings,
+    registry: Registry,
+    probe: Callable[[str], Coroutine[Any, Any, None]],
+) -> Sharing | None:
+    """What shares the nodes with other programs, by the engine that can; None if none is turned on.
+
+    probe: asks a node, by name, how it is. Nothing is started before `Sharing.run`.
+    """
+    if "ray" not in engines:
+        return None
+    sharing: Sharing = _module("ray").make_sharing(engines["ray"], settings, registry, probe)
+    return sharing
+
+
 def _load(name: str, settings: Settings, registry: Registry) -> Engine:
     if find_spec(_NEEDS[name]) is None:
         raise MissingExtra(f"enable_{name}", name)
+    engine: Engine = _module(name).make_engine(settings, registry)
+    return engine
+
+
+def _module(name: str) -> Any:
     # Engines are above the pool, since their workers have pools of their own: an import would point
     # up. Like any plugin, one is found by its name.
-    module = import_module(f"aiosollol.engines.{name}")
-    engine: Engine = module.make_engine(settings, registry)
-    return engine
+    return import_module(f"aiosollol.engines.{name}")

@@ -45,21 +45,26 @@ class Places:
 
     in_flight: requests of this process under way. queued: live requests that wait in `room`.
     limit: how many live requests there should be at once, as was learned. cap: how many of any kind
-    there may be, as the user and `allow` say. slots: places for chunks of batches.
+    there may be here, as the user, `allow` and `lend` say. slots: places for chunks of batches.
+    far_using, far_wants: requests that workers of this program have under way, or would have.
     """
 
     __slots__ = (
         "_adapted",
         "_chunks",
+        "_kept",
         "_left",
         "_own_cap",
         "_room",
         "_waiting_chunks",
         "cap",
+        "far_using",
+        "far_wants",
         "in_flight",
         "limit",
         "name",
         "queued",
+        "share",
         "slots",
     )
 
@@ -73,7 +78,9 @@ class Places:
         self._waiting_chunks: deque[anyio.Event] = deque()
         self._own_cap = math.inf if max_concurrency is None else max_concurrency
         self._adapted = concurrency.start(max_concurrency).allowed
-        self.allow(None)
+        self._kept = math.inf
+        self.share = self._own_cap
+        self.lend(None)
         self.slots = anyio.Semaphore(self.window, fast_acquire=True)
 
     @property
@@ -91,7 +98,20 @@ class Places:
 
         What is under way goes on, so there may be more for a while.
         """
-        self.cap = self._own_cap if places is None else min(self._own_cap, places)
+        self.share = self._own_cap if places is None else min(self._own_cap, places)
+        self._set_cap()
+
+    def lend(self, kept: int | None, using: int = 0, wants: int = 0) -> None:
+        """Of the program's places keep so many for this process: the others are its workers'.
+
+        None: it has no workers. using, wants: requests that these have under way, and would have.
+        """
+        self._kept = math.inf if kept is None else kept
+        self.far_using, self.far_wants = using, wants
+        self._set_cap()
+
+    def _set_cap(self) -> None:
+        self.cap = min(self.share, self._kept)
         self._bound()
         self._call_chunks()
         self.call_waiting()

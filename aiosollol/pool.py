@@ -18,7 +18,7 @@ from aiosollol.batches import Batches, OnProgress
 from aiosollol.beginnings import begin
 from aiosollol.care import Care
 from aiosollol.carriage import Carriage
-from aiosollol.config.resolve import resolve
+from aiosollol.config.resolve import Resolved, resolve
 from aiosollol.config.settings import PoolSettings, RoutingStrategy
 from aiosollol.conversations import Conversations
 from aiosollol.core.agreement import check_digest
@@ -41,13 +41,14 @@ from aiosollol.core.routing import RoutingFunction, strategy_of
 from aiosollol.core.stats import pool_stats
 from aiosollol.core.waiting import USUAL, check_priority
 from aiosollol.embed_stream import EmbedStream
-from aiosollol.engine_loading import load_engines
+from aiosollol.engine_loading import load_engines, load_sharing
 from aiosollol.errors import (
     BatchError,
     InvalidInput,
     PoolClosed,
 )
 from aiosollol.exchange import EmbedCall, Exchange
+from aiosollol.far_batches import FarBatches
 from aiosollol.forwarding import Forwarding
 from aiosollol.live import LiveCalls, LiveOptions, Wishes
 from aiosollol.loads import Loads
@@ -68,7 +69,7 @@ _LOOK_SECONDS = 0.01  # while it waits for calls to end, which is seldom and not
 _NOTHING = (None, None, None, None)
 
 
-class OllamaPool(Operations, Conversations, Forwarding):
+class OllamaPool(Operations, Conversations, Forwarding, FarBatches):
     """Many Ollama servers as one. Use it with ``async with``, or `start` it and `aclose` it.
 
     One pool serves any number of tasks of one event loop at once, and is meant to live as long as
@@ -102,7 +103,7 @@ class OllamaPool(Operations, Conversations, Forwarding):
         **settings: Unpack[PoolSettings],
     ) -> None:
         named = None if callable(routing_strategy) else routing_strategy
-        resolved = resolve({**settings, "routing_strategy": named})
+        resolved = self._resolve({**settings, "routing_strategy": named})
         held = resolved.settings
         strategy = routing_strategy if callable(routing_strategy) else held.routing_strategy
         self._strategy = strategy_of(strategy)
@@ -155,9 +156,9 @@ class OllamaPool(Operations, Conversations, Forwarding):
             self._upkeep.spawn,
             self._rng,
         )
-        self._carriage = Carriage(
-            self._registry, load_engines(held, self._registry), held.dask_threshold
-        )
+        engines = load_engines(held, self._registry)
+        self._carriage = Carriage(self._registry, engines, held.dask_threshold)
+        self._sharing = load_sharing(engines, held, self._registry, self._upkeep.monitor.probe)
         self._batches = Batches(
             self._registry, exchange, self._roster, self._carriage, self._embed_timeout
         )
@@ -197,6 +198,8 @@ class OllamaPool(Operations, Conversations, Forwarding):
         self._state = "open"
         self._loop = asyncio.get_running_loop()
         self._upkeep.start()
+        if self._sharing is not None:
+            self._upkeep.spawn(self._sharing.run(), "share the nodes")
 
     async def aclose(self, wait: float | None = None) -> None:
         """Wait for what is under way, then end the rest and close every connection. Idempotent.
@@ -243,14 +246,16 @@ class OllamaPool(Operations, Conversations, Forwarding):
     # What is known.
 
     def get_stats(self) -> dict[str, Any]:
-        """Counts of everything so far, exact. See `core.stats.pool_stats` for the keys."""
+        """Counts of everything so far, exact. See `core.stats.pool_stats` for the keys; each engine
+        that is turned on has one more, by its name."""
         now = self._registry.clock() if self._state == "open" else 0.0
-        return pool_stats(
+        counts = pool_stats(
             [node.stats(now) for node in self._registry],
             strategy=self._strategy_name,
             plans=self._batches.plans,
             states=[node.state for node in self._registry],
         )
+        return counts | self._carriage.stats()
 
     # Embedding.
 
@@ -441,6 +446,10 @@ class OllamaPool(Operations, Conversations, Forwarding):
         return stream
 
     # How the parts are held together.
+
+    @staticmethod
+    def _resolve(arguments: Mapping[str, Any]) -> Resolved:
+        return resolve(arguments)
 
     def _check_open(self) -> None:
         if self._state == "closed":

@@ -10,6 +10,8 @@ from aiosollol.core.embeddings import Embeddings
 from aiosollol.core.engines import EngineJob, EngineOutcome
 from aiosollol.core.node import NodeSpec
 from aiosollol.core.routing import RouteRequest
+from aiosollol.core.sharing import Answer, Report
+from aiosollol.core.written import WriteOrder, WriteReport
 
 CANCELLED = "cancelled"
 """What a `Span` is told of a request that nobody waits for any more."""
@@ -146,4 +148,48 @@ class Tracing(Protocol):
         passed: the headers of its trace, see `wire.tracecontext`. route: the path as it is
         registered, "" if there is none. `Serving.end` must follow, where one is given.
         """
+        ...
+
+
+class WritingEngine(Engine, Protocol):
+    """An engine that also knows collections of its own, which never pass through this process."""
+
+    async def write(
+        self, collection: Any, order: WriteOrder, on_progress: Callable[[int, int], None] | None
+    ) -> WriteReport:
+        """Embed a collection, and let the workers write it: see `OllamaPool.embed_bag`.
+
+        on_progress: called with (partitions written, all). Raises InvalidInput, EngineError, and
+        RequestFailed for a text without a vector.
+        """
+        ...
+
+
+class Coordinator(Protocol):
+    """What divides the nodes among programs: one for all of them, wherever it is.
+
+    `engines.ray` has one, and tests have one in memory.
+    """
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        ...
+
+    async def start(self) -> None:
+        """Have what `exchange` needs, which may take a while; at once if it is there.
+
+        Raises EngineError if it cannot be had. Cancelled, it goes on with what it was starting.
+        """
+        ...
+
+    async def exchange(self, report: Report) -> Answer:
+        """Tell how this program is, and get what it may use. One at a time for each member.
+
+        Raises EngineError if there is no coordinator, and for one that speaks another protocol.
+        """
+        ...
+
+    async def leave(self, member: str) -> None:
+        """Give back what `member` has. Never raises: what is not given back ends by itself."""
         ...

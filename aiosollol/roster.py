@@ -128,6 +128,13 @@ class Roster:
             f"no node has {model!r} with the required digest {required}", reasons
         )
 
+    def require(self, model: str, digest: str) -> None:
+        """From now on nodes must have this digest of `model`, as if its user had said so."""
+        name = full_name(model)
+        if self._required.get(name) != digest:
+            self._required[name] = digest
+            self._comparable.clear()
+
     def is_undecided(self, model: str) -> bool:
         """Whether nobody has asked yet which digest of `model` to use."""
         return model not in self._comparable and full_name(model) not in self._chosen

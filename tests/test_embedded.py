@@ -21,9 +21,9 @@ import pytest
 from aiohttp import web
 
 from aiosollol.embedded import Backend, Computed, EmbeddedNode, make_app, serve
-from aiosollol.embedded.process import ServerProcess
 from aiosollol.embedded.static_model import StaticModel
 from aiosollol.errors import InvalidInput, MissingExtra, NodeTimeout, NodeUnreachable
+from aiosollol.server_process import ServerProcess
 from aiosollol.wire.answers import ModelCard
 
 numpy = pytest.importorskip("numpy")

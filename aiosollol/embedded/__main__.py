@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 
 from aiosollol.embedded.node import serve
-from aiosollol.embedded.process import announce
 from aiosollol.errors import SollolError
+from aiosollol.server_process import announce
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,9 +11,9 @@ from types import TracebackType
 from aiohttp import web
 
 from aiosollol.embedded.app import make_app
-from aiosollol.embedded.process import ServerProcess, stopping
 from aiosollol.embedded.static_model import StaticModel
 from aiosollol.errors import InvalidInput, MissingExtra
+from aiosollol.server_process import ServerProcess, stopping
 
 
 class EmbeddedNode:

@@ -11,8 +11,8 @@ import asyncio
 import sys
 from collections.abc import Sequence
 
-from aiosollol.embedded.process import announce, stopping
 from aiosollol.errors import SollolError
+from aiosollol.server_process import announce, stopping
 from aiosollol.testing.fault import Fault
 from aiosollol.testing.model import FakeModel
 from aiosollol.testing.node import DEFAULT_MODELS

@@ -8,8 +8,8 @@ import signal
 from collections.abc import Iterable
 from types import TracebackType
 
-from aiosollol.embedded.process import ServerProcess
 from aiosollol.errors import InvalidInput
+from aiosollol.server_process import ServerProcess
 from aiosollol.testing.fault import Fault
 from aiosollol.testing.model import FakeModel
 from aiosollol.testing.node import DEFAULT_MODELS

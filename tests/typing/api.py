@@ -17,6 +17,7 @@ from aiosollol import (
     ClusterView,
     Discovered,
     Embeddings,
+    EngineNote,
     EventStream,
     GeneratedText,
     Hedged,
@@ -47,6 +48,7 @@ from aiosollol import (
     RoutingFunction,
     SollolError,
     Vector,
+    WriteReport,
     discover,
     discover_ollama_nodes,
 )
@@ -204,6 +206,23 @@ async def embed_batch(
         Embeddings,
     )
     await pool.embed_batch(MODEL, texts, on_error="ignore")  # type: ignore[arg-type]
+
+
+async def engines(pool: OllamaPool, bag: Any, frame: Any, show: Callable[[int, int], None]) -> None:
+    OllamaPool(enable_dask=True, dask_address="tcp://10.0.0.2:8786", dask_workers=2)
+    OllamaPool(enable_ray=True, ray_address="auto", app_name="search", app_weight=3)
+    vectors = await pool.embed_batch(MODEL, ["a"], engine="dask")
+    if vectors.report is not None:
+        assert_type(vectors.report.engine, EngineNote)
+    await pool.embed_batch(MODEL, ["a"], engine="spark")  # type: ignore[arg-type]
+    assert_type(await pool.embed_bag(MODEL, bag, "vectors", on_progress=show), WriteReport)
+    assert_type(
+        await pool.embed_dataframe(MODEL, frame, "body", Path("vectors"), overwrite=True),
+        WriteReport,
+    )
+    pool.allow({"gpu": 2})
+    pool.allow(None)
+    assert_type(pool.usage()["gpu"].wants, int)
 
 
 async def planning(pool: OllamaPool, texts: list[str]) -> None:
