@@ -47,6 +47,7 @@ class Places:
     limit: how many live requests there should be at once, as was learned. cap: how many of any kind
     there may be here, as the user, `allow` and `lend` say. slots: places for chunks of batches.
     far_using, far_wants: requests that workers of this program have under way, or would have.
+    lent: places that these may use without asking again.
     """
 
     __slots__ = (
@@ -61,6 +62,7 @@ class Places:
         "far_using",
         "far_wants",
         "in_flight",
+        "lent",
         "limit",
         "name",
         "queued",
@@ -101,14 +103,26 @@ class Places:
         self.share = self._own_cap if places is None else min(self._own_cap, places)
         self._set_cap()
 
-    def lend(self, kept: int | None, using: int = 0, wants: int = 0) -> None:
+    def lend(self, kept: int | None, using: int = 0, wants: int = 0, lent: int = 0) -> None:
         """Of the program's places keep so many for this process: the others are its workers'.
 
         None: it has no workers. using, wants: requests that these have under way, and would have.
+        lent: places that they may use until they are told otherwise.
         """
         self._kept = math.inf if kept is None else kept
-        self.far_using, self.far_wants = using, wants
+        self.far_using, self.far_wants, self.lent = using, wants, lent
         self._set_cap()
+
+    @property
+    def taken(self) -> int:
+        """Places that the program uses, here and by its workers.
+
+        While more are kept and lent than its share has become: all that may yet be used.
+        """
+        allotted = max(self.in_flight, self.cap) + self.lent
+        if self.lent and allotted > self.share:
+            return int(allotted)
+        return self.in_flight + self.far_using
 
     def _set_cap(self) -> None:
         self.cap = min(self.share, self._kept)

@@ -147,7 +147,7 @@ class Sharing:
 
     @staticmethod
     def _use(node: Node) -> NodeUse:
-        using = _using(node)
+        using = node.taken
         # One that is down for us may be up for others: what waits for it here is not to be had.
         wants = using if node.is_down or node.is_draining else _wants(node)
         return NodeUse(slots_of(node.spec), wants, using, node.is_down)
@@ -274,16 +274,11 @@ class Sharing:
 
     def _has_excess(self) -> bool:
         """Whether more is under way than the lease allows."""
-        return any(_using(node) > node.share for node in self._registry)
+        return any(node.taken > node.share for node in self._registry)
 
     def _is_starved(self) -> bool:
         """Whether somebody waits for a place, and it is the lease that keeps him waiting."""
-        return any(_using(node) >= node.share < _wants(node) for node in self._registry)
-
-
-def _using(node: Node) -> int:
-    """Requests of this program under way, those of its workers elsewhere among them."""
-    return node.in_flight + node.far_using
+        return any(node.taken >= node.share < _wants(node) for node in self._registry)
 
 
 def _wants(node: Node) -> int:

@@ -317,11 +317,14 @@ class Leader:
         )
         self._serial = lease.serial
         looks = [each.look for each in self._workers.values() if each.look is not None]
+        nodes = self._book.statistics().nodes
         for node in self._registry:
+            members = nodes[node.name].members if node.name in nodes else {}
             node.lend(
                 lease.slots.get(node.name, 0),
                 using=sum(look.using.get(node.name, 0) for look in looks),
                 wants=sum(look.wants.get(node.name, 0) for look in looks),
+                lent=sum(each.held for member, each in members.items() if member != _SELF),
             )
 
     def _lend(self, is_lending: bool) -> None:

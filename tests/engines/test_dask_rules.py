@@ -351,6 +351,18 @@ def test_a_program_keeps_some_of_its_places(
     node.lend(kept, using=2, wants=5)
     assert (node.share, node.cap) == (share, cap)
     assert (node.far_using, node.far_wants) == (2, 5)
+    assert node.taken == 2
     node.lend(None)
     assert (node.share, node.cap) == (share, share)
     assert (node.far_using, node.far_wants) == (0, 0)
+
+
+def test_what_is_lent_counts_as_taken_until_a_lower_share_has_reached_the_workers() -> None:
+    (node,) = registry_of(NodeSpec("http://10.0.0.1"))
+    node.allow(4)
+    node.lend(1, using=1, lent=3)
+    assert node.taken == 1
+    node.allow(2)  # the workers do not know yet, and may begin two more
+    assert (node.cap, node.taken) == (1, 4)
+    node.lend(1, using=1, lent=1)
+    assert (node.cap, node.taken) == (1, 1)
