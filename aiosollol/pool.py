@@ -26,7 +26,7 @@ from aiosollol.core.embeddings import Embeddings, Vector
 from aiosollol.core.engines import LOCAL, EngineName, check_engine
 from aiosollol.core.node import NodeLike, NodeSpec
 from aiosollol.core.planner import ForceMode, PlanOptions
-from aiosollol.core.report import BatchReport
+from aiosollol.core.report import BatchReport, report_of_one
 from aiosollol.core.request import (
     EmbedSettings,
     check_model,
@@ -297,7 +297,8 @@ class OllamaPool(Operations, Conversations, Forwarding, FarBatches):
         timeout: float | None = None,
         priority: int = USUAL,
     ) -> Vector | Embeddings:
-        """The vector of one text, or `Embeddings` of a list, by one request to one node.
+        """The vector of one text, or `Embeddings` of a list, by one request to one node; of a list
+        ``.report`` says which.
 
         timeout: seconds for all of it. priority: 1 to 10; if requests have to wait for a node, 10
         goes first. Another node is asked if one fails. Raises InvalidInput, ModelNotFound,
@@ -340,10 +341,13 @@ class OllamaPool(Operations, Conversations, Forwarding, FarBatches):
         else:
             seconds = self._embed_timeout if timeout is None else check_timeout(timeout)
             wishes = Wishes(seconds, check_priority(priority))
+        began = self._registry.clock()
         answer = await self._live.embed(call, wishes)
         if isinstance(input, str):
             return answer.floats.toreadonly()
-        return Embeddings(answer.floats, answer.dim)
+        seconds = self._registry.clock() - began
+        report = report_of_one(answer.node, len(texts), answer.tokens, seconds)
+        return Embeddings(answer.floats, answer.dim, report=report)
 
     async def embed_batch(
         self,

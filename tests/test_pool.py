@@ -86,6 +86,10 @@ async def test_one_text_gives_a_vector_and_a_list_gives_embeddings() -> None:
         assert one.tobytes() == vector("one text")
         many = await pool.embed("nomic-embed-text", ["a", "", "a"])
         check(many, ["a", "", "a"])
+        assert many.report is not None
+        ((node, share),) = many.report.nodes.items()
+        assert (share.items, share.requests) == (3, 1)
+        assert fake.url.endswith(node)
         short = await pool.embed("nomic-embed-text", "one text", dimensions=4)
         assert len(short) == 4
         assert len(await pool.embed("nomic-embed-text", [])) == 0

@@ -114,3 +114,9 @@ class BatchReport:
         if self.engine.name != "local":
             line += f" ({self.engine.name}, {self.engine.workers} workers)"
         return line
+
+
+def report_of_one(node: str, items: int, tokens: int, seconds: float) -> BatchReport:
+    """The report of a list that was one request to one node. tokens: as the server counted them."""
+    share = NodeShare(items=items, requests=1, tokens=tokens, seconds=seconds)
+    return BatchReport(items, items, seconds, {node: share})

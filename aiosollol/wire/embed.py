@@ -45,7 +45,7 @@ class EmbedAnswer:
     """Vectors of one answer: `floats` holds ``count * dim`` float32 in native byte order.
 
     tokens: the server's count of prompt tokens for the whole request, 0 if it did not say.
-    is_base64: whether they came in base64.
+    is_base64: whether they came in base64. node: who gave it, by name.
     """
 
     floats: memoryview[float]
@@ -53,6 +53,7 @@ class EmbedAnswer:
     dim: int
     tokens: int = 0
     is_base64: bool = False
+    node: str = ""
 
 
 def fits_base64(settings: EmbedSettings) -> bool:
@@ -100,10 +101,10 @@ def load_embeddings(node: str, body: bytes, count: int) -> EmbedAnswer:
     if (known := _known_form(body, count)) is not None:
         texts, rest = known
         floats, dim = _from_base64(node, texts)
-        answer = EmbedAnswer(floats, count, dim, _count(_usage(load(node, rest))), True)
+        answer = EmbedAnswer(floats, count, dim, _count(_usage(load(node, rest))), True, node)
     elif (numbers := read_numbers(body, count)) is not None:
         floats, dim, tokens = numbers
-        answer = EmbedAnswer(floats, count, dim, _count(tokens))
+        answer = EmbedAnswer(floats, count, dim, _count(tokens), node=node)
     else:
         answer = _from_json(node, body, count)
     if not _are_finite(answer.floats):
@@ -128,7 +129,7 @@ def _from_json(node: str, body: bytes, count: int) -> EmbedAnswer:
         raise ProtocolError(node, f"answered {len(vectors)} vectors to {count} texts")
     is_base64 = isinstance(entries, list) and count > 0 and isinstance(vectors[0], str)
     floats, dim = _from_base64(node, vectors) if is_base64 else _from_lists(node, vectors, body)
-    return EmbedAnswer(floats, count, dim, _count(tokens), is_base64)
+    return EmbedAnswer(floats, count, dim, _count(tokens), is_base64, node)
 
 
 def _count(tokens: object) -> int:
