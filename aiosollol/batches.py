@@ -147,7 +147,8 @@ class Batches:
                     raise
                 note = self._carriage.instead(note, error)
         executor = Executor(job, batch.buffer, self._registry, self._exchange, batch.tell)
-        await self._run(batch, executor.run, executor.give_up)
+        with self._carriage.timing(LOCAL, len(job.texts), job.plan.predicted_seconds):
+            await self._run(batch, executor.run, executor.give_up)
         state = executor.state
         report = BatchReport(
             items=0,
@@ -176,7 +177,8 @@ class Batches:
             job.digest,
         )
         delivery = self._carriage.begin(note.name, order, batch.buffer, batch.tell)
-        await self._run(batch, delivery.run, delivery.give_up)
+        with self._carriage.timing(note.name, len(job.texts), job.plan.predicted_seconds):
+            await self._run(batch, delivery.run, delivery.give_up)
         outcome = delivery.outcome
         report = BatchReport(
             items=0,

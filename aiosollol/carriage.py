@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 from aiosollol.core.buffer import VectorBuffer
@@ -15,6 +16,10 @@ from aiosollol.ports import Engine, WritingEngine
 from aiosollol.registry import Registry
 
 log = logging.getLogger("aiosollol")
+
+_LEAST_SECONDS = 0.05  # of a batch that tells how fast an engine is
+_SMOOTHING = 0.3
+_MOST_PACE = 10.0  # a node that died in one batch is not to count for ever
 
 AUTOMATIC = "dask"
 """The engine that a batch may be given to without being asked for: others are there for sharing."""
@@ -31,16 +36,43 @@ class Carriage:
         self._engines = engines
         self._threshold = threshold
         self._complaints: dict[str, str] = {}
+        self._paces: dict[str, float] = {}
 
     def choose(self, wanted: str, items: int, predicted_seconds: float) -> EngineNote:
         """The engine for a batch. Raises EngineError for one that is not turned on."""
         if wanted == "auto" and not self._engines:
             return EngineNote()
         offers = [
-            EngineOffer(name, engine.start_seconds, self._threshold, name == AUTOMATIC)
+            EngineOffer(
+                name,
+                engine.start_seconds,
+                self._threshold,
+                name == AUTOMATIC,
+                self._paces.get(name),
+            )
             for name, engine in self._engines.items()
         ]
-        return choose(wanted, offers, items, predicted_seconds)
+        return choose(wanted, offers, items, predicted_seconds, self._paces.get(LOCAL, 1.0))
+
+    @contextmanager
+    def timing(self, name: str, items: int, predicted_seconds: float) -> Iterator[None]:
+        """Around a batch: learn how long it takes there, beside what was predicted.
+
+        Small batches tell nothing, nor do those for which an engine had to start.
+        """
+        engine = self._engines.get(name)
+        is_telling = (
+            bool(self._engines)
+            and items >= self._threshold
+            and predicted_seconds >= _LEAST_SECONDS
+            and (engine is None or engine.start_seconds == 0.0)
+        )
+        began = self._registry.clock()
+        yield
+        if is_telling:
+            pace = (self._registry.clock() - began) / predicted_seconds
+            known = self._paces.get(name, pace)
+            self._paces[name] = known + _SMOOTHING * (min(pace, _MOST_PACE) - known)
 
     def instead(self, chosen: EngineNote, error: EngineError) -> EngineNote:
         """This process, because the engine that was chosen cannot be used. Says so once."""

@@ -166,3 +166,28 @@ async def test_an_engine_that_is_not_turned_on_cannot_be_asked_for() -> None:
         with pytest.raises(EngineError, match="enable_ray=True"):
             await made.embed_batch(TEXTS, engine="ray")
         assert (await made.embed_batch(TEXTS)).report is not None
+
+
+async def test_an_engine_that_is_seen_to_be_slower_is_left_alone() -> None:
+    async with cluster(a={"seconds_per_item": 0.01}) as made:
+        await made.warm_up()
+        equip(made, seconds=3.0)
+        chosen = []
+        for turn in range(4):
+            given = await made.embed_batch([f"{text}, turn {turn}" for text in TEXTS])
+            assert given.report is not None
+            chosen.append(given.report.engine)
+        assert [each.name for each in chosen] == ["dask", "local", "local", "local"]
+        assert "times what was predicted, this process" in chosen[-1].reason
+
+
+async def test_an_engine_is_not_judged_by_the_time_that_it_takes_to_start() -> None:
+    async with cluster(a={"seconds_per_item": 0.01}) as made:
+        await made.warm_up()
+        engine = equip(made, seconds=3.0, start_seconds=0.5)
+        for turn in range(3):
+            if turn == 2:
+                engine.start_seconds = 0.0  # it runs from now on, and no faster
+            given = await made.embed_batch([f"{text}, turn {turn}" for text in TEXTS])
+            assert given.report is not None
+            assert given.report.engine.name == "dask"

@@ -30,6 +30,10 @@ CHOICES = [
     ("enough", "auto", [DASK], 1000, 900.0, "dask", "1000 items, at least 1000"),
     ("over before it starts", "auto", [DASK], 5000, 3.9, "local", "less than the 4.0 s"),
     ("it runs already", "auto", [RUNNING], 5000, 0.1, "dask", "5000 items"),
+    ("as fast as this process", "auto", [RUNNING._replace(pace=1.0)], 5000, 9.0, "dask", "5000"),
+    ("faster", "auto", [RUNNING._replace(pace=0.6)], 5000, 9.0, "dask", "5000 items"),
+    ("slower", "auto", [RUNNING._replace(pace=1.4)], 5000, 9.0, "local", "dask took 1.40 times"),
+    ("slower, asked for", "dask", [RUNNING._replace(pace=9.0)], 1, 9.0, "dask", "asked for"),
     ("ray is for sharing", "auto", [RAY], 5000, 900.0, "local", ""),
     ("both", "auto", [RAY, RUNNING], 5000, 900.0, "dask", "5000 items"),
     ("ray, asked for", "ray", [RAY, RUNNING], 1, 0.0, "ray", "asked for"),
@@ -106,7 +110,7 @@ def test_an_outcome_adds_up() -> None:
         outcome.add(start, {"a": share}, {"a": counters}, {3: timeout}, worker)
     assert outcome.nodes["a"].items == 30
     assert outcome.nodes["a"].seconds == 3.0
-    assert outcome.counters["a"] == NodeCounters(6, 3, 0, 0, 30, 0.5)
+    assert outcome.counters["a"] == NodeCounters(6, 3, vectors=30, latency=0.5)
     assert outcome.errors == dict.fromkeys((3, 13, 23), timeout)
     note = outcome.note(EngineNote("dask", "asked for"))
     assert note == EngineNote("dask", "asked for", 2, 0, "http://127.0.0.1:8787")
@@ -114,9 +118,9 @@ def test_an_outcome_adds_up() -> None:
 
 
 def test_merged_counters_are_those_of_one_who_counted_all() -> None:
-    mine, theirs = NodeCounters(1, latency=1.0), NodeCounters(3, 2, 1, 4, 9, 3.0)
+    mine, theirs = NodeCounters(1, latency=1.0), NodeCounters(3, 2, 1, 4, 9, 7, 3.0)
     mine.merge(theirs)
-    assert mine == NodeCounters(4, 2, 1, 4, 9, 2.5)
+    assert mine == NodeCounters(4, 2, 1, 4, 9, 7, 2.5)
     idle = NodeCounters()
     idle.merge(NodeCounters())
     assert idle == NodeCounters()

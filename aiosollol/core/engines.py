@@ -37,21 +37,29 @@ class EngineOffer(NamedTuple):
     """An engine that is there. threshold: the fewest items that it is used for by itself.
 
     start_seconds: until it could begin; 0 if it runs. is_automatic: whether "auto" may take it.
+    pace: times what was predicted that its large batches took; None before the first.
     """
 
     name: str
     start_seconds: float
     threshold: int
     is_automatic: bool = True
+    pace: float | None = None
 
 
 def choose(
-    wanted: str, offers: Sequence[EngineOffer], items: int, predicted_seconds: float
+    wanted: str,
+    offers: Sequence[EngineOffer],
+    items: int,
+    predicted_seconds: float,
+    pace: float = 1.0,
 ) -> EngineNote:
     """The engine for a batch of `items`, with the reason.
 
     By itself an engine is taken for `threshold` items and more, if the batch is predicted to take
-    longer than the engine takes to start. Raises EngineError for one that is not there.
+    longer than the engine takes to start, and as long as it has not been seen to be slower than
+    this process, whose own `pace` is as in `EngineOffer`. Raises EngineError for one that is not
+    there.
     """
     if wanted == LOCAL:
         return EngineNote(LOCAL, "asked for")
@@ -71,6 +79,11 @@ def choose(
             reason = (
                 f"predicted to take {predicted_seconds:.1f} s, "
                 f"less than the {offer.start_seconds:.1f} s in which {offer.name} starts"
+            )
+        elif offer.pace is not None and offer.pace > pace:
+            reason = (
+                f"{offer.name} took {offer.pace:.2f} times what was predicted, "
+                f"this process {pace:.2f} times"
             )
         else:
             return EngineNote(offer.name, f"{items} items, at least {offer.threshold}")

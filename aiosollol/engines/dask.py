@@ -194,6 +194,7 @@ class Session:
                     await cluster.aclose()
             raise
         leader = Leader("dask", link, registry)
+        link.on_begun = leader.wake  # only now does that worker know what it wants
         task = asyncio.create_task(leader.run(), name="lead the workers of Dask")
         return cls(cluster, link, leader, task)
 

@@ -37,7 +37,8 @@ class Link:
     """A connection to a scheduler, and through it to its workers. `connect` makes one.
 
     name: of what this client keeps in workers. scheduler: the address. begun: how often workers
-    began with each partition, by its index. dashboard: an URL, None if there is none.
+    began with each partition, by its index; on_begun: called at each of these times. dashboard: an
+    URL, None if there is none.
     """
 
     def __init__(self, client: Any, settings: Mapping[str, Any]) -> None:
@@ -45,6 +46,7 @@ class Link:
         self.client = client
         self.scheduler: str = client.scheduler.address
         self.begun: Counter[int] = Counter()
+        self.on_begun: Callable[[], None] | None = None
         self.dashboard: str | None = None
         self._settings = settings
         self._fetching: set[asyncio.Task[Any]] = set()
@@ -80,6 +82,8 @@ class Link:
 
     def _has_begun(self, event: tuple[float, int]) -> None:
         self.begun[event[1]] += 1
+        if self.on_begun is not None:
+            self.on_begun()
 
     @property
     def is_up(self) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +22,11 @@ else:
 
 FORGOTTEN_SECONDS = 60.0
 """A pool whose client has said nothing for so long is closed; if it comes back there is another."""
+
+GREET_SECONDS = 15.0
+"""How long a worker that is new may have texts before its client has told it the nodes."""
+
+_LOOK_SECONDS = 0.05
 
 T = TypeVar("T")
 
@@ -57,6 +63,11 @@ class FarEndPlugin(distributed.WorkerPlugin):  # type: ignore[misc]  # of a type
         """
         if finish == "released" and key in self._running:
             self._running[key].cancel()
+
+    @property
+    def knows_nodes(self) -> bool:
+        """Whether its client has spoken to it."""
+        return self._end is not None
 
     async def obey(self, terms: Terms) -> Look:
         if self._end is None:
@@ -151,13 +162,25 @@ def write(
     loop = worker.loop.asyncio_loop
 
     def embed_here(partition: Partition) -> PartitionResult:
-        coroutine = _plugin(worker, name).embed(key, partition)
+        coroutine = _awaited_plugin(worker, name).embed(key, partition)
         return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
 
     try:
         return write_part(order, index, part, embed_here)
     except SollolError as error:
         return BadPart(error)
+
+
+def _awaited_plugin(worker: Any, name: str) -> FarEndPlugin:
+    """As `_plugin`, in a thread. Where Dask chooses the worker, it may be one that was started a
+    moment ago, in place of one that died, and has yet to be told of us."""
+    deadline = time.monotonic() + GREET_SECONDS
+    while time.monotonic() < deadline:
+        plugin = worker.plugins.get(name)
+        if plugin is not None and plugin.knows_nodes:
+            break
+        time.sleep(_LOOK_SECONDS)
+    return _plugin(worker, name)
 
 
 def _plugin(worker: Any, name: str) -> FarEndPlugin:

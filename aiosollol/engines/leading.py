@@ -24,6 +24,8 @@ from aiosollol.registry import Registry
 
 BUSY_SECONDS = 0.5
 """Between two exchanges with the workers while there is a batch."""
+STARVED_SECONDS = 0.1
+"""The same, while a worker wants a slot and has none."""
 IDLE_SECONDS = 15.0
 """And while there is none: less than `dask_worker.FORGOTTEN_SECONDS`."""
 FIT_SECONDS = 12.0
@@ -81,6 +83,12 @@ class _Worker:
         self.slots: Mapping[str, int] | None = None
         self.serial = 0
 
+    @property
+    def is_starved(self) -> bool:
+        """Whether it wants a slot and has none."""
+        has_any = self.slots is not None and any(self.slots.values())
+        return self.look is not None and any(self.look.wants.values()) and not has_any
+
 
 class Leader:
     """Leads the workers of one engine. `run` is a task of the engine's; it ends when cancelled.
@@ -131,14 +139,21 @@ class Leader:
         try:
             async with anyio.create_task_group() as group:
                 while True:
+                    self._wake = anyio.Event()
                     await self._round(group)
-                    is_busy = self._batches or self._is_lending
-                    with anyio.move_on_after(BUSY_SECONDS if is_busy else IDLE_SECONDS):
+                    with anyio.move_on_after(self._interval):
                         await self._wake.wait()
         finally:
             self._is_over = True
             self._changed.set()
             self._lend(False)
+
+    @property
+    def _interval(self) -> float:
+        if not (self._batches or self._is_lending):
+            return IDLE_SECONDS
+        is_starved = any(each.is_starved for each in self._workers.values())
+        return STARVED_SECONDS if is_starved else BUSY_SECONDS
 
     @asynccontextmanager
     async def leading(self) -> AsyncIterator[None]:
@@ -152,9 +167,8 @@ class Leader:
             self.wake()
 
     def wake(self) -> None:
-        """Exchange with the workers now."""
-        wake, self._wake = self._wake, anyio.Event()
-        wake.set()
+        """Exchange with the workers now, or once more if that is under way."""
+        self._wake.set()
 
     async def wait_changed(self) -> None:
         """Return after the next exchange. Raises EngineError if there will be none."""
