@@ -91,12 +91,12 @@ def examples(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """Client, against its peers too, scheduler, routing, discovery, chaos: benchmarks/README.md.
+    """Client, gateway, engines, scheduler, routing, discovery, chaos: see benchmarks/README.md.
 
     The peers live in this session's environment and nowhere else. Words after `--` go to
     `python -m benchmarks.client`.
     """
-    session.install(f".[{EXTRAS}]", *group("bench"))
+    session.install(f".[{EXTRAS},dask,ray]", *group("bench"))
     session.run("python", "-m", "benchmarks.start_up")
     session.run("python", "-m", "benchmarks.client", "--peers", *session.posargs)
     session.run("python", "-m", "benchmarks.simulate")
@@ -104,6 +104,8 @@ def bench(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks.routing")
     session.run("python", "-m", "benchmarks.discovery")
     session.run("python", "-m", "benchmarks.chaos")
+    session.run("python", "-m", "benchmarks.gateway")
+    session.run("python", "-m", "benchmarks.engines")
 
 
 def run_tests(session: nox.Session) -> None:
