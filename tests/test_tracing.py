@@ -122,7 +122,7 @@ class ListsOnly:
     def having(self, model: str) -> list[str]:
         return ["one node"]
 
-    async def embed_batch(self, model: str, texts: list[str], **_: object) -> Embeddings:
+    async def embed(self, model: str, texts: list[str], **_: object) -> Embeddings:
         self.lists.append((CALLER.get(), texts))
         await self.may_answer.wait()
         return Embeddings(memoryview(array("f", [1.0] * len(texts))), 1)
