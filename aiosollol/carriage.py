@@ -70,9 +70,9 @@ class Carriage:
         began = self._registry.clock()
         yield
         if is_telling:
-            pace = (self._registry.clock() - began) / predicted_seconds
+            pace = min(_MOST_PACE, (self._registry.clock() - began) / predicted_seconds)
             known = self._paces.get(name, pace)
-            self._paces[name] = known + _SMOOTHING * (min(pace, _MOST_PACE) - known)
+            self._paces[name] = known + _SMOOTHING * (pace - known)
 
     def instead(self, chosen: EngineNote, error: EngineError) -> EngineNote:
         """This process, because the engine that was chosen cannot be used. Says so once."""
