@@ -107,44 +107,26 @@ class LiveCalls:
     async def embed(self, call: EmbedCall, wishes: Wishes) -> EmbedAnswer:
         """The vectors of a call. Raises NodeError or RequestFailed."""
 
-        async def send(node: Node, left: float) -> EmbedAnswer:
-            call.timeout = left
+        def send(node: Node) -> Awaitable[EmbedAnswer]:
             call.dim = promised_dim(node, call.model, call.dimensions)
-            try:
-                return await self._exchange.embed(call, node)
-            except NodeError as error:
-                call.setbacks += (Setback.of(error),)
-                raise
+            return self._exchange.embed(call, node)
 
         return await self._run(call, wishes, send)
 
     async def converse(self, call: TalkCall[Part], wishes: Wishes) -> Part:
         """A whole answer of chat or generate. Raises NodeError or RequestFailed."""
 
-        async def send(node: Node, left: float) -> Part:
-            call.timeout = left
-            try:
-                return await self._exchange.converse(call, node)
-            except NodeError as error:
-                call.setbacks += (Setback.of(error),)
-                raise
-
-        return await self._run(call, wishes, send)
+        return await self._run(call, wishes, lambda node: self._exchange.converse(call, node))
 
     async def open_stream(self, call: TalkCall[Part], wishes: Wishes) -> ReplyStream[Part]:
         """A streamed answer whose first part has arrived. Raises NodeError or RequestFailed."""
 
         call.request = call.request._replace(can_move=False)
 
-        async def send(node: Node, left: float) -> ReplyStream[Part]:
-            call.timeout = left
-            try:
-                stream = await self._exchange.open_stream(
-                    call, node, self._streams.discard, self._options.first_byte_timeout
-                )
-            except NodeError as error:
-                call.setbacks += (Setback.of(error),)
-                raise
+        async def send(node: Node) -> ReplyStream[Part]:
+            stream = await self._exchange.open_stream(
+                call, node, self._streams.discard, self._options.first_byte_timeout
+            )
             self._streams.add(stream)
             return stream
 
@@ -154,7 +136,7 @@ class LiveCalls:
         self,
         call: EmbedCall | TalkCall[Any],
         wishes: Wishes,
-        send: Callable[[Node, float], Awaitable[_Answer]],
+        send: Callable[[Node], Awaitable[_Answer]],
     ) -> _Answer:
         """Send to the best node, and as far as `core.retry` allows to others if it fails."""
         self._active += 1
@@ -168,7 +150,7 @@ class LiveCalls:
         self,
         call: EmbedCall | TalkCall[Any],
         wishes: Wishes,
-        send: Callable[[Node, float], Awaitable[_Answer]],
+        send: Callable[[Node], Awaitable[_Answer]],
     ) -> _Answer:
         registry = self._registry
         now = registry.clock()
@@ -179,6 +161,15 @@ class LiveCalls:
             call.request = request = request._replace(home=self._home(call, wishes.sticky))
         attempts: list[NodeError] = []
         tried: set[str] = set()
+
+        async def attempt(node: Node) -> _Answer:
+            call.timeout = deadline - registry.clock()
+            try:
+                return await send(node)
+            except NodeError as error:
+                call.setbacks += (Setback.of(error),)
+                raise
+
         while True:
             try:
                 node = await self._admission.place(
@@ -194,11 +185,7 @@ class LiveCalls:
             self._notice_reload(call, node)
             try:
                 answer, winner = await self._chaser.send(
-                    request,
-                    node,
-                    lambda node: send(node, deadline - registry.clock()),
-                    tried,
-                    call.options,
+                    request, node, attempt, tried, call.options
                 )
             except NodeError as error:
                 if self._roster.is_closed:
