@@ -122,11 +122,6 @@ class Delivery:
         self.outcome = EngineOutcome()
         self.errors: dict[int, SollolError] = {}
 
-    @property
-    def has_begun(self) -> bool:
-        """Whether any vector has come."""
-        return any(self._is_put)
-
     async def run(self) -> None:
         """Return when the engine is done. Raises EngineError if it could not even begin."""
         self.outcome = await self._engine.carry(self._job, self._put)

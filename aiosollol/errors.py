@@ -269,3 +269,11 @@ class BatchError(RequestFailed):
         super().__init__("\n".join(lines))
         self.embeddings = embeddings
         self.errors = dict(errors)
+
+
+def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first exception of a group that is not itself a group."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

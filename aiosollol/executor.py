@@ -25,6 +25,7 @@ from aiosollol.errors import (
     ProtocolError,
     RequestFailed,
     SollolError,
+    first_of,
 )
 from aiosollol.exchange import EmbedCall, Exchange, promised_dim
 from aiosollol.nodes import Node, has_same_vectors
@@ -294,11 +295,3 @@ def _expected_seconds(planned: Plan) -> float:
     """
     is_for_speed = planned.reason in (Reason.DOMINANT_NODE, Reason.SMALL_BATCH, Reason.TOP_NODES)
     return planned.predicted_seconds if is_for_speed else math.inf
-
-
-def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first exception of a group that is not itself a group."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -26,7 +26,7 @@ from aiosollol.engines import dask_worker
 from aiosollol.engines.dask_link import Link
 from aiosollol.engines.leading import Leader
 from aiosollol.engines.worker import Partition, PartitionResult
-from aiosollol.errors import EngineError, SollolError
+from aiosollol.errors import EngineError, SollolError, first_of
 
 LONELY_SECONDS = 30.0
 """How long a batch waits for any worker to come back when all are lost."""
@@ -221,11 +221,3 @@ class DaskBatch:
         outcome.copies += answer.copies
         self._has_put = True
         self._put(items.start, answer.embeddings)
-
-
-def first_of(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first exception of a group that is not itself a group."""
-    error: BaseException = errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

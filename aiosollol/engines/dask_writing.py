@@ -17,10 +17,10 @@ from aiosollol.core.report import EngineNote
 from aiosollol.core.workers import confined, fitness, is_within
 from aiosollol.core.written import BadPart, WriteOrder, WriteReport, WrittenPart
 from aiosollol.engines import dask_worker
-from aiosollol.engines.dask_batch import LONELY_SECONDS, LOST_ALL, first_of
+from aiosollol.engines.dask_batch import LONELY_SECONDS, LOST_ALL
 from aiosollol.engines.dask_link import Link
 from aiosollol.engines.leading import Leader
-from aiosollol.errors import EngineError, InvalidInput, RequestFailed, SollolError
+from aiosollol.errors import EngineError, InvalidInput, RequestFailed, SollolError, first_of
 from aiosollol.registry import Registry
 
 if TYPE_CHECKING:  # they are not typed, and need not be there where types are checked

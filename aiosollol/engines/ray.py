@@ -24,7 +24,7 @@ from aiosollol.core.sharing import Answer, Report, slots_of
 from aiosollol.engines.ray_contract import DONE, Contract, Greeting
 from aiosollol.engines.ray_link import RayLink
 from aiosollol.engines.worker import Partition, PartitionResult, entries_of
-from aiosollol.errors import EngineError, InvalidInput, PoolClosed, SollolError
+from aiosollol.errors import EngineError, InvalidInput, PoolClosed, SollolError, first_of
 from aiosollol.registry import Registry
 from aiosollol.sharing import Sharing
 
@@ -167,7 +167,7 @@ class RayEngine:
                         for _ in range(AHEAD):
                             group.create_task(self._work(crew, worker, delivery))
             except BaseExceptionGroup as errors:
-                error = _first(errors)
+                error = first_of(errors)
                 if not isinstance(error, EngineError | PoolClosed):
                     raise error from None
                 delivery.fail(error)
@@ -329,10 +329,3 @@ def fit_workers(greetings: Sequence[Greeting]) -> tuple[int, ...]:
             "; ".join(f"{name}: {problem}" for name, problem in silent.items()),
         )
     return fit
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
