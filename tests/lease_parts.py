@@ -1,0 +1,24 @@
+"""What tests of leases share: the times of a book, and a question to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from aiosollol.core.leases import Lease, LeaseBook
+
+TERM, TURN, INTERVAL = 10.0, 2.0, 0.5
+"""Seconds: of a lease, between two moves of a slot, between two questions of a member."""
+
+
+def ask(
+    book: LeaseBook,
+    member: str,
+    now: float = 0.0,
+    *,
+    serial: int = 0,
+    wants: Mapping[str, int] | None = None,
+    using: Mapping[str, int] | None = None,
+    **more: Any,
+) -> Lease:
+    return book.ask(member, wants=wants or {}, using=using or {}, serial=serial, now=now, **more)
