@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiosollol.core.concurrency import START, Concurrency, Sample, adapt, start
+from aiosollol.core.concurrency import GOOD_DELAY, START, Concurrency, Sample, adapt, start
 
 Work = tuple[float, float]
 
@@ -72,6 +72,22 @@ def test_it_converges(places: int, least: float, most: float, noise: float, work
         server.done, began = 0.0, server.now
         server.run(2000)
         assert server.done / (server.now - began) > 0.9 * places
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.25])
+@pytest.mark.parametrize(
+    ("milliseconds", "least", "most"),
+    [(0.2, 20, 60), (1.0, 4, 15), (4.0, 2, 4), (20.0, 1.7, 3)],
+)
+def test_what_waits_for_less_than_five_milliseconds_does_not_count(
+    milliseconds: float, least: float, most: float, noise: float
+) -> None:
+    work = milliseconds / 1000
+    server = Server(1, (work, work), noise)
+    server.run(20000)
+    assert least <= server.usual() <= most
+    # Half of a limit is not alone any more, so a wait may be twice as long as is meant.
+    assert server.usual() * work <= max(2 * GOOD_DELAY + 2 * work, 3 * work)
 
 
 def test_it_starts_at_two_and_reaches_sixteen_soon() -> None:

@@ -10,6 +10,10 @@ concurrency-limits (Vegas, Gradient2) and Envoy's adaptive concurrency. The limi
 waits than about half of its square root, and shrinks when more waits than that root: then one
 waits at a node that does one thing at a time (the limit is 2), two to four where it does 16.
 
+A wait below `GOOD_DELAY` does not count. Nobody notices it; and where a node answers sooner than
+that, most of it is our own, since a busy event loop comes to an answer late. With few requests at
+once such a loop would have less to do each time it looks, and each of them would cost more.
+
 Seconds are per unit of work, so that a long text or a long chat is not taken for congestion. Work
 is what the caller says, in any unit: prompt tokens of an embedding, tokens of an answer. Only
 requests of one kind can be compared, so keep a state for each (node, model, kind).
@@ -23,6 +27,8 @@ from typing import NamedTuple
 START = 2.0
 GROW_BELOW, SHRINK_ABOVE = 0.6, 1.0
 """Times the square root of the limit."""
+GOOD_DELAY = 0.005
+"""Seconds: what CoDel takes for the delay of a queue that does no harm (RFC 8289, TARGET)."""
 _LEAST, _MOST = 1.0, 512.0
 _BACK_OFF = 0.7
 _ABSURD = 1e12  # seconds for a unit of work
@@ -108,12 +114,18 @@ def adapt(state: Concurrency, sample: Sample) -> Concurrency:
             busy += max(_FAST / limit, 1.0 / (seen + 1)) * (unit - busy)
             seen += 1
             ratio = alone / busy if busy > 0.0 else 1.0
-            limit = min(max(_next(limit, in_flight, ratio), _LEAST), most)
+            delay = work * (busy - alone)
+            limit = min(max(_next(limit, in_flight, ratio, delay), _LEAST), most)
     return Concurrency(limit, alone, busy, seen, until_look, looking, settling, most)
 
 
-def _next(limit: float, in_flight: int, ratio: float) -> float:
-    """The limit after an answer, where `ratio` is the seconds alone over those when busy."""
+def _next(limit: float, in_flight: int, ratio: float, delay: float) -> float:
+    """The limit after an answer.
+
+    ratio: the seconds alone over those when busy. delay: the seconds between them.
+    """
+    if delay < GOOD_DELAY:
+        return limit + 1.0 / limit
     waiting = in_flight * (1.0 - ratio)
     root = math.sqrt(int(limit + 1e-9))
     if waiting > SHRINK_ABOVE * root:

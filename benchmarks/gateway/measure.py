@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,49 +69,49 @@ class _Turn:
 
 def embeds(home: Path, effort: Effort, peers: Peers, skipped: list[str]) -> list[Row]:
     """Small requests with answers of 10 kB, over an nginx that has them ready."""
-    turns = _plain(report.EMBED, asking.EMBED)
+    groups = [_plain(report.EMBED, asking.EMBED)]
     if peers.sollol is not None:
         start, work = contestants.sollol(peers.sollol), report.WHOLE_CHAT
-        turns += _pair(work, report.SOLLOL, start, asking.WHOLE_CHAT)
-    with Nginx(_answers()) as nodes, ExitStack() as stack:
-        servers = _start(stack, home, nodes.urls, turns, skipped)
-        return _requests(servers, effort, home)
+        groups.append(_pair(work, report.SOLLOL, start, asking.WHOLE_CHAT))
+    with Nginx(_answers()) as nodes:
+        return _in_groups(groups, home, nodes.urls, effort, skipped, _requests)
 
 
 def lone_texts(home: Path, effort: Effort, peers: Peers, skipped: list[str]) -> list[Row]:
     """Single texts without options, which ours gathers into lists: a node that knows lists."""
     starts = ((report.FLOOR, contestants.floor), (report.OURS, contestants.ours))
-    turns = [_Turn(report.LONE, name, start, asking.LONE_TEXT) for name, start in starts]
+    groups = [[_Turn(report.LONE, name, start, asking.LONE_TEXT) for name, start in starts]]
     if peers.litellm is not None:
         start, work = contestants.litellm(peers.litellm), report.OPENAI_EMBED
-        turns += _pair(work, report.LITELLM, start, asking.OPENAI_EMBED)
-    with ExitStack() as stack:
-        url = stack.enter_context(_node(home))
-        servers = _start(stack, home, [url], turns, skipped)
-        return _requests(servers, effort, home)
+        groups.append(_pair(work, report.LITELLM, start, asking.OPENAI_EMBED))
+    with _node(home) as url:
+        return _in_groups(groups, home, [url], effort, skipped, _requests)
 
 
 def chats(home: Path, effort: Effort, peers: Peers, skipped: list[str]) -> list[Row]:
     """Streams whose lines come one by one, each to be passed on by itself."""
-    turns = _plain(report.CHAT, asking.chat(PARTS))
+    groups = [_plain(report.CHAT, asking.chat(PARTS))]
     if peers.litellm is not None:
         start, work = contestants.litellm(peers.litellm), report.OPENAI_CHAT
-        turns += _pair(work, report.LITELLM, start, asking.openai_chat(PARTS))
-    with ExitStack() as stack:
-        url = stack.enter_context(_node(home))
-        servers = _start(stack, home, [url], turns, skipped)
-        rows = {turn: Row(turn.work, turn.name) for turn in servers}
-        for number in range(-_WARM_UPS, effort.rounds):
-            for turn in _order(servers, number):
-                row = rows[turn] if number >= 0 else Row("", "")
-                _stream(row, servers[turn], turn, effort)
-        # Only now: who learns how much a node can do at once is not to learn it of short ones.
-        for number in range(-1, effort.rounds):
-            for turn in _order(servers, number):
-                row = rows[turn] if number >= 0 else Row("", "")
-                short = asking.openai_chat if turn.work == report.OPENAI_CHAT else asking.chat
-                _one_by_one(row, servers[turn], short(1), effort.latency)
-        return list(rows.values())
+        groups.append(_pair(work, report.LITELLM, start, asking.openai_chat(PARTS)))
+    with _node(home) as url:
+        return _in_groups(groups, home, [url], effort, skipped, _streams)
+
+
+def _in_groups(
+    groups: Sequence[Sequence[_Turn]],
+    home: Path,
+    urls: Sequence[str],
+    effort: Effort,
+    skipped: list[str],
+    measure: Callable[[dict[_Turn, Server], Effort, Path], list[Row]],
+) -> list[Row]:
+    """One group after another: a peer that is never idle must not be there while others run."""
+    rows = []
+    for turns in groups:
+        with ExitStack() as stack:
+            rows += measure(_start(stack, home, urls, turns, skipped), effort, home)
+    return rows
 
 
 def _plain(work: str, question: Question) -> list[_Turn]:
@@ -165,6 +165,21 @@ def _requests(servers: dict[_Turn, Server], effort: Effort, home: Path) -> list[
             _as_fast_as_it_goes(row, servers[turn], turn, home, number + 1, effort.seconds)
             first = (number + 1) * _A_ROUND + _A_ROUND // 2
             _one_by_one(row, servers[turn], turn.question, effort.latency, first)
+    return list(rows.values())
+
+
+def _streams(servers: dict[_Turn, Server], effort: Effort, home: Path) -> list[Row]:
+    rows = {turn: Row(turn.work, turn.name) for turn in servers}
+    for number in range(-_WARM_UPS, effort.rounds):
+        for turn in _order(servers, number):
+            row = rows[turn] if number >= 0 else Row("", "")
+            _stream(row, servers[turn], turn, effort)
+    # Only now: who learns how much a node can do at once is not to learn it of short ones.
+    for number in range(-1, effort.rounds):
+        for turn in _order(servers, number):
+            row = rows[turn] if number >= 0 else Row("", "")
+            short = asking.openai_chat if turn.work == report.OPENAI_CHAT else asking.chat
+            _one_by_one(row, servers[turn], short(1), effort.latency)
     return list(rows.values())
 
 
