@@ -11,7 +11,7 @@ from typing import NamedTuple
 import anyio
 
 from aiosollol.carriage import Carriage
-from aiosollol.core.buffer import VectorBuffer
+from aiosollol.core.buffer import OnVectors, VectorBuffer
 from aiosollol.core.embeddings import Embeddings
 from aiosollol.core.engines import LOCAL, EngineJob
 from aiosollol.core.planner import BatchShape, Plan, PlanOptions, plan
@@ -106,17 +106,18 @@ class Batches:
         on_progress: OnProgress | None = None,
         timeout: float | None = None,
         engine: str = "auto",
+        on_vectors: OnVectors | None = None,
     ) -> Embeddings:
         """Vectors for `texts` but those that are `invalid`; what failed is in ``.errors``.
 
         timeout: seconds for all of it; what is not done by then has failed. engine: where to
-        compute, see `core.engines.choose`.
+        compute, see `core.engines.choose`. on_vectors: see `OllamaPool.embed_batch`.
 
         Raises PoolClosed, ModelNotFound, NoNodeAvailable or EngineError.
         """
         began = self._registry.clock()
         unique = unique_texts(texts, invalid)
-        buffer = VectorBuffer(len(texts), unique.places, unique.repeats)
+        buffer = VectorBuffer(len(texts), unique.places, unique.repeats, on_vectors)
         errors: dict[int, SollolError] = dict(invalid)
         report = BatchReport(len(texts), len(unique.texts), 0.0)
         if unique.texts:

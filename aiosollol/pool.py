@@ -22,6 +22,7 @@ from aiosollol.config.resolve import Resolved, resolve
 from aiosollol.config.settings import PoolSettings, RoutingStrategy
 from aiosollol.conversations import Conversations
 from aiosollol.core.agreement import check_digest
+from aiosollol.core.buffer import OnVectors
 from aiosollol.core.embeddings import Embeddings, Vector
 from aiosollol.core.engines import LOCAL, EngineName, check_engine
 from aiosollol.core.node import NodeLike, NodeSpec
@@ -360,6 +361,7 @@ class OllamaPool(Operations, Conversations, Forwarding, FarBatches):
         keep_alive: str | float | None = None,
         on_error: OnError = "raise",
         on_progress: OnProgress | None = None,
+        on_vectors: OnVectors | None = None,
         force_mode: ForceMode | None = None,
         timeout: float | None = None,
         engine: EngineName = "auto",
@@ -369,7 +371,9 @@ class OllamaPool(Operations, Conversations, Forwarding, FarBatches):
         Equal texts are computed once. A chunk that fails on a node is done by another; one that
         fails for its input is split until the culprit is alone.
 
-        on_progress: called with (settled, all) as the batch goes on.
+        on_progress: called with (settled, all) as the batch goes on. on_vectors: called with (rows,
+        vectors) as they come: positions in `texts`, and a read-only float32 memoryview of shape
+        (rows, dimensions). A row that two nodes computed may come twice.
         on_error: with "raise", items without a vector raise BatchError, which carries the vectors
         of all others; with "return" they are NaN rows named in ``Embeddings.errors``.
         force_mode: "sequential" uses one node, "parallel" every machine, whatever is predicted.
@@ -405,6 +409,7 @@ class OllamaPool(Operations, Conversations, Forwarding, FarBatches):
             on_progress,
             None if timeout is None else check_timeout(timeout),
             engine,
+            on_vectors,
         )
         if embeddings.errors and on_error == "raise":
             raise BatchError(embeddings, embeddings.errors)

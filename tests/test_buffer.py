@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -81,3 +82,24 @@ def test_in_any_order_and_any_chunks(texts: list[str], dim: int, data: st.DataOb
         numbers = [float(ord(unique.texts[entry])) for entry in chunk for _ in range(dim)]
         buffer.put(chunk, view(*numbers), dim)
     assert rows(buffer) == [[float(ord(text))] * dim for text in texts]
+
+
+@given(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=12), st.data())
+def test_each_row_is_told_of_with_its_vector(texts: list[str], data: st.DataObject) -> None:
+    unique = unique_texts(texts, {})
+    told: dict[int, list[float]] = {}
+
+    def tell(rows: Sequence[int], vectors: memoryview[float]) -> None:
+        assert vectors.readonly
+        assert vectors.shape == (len(rows), 2)
+        told.update(zip(rows, vectors.tolist(), strict=True))
+
+    buffer = VectorBuffer(len(texts), unique.places, unique.repeats, tell)
+    entries = data.draw(st.permutations(range(len(unique.texts))))
+    at = data.draw(st.integers(0, len(entries)))
+    for some in (entries[:at], entries[at:]):
+        if some:
+            numbers = [float(ord(unique.texts[entry]) + plus) for entry in some for plus in (0, 1)]
+            buffer.put(some, view(*numbers), 2)
+    assert [told[row] for row in range(len(texts))] == rows(buffer)
+    assert rows(buffer) == [[float(ord(text)), float(ord(text)) + 1] for text in texts]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -103,6 +104,21 @@ async def test_progress_counts_repeated_texts_too() -> None:
         )
     assert seen[-1] == (100, 100)
     assert seen == sorted(seen)
+
+
+async def test_vectors_are_told_of_as_they_come() -> None:
+    texts = [f"text {number % 150}" for number in range(200)]
+    told: dict[int, list[float]] = {}
+    settled: list[int] = []
+
+    def tell(rows: Sequence[int], vectors: memoryview[float]) -> None:
+        told.update(zip(rows, vectors.tolist(), strict=True))
+        settled.append(len(told))
+
+    async with FakeOllama(models=[EMBED]) as fake, OllamaPool([fake.url]) as pool:
+        embeddings = await pool.embed_batch("nomic-embed-text", texts, on_vectors=tell)
+    assert [told[row] for row in range(200)] == [list(vector) for vector in embeddings]
+    assert settled[0] < 200, "not only at the end"
 
 
 async def test_chat_and_generate() -> None:

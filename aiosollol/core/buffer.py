@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+OnVectors = Callable[[Sequence[int], "memoryview[float]"], None]
+"""Called with (rows, vectors): float32 of shape (len(rows), dimensions), read-only."""
 
 _FLOAT_BYTES = 4
 _NAN = array("f", [float("nan")]).tobytes()
@@ -13,16 +16,22 @@ class VectorBuffer:
     """Rows of float32, made when the first vector tells their length.
 
     Each different text has one entry, and may stand at several places: `places` maps entries to
-    their first row, `repeats` to the others.
+    their first row, `repeats` to the others. on_vectors: called after each `put`, perhaps several
+    times.
     """
 
     def __init__(
-        self, count: int, places: Sequence[int], repeats: dict[int, list[int]] | None = None
+        self,
+        count: int,
+        places: Sequence[int],
+        repeats: dict[int, list[int]] | None = None,
+        on_vectors: OnVectors | None = None,
     ) -> None:
         self.count = count
         self.dim = 0
         self._places = places
         self._repeats = repeats or {}
+        self._on_vectors = on_vectors
         self._bytes = bytearray()
         self._view = memoryview(self._bytes)
 
@@ -46,6 +55,8 @@ class VectorBuffer:
             for row in rows:
                 target[row * size : (row + 1) * size] = source[at : at + size]
                 at += size
+        if self._on_vectors is not None:
+            self._on_vectors(rows, _table(source, dim))
         if self._repeats:
             for entry in entries:
                 for row in self._repeats.get(entry, ()):
@@ -72,4 +83,11 @@ class VectorBuffer:
     def _copy_row(self, source: int, target: int) -> None:
         size = self.dim * _FLOAT_BYTES
         view = self._view
-        view[target * size : (target + 1) * size] = view[source * size : (source + 1) * size]
+        vector = view[source * size : (source + 1) * size]
+        view[target * size : (target + 1) * size] = vector
+        if self._on_vectors is not None:
+            self._on_vectors([target], _table(vector, self.dim))
+
+
+def _table(data: memoryview[int], dim: int) -> memoryview[float]:
+    return data.toreadonly().cast("f", (len(data) // (dim * _FLOAT_BYTES), dim))

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from aiohttp import web
 
-from aiosollol.core.embeddings import Embeddings
 from aiosollol.gateway.endpoints import Endpoint
 from aiosollol.gateway.gathering import Gatherer, Key
 from aiosollol.gateway.ollama import plain_keep_alive
 from aiosollol.gateway.options import GatewayOptions
 from aiosollol.gateway.schema import INTEGER, STRING, array, just, ref, told
 from aiosollol.gateway.sending import STATE, plain, routed, whole
+from aiosollol.gateway.writing import VectorWriter, Write
 from aiosollol.wire import answers, asked
-from aiosollol.wire.answers import Answer, Floats
+from aiosollol.wire.answers import Answer
 from aiosollol.wire.asked import EmbedAsked
 from aiosollol.wire.embed import load_embeddings
 from aiosollol.wire.gojson import loads
@@ -25,8 +23,6 @@ from aiosollol.wire.ollama import dump_whole
 
 if TYPE_CHECKING:
     from aiosollol.pool import OllamaPool
-
-_ROWS = 64  # vectors that are written before others get their turn
 
 _DIMENSIONS = told(INTEGER, "so many numbers of each vector, brought to length 1 again; 0 is all")
 
@@ -164,7 +160,7 @@ class Embedding:
         request: web.Request,
         body: bytes,
         wanted: EmbedAsked,
-        write: Callable[[Floats, int], list[bytes]],
+        write: Write,
         began: int,
     ) -> web.StreamResponse:
         if not wanted.texts or wanted.options or wanted.keep_alive is not None:
@@ -205,23 +201,18 @@ class Embedding:
 
     # ---- many texts
 
-    async def _many(
-        self, wanted: EmbedAsked, write: Callable[[Floats, int], list[bytes]]
-    ) -> _Vectors:
-        embeddings = await self._pool.embed_batch(
-            wanted.model,
-            wanted.texts,
-            dimensions=wanted.dimensions or None,
-            truncate=None if wanted.truncate else False,
-            options=wanted.options or None,
-            keep_alive=plain_keep_alive(wanted.keep_alive),
-        )
-        json: list[bytes] = []
-        for start in range(0, len(embeddings), _ROWS):
-            part: Embeddings = embeddings[start : start + _ROWS]
-            json += write(part.buffer.cast("B"), part.dim)
-            if len(embeddings) > _ROWS:
-                await asyncio.sleep(0)
+    async def _many(self, wanted: EmbedAsked, write: Write) -> _Vectors:
+        with VectorWriter(len(wanted.texts), write) as writer:
+            embeddings = await self._pool.embed_batch(
+                wanted.model,
+                wanted.texts,
+                dimensions=wanted.dimensions or None,
+                truncate=None if wanted.truncate else False,
+                options=wanted.options or None,
+                keep_alive=plain_keep_alive(wanted.keep_alive),
+                on_vectors=writer.add,
+            )
+            json = await writer.finish()
         report = embeddings.report
         if report is None or report.plan is None:
             return _Vectors(json, 0, "", "")
