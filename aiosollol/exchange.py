@@ -146,11 +146,7 @@ class Exchange:
         """The vectors of `call` from one node. Raises NodeError, PoolClosed."""
         if not is_live:  # chunks are sent by tasks of their caller
             call.trace = self.trace()
-        load = self._load_for(call, node)
-        span, headers = _follow(call, node)
-        attempt = Attempt(
-            self._registry, node, call.request, options=call.options, is_live=is_live, span=span
-        )
+        attempt, load, headers = self._begin(call, node, is_live=is_live)
         timeout = call.timeout
         with attempt:
             if load is not None:
@@ -165,11 +161,7 @@ class Exchange:
 
     async def converse(self, call: TalkCall[Part], node: Node) -> Part:
         """A whole answer of chat or generate. Raises NodeError, PoolClosed."""
-        load = self._load_for(call, node)
-        span, headers = _follow(call, node)
-        attempt = Attempt(
-            self._registry, node, call.request, options=call.options, is_live=True, span=span
-        )
+        attempt, load, headers = self._begin(call, node, is_live=True)
         timeout = call.timeout
         with attempt:
             if load is not None:
@@ -194,11 +186,7 @@ class Exchange:
         on_end: called once when the stream is over, however it ends. first_byte_timeout: seconds
         until the first part, once the model is loaded.
         """
-        load = self._load_for(call, node)
-        span, headers = _follow(call, node)
-        attempt = Attempt(
-            self._registry, node, call.request, options=call.options, is_live=True, span=span
-        )
+        attempt, load, headers = self._begin(call, node, is_live=True)
         timeout = call.timeout
         with attempt:
             if load is not None:
@@ -230,6 +218,17 @@ class Exchange:
                 raise late
         attempt.began()
         return stream
+
+    def _begin(
+        self, call: EmbedCall | TalkCall[Any], node: Node, *, is_live: bool
+    ) -> tuple[Attempt, Load | None, Mapping[str, str] | None]:
+        """The account of a request, the load that it must wait for, and headers of its own."""
+        load = self._load_for(call, node)
+        span, headers = _follow(call, node)
+        attempt = Attempt(
+            self._registry, node, call.request, options=call.options, is_live=is_live, span=span
+        )
+        return attempt, load, headers
 
     def _way_to(self, node: Node) -> Transport:
         """Raises NodeUnreachable if `node` was removed while a request waited for its turn."""

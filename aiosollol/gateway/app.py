@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import count
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
@@ -99,8 +99,8 @@ class _Front:
         """It, as aiohttp wants it: a function, which a bound method is not."""
 
         @web.middleware
-        async def front(request: web.Request, handler: Handler) -> web.StreamResponse:
-            return await self._serve(request, handler)
+        def front(request: web.Request, handler: Handler) -> Awaitable[web.StreamResponse]:
+            return self._serve(request, handler)
 
         return front
 
