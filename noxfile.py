@@ -74,9 +74,10 @@ def clients(session: nox.Session) -> None:
 
 @nox.session
 def engines(session: nox.Session) -> None:
-    """The real Dask and Ray, with workers in processes of their own: tests/engines."""
+    """The real Dask and Ray, with workers in processes of their own: tests/engines, an example."""
     session.install("-e", f".[{EXTRAS},dask,ray]", *group("test"))
     session.run("pytest", ENGINES, *session.posargs)
+    session.run("pytest", "examples", "-k", "dask_batch")  # skipped where Dask is not installed
 
 
 @nox.session

@@ -28,7 +28,7 @@ HERE = pathlib.Path(__file__).parent
 README = (HERE.parent / "README.md").read_text("utf-8")
 SERVICES = {"aiohttp_service.py": signal.SIGTERM, "fastapi_service.py": signal.SIGINT}
 SCRIPTS = {"basic_usage.py", "watch_events.py"}
-ENGINES = {"dask_batch.py", "ray_sharing.py"}  # run by tests/engines, which has these
+ENGINES = {"dask_batch.py", "ray_sharing.py"}  # Ray's by tests/engines; skipped where it is missing
 MODEL = "nomic-embed-text"  # what the examples ask for; here the nodes' own model by that name
 TEXTS = [f"text number {number}, about {number % 7} things" for number in range(100)]
 PATIENCE = 60.0
@@ -95,6 +95,19 @@ async def test_watch_events(nodes: list[str]) -> None:
     assert out.count(": request, attempt 1\n") == 20
     assert "20 vectors of 256 numbers\n" in out
     assert f"{MODEL} goes to " in out
+    assert_no_trouble(problems)
+
+
+async def test_dask_batch(nodes: list[str]) -> None:
+    pytest.importorskip("dask.dataframe", reason="needs the extra dask")
+    async with started("dask_batch.py", *nodes) as process:
+        out, problems = await finish(process)
+    assert process.returncode == 0, problems
+    batch, written, files = out.splitlines()
+    assert batch.startswith("2000 items in ")
+    assert batch.endswith("(dask, 2 workers)")
+    assert written.startswith("2000 rows in ")
+    assert files == str([f"part-{index:05d}.parquet" for index in range(4)])
     assert_no_trouble(problems)
 
 

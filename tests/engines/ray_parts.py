@@ -142,7 +142,7 @@ def listens(port: int) -> bool:
 
 
 class Program:
-    """``python ray_program.py ...``, which says lines of JSON and is told lines."""
+    """A program that says lines, of JSON if it is `PROGRAM`, and is told lines."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -151,13 +151,17 @@ class Program:
     def pid(self) -> int:
         return self._process.pid
 
-    async def said(self) -> dict[str, Any]:
+    async def line(self) -> str:
         """The next line."""
         assert self._process.stdout is not None
         async with asyncio.timeout(PATIENCE):
             line = await self._process.stdout.readline()
         assert line, "the program has ended; what it said is in stderr"
-        said: dict[str, Any] = json.loads(line)
+        return line.decode()
+
+    async def said(self) -> dict[str, Any]:
+        """The next line, read."""
+        said: dict[str, Any] = json.loads(await self.line())
         return said
 
     async def ask(self) -> dict[str, Any]:
@@ -170,6 +174,12 @@ class Program:
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
 
+    async def interrupt(self) -> None:
+        """Let it end as Ctrl-C does."""
+        self._process.send_signal(signal.SIGINT)
+        async with asyncio.timeout(PATIENCE):
+            await self._process.communicate()
+
     async def end(self) -> None:
         """Let it end as programs do."""
         assert self._process.stdin is not None
@@ -179,10 +189,12 @@ class Program:
 
 
 @asynccontextmanager
-async def program(place: RayPlace, *arguments: str) -> AsyncIterator[Program]:
+async def program(
+    place: RayPlace, *arguments: str, file: pathlib.Path = PROGRAM
+) -> AsyncIterator[Program]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        str(PROGRAM),
+        str(file),
         *arguments,
         env=place.environment,
         stdin=subprocess.PIPE,

@@ -142,6 +142,7 @@ async def test_four_programs_share_by_weight_and_a_dead_one_gives_its_slots_back
         await until_leases([3, 1, 1, 1])
         start = [each["done"] for each in await after(1000)]
         said = await after(3000)
+        await until_leases([3, 1, 1, 1])  # all of them are still connected
         shares = {
             name: each["done"] - before
             for name, each, before in zip(programs, said, start, strict=True)
