@@ -88,7 +88,7 @@ async def vectors_of(queue: AutoBatch, job: str) -> tuple[dict[int, bytes], dict
         (
             "later version",
             ConfigError,
-            "has version 2 of the queue's tables, and this .* version 1",
+            "has version 3 of the queue's tables, and this .* versions up to 2",
         ),
         ("name of others", ConfigError, "is the database of another program"),
     ],
@@ -112,7 +112,7 @@ async def test_what_cannot_be_a_queue(
         case "later version":
             async with AutoBatch(None, path):
                 pass
-            execute(path, "PRAGMA user_version = 2")
+            execute(path, "PRAGMA user_version = 3")
         case "name of others":
             execute(path, "PRAGMA application_id = 7")
     before = path.read_bytes() if path.is_file() else b""
@@ -457,10 +457,15 @@ class Tables(RuleBasedStateMachine):
         rows = self.connection.execute("SELECT id FROM jobs ORDER BY number")
         return (job for (job,) in rows.fetchall())
 
-    @rule(count=st.integers(1, 12), model=st.sampled_from("ab"))
-    def submit(self, count: int, model: str) -> None:
+    @rule(
+        count=st.integers(1, 12),
+        model=st.sampled_from("ab"),
+        owner=st.sampled_from(("ann", "bob", None)),
+    )
+    def submit(self, count: int, model: str, owner: str | None) -> None:
         name = f"job {len(self.jobs)}"
-        job = store.NewJob(name, model, "{}", "{}", [f"text {at}" for at in range(count)])
+        texts = [f"text {at}" for at in range(count)]
+        job = store.NewJob(name, model, "{}", "{}", texts, owner)
         with contextlib.suppress(QueueFull):
             store.submit(self.connection, job, self.rules, self.now)
             self.jobs[name] = count
@@ -494,10 +499,10 @@ class Tables(RuleBasedStateMachine):
     def cancel_or_retry(self, pick: int, what: str) -> None:
         names = list(self._known())
         if names and what == "cancel":
-            store.cancel(self.connection, names[pick % len(names)], self.now)
+            store.cancel(self.connection, names[pick % len(names)], None, self.now)
         elif names:
             with contextlib.suppress(QueueFull, InvalidInput):
-                store.retry(self.connection, names[pick % len(names)], self.rules, self.now)
+                store.retry(self.connection, names[pick % len(names)], None, self.rules, self.now)
 
     @rule()
     def fail_group(self) -> None:
@@ -541,10 +546,20 @@ class Tables(RuleBasedStateMachine):
             assert found == (completed,)
             assert is_cancelled or queued + completed + failed == total
             assert (completed_at is None) == (queued > 0)
-        whole = totals(self.connection, 100, self.now, 5.0)
+        whole = totals(self.connection, None, 100, self.now, 5.0)
         assert whole.queued <= self.rules.max_documents
         assert whole.queued_bytes <= self.rules.max_bytes
         assert whole.job_total == len(self.jobs)
+        for owner in ("ann", "bob"):
+            part = totals(self.connection, owner, 100, self.now, 5.0)
+            owned = [job for job in whole.jobs if job.owner == owner]
+            assert part.jobs == owned
+            assert part.job_count == len(owned)
+            assert part.queued == sum(job.queued for job in owned) <= part.ahead <= whole.queued
+            assert (part.active, part.pending) == (
+                sum(job.state == "running" for job in owned),
+                sum(job.state == "pending" for job in owned),
+            )
 
 
 TestTables = Tables.TestCase

@@ -20,6 +20,7 @@ class JobStatus:
     completed_at: when the last document was settled, or the job was cancelled. expires_at: when it
     is forgotten.
     eta: seconds until it will be done, if that can be told.
+    owner: the owner it was submitted with; None for a job without one.
     """
 
     job_id: str
@@ -37,6 +38,7 @@ class JobStatus:
     expires_at: float | None = None
     eta: float | None = None
     now: float = 0.0
+    owner: str | None = None
 
     @property
     def state(self) -> State:
@@ -67,7 +69,10 @@ class JobStatus:
         return (self.completed + self.failed) / seconds if seconds else None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON. The names are those of the original's batch jobs, and a few more."""
+        """For JSON. The names are those of the original's batch jobs, and a few more.
+
+        ``owner`` is present only if the job has one.
+        """
         return {
             "job_id": self.job_id,
             "job_type": "embed",
@@ -87,19 +92,23 @@ class JobStatus:
             "eta_seconds": self.eta,
             "expires_at": iso(self.expires_at),
             "metadata": {**self.metadata, "model": self.model},
+            **({} if self.owner is None else {"owner": self.owner}),
         }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueStatus:
-    """How far all jobs are.
+    """How far all jobs are, or all of one owner.
 
-    jobs: the latest ones. job_count: of all that are kept. job_total: that there ever were.
+    jobs: the latest ones. job_count: of all that are kept. job_total: that there ever were; of one
+    owner, those that are kept.
     active: jobs that were begun and are not done; pending: that were not begun.
-    queued, queued_bytes: documents that wait, of all jobs. rate: documents per second, lately; 0
-    if that is not known. eta: seconds until nothing is queued, if that can be told.
+    queued, queued_bytes: documents that wait, of all these jobs. ahead: those that wait up to the
+    last of these jobs, other owners' documents included; None is `queued`. rate: documents per
+    second, lately; 0 if that is not known. eta: seconds until nothing of these jobs is queued, if
+    that can be told.
     worker: the process that embeds, or None. is_worker: whether it is this object that does.
-    problem: what it is that keeps this object from embedding now; empty if nothing does.
+    problem: what it is that keeps this object from embedding them now; empty if nothing does.
     """
 
     jobs: Sequence[JobStatus]
@@ -116,10 +125,12 @@ class QueueStatus:
     worker: int | None = None
     is_worker: bool = False
     problem: str = ""
+    ahead: int | None = None
 
     @property
     def eta(self) -> float | None:
-        return self.queued / self.rate if self.rate > 0.0 else None
+        ahead = self.queued if self.ahead is None else self.ahead
+        return ahead / self.rate if self.rate > 0.0 else None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON. Names are the original's where it has one for the same thing."""

@@ -36,6 +36,10 @@ class AutoBatch:
     one goes on later. Any number of processes may use one file; one of them embeds, and another
     takes over when that ends.
 
+    A job may have an owner, which is any text. Given `owner`, a method is confined to the jobs of
+    that owner: other jobs raise UnknownJob, and are neither listed nor counted. Without `owner` it
+    sees all jobs.
+
     pool: an open one, which is not closed here; None only submits and reads.
     path: of the file, on a local disk; made if there is none.
     interval, min_batch_size, max_batch_size: a batch begins when a node has nothing to do, or else
@@ -165,11 +169,13 @@ class AutoBatch:
         options: Mapping[str, Any] | None = None,
         keep_alive: str | float | None = None,
         metadata: Mapping[str, Any] | None = None,
+        owner: str | None = None,
     ) -> str:
         """Queue documents, all of them or none; the id of their job. They are on the disk then.
 
         dimensions, truncate, options, keep_alive: as for `OllamaPool.embed_batch`. metadata: what
-        `status` shall tell again, of what JSON can carry.
+        `status` shall tell again, of what JSON can carry. owner: the job's owner; stored as it is,
+        so it must not be a secret.
 
         Raises InvalidInput, QueueFull with `retry_after`, and StorageError.
         """
@@ -182,26 +188,29 @@ class AutoBatch:
             truncate=truncate,
             options=options,
             keep_alive=keep_alive,
+            owner=owner,
         )
         await database.change(store.submit, job, self._rules, self._clock.now())
         self._tell()
         return job.id
 
-    async def cancel(self, job: str) -> JobStatus:
+    async def cancel(self, job: str, *, owner: str | None = None) -> JobStatus:
         """Drop what is queued of a job. What is embedded of it stays, for as long as usual.
 
         Of a batch that is under way, nothing more is stored. Raises UnknownJob, StorageError.
         """
-        await self._open_database().change(store.cancel, job, self._clock.now())
+        await self._open_database().change(store.cancel, job, owner, self._clock.now())
         self._tell()
-        return await self.status(job)
+        return await self.status(job, owner=owner)
 
-    async def retry(self, job: str) -> int:
+    async def retry(self, job: str, *, owner: str | None = None) -> int:
         """Queue the failed documents of a job again; how many they are.
 
         Raises UnknownJob, QueueFull, StorageError, and InvalidInput if the job was cancelled.
         """
-        count = await self._open_database().change(store.retry, job, self._rules, self._clock.now())
+        count = await self._open_database().change(
+            store.retry, job, owner, self._rules, self._clock.now()
+        )
         self._tell()
         return count
 
@@ -227,19 +236,26 @@ class AutoBatch:
     # What comes out.
 
     @overload
-    async def status(self, job: str) -> JobStatus: ...
+    async def status(self, job: str, *, owner: str | None = None) -> JobStatus: ...
     @overload
-    async def status(self, job: None = None, *, latest: int = 100) -> QueueStatus: ...
-    async def status(self, job: str | None = None, *, latest: int = 100) -> JobStatus | QueueStatus:
+    async def status(
+        self, job: None = None, *, latest: int = 100, owner: str | None = None
+    ) -> QueueStatus: ...
+    async def status(
+        self, job: str | None = None, *, latest: int = 100, owner: str | None = None
+    ) -> JobStatus | QueueStatus:
         """How far a job is, or all of them. latest: how many jobs to list, the last ones first.
 
         Raises UnknownJob, StorageError.
         """
         database, rules, now = self._open_database(), self._rules, self._clock.now()
         if job is not None:
-            return await database.read(reading.job_status, job, now, rules.keep_results)
-        found = await database.read(reading.totals, latest, now, rules.keep_results)
+            return await database.read(reading.job_status, job, owner, now, rules.keep_results)
+        found = await database.read(reading.totals, owner, latest, now, rules.keep_results)
         worker = self._worker
+        problem = ""
+        if worker is not None:
+            problem = worker.problem if owner is None else worker.problem_of(found.groups)
         return QueueStatus(
             jobs=found.jobs,
             job_count=found.job_count,
@@ -254,22 +270,25 @@ class AutoBatch:
             rate=found.rate,
             worker=found.worker,
             is_worker=worker is not None and worker.is_working,
-            problem="" if worker is None else worker.problem,
+            problem=problem,
+            ahead=found.ahead,
         )
 
-    async def wait(self, job: str) -> JobStatus:
+    async def wait(self, job: str, *, owner: str | None = None) -> JobStatus:
         """How a job is when nothing of it is queued any more. Whichever process embeds it.
 
         Raises UnknownJob, StorageError, and PoolClosed if this is closed meanwhile.
         """
         while True:
             changed = self._changed
-            status = await self.status(job)
+            status = await self.status(job, owner=owner)
             if status.is_over:
                 return status
             await self._clock.wait(changed, LOOK_SECONDS)
 
-    async def results(self, job: str, *, page_size: int = 256) -> AsyncIterator[ResultPage]:
+    async def results(
+        self, job: str, *, page_size: int = 256, owner: str | None = None
+    ) -> AsyncIterator[ResultPage]:
         """What is settled of a job, page by page, in order.
 
         Also while it is under way; documents that are still queued are left out. page_size: the
@@ -279,7 +298,9 @@ class AutoBatch:
             raise InvalidInput(f"page_size must be a whole number from 1 on, not {page_size!r}")
         start: int | None = 0
         while start is not None:
-            page, start = await self._open_database().read(reading.page, job, start, page_size)
+            page, start = await self._open_database().read(
+                reading.page, job, owner, start, page_size
+            )
             if page.indices or page.errors:
                 yield page
 

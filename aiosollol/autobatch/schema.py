@@ -7,12 +7,14 @@ import os
 import sqlite3
 import stat
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from aiosollol.autobatch.store import damage
 from aiosollol.errors import ConfigError
 
 APPLICATION_ID = 0x61_53_42_51  # "aSBQ"; `file` and others tell by it whose database it is
-VERSION = 1
+VERSION = 2
 
 _PAUSE_SECONDS = 0.005
 
@@ -36,9 +38,11 @@ CREATE TABLE jobs (
     is_cancelled INTEGER NOT NULL DEFAULT 0,
     created_at REAL NOT NULL,  -- seconds since the epoch, like all times here
     started_at REAL,
-    completed_at REAL
+    completed_at REAL,
+    owner TEXT                 -- see `AutoBatch`; never an API key itself
 );
 CREATE INDEX open_jobs ON jobs (group_id, number, queued, queued_bytes) WHERE queued > 0;
+CREATE INDEX owned_jobs ON jobs (owner) WHERE owner IS NOT NULL;
 CREATE TABLE documents (       -- without a vector: queued, or failed
     key INTEGER PRIMARY KEY,   -- job number << 32 | position in the job
     group_id INTEGER NOT NULL,
@@ -66,12 +70,21 @@ CREATE TABLE worker (          -- one row: who embeds, and how fast
 INSERT INTO worker VALUES (1, NULL, 0.0);
 """
 
+_UPGRADES = {  # version -> statements that turn it into the next version
+    1: (
+        "ALTER TABLE jobs ADD COLUMN owner TEXT",
+        "CREATE INDEX owned_jobs ON jobs (owner) WHERE owner IS NOT NULL",
+    ),
+}
+"""Each step must keep the file usable for processes that still run the earlier version: new columns
+have a default, and every INSERT into jobs names its columns."""
+
 
 def open_database(path: str, lock_seconds: float) -> sqlite3.Connection:
     """A connection to the queue at `path`, which is made if there is none.
 
-    Raises ConfigError if it cannot be a queue of ours, sqlite3.Error and OSError. Nothing that was
-    there is changed then.
+    A file of an earlier version is upgraded. Raises ConfigError if it is not a queue of ours,
+    sqlite3.Error and OSError; the file is unchanged then.
     """
     _check_place(path)
     connection = sqlite3.connect(path, timeout=lock_seconds, isolation_level=None)
@@ -107,10 +120,10 @@ def _prepare(connection: sqlite3.Connection, path: str) -> None:
         message = f"{path}: is the database of another program; name another file for the queue"
         raise ConfigError(message, source=path)
     version = _number(connection, "user_version")
-    if version != VERSION:
+    if not 1 <= version <= VERSION:
         message = (
             f"{path}: has version {version} of the queue's tables, and this aiosollol knows "
-            f"version {VERSION}; use the aiosollol that wrote it, or name another file"
+            f"versions up to {VERSION}; use the aiosollol that wrote it, or name another file"
         )
         raise ConfigError(message, source=path)
     # The tables whose size is bounded, with their indexes. The vectors may be many gigabytes; they,
@@ -119,6 +132,8 @@ def _prepare(connection: sqlite3.Connection, path: str) -> None:
         problem = connection.execute(f"PRAGMA quick_check({table})").fetchone()[0]
         if problem != "ok":
             raise damage(problem)
+    if version < VERSION:
+        _upgrade(connection)
 
 
 def _is_empty(connection: sqlite3.Connection) -> bool:
@@ -128,8 +143,7 @@ def _is_empty(connection: sqlite3.Connection) -> bool:
 
 def _create(connection: sqlite3.Connection, path: str) -> None:
     connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only possible before the first table
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with _change(connection):
         # Texts are nobody else's business. SQLite gives its other files the same permissions.
         os.chmod(path, 0o600)
         if _is_empty(connection):  # or else another process was faster
@@ -137,6 +151,23 @@ def _create(connection: sqlite3.Connection, path: str) -> None:
                 connection.execute(statement)
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def _upgrade(connection: sqlite3.Connection) -> None:
+    with _change(connection):
+        # Read the version inside the transaction: another process may have upgraded meanwhile.
+        for version in range(_number(connection, "user_version"), VERSION):
+            for statement in _UPGRADES[version]:
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {version + 1}")
+
+
+@contextmanager
+def _change(connection: sqlite3.Connection) -> Iterator[None]:
+    """A write transaction, rolled back on an exception."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:

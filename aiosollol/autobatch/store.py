@@ -19,13 +19,17 @@ POSITION_BITS = 32
 
 
 class NewJob(NamedTuple):
-    """What is submitted. settings, metadata: as JSON, with sorted keys."""
+    """What is submitted. settings, metadata: as JSON, with sorted keys.
+
+    owner: see `AutoBatch`; None for a job without an owner.
+    """
 
     id: str
     model: str
     settings: str
     metadata: str
     texts: Sequence[str]
+    owner: str | None = None
 
 
 def keys_of(number: int) -> tuple[int, int]:
@@ -66,7 +70,7 @@ def submit(connection: sqlite3.Connection, job: NewJob, rules: Rules, now: float
             f"{len(blobs):,} documents of {size:,} bytes are more than the queue ever takes, "
             f"{rules.max_documents:,} of {rules.max_bytes:,}; submit them in parts"
         )
-    _check_room(connection, len(blobs), size, rules)
+    _check_room(connection, len(blobs), size, rules, job.owner)
     connection.execute(
         "INSERT INTO groups (model, settings) VALUES (?, ?) ON CONFLICT DO NOTHING",
         (job.model, job.settings),
@@ -75,9 +79,9 @@ def submit(connection: sqlite3.Connection, job: NewJob, rules: Rules, now: float
         "SELECT id FROM groups WHERE model = ? AND settings = ?", (job.model, job.settings)
     ).fetchone()
     number = connection.execute(
-        "INSERT INTO jobs (id, group_id, metadata, total, queued, queued_bytes, created_at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (job.id, group, job.metadata, len(blobs), len(blobs), size, now),
+        "INSERT INTO jobs (id, group_id, metadata, total, queued, queued_bytes, created_at, owner)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (job.id, group, job.metadata, len(blobs), len(blobs), size, now, job.owner),
     ).lastrowid
     assert number is not None
     first, _ = keys_of(number)
@@ -90,7 +94,9 @@ def submit(connection: sqlite3.Connection, job: NewJob, rules: Rules, now: float
     )
 
 
-def _check_room(connection: sqlite3.Connection, documents: int, size: int, rules: Rules) -> None:
+def _check_room(
+    connection: sqlite3.Connection, documents: int, size: int, rules: Rules, owner: str | None
+) -> None:
     queued, queued_bytes = connection.execute(
         "SELECT total(queued), total(queued_bytes) FROM jobs WHERE queued > 0"
     ).fetchone()
@@ -102,17 +108,34 @@ def _check_room(connection: sqlite3.Connection, documents: int, size: int, rules
         over = max(over, int(over_bytes * queued / queued_bytes) if queued_bytes else 0)
     (rate,) = connection.execute("SELECT rate FROM worker").fetchone()
     seconds = retry_after(over, rate, rules.interval)
-    raise QueueFull(
-        f"{int(queued):,} documents of {int(queued_bytes):,} bytes are queued, and "
-        f"{documents:,} of {size:,} more would be over the limit, {rules.max_documents:,} of "
-        f"{rules.max_bytes:,}; try again in {seconds:.0f} s",
-        retry_after=seconds,
-    )
+    if owner is None:
+        problem = (
+            f"{int(queued):,} documents of {int(queued_bytes):,} bytes are queued, and "
+            f"{documents:,} of {size:,} more would be over the limit, {rules.max_documents:,} of "
+            f"{rules.max_bytes:,}"
+        )
+    else:  # don't reveal how much other owners have queued
+        problem = f"the queue has no room for {documents:,} documents of {size:,} bytes now"
+    raise QueueFull(f"{problem}; try again in {seconds:.0f} s", retry_after=seconds)
 
 
-def cancel(connection: sqlite3.Connection, job_id: str, now: float) -> None:
+def find_job(connection: sqlite3.Connection, job_id: str, owner: str | None) -> int:
+    """The number of a job.
+
+    owner: find only jobs of this owner; None finds any job. Raises UnknownJob, with the same
+    message whether the job does not exist or belongs to another owner.
+    """
+    row = connection.execute("SELECT number, owner FROM jobs WHERE id = ?", (job_id,)).fetchone()
+    if row is None or (owner is not None and row[1] != owner):
+        raise UnknownJob(job_id)
+    number: int = row[0]
+    return number
+
+
+def cancel(connection: sqlite3.Connection, job_id: str, owner: str | None, now: float) -> None:
     """Drop what is queued of a job. No effect on one that is over. Raises UnknownJob."""
-    number, queued, _ = _job(connection, job_id)
+    number = find_job(connection, job_id, owner)
+    (queued,) = connection.execute("SELECT queued FROM jobs WHERE number = ?", (number,)).fetchone()
     if not queued:
         return
     connection.execute(
@@ -125,12 +148,17 @@ def cancel(connection: sqlite3.Connection, job_id: str, now: float) -> None:
     )
 
 
-def retry(connection: sqlite3.Connection, job_id: str, rules: Rules, now: float) -> int:
+def retry(
+    connection: sqlite3.Connection, job_id: str, owner: str | None, rules: Rules, now: float
+) -> int:
     """Queue the failed documents of a job again; how many.
 
     Raises UnknownJob, QueueFull, and InvalidInput for a job that was cancelled.
     """
-    number, _, is_cancelled = _job(connection, job_id)
+    number = find_job(connection, job_id, owner)
+    (is_cancelled,) = connection.execute(
+        "SELECT is_cancelled FROM jobs WHERE number = ?", (number,)
+    ).fetchone()
     if is_cancelled:
         raise InvalidInput(f"job {job_id!r} was cancelled; submit what is still to be done again")
     keys = keys_of(number)
@@ -141,7 +169,7 @@ def retry(connection: sqlite3.Connection, job_id: str, rules: Rules, now: float)
     ).fetchone()
     if not failed:
         return 0
-    _check_room(connection, failed, int(size), rules)
+    _check_room(connection, failed, int(size), rules, owner)
     connection.execute(
         "UPDATE documents SET has_failed = 0, attempts = 0, due_at = ?"
         " WHERE key >= ? AND key < ? AND has_failed = 1",
@@ -153,12 +181,3 @@ def retry(connection: sqlite3.Connection, job_id: str, rules: Rules, now: float)
         (failed, int(size), number),
     )
     return int(failed)
-
-
-def _job(connection: sqlite3.Connection, job_id: str) -> tuple[int, int, int]:
-    row: tuple[int, int, int] | None = connection.execute(
-        "SELECT number, queued, is_cancelled FROM jobs WHERE id = ?", (job_id,)
-    ).fetchone()
-    if row is None:
-        raise UnknownJob(job_id)
-    return row

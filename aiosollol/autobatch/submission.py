@@ -22,6 +22,7 @@ def new_job(
     truncate: bool | None,
     options: Mapping[str, Any] | None,
     keep_alive: str | float | None,
+    owner: str | None,
 ) -> NewJob:
     """A job with an id of its own. Raises InvalidInput, which names the document that is wrong."""
     settings = EmbedSettings(
@@ -39,6 +40,8 @@ def new_job(
         raise InvalidInput("docs is empty: submit at least one document")
     if metadata is not None and not isinstance(metadata, Mapping):
         raise InvalidInput(f"metadata must be a mapping, not {type(metadata).__name__}")
+    if owner is not None and (not isinstance(owner, str) or not owner):
+        raise InvalidInput(f"owner must be a text that is not empty, or None, not {owner!r}")
     given = {
         "dimensions": dimensions,
         "truncate": truncate,
@@ -51,6 +54,7 @@ def new_job(
         settings=_json("options", {k: v for k, v in given.items() if v is not None}),
         metadata=_json("metadata", dict(metadata or {})),
         texts=texts,
+        owner=owner,
     )
 
 

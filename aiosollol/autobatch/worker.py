@@ -7,7 +7,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aiosollol.autobatch import taking
@@ -75,6 +75,13 @@ class Worker:
     def problem(self) -> str:
         """What keeps it from embedding something, in words; empty if nothing does."""
         return self._trouble or "; ".join(dict.fromkeys(self._troubles.values()))
+
+    def problem_of(self, groups: Collection[int]) -> str:
+        """The part of `problem` that concerns these groups; it never names the file."""
+        if self._trouble:
+            return "the queue does not work at the moment; the log says why"
+        found = (words for group, words in self._troubles.items() if group in groups)
+        return "; ".join(dict.fromkeys(found))
 
     def wake(self) -> None:
         """Look at once: documents were queued, or the rules were changed."""

@@ -52,6 +52,7 @@ from aiosollol import (
     discover,
     discover_ollama_nodes,
 )
+from aiosollol.autobatch import AutoBatch, JobStatus, QueueStatus, ResultPage
 from aiosollol.core.node import NodeLike
 from aiosollol.core.trial import Finding
 from aiosollol.otel import OpenTelemetry
@@ -353,6 +354,19 @@ def errors(
     assert_type(nobody.nodes, dict[str, str])
     assert_type(missing.nodes, dict[str, tuple[str, ...]])
     assert_type(failed.attempts, tuple[NodeError, ...])
+
+
+async def queued(queue: AutoBatch) -> None:
+    job = await queue.submit(["a"], MODEL, metadata={"source": "wiki"}, owner="ann")
+    assert_type(job, str)
+    assert_type(await queue.status(job, owner="ann"), JobStatus)
+    assert_type(await queue.status(latest=10, owner="ann"), QueueStatus)
+    assert_type(await queue.wait(job, owner="ann"), JobStatus)
+    assert_type(await queue.cancel(job, owner="ann"), JobStatus)
+    assert_type(await queue.retry(job, owner="ann"), int)
+    assert_type((await queue.status(job)).owner, str | None)
+    async for page in queue.results(job, page_size=10, owner="ann"):
+        assert_type(page, ResultPage)
 
 
 def version() -> None:
