@@ -100,8 +100,8 @@ async def test_results_that_break_off_do_not_look_whole(
         await queue.wait(job)
         results = queue.results
 
-        async def breaking(job: str) -> AsyncIterator[Any]:
-            async for page in results(job):
+        async def breaking(job: str, *, owner: str | None) -> AsyncIterator[Any]:
+            async for page in results(job, owner=owner):
                 yield page
                 raise StorageError("the disk is gone", source="queue.db", reason="damaged")
 

@@ -116,7 +116,8 @@ def test_keys_in_the_environment() -> None:
     assert ring.find("another") is not None
     assert not ring.has_admin
     (admin,) = keys_in_variable(token, "SOLLOL_ADMIN_KEYS", is_admin=True)
-    assert admin == ApiKey("admin-1", sha256(token.encode()).digest(), is_admin=True)
+    digest = sha256(token.encode()).digest()
+    assert admin == ApiKey("admin-1", digest, is_admin=True, is_named=False)
     assert keys_in_variable("", "SOLLOL_API_KEYS") == []
     with pytest.raises(ConfigError, match="SOLLOL_API_KEYS, key 2: shorter than 20") as caught:
         keys_in_variable(f"{token}, hunter2", "SOLLOL_API_KEYS")

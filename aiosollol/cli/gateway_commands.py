@@ -182,7 +182,11 @@ def key(
         int | None, typer.Option(metavar="N", min=1, help="Requests at once at most.")
     ] = None,
     admin: Annotated[
-        bool, typer.Option("--admin", help="It may pull, make, copy and delete models.")
+        bool,
+        typer.Option(
+            "--admin",
+            help="It may pull, make, copy and delete models, and sees the jobs of all keys.",
+        ),
     ] = False,
 ) -> None:
     """Make an API key for the gateway.

@@ -21,6 +21,11 @@ _OPENAI_WORDS: Mapping[int, tuple[str, str | None]] = {
 }
 
 
+def not_allowed(model: str) -> str:
+    """The error for a model that a key may not use; the same whether the model exists or not."""
+    return f"this key may not use the model {model[:80]!r}"
+
+
 def denied(
     path: str,
     status: int,

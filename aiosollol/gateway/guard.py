@@ -10,7 +10,7 @@ import orjson
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from aiosollol.gateway.denials import denied
+from aiosollol.gateway.denials import denied, not_allowed
 from aiosollol.gateway.keys import ApiKey, KeyRing
 from aiosollol.gateway.limits import Limiter, Limits, client_of
 from aiosollol.gateway.origins import Origins
@@ -211,5 +211,5 @@ async def _model_problem(request: web.Request, key: ApiKey) -> str:
         return "with this key, the request must name its model"
     for name in names:
         if not key.may_use(name):
-            return f"this key may not use the model {name[:80]!r}"
+            return not_allowed(name)
     return ""

@@ -31,6 +31,7 @@ ADMIN_KEYS_VARIABLE = "SOLLOL_ADMIN_KEYS"
 PREFIX = "sk-sollol-"
 LEAST_CHARACTERS = 20
 
+_OWNER = b"aiosollol owner of jobs\0"
 _HASH = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 _NAME_RULE = "a name has up to 64 letters, digits and . _ - @"
@@ -43,7 +44,8 @@ class ApiKey:
 
     models: which it may use, with ``*`` for any characters; empty is all. rate: requests a second,
     burst: how many at once after a pause, in_flight: requests under way; 0 is what holds for all.
-    is_admin: whether it may change the models of the nodes.
+    is_admin: whether it may change the models of the nodes, and sees the jobs of all keys.
+    is_named: whether `name` was chosen by the operator; False for a position in a variable.
     """
 
     name: str
@@ -53,6 +55,18 @@ class ApiKey:
     burst: int = 0
     in_flight: int = 0
     is_admin: bool = False
+    is_named: bool = True
+
+    @property
+    def owner(self) -> str:
+        """The owner of its jobs: its name, so that they survive a change of the key itself.
+
+        A key without a name of its own has a hash instead: its position may pass to another key.
+        The hash differs from `digest`, so that it is of no use in a file of keys.
+        """
+        if self.is_named:
+            return self.name
+        return f"env:{sha256(_OWNER + self.digest).hexdigest()[:32]}"
 
     def may_use(self, model: str) -> bool:
         """Whether it may use this model. A name without a tag means ``:latest``, as everywhere."""
@@ -157,7 +171,7 @@ def keys_in_variable(text: str, variable: str, *, is_admin: bool = False) -> lis
             raise ConfigError(message, source=variable)
         digest = bytes.fromhex(match[1]) if match else sha256(entry.encode()).digest()
         name = f"{'admin' if is_admin else 'env'}-{number}"
-        keys.append(ApiKey(name, digest, is_admin=is_admin))
+        keys.append(ApiKey(name, digest, is_admin=is_admin, is_named=False))
     return keys
 
 

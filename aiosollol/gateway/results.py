@@ -17,14 +17,16 @@ from aiosollol.wire.asked import Refusal
 JSON, NDJSON, BINARY = answers.API_JSON, answers.NDJSON, "application/octet-stream"
 
 
-async def send_results(request: web.Request, queue: Queue, status: Job) -> web.StreamResponse:
+async def send_results(
+    request: web.Request, queue: Queue, status: Job, owner: str | None
+) -> web.StreamResponse:
     """Send what is settled of a job, page by page: however large it is, little is in memory.
 
     JSON has the status of the job, the vectors by their place (null where there is none yet) and
     the errors. NDJSON has a line for each document that is settled. Raw float32, little-endian, row
     after row, is for a job that is over; rows without a vector are NaN.
     """
-    pages = aiter(queue.results(status.job_id))
+    pages = aiter(queue.results(status.job_id, owner=owner))
     first = await anext(pages, None)  # if that fails, there is a status to say so
     kind = accepted(request.headers.get("Accept", ""))
     headers = {"Content-Type": kind, REQUEST_ID: request[STATE].id}

@@ -347,6 +347,12 @@ _JOB: dict[str, Schema] = {
     "expires_at": nullable("string"),
     "metadata": OBJECT,
 }
+_OWNER = told(STRING, "name of the API key that submitted it; absent without keys")
+
+
+def _job(**more: Schema) -> Schema:
+    return struct([*_JOB, *more], **_JOB, **more, owner=_OWNER)
+
 
 _SOLLOL: dict[str, Schema] = {
     "Health": every(
@@ -377,8 +383,8 @@ _SOLLOL: dict[str, Schema] = {
         status_url=STRING,
         results_url=STRING,
     ),
-    "Job": every(**_JOB),
-    "RetriedJob": every(**_JOB, retried=told(INTEGER, "documents that were queued again")),
+    "Job": _job(),
+    "RetriedJob": _job(retried=told(INTEGER, "documents that were queued again")),
     "Queue": struct(
         ["jobs", "total", "queued_documents", "max_documents", "worker"],
         jobs=array(ref("Job")),
@@ -388,8 +394,7 @@ _SOLLOL: dict[str, Schema] = {
         worker=OBJECT,
         dask=OBJECT,
     ),
-    "Results": every(
-        **_JOB,
+    "Results": _job(
         embeddings=array({"type": ["array", "null"], "items": NUMBER}),
         errors=told({"type": "object", "additionalProperties": STRING}, "by place in the job"),
     ),

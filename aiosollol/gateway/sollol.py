@@ -12,6 +12,7 @@ from aiosollol import __version__
 from aiosollol.errors import InvalidInput, StorageError
 from aiosollol.gateway.endpoints import Endpoint, Handler
 from aiosollol.gateway.options import GatewayOptions
+from aiosollol.gateway.permissions import check_model, owner_of, sees_only
 from aiosollol.gateway.queueing import Queue
 from aiosollol.gateway.results import BINARY, NDJSON, send_results
 from aiosollol.gateway.schema import BOOLEAN, OBJECT, STRING, Schema, array, ref, told
@@ -145,8 +146,9 @@ class Original:
         if not isinstance(model, str):
             raise InvalidInput('"model" must be the name of an embedding model')
         request[STATE].model = model
+        check_model(request, model)  # the guard does not know the default of the options
         settings = {name: fields[name] for name in _SETTINGS if fields.get(name) is not None}
-        job = await queue.submit(docs, model, **settings)
+        job = await queue.submit(docs, model, owner=owner_of(request), **settings)
         answer = {
             "job_id": job,
             "status": "pending",
@@ -159,25 +161,29 @@ class Original:
         return whole(answers.json_answer(answer, status=202))
 
     async def status(self, request: web.Request) -> web.StreamResponse:
-        queue, job = self._queue(), request.query.get("job")
+        queue, job, owner = self._queue(), request.query.get("job"), sees_only(request)
         if job is not None:
-            return whole(answers.json_answer((await queue.status(job)).as_dict()))
+            return whole(answers.json_answer((await queue.status(job, owner=owner)).as_dict()))
         # With the address at which people can watch the engine that computes them.
         engine = {"dask": self._pool.get_stats()["dask"]}
-        return whole(answers.json_answer((await queue.status()).as_dict() | engine))
+        return whole(answers.json_answer((await queue.status(owner=owner)).as_dict() | engine))
 
     async def results(self, request: web.Request) -> web.StreamResponse:
-        queue, job = self._queue(), request.match_info["id"]
-        return await send_results(request, queue, await queue.status(job))
+        queue, job, owner = self._queue(), request.match_info["id"], sees_only(request)
+        status = await queue.status(job, owner=owner)
+        check_model(request, status.model)
+        return await send_results(request, queue, status, owner)
 
     async def cancel(self, request: web.Request) -> web.StreamResponse:
-        status = await self._queue().cancel(request.match_info["id"])
+        status = await self._queue().cancel(request.match_info["id"], owner=sees_only(request))
         return whole(answers.json_answer(status.as_dict()))
 
     async def retry(self, request: web.Request) -> web.StreamResponse:
-        queue, job = self._queue(), request.match_info["id"]
-        count = await queue.retry(job)
-        return whole(answers.json_answer({**(await queue.status(job)).as_dict(), "retried": count}))
+        queue, job, owner = self._queue(), request.match_info["id"], sees_only(request)
+        check_model(request, (await queue.status(job, owner=owner)).model)
+        count = await queue.retry(job, owner=owner)
+        status = (await queue.status(job, owner=owner)).as_dict()
+        return whole(answers.json_answer({**status, "retried": count}))
 
     def _queue(self) -> Queue:
         if self._autobatch is None:

@@ -10,6 +10,8 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from aiohttp import web
+
 from aiosollol.autobatch import AutoBatch
 from aiosollol.errors import ConfigError, SollolError
 from aiosollol.gateway.app import make_app
@@ -21,6 +23,7 @@ from aiosollol.gateway.limits import Limits
 from aiosollol.gateway.metrics import Metrics, handler_of, metrics_app
 from aiosollol.gateway.options import GatewayOptions
 from aiosollol.gateway.origins import Origins
+from aiosollol.gateway.permissions import sees_only
 from aiosollol.gateway.serving import Listener
 from aiosollol.gateway.siblings import Siblings
 from aiosollol.otel import OpenTelemetry
@@ -167,11 +170,18 @@ async def _open(
             await siblings.tell(index, metrics.families)
             stack.push_async_callback(siblings.aclose)
 
-        async def gather() -> Iterable[Family]:
-            own = metrics.families() if siblings is None else await siblings.gather()
-            return [*own, *await _queue_families(autobatch)]
+        async def gather_without_queue() -> Iterable[Family]:
+            return metrics.families() if siblings is None else await siblings.gather()
 
-        app.router.add_get("/metrics", handler_of(gather))
+        async def gather() -> Iterable[Family]:
+            return [*await gather_without_queue(), *await _queue_families(autobatch)]
+
+        async def send(request: web.Request) -> web.Response:
+            # A key that is confined to its own jobs must not see how many there are of others.
+            sees_all = sees_only(request) is None
+            return await handler_of(gather if sees_all else gather_without_queue)(request)
+
+        app.router.add_get("/metrics", send)
         if siblings is None:  # else the process that started them serves it
             parts.metrics_listener = Listener(metrics_app(gather), name="metrics (metrics_port)")
             await parts.metrics_listener.start(config.metrics_host, config.metrics_port)
