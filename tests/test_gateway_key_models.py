@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from keyed_gateway import MODEL, NO_MODEL, OTHER_MODEL, VERBS, gateways, ring
+from keyed_gateway import MODEL, NO_MODEL, OTHER_MODEL, VERBS, gateways, ring, visible
 
 pytestmark = pytest.mark.anyio
 
@@ -61,3 +62,55 @@ async def test_a_model_that_was_taken_from_a_key(tmp_path: Path) -> None:
             assert answer.status == NO_MODEL[verb], verb
             if answer.status == 403:
                 assert answer.json == {"error": f"this key may not use the model {MODEL!r}"}
+
+
+async def test_a_key_sees_its_models_alone(tmp_path: Path) -> None:
+    async with gateways(tmp_path) as both:
+        for name in (MODEL, OTHER_MODEL):  # into memory
+            await both.ask("ann", "POST", "/api/embed", {"model": name, "input": "x"})
+        await both.keyed.pool.refresh()
+        shown = {
+            asker: {
+                path: (await both.ask(asker, "GET", path)).body.decode()
+                for path in ("/api/tags", "/v1/models", "/api/ps", "/api/stats", "/api/health")
+            }
+            for asker in ("ann", "dan", "ops", "open")
+        }
+        for asker, answers in shown.items():
+            for path, body in answers.items():
+                json.loads(body)
+                if path != "/api/health":
+                    assert (MODEL in body) is (asker != "dan"), (asker, path)
+                    assert OTHER_MODEL in body, (asker, path)
+        assert "tiny-chat" in shown["dan"]["/api/tags"]
+        hidden = await both.ask("dan", "GET", f"/v1/models/{MODEL}")
+        unknown = await both.ask("dan", "GET", "/v1/models/all-minilx")
+        absent = await both.ask("ann", "GET", "/v1/models/all-minilx")
+        assert hidden.status == unknown.status == absent.status == 404
+        assert hidden.body.replace(b"minilm", b"minilx") == unknown.body == absent.body
+        assert visible(hidden) == visible(unknown)
+        assert (await both.ask("dan", "GET", f"/v1/models/{OTHER_MODEL}")).status == 200
+        show = [
+            await both.ask("dan", "POST", "/api/show", {"model": name})
+            for name in (MODEL, "all-minilx", OTHER_MODEL)
+        ]
+        assert [answer.status for answer in show] == [403, 403, 200]
+
+
+@pytest.mark.parametrize(
+    ("asker", "body", "status"),
+    [
+        ("dan", {"text": "x", "name": "tiny-chat"}, 200),
+        ("dan", {"text": "x", "model": OTHER_MODEL}, 200),
+        ("cal", {"text": "x", "name": MODEL}, 403),
+        ("cal", {"text": "x", "model": "", "name": MODEL}, 403),
+        ("cal", {"text": "x", "model": MODEL}, 200),
+        ("ann", {"text": "x"}, 200),
+    ],
+)
+async def test_a_text_in_the_originals_form_is_for_the_models_of_its_key(
+    tmp_path: Path, asker: str, body: Any, status: int
+) -> None:
+    """Without "model" the gateway's default is used, whatever model another field names."""
+    async with gateways(tmp_path) as both:
+        assert (await both.ask(asker, "POST", "/api/embed", body)).status == status

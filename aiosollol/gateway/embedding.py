@@ -11,6 +11,7 @@ from aiosollol.gateway.endpoints import Endpoint
 from aiosollol.gateway.gathering import Gatherer, Key
 from aiosollol.gateway.ollama import plain_keep_alive
 from aiosollol.gateway.options import GatewayOptions
+from aiosollol.gateway.permissions import check_model
 from aiosollol.gateway.schema import INTEGER, STRING, array, just, ref, told
 from aiosollol.gateway.sending import STATE, plain, routed, whole
 from aiosollol.gateway.writing import VectorWriter, Write
@@ -111,6 +112,7 @@ class Embedding:
         wanted = asked.read_embed(body)
         if not wanted.texts and b'"text"' in body and (known := self._as_the_original(body)):
             self._check(request, known)
+            check_model(request, known.model)  # the guard does not know the default of the options
             vectors = await self._many(known, answers.json_vectors)
             return _sent(request, _with_first(_native(known, vectors, began), vectors), vectors)
         self._check(request, wanted)

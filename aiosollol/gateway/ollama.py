@@ -12,6 +12,7 @@ from aiohttp import web
 from aiosollol.core.node import full_name
 from aiosollol.errors import NodeError, NoNodeAvailable
 from aiosollol.gateway.endpoints import Endpoint
+from aiosollol.gateway.permissions import may_use
 from aiosollol.gateway.schema import BOOLEAN, INTEGER, STRING, Schema, array, ref, told
 from aiosollol.gateway.sending import STATE, routed, stream, whole
 from aiosollol.wire import answers, asked
@@ -201,14 +202,18 @@ class Native:
         return whole(answers.version(min(known, key=_numbers)))
 
     async def tags(self, request: web.Request) -> web.StreamResponse:
-        return whole(answers.json_answer({"models": await self.models()}))
+        return whole(answers.json_answer({"models": await self.models(request)}))
 
-    async def models(self) -> list[dict[str, Any]]:
-        """What the nodes say of their models, each model once, the one changed last first."""
+    async def models(self, request: web.Request) -> list[dict[str, Any]]:
+        """What the nodes say of their models, each model once, the one changed last first.
+
+        Models that the key of the request may not use are left out.
+        """
         models: dict[str, dict[str, Any]] = {}
         for node, body in (await self._ask_all("GET", "/api/tags")).items():
             for entry in _entries(node, body):
-                models.setdefault(full_name(entry["name"]), entry)
+                if may_use(request, entry["name"]):
+                    models.setdefault(full_name(entry["name"]), entry)
         return list(models.values())
 
     async def ps(self, request: web.Request) -> web.StreamResponse:
@@ -217,6 +222,7 @@ class Native:
             {**entry, "node": node}
             for node, body in found.items()
             for entry in _entries(node, body)
+            if may_use(request, entry["name"])
         ]
         return whole(answers.json_answer({"models": models}))
 

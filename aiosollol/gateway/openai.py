@@ -13,6 +13,7 @@ from aiosollol.core.node import full_name
 from aiosollol.errors import BadRequest, ProtocolError
 from aiosollol.gateway.endpoints import Endpoint
 from aiosollol.gateway.ollama import ASK_SECONDS, Native
+from aiosollol.gateway.permissions import may_use
 from aiosollol.gateway.schema import (
     BOOLEAN,
     INTEGER,
@@ -28,7 +29,7 @@ from aiosollol.gateway.schema import (
     told,
 )
 from aiosollol.gateway.sending import STATE, routed, stream, whole
-from aiosollol.wire import anthropic, openai, openai_responses
+from aiosollol.wire import answers, anthropic, openai, openai_responses
 from aiosollol.wire.dialect import EVENT_STREAM, Question, Stamp
 from aiosollol.wire.dialects import READERS
 from aiosollol.wire.ollama import dump_whole, load
@@ -181,11 +182,13 @@ class Compatible:
         ]
 
     async def models(self, request: web.Request) -> web.StreamResponse:
-        return whole(openai.models(await self._native.models()))
+        return whole(openai.models(await self._native.models(request)))
 
     async def model(self, request: web.Request) -> web.StreamResponse:
         name = request.match_info["name"]
         request[STATE].model = full_name(name)  # which is how its errors call it
+        if not may_use(request, name):
+            raise answers.unknown_model(full_name(name))
         body = dump_whole({"model": name})
         relayed = await self._pool.ask_any(name, "POST", "/api/show", body, timeout=ASK_SECONDS)
         headers = routed(request, relayed.node, self._pool.reason(name, relayed.setbacks))

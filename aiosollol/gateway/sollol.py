@@ -12,7 +12,7 @@ from aiosollol import __version__
 from aiosollol.errors import InvalidInput, StorageError
 from aiosollol.gateway.endpoints import Endpoint, Handler
 from aiosollol.gateway.options import GatewayOptions
-from aiosollol.gateway.permissions import check_model, owner_of, sees_only
+from aiosollol.gateway.permissions import check_model, may_use, owner_of, sees_only
 from aiosollol.gateway.queueing import Queue
 from aiosollol.gateway.results import BINARY, NDJSON, send_results
 from aiosollol.gateway.schema import BOOLEAN, OBJECT, STRING, Schema, array, ref, told
@@ -133,7 +133,12 @@ class Original:
         return whole(answers.json_answer(health, status=status))
 
     async def stats(self, request: web.Request) -> web.StreamResponse:
-        return whole(answers.json_answer(stats_of(self._pool)))
+        stats = stats_of(self._pool)
+        for node in stats["vram_monitoring"]["nodes"].values():
+            node["models"] = {
+                name: size for name, size in node["models"].items() if may_use(request, name)
+            }
+        return whole(answers.json_answer(stats))
 
     # ---- documents that are queued
 
