@@ -11,6 +11,7 @@ from aiosollol.config.places import find_nodes_file
 from aiosollol.config.resolve import Resolved
 from aiosollol.core.address import parse_ollama_host
 from aiosollol.core.node import NodeLike, NodeSpec
+from aiosollol.core.redaction import safe_repr
 from aiosollol.errors import InvalidInput
 from aiosollol.names import Names
 from aiosollol.node_registry import NodeRegistry
@@ -86,7 +87,7 @@ def _search(resolved: Resolved) -> dict[str, Any]:
 def _checked(nodes: object) -> Iterable[NodeLike]:
     if isinstance(nodes, str | bytes | Mapping) or not isinstance(nodes, Iterable):
         raise InvalidInput(
-            f"nodes must be a list, even of one node: nodes=[{nodes!r}]"
+            f"nodes must be a list, even of one node: nodes=[{safe_repr(nodes)}]"
             if isinstance(nodes, str | Mapping)
             else f"nodes must be a list of nodes, not {type(nodes).__name__}"
         )

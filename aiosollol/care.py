@@ -10,6 +10,7 @@ import anyio
 
 from aiosollol.core.agreement import CANARIES, Agreement, Vectors, compare
 from aiosollol.core.node import full_name
+from aiosollol.core.redaction import safe_repr
 from aiosollol.core.request import EmbedSettings
 from aiosollol.errors import InvalidInput, NoNodeAvailable, PoolClosed, SollolError
 from aiosollol.exchange import GENERATE_PATH, EmbedCall, Exchange, TalkCall
@@ -43,9 +44,10 @@ class Care:
             await self._roster.probe_all()  # to leave out none that is just a little slower to tell
             nodes: Sequence[Node] = await self._roster.wait_ready(model, patient=True)
         elif isinstance(names, str):
-            raise InvalidInput(f"nodes must be a list, even of one node: nodes=[{names!r}]")
+            shown = safe_repr(names)
+            raise InvalidInput(f"nodes must be a list, even of one node: nodes=[{shown}]")
         elif not isinstance(names, Iterable):
-            raise InvalidInput(f"nodes must be a list of names, not {names!r}")
+            raise InvalidInput(f"nodes must be a list of names, not {safe_repr(names)}")
         else:
             nodes = [self._registry.find(name) for name in names]
         results: dict[str, float | SollolError] = {}

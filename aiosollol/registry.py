@@ -17,6 +17,7 @@ from aiosollol.core.health import Answered, Described, Event, Failed, Probed, ad
 from aiosollol.core.locality import NO_FACTS, MachineFacts, duplicates, machines_of
 from aiosollol.core.node import ClusterView, NodeLike, NodeSpec, full_name
 from aiosollol.core.planner import Candidate
+from aiosollol.core.redaction import safe_repr
 from aiosollol.core.trial import Finding
 from aiosollol.errors import InvalidInput, NodeError
 from aiosollol.events import EventHub
@@ -122,7 +123,7 @@ class Registry:
     def find(self, node: str) -> Node:
         """The node of that name, or at that URL, however written. Raises InvalidInput."""
         if not isinstance(node, str):
-            raise InvalidInput(f"a node is named by its name or URL, not {node!r}")
+            raise InvalidInput(f"a node is named by its name or URL, not {safe_repr(node)}")
         if node in self._nodes:
             return self._nodes[node]
         with contextlib.suppress(InvalidInput):
@@ -130,14 +131,16 @@ class Registry:
             for known in self._nodes.values():
                 if known.spec.url == url:
                     return known
-        raise InvalidInput(
-            f"there is no node {node!r}; there are {', '.join(self._nodes) or 'none'}"
-        )
+        raise self._no_such(node)
+
+    def _no_such(self, node: str) -> InvalidInput:
+        there = ", ".join(self._nodes) or "none"
+        return InvalidInput(f"there is no node {safe_repr(node)}; there are {there}")
 
     def remove(self, name: str) -> Node:
         """Forget a node. Raises InvalidInput if there is none of that name."""
         if name not in self._nodes:
-            raise InvalidInput(f"there is no node {name!r}; there are {', '.join(self._nodes)}")
+            raise self._no_such(name)
         removed = self._nodes[name]
         self._drop(name)
         self._membership_changed()

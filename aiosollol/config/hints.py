@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from aiosollol.core.redaction import safe_repr
+
 
 def closest(word: str, known: Iterable[str], *, likeness: float = 0.6) -> str:
     """The one of `known` that is most like `word`, or "" if none is like enough (1 is equal)."""
@@ -22,9 +24,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def shortened(value: object) -> str:
-    """`value` as Python writes it, cut where nobody would read on."""
+    """`value` for an error: without what may be a password or a token, and cut if it is long."""
     try:
-        text = repr(value)
+        text = safe_repr(value)
     except ValueError:  # a number of more digits than Python is willing to write
         return f"this {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -6,6 +6,8 @@ from collections.abc import Callable, Set
 from math import isfinite
 from typing import Any, Generic, TypeVar, get_args
 
+from aiosollol.core.redaction import has_at_sign
+
 T = TypeVar("T")
 
 _FLAGS = {
@@ -96,6 +98,13 @@ def _check_text(value: object) -> str | None:
     return value.strip()
 
 
+def _check_cluster(value: object) -> str | None:
+    text = _check_text(value)
+    if text is not None and has_at_sign(text):
+        raise ValueError
+    return text
+
+
 FLAG = Kind("true or false (in a variable also 1/0, yes/no, on/off)", _check_flag, _read_flag)
 SECONDS = number("a number of seconds above 0, such as 30", lambda x: x > 0)
 PATIENCE = number("a number of seconds from 0 on, such as 30", lambda x: x >= 0)
@@ -108,4 +117,7 @@ NAMES: Kind[tuple[str, ...] | None] = Kind(
     lambda text: text.split(","),
 )
 TEXT: Kind[str | None] = Kind("a line of text", _check_text, str)
+CLUSTER: Kind[str | None] = Kind(
+    "the address of a cluster, without a user name and a password", _check_cluster, str
+)
 WEIGHT = number("a number above 0, such as 2", lambda x: x > 0)

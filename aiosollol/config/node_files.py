@@ -20,6 +20,7 @@ from aiosollol.config.files import path_of, read_text, write_text
 from aiosollol.config.hints import did_you_mean
 from aiosollol.config.places import default_nodes_path, find_nodes_file
 from aiosollol.core.node import NodeSpec
+from aiosollol.core.redaction import has_at_sign
 from aiosollol.errors import ConfigError, InvalidInput
 
 __all__ = ["default_nodes_path", "find_nodes_file", "load_nodes", "save_nodes"]
@@ -150,13 +151,20 @@ def _no_constant(text: str) -> float:
 def _host_entries(file: str, text: str) -> Iterator[_Entry]:
     is_empty = True
     for number, line in enumerate(text.split("\n"), 1):
-        host = line.partition("#")[0].strip()
+        host = _without_comment(line).strip()
         if host:
             is_empty = False
             yield _Entry(f"line {number}", host, number)
     if is_empty:
         message = f"{file} names no node; write host:port on each line, such as 10.0.0.2:11434"
         raise ConfigError(message, source=file)
+
+
+def _without_comment(line: str) -> str:
+    """`line` up to the "#", unless that looks like a part of a password: ``http://a:b#c@d``."""
+    start, _, comment = line.partition("#")
+    is_password = start and not start[-1].isspace() and has_at_sign(comment.partition(" ")[0])
+    return line if is_password else start
 
 
 def _spec_of(file: str, entry: _Entry) -> NodeSpec:

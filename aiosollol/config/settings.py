@@ -11,6 +11,7 @@ from typing import Any, Generic, Literal, NoReturn, TypedDict, TypeVar, cast
 
 from aiosollol.config.hints import did_you_mean, shortened
 from aiosollol.config.kinds import (
+    CLUSTER,
     COUNT,
     FLAG,
     FRACTION,
@@ -156,13 +157,17 @@ class Settings:
     check_interval: float = _setting(SECONDS, 120.0, "between two looks at whether a node is well")
     enable_dask: bool = _setting(FLAG, False, "let workers of Dask compute large batches")
     dask_address: str | None = _setting(
-        TEXT, None, "the Dask scheduler, such as tcp://10.0.0.2:8786; none starts a local cluster"
+        CLUSTER,
+        None,
+        "the Dask scheduler, such as tcp://10.0.0.2:8786; none starts a local cluster",
     )
     dask_workers: int = _setting(COUNT, 0, "workers of a local Dask cluster; 0 is one per core")
     dask_threshold: int = _setting(COUNT, 1000, "texts from which a batch is worth an engine")
     enable_ray: bool = _setting(FLAG, False, "share the nodes fairly with other programs, by Ray")
     ray_address: str | None = _setting(
-        TEXT, None, "the Ray cluster: auto, host:port or ray://host:port; none starts a local one"
+        CLUSTER,
+        None,
+        "the Ray cluster: auto, host:port or ray://host:port; none starts a local one",
     )
     app_name: str | None = _setting(
         TEXT, None, "what this program is called among those that share"

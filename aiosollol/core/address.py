@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from aiosollol.core.redaction import has_at_sign, redacted
 from aiosollol.errors import InvalidInput
 
 DEFAULT_PORT = 11434
@@ -49,13 +50,17 @@ class Address:
 
         Without a scheme the port defaults to `bare_port`. With one it defaults to the scheme's own
         (80 or 443), as Ollama itself reads ``OLLAMA_HOST`` (envconfig/config.go in its source).
-        Raises InvalidInput, which says what was expected.
+        An at sign anywhere, also a percent-encoded one, is taken for the end of a user name and a
+        password, and refused. Raises InvalidInput, which says what was expected and shows no
+        credentials.
         """
         if not isinstance(text, str):
             raise InvalidInput(f"a node's address must be a string, not {type(text).__name__}")
         stripped = text.strip()
         if not stripped:
             raise InvalidInput("a node's address is empty")
+        if has_at_sign(stripped):  # first: where credentials end, urlsplit can be misled about
+            raise _malformed(text, "credentials do not belong in it: pass headers instead")
         scheme, separator, rest = stripped.partition("://")
         if separator:
             scheme = scheme.lower()
@@ -72,9 +77,9 @@ class Address:
             parts = urlsplit(f"{scheme}://{rest}")
             host, port = parts.hostname or "", parts.port
         except ValueError as error:
-            raise _malformed(text, str(error)) from error
-        if parts.username or parts.password:
-            raise _malformed(text, "credentials do not belong in it: pass headers instead")
+            # Not as its cause, and without the value at its end: "http://user:password" has that
+            # in the place of the port.
+            raise _malformed(text, str(error).partition(" as ")[0]) from None
         if parts.query or parts.fragment:
             raise _malformed(text, "it has a query or a fragment")
         if parts.netloc.endswith(":"):
@@ -109,10 +114,8 @@ def parse_ollama_host(text: str) -> Address:
 
 
 def _malformed(text: str, problem: str) -> InvalidInput:
-    _, at, tail = text.rpartition("@")
-    shown = f"...@{tail}" if at else text  # never a password
     return InvalidInput(
-        f"{shown!r} is not a node's address: {problem}; "
+        f"{redacted(text)!r} is not a node's address: {problem}; "
         f"write it like http://10.0.0.2:{DEFAULT_PORT}, 10.0.0.2:{DEFAULT_PORT} or 10.0.0.2"
     )
 

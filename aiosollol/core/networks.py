@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 from typing import Literal, NamedTuple, TypeAlias
 
+from aiosollol.core.redaction import has_at_sign, safe_repr
 from aiosollol.errors import InvalidInput
 
 Kind = Literal["lan", "loopback", "link-local", "docker", "vpn"]
@@ -115,16 +116,19 @@ def parse_networks(what: str, texts: Iterable[str]) -> tuple[IPNetwork, ...]:
     `what` names the argument. Raises InvalidInput, which says what to write.
     """
     if isinstance(texts, str):
-        raise InvalidInput(f"{what} must be a list of networks, not a string: write [{texts!r}]")
+        shown = safe_repr(texts)
+        raise InvalidInput(f"{what} must be a list of networks, not a string: write [{shown}]")
     found = []
     for text in texts:
         try:
             if not isinstance(text, str | IPv4Network | IPv6Network):
                 raise ValueError(f"it is of the type {type(text).__name__}")  # noqa: TRY301, TRY004
+            if has_at_sign(str(text)):
+                raise ValueError("it has an at sign")  # noqa: TRY301 - ipaddress would quote it
             found.append(ipaddress.ip_network(str(text).strip(), strict=False))
         except ValueError as error:
             raise InvalidInput(
-                f"{text!r} in {what} is not a network ({error}); "
+                f"{safe_repr(text)} in {what} is not a network ({error}); "
                 "write it like 192.168.1.0/24, or 192.168.1.7 for a single address"
             ) from error
     return tuple(found)

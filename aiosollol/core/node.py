@@ -13,6 +13,7 @@ from types import MappingProxyType, UnionType
 from typing import Any, NamedTuple, TypeAlias
 
 from aiosollol.core.address import AGENT_PORT, Address
+from aiosollol.core.redaction import redacted, safe_repr
 from aiosollol.errors import InvalidInput
 
 _SPEC_KEYS = (
@@ -62,7 +63,7 @@ class NodeSpec:
         set_(self, "url", address.url)
         set_(self, "name", self.name or address.netloc)
         if not isinstance(self.name, str):
-            raise InvalidInput(f"name of {self.url} must be a string, not {self.name!r}")
+            raise InvalidInput(f"name of {self.url} must be a string, not {safe_repr(self.name)}")
         if not isinstance(self.headers, Mapping):
             raise InvalidInput(f"headers of {self.name} must map strings to strings")
         set_(self, "headers", MappingProxyType(dict(self.headers)))
@@ -123,7 +124,8 @@ class NodeSpec:
         fields = dict(node)
         if "host" in fields:
             if "url" in fields:
-                raise InvalidInput(f"node {fields['host']!r} has both 'host' and 'url': give one")
+                host = safe_repr(fields["host"])
+                raise InvalidInput(f"node {host} has both 'host' and 'url': give one")
             fields["url"] = _join_host(fields.pop("host"), fields.pop("port", None))
         elif "port" in fields:
             raise InvalidInput("'port' of a node goes with 'host'; a 'url' has its port inside")
@@ -150,7 +152,7 @@ def _plain_fingerprint(name: str, fingerprint: object) -> str:
     if not re.fullmatch("[0-9a-f]{64}", plain):
         raise InvalidInput(
             f"fingerprint of {name} must be the SHA-256 of its certificate, 64 hexadecimal digits, "
-            f"not {fingerprint!r}"
+            f"not {safe_repr(fingerprint)}"
         )
     return plain
 
@@ -161,11 +163,16 @@ def _join_host(host: object, port: object) -> str:
     if port is None or port == "":
         return host
     if isinstance(port, bool) or not isinstance(port, int | str):
-        raise InvalidInput(f"'port' of node {host!r} must be a number, not {port!r}")
+        raise _wrong_port(host, port)
     if not str(port).isascii() or not str(port).isdigit():
-        raise InvalidInput(f"'port' of node {host!r} must be a number, not {port!r}")
+        raise _wrong_port(host, port)
     bracketed = f"[{host}]" if ":" in host and not host.startswith("[") else host
     return f"{bracketed}:{port}"
+
+
+def _wrong_port(host: str, port: object) -> InvalidInput:
+    shown = safe_repr(port)
+    return InvalidInput(f"'port' of node {redacted(host)!r} must be a number, not {shown}")
 
 
 class ModelInfo(NamedTuple):

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from aiosollol.core.address import Address
+from aiosollol.core.redaction import safe_repr
 from aiosollol.discovery.multicast import opened
 from aiosollol.errors import InvalidInput, NodeUnreachable
 from aiosollol.wire.announcement import MAX_NAME_BYTES, SERVICE_TYPE, Announcement, is_reachable
@@ -168,15 +169,15 @@ def _checked(address: Address, addresses: Sequence[str] | None) -> tuple[str, ..
     if addresses is None:
         addresses = [address.host]
     if isinstance(addresses, str) or not addresses:
-        raise InvalidInput(f"addresses must be a list of IP addresses, not {addresses!r}")
+        raise InvalidInput(f"addresses must be a list of IP addresses, not {safe_repr(addresses)}")
     for text in addresses:
         try:
             ip = ipaddress.ip_address("127.0.0.1" if text == "localhost" else text)
-        except ValueError as error:
+        except ValueError:
             raise InvalidInput(
-                f"{text!r} is not an IP address: pass addresses=[...] under which {address} "
-                "is reached"
-            ) from error
+                f"{safe_repr(text)} is not an IP address: pass addresses=[...] under which "
+                f"{address} is reached"
+            ) from None  # the cause would show it whole
         if not is_reachable(ip):
             raise InvalidInput(f"{text} cannot be announced: {LOOPBACK_HINT}")
     return tuple(dict.fromkeys(addresses))

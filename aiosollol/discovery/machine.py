@@ -11,6 +11,7 @@ import socket
 import uuid
 from collections.abc import Mapping
 
+from aiosollol.core.redaction import safe_repr
 from aiosollol.errors import ConfigError
 
 VARIABLE = "SOLLOL_MACHINE_ID"
@@ -33,7 +34,7 @@ def machine_id(environ: Mapping[str, str] = os.environ) -> str:
         return _own_id()
     if not _GIVEN.fullmatch(given):
         raise ConfigError(
-            f"{VARIABLE} is {given!r}: write up to 64 letters, digits, dots, dashes and "
+            f"{VARIABLE} is {safe_repr(given)}: write up to 64 letters, digits, dots, dashes and "
             "underscores, a letter or a digit first",
             source=VARIABLE,
         )

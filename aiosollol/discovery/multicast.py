@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from aiosollol.core.networks import Interface
+from aiosollol.core.redaction import safe_repr
 from aiosollol.discovery.interfaces import read_surroundings
 from aiosollol.errors import InvalidInput, NodeUnreachable
 
@@ -71,15 +72,15 @@ async def _addresses(interfaces: Sequence[str] | None) -> list[str]:
             raise _unreachable("this machine is on no network")
         return found
     if isinstance(interfaces, str) or not interfaces:
-        raise InvalidInput(f"interfaces must be a list of addresses, not {interfaces!r}")
+        raise InvalidInput(f"interfaces must be a list of addresses, not {safe_repr(interfaces)}")
     for address in interfaces:
         try:
             ipaddress.ip_address(address)
-        except ValueError as error:
+        except ValueError:
             raise InvalidInput(
-                f"{address!r} in interfaces is not an address: write one that this machine has "
-                "on the interface, like 192.168.1.7"
-            ) from error
+                f"{safe_repr(address)} in interfaces is not an address: write one that this "
+                "machine has on the interface, like 192.168.1.7"
+            ) from None  # the cause would show it whole
     return list(interfaces)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from aiosollol.core.networks import IPAddress, IPNetwork
+from aiosollol.core.redaction import safe_repr
 from aiosollol.errors import InvalidInput
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
@@ -31,7 +32,8 @@ class Trust:
         Raises InvalidInput, which says what to write.
         """
         if isinstance(entries, str):
-            raise InvalidInput(f"trusted must be a list, not a string: write [{entries!r}]")
+            shown = safe_repr(entries)
+            raise InvalidInput(f"trusted must be a list, not a string: write [{shown}]")
         networks, names, fingerprints = [], [], set()
         for entry in entries:
             text = entry.strip() if isinstance(entry, str) else ""
@@ -44,9 +46,10 @@ class Trust:
             except ValueError:
                 if not _NAME.fullmatch(text) or re.fullmatch(r"[0-9.]+", text):
                     raise InvalidInput(
-                        f"{entry!r} in trusted is not understood; write an address (10.0.0.7), a "
-                        "network (10.0.0.0/24), a host name (gpu-box), or the SHA-256 of a "
-                        "certificate (sha256: and 64 hexadecimal digits), without scheme and port"
+                        f"{safe_repr(entry)} in trusted is not understood; write an address "
+                        "(10.0.0.7), a network (10.0.0.0/24), a host name (gpu-box), or the "
+                        "SHA-256 of a certificate (sha256: and 64 hexadecimal digits), without "
+                        "scheme and port"
                     ) from None
                 names.append(text)
         return cls(tuple(networks), tuple(names), frozenset(fingerprints))

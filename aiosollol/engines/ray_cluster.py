@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from aiosollol.core.redaction import redacted
 from aiosollol.engines.ray_coordinator import NAMESPACE
 
 START_HINT = "start one with: ray start --head"
@@ -67,7 +68,7 @@ def join(address: str | None) -> Cluster:
 def _connect(address: str, *, is_found: bool = False) -> Cluster:
     if "://" not in address:
         if not _answers(address):
-            raise ClusterGone(f"does not answer at {address}; {START_HINT}")
+            raise ClusterGone(f"does not answer at {redacted(address)}; {START_HINT}")
         host = address.rpartition(":")[0]
         if host.startswith("127.") or host in ("localhost", "[::1]"):
             os.environ.setdefault(_REACHABLE, "0")
@@ -76,7 +77,7 @@ def _connect(address: str, *, is_found: bool = False) -> Cluster:
             os.environ.setdefault("RAY_AUTH_MODE", "token")
     elif not _answers(address.partition("://")[2], 10001):
         raise ClusterGone(
-            f"does not answer at {address}; {START_HINT}, which listens on port 10001"
+            f"does not answer at {redacted(address)}; {START_HINT}, which listens on port 10001"
         )
     return _init(address, is_own=False)
 
@@ -113,7 +114,7 @@ def _init(address: str, *, is_own: bool, **options: Any) -> Cluster:
             text += "; have the same versions of Python and Ray in all programs and on all machines"
         if isinstance(error, ImportError) and "://" in address:
             text += "; pip install 'ray[client]'"
-        raise ClusterGone(f"at {address} cannot be used: {text}") from error
+        raise ClusterGone(f"at {redacted(address)} cannot be used: {text}") from error
     return Cluster(where, is_own, f"http://{url}" if url else None, ray.__version__)
 
 

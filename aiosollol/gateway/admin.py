@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from aiohttp import web
 
+from aiosollol.core.redaction import safe_repr
 from aiosollol.errors import InvalidInput, ModelMissing, PoolClosed, SollolError
 from aiosollol.gateway.endpoints import Endpoint
 from aiosollol.gateway.ollama import error_line
@@ -213,7 +214,8 @@ class Admin:
         keys = {node.spec.key: name for name, node in known.items()}  # as /api/stats calls them
         for name in names:
             if name not in known and name not in keys:
-                raise InvalidInput(f"there is no node {name!r}; there are {', '.join(known)}")
+                shown = safe_repr(name)
+                raise InvalidInput(f"there is no node {shown}; there are {', '.join(known)}")
         return list(dict.fromkeys(name if name in known else keys[name] for name in names))
 
 

@@ -12,6 +12,7 @@ from typing import cast
 
 from aiohttp import web
 
+from aiosollol.core.redaction import without_userinfo
 from aiosollol.errors import InvalidInput
 from aiosollol.gateway.connections import Connection, ConnectionLimits, Gate
 
@@ -77,7 +78,7 @@ class Listener:
             )
         except OSError as error:
             await self._runner.cleanup()
-            where = path or f"{host} port {port}"
+            where = path or f"{without_userinfo(host)} port {port}"
             why = error.strerror or str(error)
             raise InvalidInput(f"cannot listen on {where}{self._name}: {why}") from error
         except BaseException:

@@ -12,6 +12,7 @@ from aiosollol.config.hints import shortened
 from aiosollol.config.kinds import COUNT, FLAG, NAMES, PATIENCE, SECONDS, Kind, one_of, whole
 from aiosollol.config.settings import ARGUMENT, TABLE, RoutingStrategy, place, unknown_setting
 from aiosollol.core.node import NodeLike, NodeSpec
+from aiosollol.core.redaction import has_at_sign, safe_repr
 from aiosollol.errors import ConfigError, InvalidInput
 
 ORIGINAL_HOSTS = ("127.0.0.1:11434",)
@@ -39,6 +40,13 @@ def _check_text(value: object) -> str:
     return value.strip()
 
 
+def _check_listen(value: object) -> str:
+    text = _check_text(value)
+    if has_at_sign(text):  # a URL with a password, which errors about the port would show
+        raise ValueError
+    return text
+
+
 def _check_path(value: object) -> str:
     import os
 
@@ -62,7 +70,7 @@ def _check_names(value: object) -> tuple[str, ...]:
 
 def _check_scheduler(value: object) -> str:
     text = _check_text(value)
-    if not urlsplit(text).scheme or not urlsplit(text).netloc:
+    if has_at_sign(text) or not urlsplit(text).scheme or not urlsplit(text).netloc:
         raise ValueError
     return text
 
@@ -73,11 +81,13 @@ def _check_table(value: object) -> Mapping[str, Any]:
     return MappingProxyType(dict(value))
 
 
-_TEXT = Kind("a text that is not empty", _check_text, str)
+_LISTEN = Kind("a text: an address or a name, such as 0.0.0.0", _check_listen, str)
 _PATH = Kind("a path", _check_path, str)
 _HOSTS = Kind("a list of at least one node, such as ['10.0.0.2:11434']", _check_hosts, str)
 _ORIGINS = Kind("a list of origins, such as ['https://chat.example.com']", _check_names, str)
-_SCHEDULER = Kind("an address such as 'tcp://10.0.0.1:8786'", _check_scheduler, str)
+_SCHEDULER = Kind(
+    "an address such as 'tcp://10.0.0.1:8786', without a password", _check_scheduler, str
+)
 _POOL = Kind("a table of settings of the pool", _check_table, str)
 _STRATEGY = one_of(RoutingStrategy)
 _PROCESSES = whole("a whole number from 1 to 256", 1, 256)
@@ -88,7 +98,7 @@ def _field(kind: Kind[Any], default: Any) -> Any:
     return field(default=default, metadata={"kind": kind, "default": default})
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SOLLOLConfig:
     """The settings of a service. Times are seconds.
 
@@ -115,7 +125,7 @@ class SOLLOLConfig:
     dask_scheduler: str | None = _field(_SCHEDULER, None)
     hosts: Iterable[NodeLike] | None = _field(_HOSTS, ORIGINAL_HOSTS)
     gateway_port: int = _field(_PORT, 8000)
-    gateway_host: str = _field(_TEXT, "127.0.0.1")
+    gateway_host: str = _field(_LISTEN, "127.0.0.1")
     routing_strategy: RoutingStrategy = _field(_STRATEGY, "performance")  # noqa: RUF009
     autobatch_enabled: bool = _field(FLAG, True)
     autobatch_interval: float = _field(PATIENCE, 60.0)
@@ -133,7 +143,7 @@ class SOLLOLConfig:
     embedding_timeout: float = _field(SECONDS, 60.0)
 
     processes: int = _field(_PROCESSES, 1)
-    metrics_host: str = _field(_TEXT, "127.0.0.1")
+    metrics_host: str = _field(_LISTEN, "127.0.0.1")
     api_keys_file: str | None = _field(_PATH, None)
     insecure: bool = _field(FLAG, False)
     allow_admin: bool = _field(FLAG, False)
@@ -164,6 +174,15 @@ class SOLLOLConfig:
         # A view of a dictionary, as `pool` is, cannot be pickled.
         values = {name: getattr(self, name) for name in NAMES_OF_FIELDS}
         return _rebuild, ({**values, "pool": self.pool and dict(self.pool)},)
+
+    def __repr__(self) -> str:
+        # Without the headers of nodes: they may hold tokens.
+        changed = (
+            f"{name}={safe_repr(getattr(self, name))}"
+            for name in NAMES_OF_FIELDS
+            if getattr(self, name) != _DEFAULTS[name]
+        )
+        return f"SOLLOLConfig({', '.join(changed)})"
 
     @property
     def uses_dask(self) -> bool:

@@ -26,7 +26,7 @@ class ConfigSource:
     path: str | None = None
     hosts_file: str | None = None
     begins_as_pool: bool = False
-    given: Mapping[str, Any] = field(default_factory=dict)
+    given: Mapping[str, Any] = field(default_factory=dict, repr=False)  # hosts have headers
 
     def read(self) -> SOLLOLConfig:
         """The settings, as they are now. Blocks while it reads files.
