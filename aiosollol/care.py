@@ -14,12 +14,11 @@ from aiosollol.core.redaction import safe_repr
 from aiosollol.core.request import EmbedSettings
 from aiosollol.errors import InvalidInput, NoNodeAvailable, PoolClosed, SollolError
 from aiosollol.exchange import GENERATE_PATH, EmbedCall, Exchange, TalkCall
-from aiosollol.loads import LOAD_SECONDS
 from aiosollol.nodes import Node
 from aiosollol.registry import Registry
 from aiosollol.roster import Roster
 from aiosollol.wire.chat import load_text
-from aiosollol.wire.embed import EmbedAnswer, dump_embed, fits_base64
+from aiosollol.wire.embed import dump_embed, fits_base64
 
 log = logging.getLogger("aiosollol")
 
@@ -56,8 +55,8 @@ class Care:
             began = self._registry.clock()
             try:
                 # As for a conversation, or if the model is made for embedding alone, for that.
-                talk = TalkCall(GENERATE_PATH, model, b"", load_text, 0.0, LOAD_SECONDS)
-                await self._exchange.load(node, talk, self._call(model, [], LOAD_SECONDS))
+                talk = TalkCall(GENERATE_PATH, "generate", model, b"", load_text, 0.0)
+                await self._exchange.load(node, talk, self._call(model, []))
                 results[node.name] = self._registry.clock() - began
             except SollolError as error:  # a task group would bury it in a group
                 results[node.name] = error
@@ -129,18 +128,15 @@ class Care:
             )
 
     async def _vectors(self, node: Node, model: str, texts: Sequence[str]) -> Vectors:
-        answer = await self._embed(node, model, texts, _VERIFY_SECONDS)
+        call, trace = self._call(model, texts), self._exchange.trace()
+        await node.enter()
+        answer = await self._exchange.embed(
+            call, node, call.request(), trace, _VERIFY_SECONDS, is_live=False
+        )
         floats = memoryview(answer.floats).cast("B").cast("f").tolist()
         return [floats[i * answer.dim : (i + 1) * answer.dim] for i in range(len(texts))]
 
-    async def _embed(
-        self, node: Node, model: str, texts: Sequence[str], timeout: float
-    ) -> EmbedAnswer:
-        call = self._call(model, texts, timeout)
-        await node.enter()
-        return await self._exchange.embed(call, node, is_live=False)
-
-    def _call(self, model: str, texts: Sequence[str], timeout: float) -> EmbedCall:
+    def _call(self, model: str, texts: Sequence[str]) -> EmbedCall:
         settings = EmbedSettings(model=model)
         return EmbedCall(
             model=model,
@@ -148,7 +144,6 @@ class Care:
             body=dump_embed(settings, texts),
             fits_base64=fits_base64(settings),
             tokens=self._registry.ratio(model).tokens_of(texts),
-            timeout=timeout,
         )
 
     async def drain(self, name: str, on_wait: Callable[[int], None] | None = None) -> None:

@@ -101,7 +101,7 @@ class Conversations:
             "keep_alive": keep_alive,
         }
         wishes = self._wishes(timeout, priority, sticky)
-        call = self._talk("/api/chat", model, payload, chat_wire.load_chat, stream)
+        call = self._talk("chat", model, payload, chat_wire.load_chat, stream)
         if stream:
             return await self._live.open_stream(call, wishes)
         return await self._live.converse(call, wishes)
@@ -188,14 +188,14 @@ class Conversations:
             "keep_alive": keep_alive,
         }
         wishes = self._wishes(timeout, priority, sticky)
-        call = self._talk("/api/generate", model, payload, chat_wire.load_text, stream)
+        call = self._talk("generate", model, payload, chat_wire.load_text, stream)
         if stream:
             return await self._live.open_stream(call, wishes)
         return await self._live.converse(call, wishes)
 
     def _talk(
         self,
-        path: str,
+        kind: Literal["chat", "generate"],
         model: str,
         payload: Mapping[str, Any],
         load: Callable[[str, bytes], Part],
@@ -209,12 +209,12 @@ class Conversations:
         body = dump({"model": model, "stream": stream, **payload})
         tokens = len(body) / CHARACTERS_PER_TOKEN
         return TalkCall(
-            path,
+            f"/api/{kind}",
+            kind,
             model,
             body,
             load,
             tokens,
-            self._chat_timeout,
             reload_key(options),
             loading_of(options, payload["keep_alive"]),
         )

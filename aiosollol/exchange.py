@@ -6,15 +6,13 @@ import contextlib
 import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Generic
+from typing import Any, Generic, NamedTuple
 
 import anyio
 
 from aiosollol.attempt import Attempt
 from aiosollol.core.events import Loading
-from aiosollol.core.explain import Setback
 from aiosollol.core.node import full_name
 from aiosollol.core.routing import RouteRequest
 from aiosollol.errors import (
@@ -34,15 +32,15 @@ from aiosollol.wire.ollama import dump
 from aiosollol.wire.ollama import load as load_json
 
 
-@dataclass(slots=True)
-class EmbedCall:
+class EmbedCall(NamedTuple):
     """A request, serialised once for however many attempts it takes.
 
+    Several attempts may be under way at once, so a call never changes: what differs between them is
+    an argument of the methods of `Exchange`.
+
     body: its bytes. fits_base64: whether the endpoint that knows base64 would drop nothing of it.
-    tokens: estimated. timeout: seconds for one attempt. dim: the length of vector that is due, 0 if
-    that is not known. dimensions: as the caller asks for them. options: see
+    tokens: estimated. dimensions: as the caller asks for them. options: see
     `core.request.reload_key`. loading: what the body says of how the model is to be loaded.
-    trace: what its attempts belong to. setbacks: those that failed or were late, so far.
     """
 
     model: str
@@ -50,41 +48,37 @@ class EmbedCall:
     body: bytes
     fits_base64: bool
     tokens: float
-    timeout: float
-    dim: int = 0
     dimensions: int | None = None
     options: object = None
     loading: Mapping[str, Any] | None = None
-    request: RouteRequest = field(init=False)
-    trace: Trace | None = field(default=None, init=False)
-    setbacks: tuple[Setback, ...] = field(default=(), init=False)
 
-    def __post_init__(self) -> None:
-        self.request = RouteRequest(self.model, self.tokens)
+    def request(self) -> RouteRequest:
+        """What is to be routed, as far as the call itself says."""
+        return RouteRequest(self.model, self.tokens)
 
     def load_request(self) -> tuple[str, bytes]:
         """Path and body of a request that loads the model for this one and computes nothing."""
         return wire.NATIVE_PATH, dump({"model": self.model, "input": [], **_loading(self.loading)})
 
 
-@dataclass(slots=True)
-class TalkCall(Generic[Part]):
-    """A chat or generate, serialised. load: reads its answer. Otherwise as `EmbedCall`."""
+class TalkCall(NamedTuple, Generic[Part]):
+    """A chat or generate, serialised. Otherwise as `EmbedCall`.
+
+    kind: "chat" or "generate", for costs and spans. load: reads its answer.
+    """
 
     path: str
+    kind: str
     model: str
     body: bytes
     load: Callable[[str, bytes], Part]
     tokens: float
-    timeout: float
     options: object = None
     loading: Mapping[str, Any] | None = None
-    request: RouteRequest = field(init=False)
-    trace: Trace | None = field(default=None, init=False)
-    setbacks: tuple[Setback, ...] = field(default=(), init=False)
 
-    def __post_init__(self) -> None:
-        self.request = RouteRequest(self.model, self.tokens, kind=self.path.rpartition("/")[2])
+    def request(self) -> RouteRequest:
+        """What is to be routed, as far as the call itself says."""
+        return RouteRequest(self.model, self.tokens, self.kind)
 
     def stream(
         self,
@@ -142,27 +136,47 @@ class Exchange:
         another, which sends a second request for one that is late, belongs to nobody."""
         return None if self._tracing is None else self._tracing.current()
 
-    async def embed(self, call: EmbedCall, node: Node, *, is_live: bool = True) -> wire.EmbedAnswer:
-        """The vectors of `call` from one node. Raises NodeError, PoolClosed."""
-        if not is_live:  # chunks are sent by tasks of their caller
-            call.trace = self.trace()
-        attempt, load, headers = self._begin(call, node, is_live=is_live)
-        timeout = call.timeout
+    async def embed(
+        self,
+        call: EmbedCall,
+        node: Node,
+        request: RouteRequest,
+        trace: Trace | None,
+        timeout: float,
+        *,
+        dim: int = 0,
+        is_live: bool = True,
+    ) -> wire.EmbedAnswer:
+        """The vectors of `call` from one node. Raises NodeError, PoolClosed.
+
+        request: the call, as it was routed. trace: what it belongs to. timeout: seconds for this
+        attempt. dim: the length of vector that is due from this node, 0 if that is not known.
+        """
+        attempt, load, headers = self._begin(call, node, request, trace, is_live=is_live)
         with attempt:
             if load is not None:
                 left = await self._loaded(load, timeout, attempt)
                 timeout = left if is_live else timeout
             answer = await _ask(self._way_to(node), call, node, timeout, headers)
-            _check_dim(node, answer.dim, call.dim)
+            _check_dim(node, answer.dim, dim)
         node.counters.vectors += answer.count
         node.counters.tokens += answer.tokens
         attempt.answered(_tokens(answer.tokens, call.tokens))
         return answer
 
-    async def converse(self, call: TalkCall[Part], node: Node) -> Part:
-        """A whole answer of chat or generate. Raises NodeError, PoolClosed."""
-        attempt, load, headers = self._begin(call, node, is_live=True)
-        timeout = call.timeout
+    async def converse(
+        self,
+        call: TalkCall[Part],
+        node: Node,
+        request: RouteRequest,
+        trace: Trace | None,
+        timeout: float,
+    ) -> Part:
+        """A whole answer of chat or generate. Arguments are those of `embed`.
+
+        Raises NodeError, PoolClosed.
+        """
+        attempt, load, headers = self._begin(call, node, request, trace, is_live=True)
         with attempt:
             if load is not None:
                 timeout = await self._loaded(load, timeout, attempt)
@@ -178,16 +192,19 @@ class Exchange:
         self,
         call: TalkCall[Part],
         node: Node,
+        request: RouteRequest,
+        trace: Trace | None,
+        timeout: float,
+        *,
         on_end: Callable[[ReplyStream[Part]], None],
         first_byte_timeout: float,
     ) -> ReplyStream[Part]:
         """A streamed answer whose first part has arrived. Raises NodeError, PoolClosed.
 
         on_end: called once when the stream is over, however it ends. first_byte_timeout: seconds
-        until the first part, once the model is loaded.
+        until the first part, once the model is loaded. The others are those of `embed`.
         """
-        attempt, load, headers = self._begin(call, node, is_live=True)
-        timeout = call.timeout
+        attempt, load, headers = self._begin(call, node, request, trace, is_live=True)
         with attempt:
             if load is not None:
                 timeout = await self._loaded(load, timeout, attempt)
@@ -220,13 +237,19 @@ class Exchange:
         return stream
 
     def _begin(
-        self, call: EmbedCall | TalkCall[Any], node: Node, *, is_live: bool
+        self,
+        call: EmbedCall | TalkCall[Any],
+        node: Node,
+        request: RouteRequest,
+        trace: Trace | None,
+        *,
+        is_live: bool,
     ) -> tuple[Attempt, Load | None, Mapping[str, str] | None]:
         """The account of a request, the load that it must wait for, and headers of its own."""
-        load = self._load_for(call, node)
-        span, headers = _follow(call, node)
+        load = self._load_for(call, node, trace)
+        span, headers = _follow(trace, request, node)
         attempt = Attempt(
-            self._registry, node, call.request, options=call.options, is_live=is_live, span=span
+            self._registry, node, request, options=call.options, is_live=is_live, span=span
         )
         return attempt, load, headers
 
@@ -245,17 +268,18 @@ class Exchange:
         calls: requests that the model may be loaded for; the first that it is fit for is done.
         Raises NodeError, PoolClosed.
         """
-        calls[0].trace = self.trace()
-        await self._start_load(node, calls).wait(LOAD_SECONDS)
+        await self._start_load(node, calls, self.trace()).wait(LOAD_SECONDS)
 
-    def _load_for(self, call: EmbedCall | TalkCall[Any], node: Node) -> Load | None:
+    def _load_for(
+        self, call: EmbedCall | TalkCall[Any], node: Node, trace: Trace | None
+    ) -> Load | None:
         """What a request must wait for before the node is asked to compute; None if nothing.
 
         Begun before the request has its account, so that the load is ahead of it in the backlog.
         """
         if not node.is_cold(call.model, call.options):
             return None
-        return self._start_load(node, (call,))
+        return self._start_load(node, (call,), trace)
 
     async def _loaded(self, load: Load, timeout: float, attempt: Attempt) -> float:
         """Wait for `load`, and return what is left of `timeout`. Raises NodeError, PoolClosed."""
@@ -265,7 +289,9 @@ class Exchange:
         attempt.restart()
         return max(1e-3, timeout - (self._registry.clock() - began))
 
-    def _start_load(self, node: Node, calls: Sequence[EmbedCall | TalkCall[Any]]) -> Load:
+    def _start_load(
+        self, node: Node, calls: Sequence[EmbedCall | TalkCall[Any]], trace: Trace | None
+    ) -> Load:
         call, now = calls[0], self._registry.clock()
         name = full_name(call.model)
         key = (node, name, call.options)
@@ -276,18 +302,20 @@ class Exchange:
             # Counted as work of its own: it goes on when all who wait for it have left.
             node.backlog.enter(seconds, now)
             load = Load(node.name, call.model, partial(self._end_load, node, name, seconds))
-            self._loads.start(key, load, partial(self._send_load, node, calls))
+            self._loads.start(key, load, partial(self._send_load, node, calls, trace))
         return load
 
     def _end_load(self, node: Node, name: str, seconds: float) -> None:
         node.loading.discard(name)
         node.backlog.leave(seconds, self._registry.clock())
 
-    async def _send_load(self, node: Node, calls: Sequence[EmbedCall | TalkCall[Any]]) -> None:
+    async def _send_load(
+        self, node: Node, calls: Sequence[EmbedCall | TalkCall[Any]], trace: Trace | None
+    ) -> None:
         registry, model = self._registry, calls[0].model
         began = registry.clock()
         registry.tell(Loading(began, model, node.name))
-        span, headers = _follow(calls[0], node, kind="load")
+        span, headers = _follow(trace, calls[0].request()._replace(kind="load"), node)
         problem = CANCELLED
         try:
             for call in calls:
@@ -318,13 +346,12 @@ class Exchange:
 
 
 def _follow(
-    call: EmbedCall | TalkCall[Any], node: Node, kind: str = ""
+    trace: Trace | None, request: RouteRequest, node: Node
 ) -> tuple[Span | None, Mapping[str, str] | None]:
-    """The span of an attempt, and the headers that it is sent with; None if nobody follows it."""
-    if call.trace is None:
+    """The span of an attempt, and the headers that it is sent with; None without a trace."""
+    if trace is None:
         return None, None
-    request = call.request._replace(kind=kind) if kind else call.request
-    span = call.trace.attempt(request, node.spec)
+    span = trace.attempt(request, node.spec)
     return span, span.headers
 
 

@@ -244,7 +244,6 @@ class Executor:
             body=wire.dump_embed(job.settings, texts),
             fits_base64=self._fits_base64,
             tokens=chunk.tokens,
-            timeout=job.timeout,
             options=self._reload_key,
             loading=self._loading,
         )
@@ -252,9 +251,12 @@ class Executor:
             if node.is_draining:  # since the chunk was given to it
                 raise NodeUnreachable(chunk.node, "is being drained")
             # Asked only now: the first answer of the batch may have come while we waited.
-            call.dim = self._buffer.dim or promised_dim(node, self._model, job.settings.dimensions)
+            dim = self._buffer.dim or promised_dim(node, self._model, job.settings.dimensions)
             await node.enter()
-            answer = await self._exchange.embed(call, node, is_live=False)
+            request, trace = call.request(), self._exchange.trace()
+            answer = await self._exchange.embed(
+                call, node, request, trace, job.timeout, dim=dim, is_live=False
+            )
         if self._buffer.dim not in (0, answer.dim):
             raise ProtocolError(node.name, f"answered {answer.dim} numbers, others did not")
         self._buffer.put(chunk.items, answer.floats, answer.dim)

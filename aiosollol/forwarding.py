@@ -75,10 +75,11 @@ class Forwarding:
         call, wishes = self._call(
             kind, path, model, body, texts, options, keep_alive, timeout, priority, sticky
         )
-        relayed: Relayed = await self._live.converse(call, wishes)
+        setbacks: list[Setback] = []
+        relayed: Relayed = await self._live.converse(call, wishes, setbacks)
         if texts and relayed.node in self._registry:
             self._registry[relayed.node].counters.vectors += 1
-        return relayed._replace(setbacks=call.setbacks) if call.setbacks else relayed
+        return relayed._replace(setbacks=tuple(setbacks)) if setbacks else relayed
 
     async def forward_stream(
         self,
@@ -97,9 +98,10 @@ class Forwarding:
         call, wishes = self._call(
             kind, path, model, body, (), options, keep_alive, timeout, priority, sticky
         )
+        setbacks: list[Setback] = []
         # What a `RelayCall` is answered by.
-        stream = cast(RelayStream, await self._live.open_stream(call, wishes))
-        stream.setbacks = call.setbacks
+        stream = cast(RelayStream, await self._live.open_stream(call, wishes, setbacks))
+        stream.setbacks = tuple(setbacks)
         return stream
 
     def reason(self, model: str, setbacks: Sequence[Setback] = ()) -> str:
@@ -184,13 +186,12 @@ class Forwarding:
         seconds = seconds if timeout is None else check_timeout(timeout)
         call = RelayCall(
             path,
+            kind,
             model,
             body,
             read,
             tokens,
-            seconds,
             reload_key(options),
             loading_of(options, keep_alive),
-            kind,
         )
         return call, Wishes(seconds, check_priority(priority), sticky)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 from weakref import WeakSet
 
 from aiosollol.admission import Admission
@@ -22,6 +23,7 @@ from aiosollol.errors import NodeError, NoNodeAvailable, PoolClosed, RequestFail
 from aiosollol.exchange import EmbedCall, Exchange, TalkCall, promised_dim
 from aiosollol.loads import Spawn
 from aiosollol.nodes import Node
+from aiosollol.ports import Trace
 from aiosollol.registry import Registry
 from aiosollol.roster import Roster
 from aiosollol.streams import Part, ReplyStream
@@ -32,6 +34,8 @@ log = logging.getLogger("aiosollol")
 _MAX_HOMES = 10_000
 
 _Answer = TypeVar("_Answer")
+_Send: TypeAlias = Callable[[Node, RouteRequest, Trace | None, float], Awaitable[_Answer]]
+"""One attempt on a node: of the request as it was routed, in its trace, within so many seconds."""
 
 
 class LiveOptions(NamedTuple):
@@ -107,67 +111,89 @@ class LiveCalls:
     async def embed(self, call: EmbedCall, wishes: Wishes) -> EmbedAnswer:
         """The vectors of a call. Raises NodeError or RequestFailed."""
 
-        def send(node: Node) -> Awaitable[EmbedAnswer]:
-            call.dim = promised_dim(node, call.model, call.dimensions)
-            return self._exchange.embed(call, node)
+        def send(
+            node: Node, request: RouteRequest, trace: Trace | None, timeout: float
+        ) -> Awaitable[EmbedAnswer]:
+            dim = promised_dim(node, call.model, call.dimensions)
+            return self._exchange.embed(call, node, request, trace, timeout, dim=dim)
 
-        return await self._run(call, wishes, send)
+        return await self._run(call, call.request(), wishes, send)
 
-    async def converse(self, call: TalkCall[Part], wishes: Wishes) -> Part:
-        """A whole answer of chat or generate. Raises NodeError or RequestFailed."""
+    async def converse(
+        self, call: TalkCall[Part], wishes: Wishes, setbacks: list[Setback] | None = None
+    ) -> Part:
+        """A whole answer of chat or generate. Raises NodeError or RequestFailed.
 
-        return await self._run(call, wishes, lambda node: self._exchange.converse(call, node))
+        setbacks: gets those attempts that failed or were late, in their order.
+        """
+        send = partial(self._exchange.converse, call)
+        return await self._run(call, call.request(), wishes, send, setbacks)
 
-    async def open_stream(self, call: TalkCall[Part], wishes: Wishes) -> ReplyStream[Part]:
-        """A streamed answer whose first part has arrived. Raises NodeError or RequestFailed."""
+    async def open_stream(
+        self, call: TalkCall[Part], wishes: Wishes, setbacks: list[Setback] | None = None
+    ) -> ReplyStream[Part]:
+        """A streamed answer whose first part has arrived. Raises NodeError or RequestFailed.
 
-        call.request = call.request._replace(can_move=False)
+        setbacks: see `converse`.
+        """
 
-        async def send(node: Node) -> ReplyStream[Part]:
+        async def send(
+            node: Node, request: RouteRequest, trace: Trace | None, timeout: float
+        ) -> ReplyStream[Part]:
             stream = await self._exchange.open_stream(
-                call, node, self._streams.discard, self._options.first_byte_timeout
+                call,
+                node,
+                request,
+                trace,
+                timeout,
+                on_end=self._streams.discard,
+                first_byte_timeout=self._options.first_byte_timeout,
             )
             self._streams.add(stream)
             return stream
 
-        return await self._run(call, wishes, send)
+        request = call.request()._replace(can_move=False)
+        return await self._run(call, request, wishes, send, setbacks)
 
     async def _run(
         self,
         call: EmbedCall | TalkCall[Any],
+        request: RouteRequest,
         wishes: Wishes,
-        send: Callable[[Node], Awaitable[_Answer]],
+        send: _Send[_Answer],
+        setbacks: list[Setback] | None = None,
     ) -> _Answer:
         """Send to the best node, and as far as `core.retry` allows to others if it fails."""
         self._active += 1
-        call.trace = self._exchange.trace()
         try:
-            return await self._try(call, wishes, send)
+            return await self._try(call, request, wishes, send, setbacks)
         finally:
             self._active -= 1
 
     async def _try(
         self,
         call: EmbedCall | TalkCall[Any],
+        request: RouteRequest,
         wishes: Wishes,
-        send: Callable[[Node], Awaitable[_Answer]],
+        send: _Send[_Answer],
+        setbacks: list[Setback] | None,
     ) -> _Answer:
         registry = self._registry
         now = registry.clock()
         deadline = now + wishes.timeout
         self._budget.request(now)
-        request = call.request
+        trace = self._exchange.trace()
         if wishes.sticky is not None or call.options is not None or self._reloaded:
-            call.request = request = request._replace(home=self._home(call, wishes.sticky))
+            request = request._replace(home=self._home(call, wishes.sticky))
         attempts: list[NodeError] = []
         tried: set[str] = set()
 
         async def attempt(node: Node) -> _Answer:
-            call.timeout = deadline - registry.clock()
             try:
-                return await send(node)
+                return await send(node, request, trace, deadline - registry.clock())
             except NodeError as error:
-                call.setbacks += (Setback.of(error),)
+                if setbacks is not None:
+                    setbacks.append(Setback.of(error))
                 raise
 
         while True:
@@ -197,8 +223,12 @@ class LiveCalls:
                     await self._roster.pause(wait)
                     tried.clear()
                 continue
-            if winner is not node and all(each.node != node.name for each in call.setbacks):
-                call.setbacks += (Setback(node.name),)
+            if (
+                winner is not node
+                and setbacks is not None
+                and all(each.node != node.name for each in setbacks)
+            ):
+                setbacks.append(Setback(node.name))
             if wishes.sticky is not None:
                 self._settle(wishes.sticky, winner)
             return answer

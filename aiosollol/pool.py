@@ -332,7 +332,6 @@ class OllamaPool(Operations, Conversations, Forwarding, FarBatches):
             body=dump_embed(settings, texts),
             fits_base64=fits_base64(settings),
             tokens=self._registry.ratio(model).tokens_of(texts),
-            timeout=self._embed_timeout,
             dimensions=dimensions,
             options=None if options is None else reload_key(options),
             loading=loading_of(options, keep_alive),

@@ -5,14 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import anyio
 import orjson
 
 from aiosollol.core.explain import Setback
-from aiosollol.core.routing import RouteRequest
 from aiosollol.errors import NodeError, ProtocolError
 from aiosollol.exchange import EmbedCall, TalkCall
 from aiosollol.streams import OnEnd, ReplyStream, counted
@@ -36,14 +34,10 @@ class Relayed(NamedTuple):
     setbacks: Sequence[Setback] = ()
 
 
-@dataclass(slots=True)
 class RelayCall(TalkCall[Any]):
     """A request whose answer is not read. kind: "embed", "chat", "generate" or "load"."""
 
-    kind: str = "chat"
-
-    def __post_init__(self) -> None:
-        self.request = RouteRequest(self.model, self.tokens, kind=self.kind)
+    __slots__ = ()
 
     def stream(
         self,
@@ -62,7 +56,7 @@ class RelayCall(TalkCall[Any]):
         """Path and body of a request that loads the model for this one and computes nothing."""
         if "embed" not in self.path:
             return TalkCall.load_request(self)
-        call = EmbedCall(self.model, (), b"", False, 0.0, self.timeout, loading=self.loading)
+        call = EmbedCall(self.model, (), b"", False, 0.0, loading=self.loading)
         return call.load_request()
 
 

@@ -170,7 +170,6 @@ class Cluster:
             body=dump_embed(settings, [text]),
             fits_base64=fits_base64(settings),
             tokens=self.registry.ratio(model).tokens_of([text]),
-            timeout=timeout,
             options=reload_key(options),
             loading=loading_of(options, keep_alive),
         )
@@ -188,11 +187,11 @@ class Cluster:
         }
         return TalkCall(
             "/api/chat",
+            "chat",
             model,
             dump(payload),
             load_chat,
             20.0,
-            300.0,
             reload_key(options),
             loading_of(options, None),
         )

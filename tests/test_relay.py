@@ -204,8 +204,8 @@ def test_brackets_in_a_name_are_no_vectors() -> None:
 
 
 def test_a_load_is_asked_for_in_the_same_way() -> None:
-    call = RelayCall("/api/embed", "m", b"", read_vector, 1.0, 1.0, kind="embed")
+    call = RelayCall("/api/embed", "embed", "m", b"", read_vector, 1.0)
     assert call.load_request()[0] == "/api/embed"
-    assert call.request.kind == "embed"
-    talk = RelayCall("/api/chat", "m", b"", read_talk, 1.0, 1.0, kind="chat")
+    assert call.request().kind == "embed"
+    talk = RelayCall("/api/chat", "chat", "m", b"", read_talk, 1.0)
     assert talk.load_request() == ("/api/generate", b'{"model":"m","stream":false}')

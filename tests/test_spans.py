@@ -216,24 +216,23 @@ async def test_after_a_storm_each_has_ended_once(seed: int) -> None:
 def relayed(text: str = "one two") -> RelayCall:
     body = dump({"model": TALKER, "messages": [{"role": "user", "content": text}], "stream": False})
     tokens = len(body) / CHARACTERS_PER_TOKEN
-    return RelayCall("/api/chat", TALKER, body, read_talk, tokens, 60.0, kind="chat")
+    return RelayCall("/api/chat", "chat", TALKER, body, read_talk, tokens)
 
 
 async def test_setbacks_tell_who_failed_and_who_was_late() -> None:
     async with cluster(**NODES, strategy="priority") as made:
         await made.warm_up()
         wishes = Wishes(60.0)
-        call = relayed()
-        await made.live.converse(call, wishes)
-        assert call.setbacks == ()
+        setbacks: list[Setback] = []
+        await made.live.converse(relayed(), wishes, setbacks)
+        assert setbacks == []
         made["a"].fail_next(Fault.ERROR_500)
-        call = relayed()
-        await made.live.converse(call, wishes)
-        assert call.setbacks == (Setback("a", "its model failed"),)
+        await made.live.converse(relayed(), wishes, setbacks)
+        assert setbacks == [Setback("a", "its model failed")]
         made["a"].fault = Fault.HANG
-        call = relayed()
-        await made.live.converse(call, wishes)
-        assert call.setbacks == (Setback("a"),)
+        setbacks.clear()
+        await made.live.converse(relayed(), wishes, setbacks)
+        assert setbacks == [Setback("a")]
         made["a"].fault = None
 
 
