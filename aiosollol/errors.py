@@ -271,6 +271,28 @@ class BatchError(RequestFailed):
         self.errors = dict(errors)
 
 
+def summary(error: BaseException) -> str:
+    """`error` for a log: its kind and node, and nothing that a request or an answer holds.
+
+    What a node says in an error, or answered in place of what was due, may quote a prompt.
+    """
+    match error:
+        case StreamCutOff():
+            return f"{error.node}: StreamCutOff after {error.delivered} parts"
+        case ResponseError():
+            return f"{error.node}: {type(error).__name__} (status {error.status})"
+        case ProtocolError():
+            return f"{error.node}: ProtocolError"
+        case NodeError():
+            return f"{type(error).__name__}: {error}"
+        case RequestFailed():
+            attempts = dict.fromkeys(map(summary, error.attempts))
+            head = str(error).partition("\n")[0]
+            return "; ".join([f"{type(error).__name__}: {head}", *attempts])
+        case _:
+            return type(error).__name__
+
+
 def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """The first exception of a group that is not itself a group."""
     error: BaseException = group

@@ -14,6 +14,7 @@ from aiohttp import web
 from aiosollol import OllamaPool
 from aiosollol.gateway.app import make_app
 from aiosollol.gateway.options import GatewayOptions, Served
+from aiosollol.http_server import listening
 from aiosollol.testing import FakeModel, FakeOllama
 
 MODELS = (
@@ -68,14 +69,9 @@ class Cluster:
 @asynccontextmanager
 async def served(app: web.Application) -> AsyncIterator[str]:
     """Where an application answers, as `aiosollol up` serves it."""
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
+    serving = listening(app, "127.0.0.1", 0, name="gateway", grace=0.1, handler_cancellation=True)
+    async with serving as (host, port):
+        yield f"http://{host}:{port}"
 
 
 @asynccontextmanager

@@ -425,11 +425,26 @@ async def test_a_mistake_of_ours_does_not_end_the_worker(
     async with bench(tmp_path, max_attempts=2) as b:
         b.pool.raises = TypeError("a mistake")
         job = await b.submit(1)
-        assert "a mistake" in caplog.text
+        (record,) = [each for each in caplog.records if each.levelname == "ERROR"]
+        said = "autobatch: embedding failed, which is a bug: TypeError at tests/test_autobatch.py:"
+        assert record.getMessage().startswith(said)
+        assert "a mistake" not in caplog.text  # it may quote a document
         await b.clock.pass_until(b.clock.time + 6.0)
         assert await errors(b.queue, job) == {0: "TypeError: a mistake (tried 2 times)"}
         b.pool.raises = None
         assert (await b.queue.status(await b.submit(1))).state == "completed"
+
+
+async def test_the_log_of_a_queue_that_waits_has_no_content(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with bench(tmp_path) as b:
+        failed = RunnerFailed("a", 500, "cannot embed 'my secret document'")
+        b.pool.raises = NoNodeAvailable("all failed", {"a": failed.detail}, [failed])
+        await b.submit(1)
+        assert caplog.messages == [
+            "autobatch: NoNodeAvailable: all failed; a: RunnerFailed (status 500)"
+        ]
 
 
 # Cancelling, forgetting, quotas.

@@ -26,6 +26,8 @@ LAYERS = {
     "ports": 2,
     "asyncio_parts": 3,
     "server_process": 3,
+    "error_log": 3,
+    "http_server": 3,
     "deadlines": 3,
     "connection": 3,
     "transport": 3,
@@ -90,6 +92,7 @@ MAY_IMPORT = {
     "ports": {"errors", "core"},
     **dict.fromkeys((part for part, layer in LAYERS.items() if layer == 3), LOW),
     "transport": LOW | {"deadlines", "connection"},
+    "http_server": LOW | {"error_log"},
     **dict.fromkeys((part for part, layer in LAYERS.items() if layer == 4), MIDDLE),
     **dict.fromkeys(("events", "streams", "loads", "places"), LOW),
     "nodes": LOW | {"places"},
@@ -129,7 +132,10 @@ MAY_IMPORT = {
     "engines": LOW
     | {"pool", "sharing", "registry", "node_registry", "nodes", "places", "config"}
     | {"server_process"},
-    "embedded": LOW | {"pool", "server_process"},
+    "agent": LOW | {"pool", "http_server"},
+    "autobatch": LOW | {"pool", "error_log"},
+    "gateway": LOW | {"pool", "error_log", "http_server"},
+    "embedded": LOW | {"pool", "server_process", "error_log", "http_server"},
     "service": {part for part, layer in LAYERS.items() if layer < 6},
     "cli": set(LAYERS) | {""},
     "__main__": set(LAYERS) | {""},

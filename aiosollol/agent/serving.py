@@ -9,12 +9,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Protocol
 
-from aiohttp import web
-
 from aiosollol.agent.app import make_app
 from aiosollol.agent.readings import Readings, Sensors
 from aiosollol.core.address import AGENT_PORT
 from aiosollol.errors import InvalidInput, SollolError
+from aiosollol.http_server import listening
 from aiosollol.wire.agent import AgentReport
 
 _log = logging.getLogger(__name__)
@@ -81,17 +80,10 @@ async def _running(
     if not 0 <= port <= 65535:
         raise InvalidInput(f"port must be between 0 and 65535, not {port!r}")
     readings = Readings(sensors)
-    runner = web.AppRunner(make_app(readings), access_log=None, shutdown_timeout=1.0)
     try:
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, host, port).start()
-        except OSError as error:
-            raise InvalidInput(f"cannot listen on {host} port {port}: {error.strerror}") from error
-        bound = runner.addresses[0]
-        yield readings, (bound[0], bound[1])
+        async with listening(make_app(readings), host, port, name="agent", grace=1.0) as bound:
+            yield readings, bound
     finally:
-        await runner.cleanup()
         await readings.aclose()
 
 

@@ -16,6 +16,7 @@ from aiosollol.errors import (
     NoNodeAvailable,
     PoolClosed,
     PoolSaturated,
+    summary,
 )
 
 Verdict = Literal["fail", "count", "wait", "missing"]
@@ -52,6 +53,7 @@ class Outcome:
 
     wait: why no node can do anything now; empty if that is not so.
     missing: why no node will do anything before its owner acts: none has the model.
+    log: either of the two, as a log may show it.
     """
 
     done: list[tuple[Document, Vector]] = field(default_factory=list)
@@ -59,6 +61,7 @@ class Outcome:
     again: list[Again] = field(default_factory=list)
     wait: str = ""
     missing: str = ""
+    log: str = ""
 
 
 def judge(error: Exception) -> Verdict:
@@ -100,9 +103,9 @@ def outcome(
             case "fail":
                 found.failed.append(Failed(document, words(error)))
             case "wait":
-                found.wait = words(error)
+                found.wait, found.log = words(error), summary(error)
             case "missing":
-                found.missing = words(error)
+                found.missing, found.log = words(error), summary(error)
             case "count":
                 attempts = document.attempts + 1
                 tried = document._replace(attempts=attempts)

@@ -24,6 +24,7 @@ from aiosollol.autobatch.pace import (
 )
 from aiosollol.autobatch.rules import Rules
 from aiosollol.core.embeddings import Embeddings
+from aiosollol.error_log import origin_of
 from aiosollol.errors import EngineError, SollolError, StorageError
 
 if TYPE_CHECKING:
@@ -116,8 +117,9 @@ class Worker:
             self._note_trouble(str(error))
         except Exception as error:
             # A mistake of ours. To end here would be to lose the queue until the next start.
-            log.exception("autobatch failed")
-            self._note_trouble(f"{type(error).__name__}: {error}")
+            place = origin_of(error)  # and not its message, which may quote a document
+            log.error("autobatch failed, which is a bug: %s", place)  # noqa: TRY400
+            self._note_trouble(f"{type(error).__name__}, see the log")
         else:
             self._failures = 0
             self._trouble = ""
@@ -130,9 +132,9 @@ class Worker:
             log.warning("autobatch: %s", words)
         self._trouble = words
 
-    def _note_trouble_of(self, group: int, words: str) -> None:
+    def _note_trouble_of(self, group: int, words: str, for_log: str) -> None:
         if words and words not in self._troubles.values():
-            log.warning("autobatch: %s", words)
+            log.warning("autobatch: %s", for_log)
         self._troubles[group] = words
 
     async def _step(self) -> float:
@@ -198,7 +200,8 @@ class Worker:
         except SollolError as error:
             return error
         except Exception as error:
-            log.exception("autobatch: embedding failed")
+            place = origin_of(error)
+            log.error("autobatch: embedding failed, which is a bug: %s", place)  # noqa: TRY400
             return error
 
     async def _embed_by_engine(
@@ -250,7 +253,7 @@ class Worker:
                 self._told()
         else:
             self._pace.succeeded(group)
-        self._note_trouble_of(group, found.wait or found.missing)
+        self._note_trouble_of(group, found.wait or found.missing, found.log)
 
     async def _clear_away(self) -> bool:
         """Forget jobs that were kept for long enough, a part at a time; whether that is done."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any, cast
 
 import typer
@@ -163,9 +164,13 @@ def node(
     embeddings can use it. Ctrl-C or SIGTERM ends it, with exit code 0.
     """
     from aiosollol.cli.loop import run
+    from aiosollol.cli.output import Screen
     from aiosollol.embedded import serve
 
-    def tell(url: str) -> None:
-        print(f"The model wordllama is at {url}; Ctrl-C ends it.", flush=True)
+    screen = Screen(sys.stdout)
 
-    run(serve(host, port, on_ready=tell))
+    def tell(url: str) -> None:
+        screen.line(f"The model wordllama is at {url}; Ctrl-C ends it.")
+
+    with screen.log():
+        run(serve(host, port, on_ready=tell))

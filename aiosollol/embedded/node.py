@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
 
-from aiohttp import web
-
 from aiosollol.embedded.app import make_app
 from aiosollol.embedded.static_model import StaticModel
+from aiosollol.error_log import loop_errors
 from aiosollol.errors import InvalidInput, MissingExtra
+from aiosollol.http_server import listening
 from aiosollol.server_process import ServerProcess, stopping
 
 
@@ -127,7 +127,7 @@ async def serve(
     "embedded".
     """
     await asyncio.to_thread(_require_extra)
-    with stopping(with_parent=with_parent) as stop:
+    with stopping(with_parent=with_parent) as stop, loop_errors("embedded node"):
         async with _running(host, port, _names(aliases), delay, grace=5.0) as url:
             if on_ready is not None:
                 on_ready(url)
@@ -140,18 +140,12 @@ async def _running(
 ) -> AsyncIterator[str]:
     """A server, by its URL; at the end its requests have `grace` seconds to finish."""
     app = make_app(StaticModel(aliases), delay=delay)
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=grace)
-    try:
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, host, port).start()
-        except OSError as error:
-            raise InvalidInput(f"cannot listen on {host} port {port}: {error.strerror}") from error
-        bound = runner.addresses[0]
+    serving = listening(
+        app, host, port, name="embedded node", grace=grace, handler_cancellation=True
+    )
+    async with serving as bound:
         shown = f"[{host}]" if ":" in host else host
         yield f"http://{shown}:{bound[1]}"
-    finally:
-        await runner.cleanup()
 
 
 def _names(aliases: Iterable[str]) -> tuple[str, ...]:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from aiosollol.errors import SollolError
+from aiosollol.error_log import ErrorLog, origin_of
+from aiosollol.errors import SollolError, summary
 from aiosollol.gateway.admin import Admin
 from aiosollol.gateway.embedding import Embedding
 from aiosollol.gateway.endpoints import Handler
@@ -24,6 +25,7 @@ from aiosollol.gateway.options import GatewayOptions, Served
 from aiosollol.gateway.refusals import Trouble, answer_of, trouble
 from aiosollol.gateway.sending import REQUEST_ID, STATE, RequestState, whole
 from aiosollol.gateway.sollol import Original
+from aiosollol.http_server import ContentFreeLogger, fault_of
 from aiosollol.ports import CANCELLED, Tracing
 from aiosollol.wire import answers
 from aiosollol.wire.asked import Refusal
@@ -69,15 +71,18 @@ def make_app(
         if options.allow_admin or not endpoint.is_admin
     ]
     endpoints += Documents(endpoints).endpoints()
+    errors = ErrorLog("gateway")
     app = web.Application(
         middlewares=[_Front(options, on_request, pool.tracing).middleware(), *middlewares],
         client_max_size=options.max_body_bytes,
+        handler_args={"logger": ContentFreeLogger(errors)},
     )
     for each in endpoints:
         app.router.add_route(each.method, each.path, each.handler)
 
     async def close(app: web.Application) -> None:
         await embedding.aclose()
+        errors.close()
 
     app.on_cleanup.append(close)
     return app
@@ -129,24 +134,27 @@ class _Front:
     async def _answered(
         self, request: web.Request, handler: Handler, state: RequestState
     ) -> web.StreamResponse:
-        path = request.path
         try:
             return await handler(request)
         except (ConnectionError, asyncio.CancelledError):
             raise
         except Exception as error:
             if not state.has_begun:
-                return self._told(error, path, state)
+                return self._told(error, request, state)
             # Half of the answer is sent: all that is left is to end it so that nobody takes it
             # for the whole.
-            log.warning("request %s to %s was broken off: %s", state.id, path, error)
+            where = (state.id, _route(request) or "no endpoint")
+            log.warning("request %s to %s was broken off: %s", *where, summary(error))
             state.problem = type(error).__name__
             if request.transport is not None:
                 request.transport.abort()
             raise ConnectionResetError("the answer could not be finished") from error
 
-    def _told(self, error: Exception, path: str, state: RequestState) -> web.StreamResponse:
+    def _told(
+        self, error: Exception, request: web.Request, state: RequestState
+    ) -> web.StreamResponse:
         """The answer that tells of an error."""
+        path = request.path
         match error:
             case SollolError():
                 found = trouble(error, path, state.model)
@@ -158,10 +166,17 @@ class _Front:
             case web.HTTPRequestEntityTooLarge():
                 most = self._options.max_body_bytes
                 found = Trouble(Refusal(413, f"the request is larger than {most} bytes"))
+            case web.RequestPayloadError():
+                found = Trouble(Refusal(400, f"the request was refused: {fault_of(error)}"))
+                response = self._refused(found, path, state)
+                response.force_close()  # what follows on the connection cannot be read
+                return response
             case web.HTTPException():
                 found = Trouble(Refusal(error.status, error.reason))
             case _:
-                log.error("request %s to %s failed, which is a bug", state.id, path, exc_info=error)
+                # The path as it is registered, and no message: both may hold content.
+                where = (state.id, _route(request) or "no endpoint")
+                log.error("request %s to %s failed, which is a bug: %s", *where, origin_of(error))
                 message = f"internal error, see the log for request {state.id}"
                 found = Trouble(Refusal(500, message))
         return self._refused(found, path, state)

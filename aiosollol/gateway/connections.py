@@ -12,7 +12,9 @@ from typing import Any, cast
 
 from aiohttp import web
 
+from aiosollol.error_log import ErrorLog
 from aiosollol.errors import InvalidInput
+from aiosollol.http_server import HttpConnection
 
 _TOO_LATE = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 _TOO_MANY = (
@@ -48,11 +50,13 @@ class Gate:
     """What all connections of one listener share.
 
     refused: connections that were too many. late: those cut off for a head that came too slowly.
-    stalled: those cut off for an answer that nobody read.
+    stalled: those cut off for an answer that nobody read. errors: where what else goes wrong on
+    them is logged.
     """
 
-    def __init__(self, limits: ConnectionLimits) -> None:
+    def __init__(self, limits: ConnectionLimits, errors: ErrorLog) -> None:
         self.limits = limits
+        self.errors = errors
         self.is_closing = False
         self.open = 0
         self.refused = self.late = self.stalled = 0
@@ -69,18 +73,18 @@ class Gate:
         server.request_factory = made
 
 
-class Connection(web.RequestHandler):
-    """aiohttp's connection, with deadlines. Made by the listener, one for each client."""
+class Connection(HttpConnection):
+    """A connection with deadlines. Made by the listener, one for each client."""
 
     __slots__ = ("_gate", "_head_timer", "_is_counted", "_stall_timer")
 
     def __init__(self, gate: Gate, server: web.Server, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
+            gate.errors,
             server,
-            loop=loop,
+            loop,
             keepalive_timeout=gate.limits.idle_timeout,
             lingering_time=_LINGER_SECONDS,
-            access_log=cast(Any, None),
         )
         self._gate = gate
         self._is_counted = False

@@ -13,6 +13,7 @@ from typing import cast
 from aiohttp import web
 
 from aiosollol.core.redaction import without_userinfo
+from aiosollol.error_log import ErrorLog
 from aiosollol.errors import InvalidInput
 from aiosollol.gateway.connections import Connection, ConnectionLimits, Gate
 
@@ -35,7 +36,8 @@ class Listener:
     def __init__(
         self, app: web.Application, limits: ConnectionLimits | None = None, *, name: str = ""
     ) -> None:
-        self.gate = Gate(limits or ConnectionLimits())
+        self._errors = ErrorLog(name.partition(" (")[0] or "gateway")
+        self.gate = Gate(limits or ConnectionLimits(), self._errors)
         self._name = f" for {name}" if name else ""
         self._runner = web.AppRunner(
             app, access_log=None, handler_cancellation=True, shutdown_timeout=_CANCELLED_SECONDS
@@ -97,6 +99,7 @@ class Listener:
             await self._close(self._listening)
         cut_off = await self._finish(patience, hurry)
         await self._runner.cleanup()
+        self._errors.close()
         return cut_off
 
     async def _close(self, listening: asyncio.Server) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from aiosollol.error_log import ErrorLog
 from aiosollol.errors import InvalidInput, SollolError
 from aiosollol.otel import is_recording
 from aiosollol.service import security
@@ -85,7 +86,13 @@ def _run_loop(work: Coroutine[Any, Any, int]) -> int:
     else:
         factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(work)
+        loop = runner.get_loop()
+        errors = ErrorLog("event loop", later=loop.call_later)
+        loop.set_exception_handler(errors.on_loop_error)
+        try:
+            return runner.run(work)
+        finally:
+            errors.close()
 
 
 async def _serve_one(

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from functools import partial
 from types import TracebackType
 from typing import Any, Unpack, cast
 
 from aiohttp import web
 
+from aiosollol.error_log import ErrorLog
 from aiosollol.errors import InvalidInput
+from aiosollol.http_server import HttpConnection
 from aiosollol.testing.fault import Fault
 from aiosollol.testing.node import FakeNode, FakeOptions
 from aiosollol.testing.reply import Reply
@@ -40,6 +43,7 @@ class FakeOllama(FakeNode):
         self.port = port
         self._handlers: set[asyncio.Task[Any]] = set()
         self._http: web.Server | None = None
+        self._errors = ErrorLog("fake node")
         self._listener: asyncio.Server | None = None
         self._reserved: socket.socket | None = None
         self._reopening: asyncio.Task[None] | None = None
@@ -56,7 +60,7 @@ class FakeOllama(FakeNode):
         except OSError as error:
             raise InvalidInput(f"cannot listen on {self.url}: {error.strerror}") from error
         self.port = bound.getsockname()[1]
-        self._http = web.Server(self._handle, handler_cancellation=True, access_log=None)
+        self._http = web.Server(self._handle, handler_cancellation=True)
         if self.fault is Fault.REFUSE:
             self._reserved = bound
         else:
@@ -80,6 +84,7 @@ class FakeOllama(FakeNode):
         if self._http is not None:
             http, self._http = self._http, None
             await http.shutdown(0.1)
+        self._errors.close()
 
     def fail_next(self, fault: Fault, times: int = 1) -> None:
         """Let the next `times` requests that compute fail with `fault`, and then no more.
@@ -107,7 +112,8 @@ class FakeOllama(FakeNode):
     async def _listen(self, bound: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         assert self._http is not None
-        self._listener = await loop.create_server(self._http, sock=bound, backlog=_BACKLOG)
+        make = partial(HttpConnection, self._errors, self._http, loop)
+        self._listener = await loop.create_server(make, sock=bound, backlog=_BACKLOG)
 
     def _stop_listening(self) -> None:
         if self._listener is not None:
