@@ -172,9 +172,8 @@ class Attempt:
         node, now = self.node, self._registry.clock()
         node.counters.cancelled += 1
         node.disturb(now)
-        if node.outrun is self._request:
+        if id(self._request) in node.outrun:
             # One that hangs is never heard of again: that others had to do it is all there is.
-            node.outrun = None
             node.standing.outrun(now - self.sent_at, self.predicted, now)
             self._restain()
             self._advance(breakers.Failed(Failure.ANSWER, self._is_probe), now)
@@ -189,8 +188,11 @@ class Attempt:
             self._registry.stained.discard(self.node.name)
 
     def _leave(self, now: float, problem: str = "") -> None:
-        self.node.backlog.leave(self._seconds, now)
-        self.node.leave(is_live=self._is_live)
+        node = self.node
+        if node.outrun:
+            node.outrun.discard(id(self._request))
+        node.backlog.leave(self._seconds, now)
+        node.leave(is_live=self._is_live)
         if self._span is not None:
             self._span.end(problem)
 
