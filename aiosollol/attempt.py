@@ -26,9 +26,9 @@ class Attempt:
     """A request that has a place on `node`. Used by ``with``, it counts what is raised inside by
     itself; `answered` is to be called otherwise. Each is counted exactly once.
 
-    request: what it is. options: see `Node.is_cold`. is_live: whether it tells how many requests
-    the node should have at once; chunks of a batch do not, they are of very different sizes.
-    span: for whoever follows it; it ends with it.
+    request: what it is. options, is_cold: see `Node.is_cold`. is_live: whether it tells how many
+    requests the node should have at once; chunks of a batch do not, they are of very different
+    sizes. span: for whoever follows it; it ends with it.
     """
 
     __slots__ = (
@@ -56,6 +56,7 @@ class Attempt:
         request: RouteRequest,
         *,
         options: object = None,
+        is_cold: bool,
         is_live: bool,
         span: Span | None = None,
     ) -> None:
@@ -67,8 +68,8 @@ class Attempt:
         self._has_begun = False
         self.node = node
         self.sent_at = self._began_at = now = registry.clock()
-        self.is_cold = node.is_cold(request.model, options)
-        load = node.load_seconds(request.model) if self.is_cold else 0.0
+        self.is_cold = is_cold
+        load = node.load_seconds(request.model) if is_cold else 0.0
         self._seconds = (node.seconds(request) or 0.0) + load
         self._ahead = node.backlog.ahead(now)
         self._in_flight = node.in_flight
