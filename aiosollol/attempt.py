@@ -26,9 +26,9 @@ class Attempt:
     """A request that has a place on `node`. Used by ``with``, it counts what is raised inside by
     itself; `answered` is to be called otherwise. Each is counted exactly once.
 
-    request: what it is. options: see `Node.is_cold`. is_live: whether it tells how many requests
-    the node should have at once; chunks of a batch do not, they are of very different sizes.
-    span: for whoever follows it; it ends with it.
+    request: what it is. options, is_cold: see `Node.is_cold`. is_live: whether it tells how many
+    requests the node should have at once; chunks of a batch do not, they are of very different
+    sizes. span: for whoever follows it; it ends with it.
     """
 
     __slots__ = (
@@ -56,6 +56,7 @@ class Attempt:
         request: RouteRequest,
         *,
         options: object = None,
+        is_cold: bool,
         is_live: bool,
         span: Span | None = None,
     ) -> None:
@@ -67,8 +68,8 @@ class Attempt:
         self._has_begun = False
         self.node = node
         self.sent_at = self._began_at = now = registry.clock()
-        self.is_cold = node.is_cold(request.model, options)
-        load = node.load_seconds(request.model) if self.is_cold else 0.0
+        self.is_cold = is_cold
+        load = node.load_seconds(request.model) if is_cold else 0.0
         self._seconds = (node.seconds(request) or 0.0) + load
         self._ahead = node.backlog.ahead(now)
         self._in_flight = node.in_flight
@@ -172,9 +173,8 @@ class Attempt:
         node, now = self.node, self._registry.clock()
         node.counters.cancelled += 1
         node.disturb(now)
-        if node.outrun is self._request:
+        if id(self._request) in node.outrun:
             # One that hangs is never heard of again: that others had to do it is all there is.
-            node.outrun = None
             node.standing.outrun(now - self.sent_at, self.predicted, now)
             self._restain()
             self._advance(breakers.Failed(Failure.ANSWER, self._is_probe), now)
@@ -189,8 +189,11 @@ class Attempt:
             self._registry.stained.discard(self.node.name)
 
     def _leave(self, now: float, problem: str = "") -> None:
-        self.node.backlog.leave(self._seconds, now)
-        self.node.leave(is_live=self._is_live)
+        node = self.node
+        if node.outrun:
+            node.outrun.discard(id(self._request))
+        node.backlog.leave(self._seconds, now)
+        node.leave(is_live=self._is_live)
         if self._span is not None:
             self._span.end(problem)
 

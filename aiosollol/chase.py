@@ -119,9 +119,13 @@ class Chaser:
             except NodeError:
                 tried.add(other.name)
                 raise
+            if race.is_decided:  # in the same moment
+                return None
             for each in racing[: racing.index(other)]:
-                if each.name not in cold:  # who loads a model is no slower than was to be expected
-                    each.outrun = request
+                has_failed = race.has_first_failed if each is node else each.name in tried
+                # A node that loads the model is no slower than was to be expected.
+                if not has_failed and each.name not in cold:
+                    each.outrun.add(id(request))
             winner.append(other)
             return answer
 

@@ -249,7 +249,13 @@ class Exchange:
         load = self._load_for(call, node, trace)
         span, headers = _follow(trace, request, node)
         attempt = Attempt(
-            self._registry, node, request, options=call.options, is_live=is_live, span=span
+            self._registry,
+            node,
+            request,
+            options=call.options,
+            is_cold=load is not None,
+            is_live=is_live,
+            span=span,
         )
         return attempt, load, headers
 

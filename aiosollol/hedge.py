@@ -35,7 +35,16 @@ class Race(Generic[AnswerT]):
     the clock of the hedger.
     """
 
-    __slots__ = ("_answer", "_ended", "_first", "_is_over", "_others", "another", "due")
+    __slots__ = (
+        "_answer",
+        "_ended",
+        "_first",
+        "_is_over",
+        "_others",
+        "another",
+        "due",
+        "has_first_failed",
+    )
 
     def __init__(
         self,
@@ -51,6 +60,12 @@ class Race(Generic[AnswerT]):
         self._others: set[anyio.CancelScope] | None = None
         self._ended: anyio.Event | None = None
         self._is_over = False
+        self.has_first_failed = False
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether an answer is there, or all is over."""
+        return self._is_over or bool(self._answer)
 
     async def run_first(self, send: Callable[[], Awaitable[AnswerT]]) -> AnswerT:
         """The answer of whichever is first. Raises NodeError if all fail: the first one's."""
@@ -60,6 +75,7 @@ class Race(Generic[AnswerT]):
                 return await send()
         except NodeError as error:
             failure = error
+            self.has_first_failed = True
             while self._others and not self._answer:  # one of them may still do it
                 self._ended = anyio.Event()
                 await self._ended.wait()
@@ -74,7 +90,7 @@ class Race(Generic[AnswerT]):
 
     async def run_another(self) -> None:
         """Send it once more, unless it was answered. Never raises for what a node does."""
-        if self._is_over or self._answer:
+        if self.is_decided:
             return
         scope = anyio.CancelScope()
         self._others = self._others or set()

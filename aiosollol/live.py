@@ -164,20 +164,6 @@ class LiveCalls:
         setbacks: list[Setback] | None = None,
     ) -> _Answer:
         """Send to the best node, and as far as `core.retry` allows to others if it fails."""
-        self._active += 1
-        try:
-            return await self._try(call, request, wishes, send, setbacks)
-        finally:
-            self._active -= 1
-
-    async def _try(
-        self,
-        call: EmbedCall | TalkCall[Any],
-        request: RouteRequest,
-        wishes: Wishes,
-        send: _Send[_Answer],
-        setbacks: list[Setback] | None,
-    ) -> _Answer:
         registry = self._registry
         now = registry.clock()
         deadline = now + wishes.timeout
@@ -196,42 +182,46 @@ class LiveCalls:
                     setbacks.append(Setback.of(error))
                 raise
 
-        while True:
-            try:
-                node = await self._admission.place(
-                    request, tried=tried, deadline=deadline, priority=wishes.priority
-                )
-            except RequestFailed as error:
-                error.attempts = tuple(attempts)
-                raise
-            now = registry.clock()
-            if registry.hub.is_watched:
-                why = str(attempts[-1]) if attempts else ""
-                registry.tell(Routed(now, call.model, node.name, len(attempts) + 1, why))
-            self._notice_reload(call, node)
-            try:
-                answer, winner = await self._chaser.send(
-                    request, node, attempt, tried, call.options
-                )
-            except NodeError as error:
-                if self._roster.is_closed:
-                    raise PoolClosed("the pool was closed during this call") from error
-                attempts.append(error)
-                tried.add(node.name)
-                wait = self._after(error, request, attempts, tried, deadline)
-                if wait:
-                    await self._roster.pause(wait)
-                    tried.clear()
-                continue
-            if (
-                winner is not node
-                and setbacks is not None
-                and all(each.node != node.name for each in setbacks)
-            ):
-                setbacks.append(Setback(node.name))
-            if wishes.sticky is not None:
-                self._settle(wishes.sticky, winner)
-            return answer
+        self._active += 1
+        try:
+            while True:
+                try:
+                    node = await self._admission.place(
+                        request, tried=tried, deadline=deadline, priority=wishes.priority
+                    )
+                except RequestFailed as error:
+                    error.attempts = tuple(attempts)
+                    raise
+                now = registry.clock()
+                if registry.hub.is_watched:
+                    why = str(attempts[-1]) if attempts else ""
+                    registry.tell(Routed(now, call.model, node.name, len(attempts) + 1, why))
+                self._notice_reload(call, node)
+                try:
+                    answer, winner = await self._chaser.send(
+                        request, node, attempt, tried, call.options
+                    )
+                except NodeError as error:
+                    if self._roster.is_closed:
+                        raise PoolClosed("the pool was closed during this call") from error
+                    attempts.append(error)
+                    tried.add(node.name)
+                    wait = self._after(error, request, attempts, tried, deadline)
+                    if wait:
+                        await self._roster.pause(wait)
+                        tried.clear()
+                    continue
+                if (
+                    winner is not node
+                    and setbacks is not None
+                    and all(each.node != node.name for each in setbacks)
+                ):
+                    setbacks.append(Setback(node.name))
+                if wishes.sticky is not None:
+                    self._settle(wishes.sticky, winner)
+                return answer
+        finally:
+            self._active -= 1
 
     def _after(
         self,

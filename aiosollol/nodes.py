@@ -35,7 +35,8 @@ class Node(Places):
     source: how it was found, None if somebody named it.
     backlog, standing, breaker: see `core.share` and `core.breaker`. returned_at: when it came back
     from being down, by the registry's clock.
-    outrun: the request that another node answered first, though this one had more time for it.
+    outrun: requests under way that another node answered first, though this one had more time for
+    them; by `id`, since equal requests are not the same.
     loading: models that a request of ours is loading. distrusted: models whose vectors are not
     those of other nodes.
     """
@@ -76,7 +77,7 @@ class Node(Places):
         self.disturbed_at = 0.0
         self.returned_at = -math.inf
         self.is_draining = False
-        self.outrun: RouteRequest | None = None
+        self.outrun: set[int] = set()
         self.backlog = Backlog()
         self.standing = Standing()
         self.breaker: Breaker = breakers.CLOSED

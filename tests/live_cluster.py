@@ -256,6 +256,7 @@ class Cluster:
             assert node.queued == 0, node
             assert len(node.backlog) == 0, node
             assert not node.loading, node
+            assert not node.outrun, node
             assert not node.breaker.is_probing, node
             assert node.ahead(self.registry.clock()) == 0.0, node
             assert node.slots.value == node.window, node

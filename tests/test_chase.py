@@ -7,7 +7,7 @@ from typing import Any
 
 import anyio
 import pytest
-from live_cluster import EMBED, Cluster, cluster, virtual_time
+from live_cluster import EMBED, Cluster, cluster, gather, vector, virtual_time
 
 from aiosollol.core.breaker import FIRST_EJECTION, LONGEST_EJECTION
 from aiosollol.core.share import LOOK_SECONDS, RETURN_SECONDS
@@ -42,12 +42,31 @@ async def test_a_chat_on_a_node_that_hangs_is_asked_of_another_one_too(streamed:
         made["a"].fault = Fault.HANG
         # A chat of four words takes 0.4 s; ten times that is as good as a failure.
         if streamed:
-            assert await took(made.stream()) == pytest.approx(4.1, abs=0.01)
+            began = anyio.current_time()
+            async with await made.stream():
+                assert anyio.current_time() - began == pytest.approx(4.1, abs=0.01)
         else:
             assert await took(made.chat()) == pytest.approx(4.4, abs=0.01)
         assert made["a"].in_flight == 0
         assert made.node("a").breaker.in_row == 1
         made["a"].fault = None
+
+
+async def test_requests_that_another_node_answers_at_the_same_moment_all_count() -> None:
+    room = {"max_concurrency": 8, "slots": 8}
+    nodes = {"a": {**PACE, **room, "priority": 0}, "b": {**PACE, **room, "priority": 1}}
+    async with cluster(**nodes, strategy="priority", retry_budget=5.0) as made:
+        await made.warm_up(times=3)
+        for _ in range(20):  # so that several at once may be sent to a node
+            await gather(*[made.embed] * 12)
+        made["a"].fault = Fault.HANG
+        before = made["a"].requests
+        answers = await gather(*[made.embed] * 6)
+        assert answers == [vector()] * 6
+        assert made["a"].requests == before + 6
+        assert made.node("a").breaker.opens_at is not None
+        made["a"].fault = None
+        await made.rest()
 
 
 async def test_a_chat_that_takes_long_is_not_given_up_for_that() -> None:
