@@ -134,6 +134,18 @@ def test_any_bytes_are_read_or_refused(body: bytes) -> None:
             "json: cannot unmarshal bool into Go struct field EmbedRequest.dimensions of type int",
         ),
         (
+            asked.read_embed,
+            b'{"dimensions":9223372036854775808}',
+            "json: cannot unmarshal number 9223372036854775808 into Go struct field "
+            "EmbedRequest.dimensions of type int",
+        ),
+        (
+            asked.read_embed,
+            b'{"dimensions":1.5}',
+            "json: cannot unmarshal number 1.5 into Go struct field EmbedRequest.dimensions "
+            "of type int",
+        ),
+        (
             asked.read_generate,
             b'{"options":[]}',
             "json: cannot unmarshal array into Go struct field GenerateRequest.options "
@@ -152,7 +164,12 @@ def test_any_bytes_are_read_or_refused(body: bytes) -> None:
         (asked.read_openai_embeddings, b"{}", "invalid input"),
         (asked.read_embed, b'{"keep_alive":"5"}', 'time: missing unit in duration "5"'),
         (asked.read_embed, b'{"keep_alive":"soon"}', 'time: invalid duration "soon"'),
-        (asked.read_embed, b'{"keep_alive":"5mx"}', 'time: invalid duration "5mx"'),
+        (asked.read_embed, b'{"keep_alive":"5mx"}', 'time: unknown unit "mx" in duration "5mx"'),
+        (
+            asked.read_chat,
+            b'{"keep_alive":"%b"}' % (b"1" * 1400),
+            f'time: invalid duration "{"1" * 1400}"',
+        ),
         (asked.read_embed, b'{"keep_alive":true}', "Unsupported type: 'bool'"),
         (asked.read_show, b"{}", "model is required"),
     ],
@@ -190,6 +207,10 @@ def test_input_to_openai_embeddings() -> None:
         ('"500ms"', 0.5),
         ('"0"', 0.0),
         ('"-1s"', math.inf),
+        ('"-0s"', 0.0),
+        ('"1m30.5s"', 90.5),
+        ('"250\u00b5s"', 0.00025),
+        ("1e308", 1e308),
     ],
 )
 def test_keep_alive(value: str, seconds: float | None) -> None:
