@@ -52,6 +52,15 @@ from aiosollol.wire import answers, asked, gojson, ollama
         ("1ex", "invalid character 'x' in exponent of numeric literal"),
         ("é", "invalid character '\\u00c3' looking for beginning of value"),
         ("[" * 5000 + "]" * 5000, "exceeded max depth"),
+        ("[" * 5000, "unexpected EOF"),
+        ("[" * 10_001, "invalid character '[' exceeded max depth"),
+        ('{"a":' * 10_001, "invalid character '{' exceeded max depth"),
+        ("\ufeff{}", "invalid character '\\u00ef' looking for beginning of value"),
+        ("[1e999]", "json: cannot unmarshal number 1e999 into Go value of type float64"),
+        ("[-1.5E+400,2]", "json: cannot unmarshal number -1.5E+400 into Go value of type float64"),
+        ("1" * 400, f"json: cannot unmarshal number {'1' * 40} into Go value of type float64"),
+        ("[1e999,2", "unexpected EOF"),
+        ("[1e999 2]", "invalid character '2' after array element"),
     ],
 )
 def test_bad_json_is_refused_in_gos_words(text: str, message: str) -> None:
@@ -68,10 +77,17 @@ def test_bad_json_is_refused_in_gos_words(text: str, message: str) -> None:
         (b'"\\ud83d"', "\ufffd"),
         (b'{"\\udc00":["\\ud800x"]}', {"\ufffd": ["\ufffdx"]}),
         (b'"\\ud83d\\ude00"', "\N{GRINNING FACE}"),
+        (b'"\\ud83d\\ud83d\\ude00"', "\ufffd\N{GRINNING FACE}"),
+        (b'["\\\\ud83d","\\ud83d\\n"]', ["\\ud83d", "\ufffd\n"]),
+        (b'["\\uDBFF\\uDFFF\\udfff"]', ["\U0010ffff\ufffd"]),
+        (b'{"a":1,"a":"\xff"} x', {"a": "\ufffd"}),
+        (b'{"a":"\xe4\xb8"}]', {"a": "\ufffd"}),
         (b'"\xff"', "\ufffd"),
         (b"12 x", 12),
         (b"-0.5e+3,", -500.0),
         (b"true false", True),
+        (b'"a"b', "a"),
+        (b'"a\\"" b', 'a"'),
     ],
 )
 def test_go_forgives(body: bytes, value: object) -> None:
@@ -134,6 +150,23 @@ def test_any_bytes_are_read_or_refused(body: bytes) -> None:
             "json: cannot unmarshal bool into Go struct field EmbedRequest.dimensions of type int",
         ),
         (
+            asked.read_embed,
+            b'{"dimensions":9223372036854775808}',
+            "json: cannot unmarshal number 9223372036854775808 into Go struct field "
+            "EmbedRequest.dimensions of type int",
+        ),
+        (
+            asked.read_embed,
+            b'{"dimensions":1.5}',
+            "json: cannot unmarshal number 1.5 into Go struct field EmbedRequest.dimensions "
+            "of type int",
+        ),
+        (
+            asked.read_embed,
+            b'{"dimensions":%b}' % (b"1" * 5000),
+            f"json: cannot unmarshal number {'1' * 40} into Go value of type float64",
+        ),
+        (
             asked.read_generate,
             b'{"options":[]}',
             "json: cannot unmarshal array into Go struct field GenerateRequest.options "
@@ -152,7 +185,12 @@ def test_any_bytes_are_read_or_refused(body: bytes) -> None:
         (asked.read_openai_embeddings, b"{}", "invalid input"),
         (asked.read_embed, b'{"keep_alive":"5"}', 'time: missing unit in duration "5"'),
         (asked.read_embed, b'{"keep_alive":"soon"}', 'time: invalid duration "soon"'),
-        (asked.read_embed, b'{"keep_alive":"5mx"}', 'time: invalid duration "5mx"'),
+        (asked.read_embed, b'{"keep_alive":"5mx"}', 'time: unknown unit "mx" in duration "5mx"'),
+        (
+            asked.read_chat,
+            b'{"keep_alive":"%b"}' % (b"1" * 1400),
+            f'time: invalid duration "{"1" * 1400}"',
+        ),
         (asked.read_embed, b'{"keep_alive":true}', "Unsupported type: 'bool'"),
         (asked.read_show, b"{}", "model is required"),
     ],
@@ -190,6 +228,11 @@ def test_input_to_openai_embeddings() -> None:
         ('"500ms"', 0.5),
         ('"0"', 0.0),
         ('"-1s"', math.inf),
+        ('"-0s"', 0.0),
+        ('"1m30.5s"', 90.5),
+        ('"250\u00b5s"', 0.00025),
+        ("1e308", 1e308),
+        ("11111111111111111111111111111111", 1.1111111111111112e31),
     ],
 )
 def test_keep_alive(value: str, seconds: float | None) -> None:

@@ -95,10 +95,11 @@ def test_the_smallest_request(path: str) -> None:
         (b"[]", "cannot unmarshal array into Go value of type"),
         (b"3", "cannot unmarshal number into Go value of type"),
         (b'{"model":3}', "model of type string"),
-        (b"[" * 100_000, "unexpected EOF"),
+        (b"[" * 10_000, "unexpected EOF"),
+        (b"[" * 100_000, "invalid character '[' exceeded max depth"),
         (b'{"a":' * 3_000 + b"1" + b"}" * 3_000, "exceeded max depth"),
-        (b'{"n":1e999}', "Out of range float values are not JSON compliant"),
-        (b'{"n":%b} x' % (b"9" * 5_000), "Exceeds the limit"),
+        (b'{"n":1e999}', "json: cannot unmarshal number 1e999 into Go value of type float64"),
+        (b'{"n":%b} x' % (b"9" * 5_000), f"json: cannot unmarshal number {'9' * 40} into"),
     ],
 )
 def test_bad_bodies(path: str, body: bytes, words: str) -> None:

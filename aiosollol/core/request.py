@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from aiosollol.core.durations import parse_duration
 from aiosollol.errors import InvalidInput
-
-_STEP = r"(\d+(\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)"
-_DURATION = re.compile(rf"[-+]?(0|({_STEP})+)")  # as Go reads one (time.ParseDuration)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,13 +63,29 @@ def check_options(options: object, keep_alive: object) -> None:
     """Raise InvalidInput unless these can be the runtime options and the keep-alive of a model."""
     if options is not None and not isinstance(options, Mapping):
         raise InvalidInput(f"options must be a mapping, not {type(options).__name__}")
-    if keep_alive is None or (isinstance(keep_alive, str) and _DURATION.fullmatch(keep_alive)):
+    if keep_alive is None or _is_keep_alive(keep_alive):
         return
-    is_number = isinstance(keep_alive, int | float) and not isinstance(keep_alive, bool)
-    if not is_number or not math.isfinite(keep_alive):  # type: ignore[arg-type]
-        raise InvalidInput(
-            f'keep_alive must be seconds, or a duration such as "5m" or "1h30m", not {keep_alive!r}'
-        )
+    is_int = isinstance(keep_alive, int) and not isinstance(keep_alive, bool)
+    # Python does not write an integer of thousands of digits.
+    shown = "a number that large" if is_int else reprlib.repr(keep_alive)
+    raise InvalidInput(
+        f'keep_alive must be seconds, or a duration such as "5m" or "1h30m", not {shown}'
+    )
+
+
+def _is_keep_alive(value: object) -> bool:
+    if isinstance(value, str):
+        try:
+            parse_duration(value)
+        except InvalidInput:
+            return False
+        return True
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that no float64 can be, and JSON has no other numbers
+        return False
 
 
 def check_timeout(seconds: object) -> float:

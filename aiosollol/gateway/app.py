@@ -16,6 +16,7 @@ from aiohttp.typedefs import Middleware
 from aiosollol.error_log import ErrorLog, origin_of
 from aiosollol.errors import SollolError, summary
 from aiosollol.gateway.admin import Admin
+from aiosollol.gateway.bodies import add_workers
 from aiosollol.gateway.embedding import Embedding
 from aiosollol.gateway.endpoints import Handler
 from aiosollol.gateway.ollama import Native
@@ -77,6 +78,7 @@ def make_app(
         client_max_size=options.max_body_bytes,
         handler_args={"logger": ContentFreeLogger(errors)},
     )
+    add_workers(app)
     for each in endpoints:
         app.router.add_route(each.method, each.path, each.handler)
 

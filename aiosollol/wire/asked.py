@@ -6,14 +6,16 @@ so that all three refuse the same things with the same words.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from aiosollol.errors import SollolError
+from aiosollol.core.durations import parse_duration
+from aiosollol.errors import InvalidInput, SollolError
 from aiosollol.wire.gojson import GoJSONError, kind_of, loads, quoted
+
+_INT64 = range(-(2**63), 2**63)
 
 
 class Refusal(SollolError):
@@ -226,7 +228,7 @@ class _Fields:
 
     def integer(self, name: str) -> int:
         value = self._typed(name, int, "int")
-        if isinstance(value, bool):
+        if isinstance(value, bool) or (value is not None and value not in _INT64):
             raise self._refusal(value, name, "int")
         return value or 0
 
@@ -265,26 +267,19 @@ class _Fields:
 
 
 def _mismatch(value: object, place: str, go_type: str) -> str:
-    return f"json: cannot unmarshal {kind_of(value)} into Go struct field {place} of type {go_type}"
-
-
-_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION = re.compile(r"([0-9]*\.?[0-9]+|[0-9]+\.)(ns|us|µs|ms|s|m|h)")
+    kind = kind_of(value)
+    if kind == "number" and go_type == "int":
+        kind = f"number {value!r:.40}"
+    return f"json: cannot unmarshal {kind} into Go struct field {place} of type {go_type}"
 
 
 def _seconds(text: str) -> float:
     """A duration as Go writes one ("5m", "1h30m", "-1s"), in seconds; negative means for ever."""
-    unsigned = text.removeprefix("-").removeprefix("+")
-    if unsigned == "0":
-        return 0.0
-    parts = list(_DURATION.finditer(unsigned))
-    if not parts or "".join(part.group() for part in parts) != unsigned:
-        is_bare = re.fullmatch(r"[0-9]+(\.[0-9]*)?", unsigned)
-        problem = "missing unit in" if is_bare else "invalid"
-        raise Refusal(400, f"time: {problem} duration {quoted(text)}")
-    if text.startswith("-"):
-        return float("inf")
-    return sum(float(part[1]) * _UNITS[part[2]] for part in parts)
+    try:
+        nanoseconds = parse_duration(text)
+    except InvalidInput as error:
+        raise Refusal(400, str(error)) from error
+    return float("inf") if nanoseconds < 0 else nanoseconds / 1e9
 
 
 _USUAL_DURATION = 16  # characters: what is kept must not be what a client likes to fill memory with

@@ -5,15 +5,12 @@ The words are those of Go's encoding/json, which Ollama's compatibility layer ha
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
 from aiosollol.wire.asked import Refusal
-from aiosollol.wire.gojson import kind_of, loads
+from aiosollol.wire.gojson import GoJSONError, kind_of, loads
 
 _INT64 = range(-(2**63), 2**63)
 
@@ -38,9 +35,9 @@ class Fields:
     def read(cls, body: bytes, struct: str) -> Fields:
         """The object that `body` is. Raises Refusal."""
         try:
-            value = orjson.loads(body)
-        except orjson.JSONDecodeError:
-            value = _forgiven(body)
+            value = loads(body)
+        except GoJSONError as error:
+            raise early(str(error)) from error
         if value is not None and not isinstance(value, dict):
             raise early(f"json: cannot unmarshal {kind_of(value)} into Go value of type {struct}")
         return cls(value or {}, struct)
@@ -130,15 +127,3 @@ class Fields:
             f"json: cannot unmarshal {kind} into Go struct field {self.path}.{name} "
             f"of type {go_type}"
         )
-
-
-def _forgiven(body: bytes) -> Any:
-    """What Go reads where JSON in the strict sense is not all there is. Raises Refusal."""
-    try:
-        value = loads(body)
-        json.dumps(value, allow_nan=False)  # 1e999 is infinite for Python, and an error for Go
-    except RecursionError as error:
-        raise early("exceeded max depth") from error
-    except ValueError as error:
-        raise early(str(error)[:200]) from error
-    return value

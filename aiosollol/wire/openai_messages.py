@@ -10,11 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import orjson
-
 from aiosollol.wire import images
 from aiosollol.wire.fields import Fields, early
-from aiosollol.wire.gojson import quoted
+from aiosollol.wire.gojson import GoJSONError, loads_whole, quoted
 
 _INVALID = "invalid message format"
 _GO_TYPES = {bool: "bool", int: "float64", float: "float64", dict: "map[string]interface {}"}
@@ -109,8 +107,8 @@ def read_arguments(text: str, problem: str) -> dict[str, Any]:
     if not text.strip():
         return {}
     try:
-        arguments = orjson.loads(text)
-    except ValueError as error:
+        arguments = loads_whole(text.encode())
+    except GoJSONError as error:
         raise early(problem) from error
     if not isinstance(arguments, dict):
         raise early(problem)
