@@ -7,15 +7,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from aiosollol import __version__
 from aiosollol.errors import InvalidInput, StorageError
-from aiosollol.gateway.endpoints import Endpoint, Handler
 from aiosollol.gateway.options import GatewayOptions
 from aiosollol.gateway.permissions import check_model, may_use, owner_of, sees_only
 from aiosollol.gateway.queueing import Queue
-from aiosollol.gateway.results import BINARY, NDJSON, send_results
-from aiosollol.gateway.schema import BOOLEAN, OBJECT, STRING, Schema, array, ref, told
+from aiosollol.gateway.results import send_results
 from aiosollol.gateway.sending import STATE, whole
 from aiosollol.wire import answers
 from aiosollol.wire.asked import Refusal
@@ -26,18 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("aiosollol")
 
-_TAG = "SOLLOL"
 _SETTINGS = ("dimensions", "truncate", "options", "keep_alive", "metadata")
-_DOCUMENTS: dict[str, Schema] = {
-    "docs": {**array(STRING), "minItems": 1},
-    "model": ref("Model"),
-    "dimensions": {"type": "integer", "minimum": 1},
-    "truncate": BOOLEAN,
-    "options": ref("Options"),
-    "keep_alive": ref("KeepAlive"),
-    "metadata": told(OBJECT, "comes back with the status of the job"),
-}
-_DISK = (501, 503, 507)
 _JOB = "/api/embed/batch/{id}"
 
 
@@ -49,79 +37,15 @@ class Original:
         self._autobatch = autobatch
         self._model = options.batch_model
 
-    def endpoints(self) -> list[Endpoint]:
-        results = ("application/json", NDJSON, BINARY)
-        job, queue = ref("Job"), (404, *_DISK)
+    def routes(self) -> list[web.RouteDef]:
         return [
-            Endpoint(
-                "GET",
-                "/api/health",
-                self.health,
-                "How the nodes are; 503 if none can be used",
-                tag=_TAG,
-                returns=ref("Health"),
-                otherwise={503: ref("Health")},
-            ),
-            Endpoint(
-                "GET",
-                "/api/stats",
-                self.stats,
-                "What the nodes have done",
-                tag=_TAG,
-                returns=ref("Stats"),
-            ),
-            Endpoint(
-                "POST",
-                "/api/embed/batch",
-                _logged(self.submit),
-                "Queue documents, whose vectors are made in good time",
-                tag=_TAG,
-                body=_DOCUMENTS,
-                required=("docs",),
-                example={"docs": ["Document 1", "Document 2"], "model": "nomic-embed-text"},
-                status=202,
-                returns=ref("Submitted"),
-                fails=_DISK,
-            ),
-            Endpoint(
-                "GET",
-                "/api/batch-status",
-                _logged(self.status),
-                "How far the jobs are, or one of them",
-                tag=_TAG,
-                query={"job": "id of a job"},
-                returns={"anyOf": [ref("Queue"), job]},
-                fails=queue,
-            ),
-            Endpoint(
-                "GET",
-                _JOB,
-                _logged(self.results),
-                "Vectors of a job",
-                tag=_TAG,
-                answers=results,
-                returns=ref("Results"),
-                parts=ref("ResultLine"),
-                fails=(409, *queue),
-            ),
-            Endpoint(
-                "DELETE",
-                _JOB,
-                _logged(self.cancel),
-                "Drop what is queued of a job",
-                tag=_TAG,
-                returns=job,
-                fails=queue,
-            ),
-            Endpoint(
-                "POST",
-                f"{_JOB}/retry",
-                _logged(self.retry),
-                "Queue what failed of a job again",
-                tag=_TAG,
-                returns=ref("RetriedJob"),
-                fails=(400, *queue),
-            ),
+            web.get("/api/health", self.health),
+            web.get("/api/stats", self.stats),
+            web.post("/api/embed/batch", _logged(self.submit)),
+            web.get("/api/batch-status", _logged(self.status)),
+            web.get(_JOB, _logged(self.results)),
+            web.delete(_JOB, _logged(self.cancel)),
+            web.post(f"{_JOB}/retry", _logged(self.retry)),
         ]
 
     # ---- the cluster
