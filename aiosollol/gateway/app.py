@@ -15,6 +15,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from aiosollol.errors import SollolError
 from aiosollol.gateway.admin import Admin
+from aiosollol.gateway.batch_jobs import BatchJobs
 from aiosollol.gateway.embedding import Embedding
 from aiosollol.gateway.ollama import Native
 from aiosollol.gateway.openai import Compatible
@@ -63,7 +64,8 @@ def make_app(
         *native.routes(),
         *embedding.routes(),
         *Compatible(pool, native).routes(),
-        *Original(pool, autobatch, options).routes(),
+        *Original(pool).routes(),
+        *BatchJobs(pool, autobatch, options).routes(),
         *(Admin(pool).routes() if options.allow_admin else ()),
     ]
     routes += Documents(routes).routes()
