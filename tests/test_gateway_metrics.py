@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
@@ -16,15 +16,26 @@ import pytest
 from aiosollol import MissingExtra
 from aiosollol.core.events import AttemptFailed, Hedged, Loading, NodeChanged, PoolEvent, Routed
 from aiosollol.core.stats import NodeCounters, NodeStats, pool_stats
-from aiosollol.gateway.families import Family, as_data, counter, exposition, from_data, merged
-from aiosollol.gateway.metrics import Metrics, endpoint_name, metrics_app, pool_families
+from aiosollol.gateway.metrics import (
+    Metrics,
+    counter,
+    endpoint_name,
+    exposed,
+    exposition,
+    metrics_app,
+    pool_families,
+    word_of,
+)
 from aiosollol.gateway.options import Served
 from aiosollol.gateway.serving import Listener
-from aiosollol.gateway.siblings import Siblings
-from aiosollol.gateway.tally import Histogram, RequestTally, word_of
+from aiosollol.gateway.siblings import Siblings, as_data, from_data, merged
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
 
 pytestmark = pytest.mark.anyio
 
+prometheus_client = pytest.importorskip("prometheus_client")
 parser = pytest.importorskip("prometheus_client.parser")
 
 
@@ -172,10 +183,11 @@ async def test_every_metric_of_the_dashboard_exists() -> None:
 
 
 def test_a_histogram_counts_what_is_below() -> None:
-    histogram = Histogram((0.1, 1.0))
+    histogram = prometheus_client.Histogram("x", "X.", buckets=(0.1, 1.0), registry=None)
     for value in (0.05, 0.1, 0.5, 7.0):
         histogram.observe(value)
-    samples = {(s.suffix, s.labels.get("le")): s.value for s in histogram.samples({})}
+    (metric,) = (exposed(each, {}) for each in histogram.collect())
+    samples = {(s.name.removeprefix("x"), s.labels.get("le")): s.value for s in metric.samples}
     assert samples == {
         ("_bucket", "0.1"): 2,
         ("_bucket", "1"): 3,
@@ -211,15 +223,15 @@ def test_names_of_endpoints(path: str, name: str) -> None:
 
 
 def test_families_survive_the_way_to_a_sibling() -> None:
-    tally = RequestTally()
-    tally.served("chat", 200, 0.2)
-    families = tally.families()
+    metrics = Metrics(Pool())
+    metrics.on_request(Served("/api/chat", "POST", 200, 0.2, ""))
+    families = metrics.families()
     again = from_data(json.loads(json.dumps(as_data(families))))
     assert exposition(again) == exposition(families)
 
 
 def test_processes_are_told_apart() -> None:
-    def one(value: int) -> list[Family]:
+    def one(value: int) -> list[Metric]:
         return [counter("sollol_requests", "All.", {("chat",): value}, "endpoint")]
 
     found = read(exposition(merged({"0": one(3), "1": one(4), "2": []}))[0])
@@ -233,7 +245,7 @@ async def test_siblings_tell_each_other(tmp_path: Path) -> None:
     made = [Siblings(str(tmp_path), 3) for _ in range(3)]
     for index in (0, 2):  # the one between has died
 
-        def families(index: int = index) -> list[Family]:
+        def families(index: int = index) -> list[Metric]:
             return [counter("sollol_x", "X.", {(): index + 1})]
 
         await made[index].tell(index, families)
@@ -253,7 +265,7 @@ async def test_siblings_tell_each_other(tmp_path: Path) -> None:
 async def test_a_port_of_its_own() -> None:
     metrics = await full()
 
-    async def gather() -> list[Family]:
+    async def gather() -> list[Metric]:
         return metrics.families()
 
     listener = Listener(metrics_app(gather))

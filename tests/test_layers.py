@@ -149,6 +149,7 @@ SIBLINGS = {part for part, layer in LAYERS.items() if layer == 6}
 # Names that only type checkers follow, and that may point up: (importer, imported).
 TYPING_ONLY = {
     ("errors", "core.embeddings"),  # BatchError carries what was computed
+    ("gateway.batch_jobs", "autobatch"),  # the queue itself comes as an argument
 }
 # Names that modules of any layer may take from the package itself.
 FROM_PACKAGE = {"__version__"}

@@ -13,11 +13,9 @@ from aiohttp import web
 from aiosollol.core.redaction import safe_repr
 from aiosollol.errors import InvalidInput, ModelMissing, PoolClosed, SollolError
 from aiosollol.gateway.bodies import parse
-from aiosollol.gateway.endpoints import Endpoint
 from aiosollol.gateway.ollama import error_line
 from aiosollol.gateway.pulling import Progress
 from aiosollol.gateway.refusals import message_of
-from aiosollol.gateway.schema import BOOLEAN, OBJECT, STRING, ref
 from aiosollol.gateway.sending import STATE, begin, routed, whole
 from aiosollol.wire import answers, asked
 from aiosollol.wire.answers import NDJSON, Answer
@@ -32,8 +30,6 @@ if TYPE_CHECKING:
 _PULL_SECONDS = 24 * 3600.0  # a large model on a slow line
 _CHANGE_SECONDS = 60.0
 
-_NODE = {"node": "name of a node, several with commas between, or all"}
-
 
 class Admin:
     """The endpoints that change what nodes have."""
@@ -41,66 +37,12 @@ class Admin:
     def __init__(self, pool: OllamaPool) -> None:
         self._pool = pool
 
-    def endpoints(self) -> list[Endpoint]:
-        def endpoint(method: str, path: str, handler: Any, summary: str, **rest: Any) -> Endpoint:
-            return Endpoint(
-                method, path, handler, summary, query=_NODE, is_asking=True, is_admin=True, **rest
-            )
-
-        model, stream = ref("Model"), {"type": "boolean", "default": True}
-        progress: dict[str, Any] = {
-            "required": ("model",),
-            "answers": ("application/json", NDJSON),
-            "returns": ref("Progress"),
-            "parts": ref("Progress"),
-        }
+    def routes(self) -> list[web.RouteDef]:
         return [
-            endpoint(
-                "POST",
-                "/api/pull",
-                self.work,
-                "Get a model",
-                body={"model": model, "stream": stream, "insecure": BOOLEAN},
-                example={"model": "all-minilm", "stream": False},
-                **progress,
-            ),
-            endpoint(
-                "POST",
-                "/api/create",
-                self.work,
-                "Make a model of another",
-                body={
-                    "model": model,
-                    "stream": stream,
-                    "from": STRING,
-                    "system": STRING,
-                    "template": STRING,
-                    "parameters": OBJECT,
-                    "quantize": STRING,
-                },
-                example={"model": "pirate", "from": "llama3.2", "system": "Talk like a pirate."},
-                **progress,
-            ),
-            endpoint(
-                "POST",
-                "/api/copy",
-                self.copy,
-                "Give a model a second name",
-                body={"source": model, "destination": model},
-                required=("source", "destination"),
-                example={"source": "llama3.2", "destination": "mine"},
-                answers=(),
-            ),
-            endpoint(
-                "DELETE",
-                "/api/delete",
-                self.delete,
-                "Delete a model",
-                body={"model": model},
-                required=("model",),
-                example={"model": "mine"},
-                answers=(),
-            ),
+            web.post("/api/pull", self.work),
+            web.post("/api/create", self.work),
+            web.post("/api/copy", self.copy),
+            web.delete("/api/delete", self.delete),
         ]
 
     # ---- what takes a moment

@@ -11,14 +11,14 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
-from aiohttp.typedefs import Middleware
+from aiohttp.typedefs import Handler, Middleware
 
 from aiosollol.error_log import ErrorLog, origin_of
 from aiosollol.errors import SollolError, summary
 from aiosollol.gateway.admin import Admin
+from aiosollol.gateway.batch_jobs import BatchJobs
 from aiosollol.gateway.bodies import add_workers
 from aiosollol.gateway.embedding import Embedding
-from aiosollol.gateway.endpoints import Handler
 from aiosollol.gateway.ollama import Native
 from aiosollol.gateway.openai import Compatible
 from aiosollol.gateway.openapi import Documents
@@ -63,15 +63,15 @@ def make_app(
     """
     options = options or GatewayOptions()
     native, embedding = Native(pool), Embedding(pool, options)
-    original = Original(pool, autobatch, options)
-    parts = (native, embedding, Compatible(pool, native), original, Admin(pool))
-    endpoints = [
-        endpoint
-        for part in parts
-        for endpoint in part.endpoints()
-        if options.allow_admin or not endpoint.is_admin
+    routes = [
+        *native.routes(),
+        *embedding.routes(),
+        *Compatible(pool, native).routes(),
+        *Original(pool).routes(),
+        *BatchJobs(pool, autobatch, options).routes(),
+        *(Admin(pool).routes() if options.allow_admin else ()),
     ]
-    endpoints += Documents(endpoints).endpoints()
+    routes += Documents(routes).routes()
     errors = ErrorLog("gateway")
     app = web.Application(
         middlewares=[_Front(options, on_request, pool.tracing).middleware(), *middlewares],
@@ -79,7 +79,7 @@ def make_app(
         handler_args={"logger": ContentFreeLogger(errors)},
     )
     add_workers(app)
-    for each in endpoints:
+    for each in routes:  # `add_routes` would add a HEAD to every GET
         app.router.add_route(each.method, each.path, each.handler)
 
     async def close(app: web.Application) -> None:

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from aiohttp import web
 
 from aiosollol.gateway.bodies import parse
-from aiosollol.gateway.endpoints import Endpoint
 from aiosollol.gateway.gathering import Gatherer, Key
 from aiosollol.gateway.ollama import plain_keep_alive
 from aiosollol.gateway.options import GatewayOptions
 from aiosollol.gateway.permissions import check_model
-from aiosollol.gateway.schema import INTEGER, STRING, array, just, ref, told
 from aiosollol.gateway.sending import STATE, plain, routed, whole
 from aiosollol.gateway.writing import VectorWriter, Write
 from aiosollol.wire import answers, asked
@@ -25,8 +23,6 @@ from aiosollol.wire.ollama import dump_whole
 
 if TYPE_CHECKING:
     from aiosollol.pool import OllamaPool
-
-_DIMENSIONS = told(INTEGER, "so many numbers of each vector, brought to length 1 again; 0 is all")
 
 
 class _Vectors(NamedTuple):
@@ -46,61 +42,11 @@ class Embedding:
         self._options = options
         self._gatherer = Gatherer(pool, options.gather_seconds, options.gather_above)
 
-    def endpoints(self) -> list[Endpoint]:
-        loading = {"options": ref("Options"), "keep_alive": ref("KeepAlive")}
-        example = {"model": "nomic-embed-text", "input": ["Why is the sky blue?", "Why not?"]}
+    def routes(self) -> list[web.RouteDef]:
         return [
-            Endpoint(
-                "POST",
-                "/api/embed",
-                self.embed,
-                "The vectors of a text or of many, which are spread over the nodes",
-                body={
-                    "model": ref("Model"),
-                    "input": ref("Texts"),
-                    "text": {
-                        "allOf": [ref("Texts")],
-                        "description": "the original's name for `input`",
-                    },
-                    "dimensions": _DIMENSIONS,
-                    "truncate": {"type": "boolean", "default": True},
-                    **loading,
-                },
-                example=example,
-                returns=ref("Embeddings"),
-                fails=(501,),
-                is_asking=True,
-            ),
-            Endpoint(
-                "POST",
-                "/api/embeddings",
-                self.embeddings,
-                "The vector of one text, as older clients ask for it",
-                body={"model": ref("Model"), "prompt": STRING, **loading},
-                required=("model",),
-                example={"model": "nomic-embed-text", "prompt": "Why is the sky blue?"},
-                returns=ref("Embedding"),
-                fails=(501,),
-                is_asking=True,
-            ),
-            Endpoint(
-                "POST",
-                "/v1/embeddings",
-                self.openai,
-                "The vectors of a text or of many, as numbers or in base64",
-                tag="OpenAI and Anthropic",
-                body={
-                    "model": ref("Model"),
-                    "input": {"anyOf": [STRING, {**array(STRING), "minItems": 1}]},
-                    "dimensions": _DIMENSIONS,
-                    "encoding_format": just("float", "base64"),
-                },
-                required=("model", "input"),
-                example=example,
-                returns=ref("OpenAIEmbeddings"),
-                fails=(501,),
-                is_asking=True,
-            ),
+            web.post("/api/embed", self.embed),
+            web.post("/api/embeddings", self.embeddings),
+            web.post("/v1/embeddings", self.openai),
         ]
 
     async def aclose(self) -> None:

@@ -1,6 +1,6 @@
-"""`Metrics`: what Prometheus is told of the gateway and its pool.
+"""`Metrics`: the Prometheus metrics of the gateway and its pool, counted by prometheus-client.
 
-Of hosts, endpoints and counts alone: no prompt, no key and no name of a model is ever in a label.
+Labels hold hosts, endpoints, statuses and kinds of failures; no prompt, key or model name.
 """
 
 from __future__ import annotations
@@ -8,20 +8,32 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from typing import Any, Protocol
+from functools import cache
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from aiohttp import web
 
-from aiosollol.core.events import PoolEvent
-from aiosollol.gateway.families import Family, counter, exposition, gauge
+from aiosollol.core.events import AttemptFailed, Hedged, Loading, NodeChanged, PoolEvent, Routed
+from aiosollol.errors import MissingExtra
 from aiosollol.gateway.options import Served
-from aiosollol.gateway.tally import EventTally, RequestTally
 
-Gather = Callable[[], Awaitable[Iterable[Family]]]
-"""All families: those of this process, or those of all its siblings too."""
+if TYPE_CHECKING:
+    from prometheus_client import Metric
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+Gather = Callable[[], Awaitable[Iterable["Metric"]]]
+"""All metric families: those of this process, or those of all its siblings too."""
+Values: TypeAlias = Mapping[Any, float]
+"""A value for each combination of labels: tuples of strings, as long as there are labels."""
+
+_LATENCY_BOUNDS = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0),
+)
+_LOAD_BOUNDS = (0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _GATHER_SECONDS, _COUNT_SECONDS = 0.25, 0.01
 _BREAKER_STATES = ("closed", "open", "half_open")
+_LEFT = 499  # nginx's status for a client that left before the answer
 
 
 class Watched(Protocol):
@@ -32,52 +44,123 @@ class Watched(Protocol):
 
 
 class Metrics:
-    """Counts requests (`on_request`) and events (`watch`), and reads the pool when asked."""
+    """Counts requests (`on_request`) and events (`watch`), and reads the pool when asked.
+
+    Raises MissingExtra without prometheus-client.
+    """
 
     def __init__(self, pool: Watched) -> None:
+        check_extra()
+        from prometheus_client import CollectorRegistry, Counter, Histogram
+
         self._pool = pool
-        self._others: list[Callable[[], Iterable[Family]]] = []
-        self._requests = RequestTally()
-        self._events = EventTally()
-        self._names: dict[str, str] = {}
+        self._others: list[Callable[[], Iterable[Metric]]] = []
+        self._children: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        self._registry = registry = CollectorRegistry()
+
+        def counter(name: str, about: str, *labels: str) -> Counter:
+            return Counter(name, about, labels, registry=registry)
+
+        self._requests = counter("sollol_requests", "Requests answered.", "endpoint", "status")
+        self._latency = Histogram(
+            "sollol_request_latency_seconds",
+            "From the head of a request to the last byte of its answer.",
+            ("endpoint",),
+            buckets=_LATENCY_BOUNDS,
+            registry=registry,
+        )
+        self._routed = cache(
+            counter("sollol_routed", "Live requests sent to a node.", "host").labels
+        )
+        self._retries = counter("sollol_retries", "Live requests sent again.")
+        self._hedges = counter("sollol_hedges", "Second requests for late answers.")
+        self._failures = counter(
+            "sollol_attempt_failures",
+            "Attempts of live requests that failed, by what that means.",
+            *("host", "kind"),
+        )
+        self._changes = counter(
+            "sollol_host_changes",
+            "Nodes going up and down, and breakers opening and closing.",
+            *("host", "change"),
+        )
+        self._loads = Histogram(
+            "sollol_model_load_seconds",
+            "How long loading a model took.",
+            ("host",),
+            buckets=_LOAD_BOUNDS,
+            registry=registry,
+        )
+        self._load_failures = counter("sollol_model_load_failures", "Loads that failed.", "host")
 
     async def watch(self) -> None:
-        """Count what happens in the pool until that is closed.
+        """Count the events of the pool until that is closed.
 
-        To be woken costs more than to count, so events are left to gather for a while.
+        Waking up costs more than counting, so events are left to gather for a while.
         """
         time, last = asyncio.get_running_loop().time, -math.inf
         async for event in self._pool.events():
-            self._events.count(event)
+            self._count(event)
             if time() - last > _COUNT_SECONDS:
                 await asyncio.sleep(_GATHER_SECONDS)
                 last = time()
 
-    def families(self) -> list[Family]:
+    def families(self) -> list[Metric]:
         """Everything, as it is now."""
         stats = self._pool.get_stats()
         hosts = {node["name"]: key for key, node in stats["node_performance"].items()}
         return [
-            *self._requests.families(),
-            *self._events.families(hosts),
+            *(exposed(metric, hosts) for metric in self._registry.collect()),
             *pool_families(stats),
             *(family for families in self._others for family in families()),
         ]
 
-    def add(self, families: Callable[[], Iterable[Family]]) -> None:
-        """Let `families` be asked too."""
+    def add(self, families: Callable[[], Iterable[Metric]]) -> None:
+        """Ask `families` for more metric families each time."""
         self._others.append(families)
 
     def on_request(self, served: Served) -> None:
         """A request is over: for `make_app`.
 
-        Its endpoint is the path as it is registered, so that clients cannot make up any number.
+        Its endpoint is the path as it is registered, so clients cannot add labels.
         """
-        path = served.endpoint
-        name = self._names.get(path)
-        if name is None:
-            name = self._names[path] = endpoint_name(path)
-        self._requests.served(name, served.status, served.seconds)
+        key = (served.endpoint, served.status)
+        children = self._children.get(key)
+        if children is None:
+            endpoint = endpoint_name(served.endpoint)
+            children = self._children[key] = (
+                self._requests.labels(endpoint, word_of(served.status)),
+                self._latency.labels(endpoint),
+            )
+        requests, latency = children
+        requests.inc()
+        latency.observe(served.seconds)
+
+    def _count(self, event: PoolEvent) -> None:
+        match event:
+            case Routed(node=node, attempt=attempt):
+                self._routed(node).inc()
+                if attempt > 1:
+                    self._retries.inc()
+            case Hedged():
+                self._hedges.inc()
+            case AttemptFailed(node=node, kind=kind):
+                self._failures.labels(node, kind).inc()
+            case NodeChanged(node=node, change=change):
+                self._changes.labels(node, change).inc()
+            case Loading(node=node, seconds=seconds, error=error):
+                if error:
+                    self._load_failures.labels(node).inc()
+                elif seconds is not None:
+                    self._loads.labels(node).observe(seconds)
+
+
+def word_of(status: int) -> str:
+    """The label for an HTTP status: "success", "rejected" for the client's errors, "error", or
+    "cancelled" for a client that left."""
+    if status == _LEFT:
+        return "cancelled"
+    return "success" if status < 400 else "rejected" if status < 500 else "error"
 
 
 def endpoint_name(path: str) -> str:
@@ -85,28 +168,52 @@ def endpoint_name(path: str) -> str:
     return path.removeprefix("/api/").strip("/") or ("root" if path else "other")
 
 
-def handler_of(gather: Gather) -> Callable[[web.Request], Awaitable[web.Response]]:
-    """A handler for ``GET /metrics``."""
+def exposed(metric: Metric, hosts: Mapping[str, str]) -> Metric:
+    """A counted metric with the names and labels of this gateway.
 
-    async def send(request: web.Request) -> web.Response:
-        body, kind = exposition(await gather(), request.headers.get("Accept", ""))
-        return web.Response(body=body, headers={"Content-Type": kind, "Cache-Control": "no-store"})
+    The label "host" is a node's address (hosts: address by name; events have names), "le" is
+    ``1`` and not ``1.0``, and there are no times of creation.
+    """
+    from prometheus_client import Metric
 
-    return send
+    found = Metric(metric.name, metric.documentation, metric.type)
+    for sample in metric.samples:
+        if sample.name.endswith("_created"):
+            continue
+        labels = dict(sample.labels)
+        if "host" in labels:
+            labels["host"] = hosts.get(labels["host"], labels["host"])
+        if "le" in labels:
+            labels["le"] = labels["le"].removesuffix(".0")
+        found.add_sample(sample.name, labels, sample.value)
+    return found
 
 
-def metrics_app(gather: Gather) -> web.Application:
-    """An application with ``/metrics`` and nothing else, for a port of its own."""
-    app = web.Application()
-    app.router.add_get("/metrics", handler_of(gather))
-    return app
+def counter(name: str, about: str, values: Values, *labels: str) -> Metric:
+    """A counter that is read when asked."""
+    from prometheus_client.core import CounterMetricFamily
+
+    return _filled(CounterMetricFamily(name, about, labels=labels), values)
 
 
-def pool_families(stats: Mapping[str, Any]) -> list[Family]:
-    """What `OllamaPool.get_stats` tells, as metrics. Counts that it does not have are left out."""
+def gauge(name: str, about: str, values: Values, *labels: str) -> Metric:
+    """A gauge that is read when asked."""
+    from prometheus_client.core import GaugeMetricFamily
+
+    return _filled(GaugeMetricFamily(name, about, labels=labels), values)
+
+
+def _filled(family: CounterMetricFamily | GaugeMetricFamily, values: Values) -> Metric:
+    for labels, value in values.items():
+        family.add_metric(labels, value)
+    return family
+
+
+def pool_families(stats: Mapping[str, Any]) -> list[Metric]:
+    """`OllamaPool.get_stats` as metrics. Counts that it does not have are left out."""
     hosts: Mapping[str, Mapping[str, Any]] = stats["node_performance"]
 
-    def each(key: str, factor: float = 1.0) -> dict[tuple[str, ...], float]:
+    def each(key: str, factor: float = 1.0) -> Values:
         return {
             (host,): host_stats[key] * factor
             for host, host_stats in hosts.items()
@@ -139,3 +246,48 @@ def pool_families(stats: Mapping[str, Any]) -> list[Family]:
         modes = {(str(mode),): count for mode, count in plans.items()}
         families.append(counter("sollol_plans", "Batches, by their plan.", modes, "mode"))
     return families
+
+
+class _Collected:
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+def exposition(families: Iterable[Metric], accept: str = "") -> tuple[bytes, str]:
+    """The text for Prometheus and its content type, by the Accept header.
+
+    Raises MissingExtra without prometheus-client.
+    """
+    check_extra()
+    from prometheus_client.exposition import choose_encoder
+
+    encode, content_type = choose_encoder(accept)
+    return encode(_Collected(families)), content_type
+
+
+def check_extra() -> None:
+    """Raises MissingExtra without prometheus-client."""
+    try:
+        import prometheus_client  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingExtra("metrics", "gateway") from error
+
+
+def handler_of(gather: Gather) -> Callable[[web.Request], Awaitable[web.Response]]:
+    """A handler for ``GET /metrics``."""
+
+    async def send(request: web.Request) -> web.Response:
+        body, kind = exposition(await gather(), request.headers.get("Accept", ""))
+        return web.Response(body=body, headers={"Content-Type": kind, "Cache-Control": "no-store"})
+
+    return send
+
+
+def metrics_app(gather: Gather) -> web.Application:
+    """An application with ``/metrics`` and nothing else, for a port of its own."""
+    app = web.Application()
+    app.router.add_get("/metrics", handler_of(gather))
+    return app

@@ -12,9 +12,7 @@ from aiohttp import web
 from aiosollol.core.node import full_name
 from aiosollol.errors import NodeError, NoNodeAvailable
 from aiosollol.gateway.bodies import parse
-from aiosollol.gateway.endpoints import Endpoint
 from aiosollol.gateway.permissions import may_use
-from aiosollol.gateway.schema import BOOLEAN, INTEGER, STRING, Schema, array, ref, told
 from aiosollol.gateway.sending import STATE, routed, stream, whole
 from aiosollol.wire import answers, asked
 from aiosollol.wire.answers import NDJSON, Answer
@@ -29,34 +27,6 @@ ASK_SECONDS = 5.0
 _PATIENCE_SECONDS = 1.0
 """For the other nodes, once one has answered: one that hangs must not hold up what all tell."""
 
-_HELLO = [{"role": "user", "content": "Why is the sky blue?"}]
-_LOADING: dict[str, Schema] = {"options": ref("Options"), "keep_alive": ref("KeepAlive")}
-_SHAPING: dict[str, Schema] = {
-    "stream": {"type": "boolean", "default": True},
-    "format": told({"type": ["string", "object"]}, '"json", or a JSON Schema'),
-    "think": told({"type": ["boolean", "string"]}, "true, false, low, medium or high"),
-    "logprobs": BOOLEAN,
-    "top_logprobs": INTEGER,
-}
-_CHAT: dict[str, Schema] = {
-    "model": ref("Model"),
-    "messages": array(ref("Message")),
-    "tools": array(ref("Tool")),
-    **_SHAPING,
-    **_LOADING,
-}
-_GENERATE: dict[str, Schema] = {
-    "model": ref("Model"),
-    "prompt": STRING,
-    "suffix": STRING,
-    "system": STRING,
-    "template": STRING,
-    "images": array({"type": "string", "contentEncoding": "base64"}),
-    "raw": BOOLEAN,
-    **_SHAPING,
-    **_LOADING,
-}
-
 
 class Native:
     """The endpoints that a real Ollama server has, but for embeddings."""
@@ -64,65 +34,15 @@ class Native:
     def __init__(self, pool: OllamaPool) -> None:
         self._pool = pool
 
-    def endpoints(self) -> list[Endpoint]:
-        streamed = ("application/json", NDJSON)
-        text = ("text/plain",)
-        version, tags = ref("Version"), ref("Tags")
-        oldest, all_models = "The oldest version among the nodes", "The models of all nodes"
-        # What a GET is answered, a HEAD is answered without a body.
-        asked = [
-            Endpoint("GET", "/", self.root, "Whether this is an Ollama", answers=text),
-            Endpoint("GET", "/api/version", self.version, oldest, returns=version, fails=(503,)),
-            Endpoint("GET", "/api/tags", self.tags, all_models, returns=tags, fails=(503,)),
-        ]
+    def routes(self) -> list[web.RouteDef]:
+        probes = {"/": self.root, "/api/version": self.version, "/api/tags": self.tags}
         return [
-            *asked,
-            *(endpoint._replace(method="HEAD") for endpoint in asked),
-            Endpoint(
-                "GET",
-                "/api/ps",
-                self.ps,
-                "The models in memory, and on which node",
-                returns=ref("Running"),
-                fails=(503,),
-            ),
-            Endpoint(
-                "POST",
-                "/api/show",
-                self.show,
-                "What a model is",
-                body={"model": ref("Model"), "verbose": BOOLEAN},
-                required=("model",),
-                example={"model": "llama3.2"},
-                returns=ref("ModelInfo"),
-                is_asking=True,
-            ),
-            Endpoint(
-                "POST",
-                "/api/chat",
-                self.chat,
-                "The next message of a conversation",
-                body=_CHAT,
-                required=("model",),
-                example={"model": "llama3.2", "messages": _HELLO, "stream": False},
-                answers=streamed,
-                returns=ref("ChatPart"),
-                parts={"anyOf": [ref("ChatPart"), ref("Error")]},
-                is_asking=True,
-            ),
-            Endpoint(
-                "POST",
-                "/api/generate",
-                self.generate,
-                "What comes after a prompt",
-                body=_GENERATE,
-                required=("model",),
-                example={"model": "llama3.2", "prompt": _HELLO[0]["content"], "stream": False},
-                answers=streamed,
-                returns=ref("GeneratePart"),
-                parts={"anyOf": [ref("GeneratePart"), ref("Error")]},
-                is_asking=True,
-            ),
+            # A HEAD is answered as a GET is, without a body.
+            *(web.route(m, path, probes[path]) for m in ("GET", "HEAD") for path in probes),
+            web.get("/api/ps", self.ps),
+            web.post("/api/show", self.show),
+            web.post("/api/chat", self.chat),
+            web.post("/api/generate", self.generate),
         ]
 
     # ---- chat and generate

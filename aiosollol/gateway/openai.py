@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import orjson
 from aiohttp import web
@@ -12,126 +11,16 @@ from aiohttp import web
 from aiosollol.core.node import full_name
 from aiosollol.errors import BadRequest, ProtocolError
 from aiosollol.gateway.bodies import parse
-from aiosollol.gateway.endpoints import Endpoint
 from aiosollol.gateway.ollama import ASK_SECONDS, Native
 from aiosollol.gateway.permissions import may_use
-from aiosollol.gateway.schema import (
-    BOOLEAN,
-    INTEGER,
-    NAME,
-    NUMBER,
-    OBJECT,
-    STRING,
-    Schema,
-    array,
-    just,
-    ref,
-    struct,
-    told,
-)
 from aiosollol.gateway.sending import STATE, routed, stream, whole
-from aiosollol.wire import answers, anthropic, openai, openai_responses
+from aiosollol.wire import answers, openai
 from aiosollol.wire.dialect import EVENT_STREAM, Question, Stamp
 from aiosollol.wire.dialects import READERS
 from aiosollol.wire.ollama import dump_whole, load
 
 if TYPE_CHECKING:
     from aiosollol.pool import OllamaPool
-
-_TAG = "OpenAI and Anthropic"
-_HELLO = "Why is the sky blue?"
-_MESSAGES = [{"role": "user", "content": _HELLO}]
-_COMMON: dict[str, Schema] = {
-    "model": ref("Model"),
-    "stream": {"type": "boolean", "default": False},
-    "temperature": NUMBER,
-    "top_p": NUMBER,
-}
-_SAMPLING: dict[str, Schema] = {
-    "stream_options": struct(include_usage=BOOLEAN),
-    "seed": INTEGER,
-    "stop": {"anyOf": [STRING, array(STRING)]},
-    "frequency_penalty": NUMBER,
-    "presence_penalty": NUMBER,
-    "max_tokens": INTEGER,
-    "n": told(just(1), "more are not made"),
-}
-
-
-class _Talk(NamedTuple):
-    """What one of the four endpoints that talk takes and answers.
-
-    example: the fields that must be there. returns: the schema of the answer, by name. parts: that
-    of the events of a stream.
-    """
-
-    summary: str
-    fields: Mapping[str, Schema]
-    example: Mapping[str, Any]
-    returns: str
-    parts: Schema
-
-
-_TALKS = {
-    openai.CHAT_PATH: _Talk(
-        "The next message of a conversation",
-        {
-            "messages": {**array(ref("OpenAIMessage")), "minItems": 1},
-            "max_completion_tokens": told(INTEGER, "counts more than max_tokens"),
-            "tools": array(ref("Tool")),
-            "tool_choice": told({}, '"none" offers no tool; all else is "auto"'),
-            "response_format": struct(
-                ["type"],
-                type=just("text", "json_object", "json_schema"),
-                json_schema=struct(name=STRING, schema=OBJECT),
-            ),
-            "reasoning_effort": ref("Effort"),
-            "logprobs": BOOLEAN,
-            "top_logprobs": INTEGER,
-            **_SAMPLING,
-        },
-        {"messages": _MESSAGES},
-        "ChatCompletion",
-        {"anyOf": [ref("ChatCompletionChunk"), ref("OpenAIError")]},
-    ),
-    openai.COMPLETION_PATH: _Talk(
-        "What comes after a prompt",
-        {"prompt": STRING, "suffix": STRING, "echo": BOOLEAN, "best_of": just(1), **_SAMPLING},
-        {"prompt": _HELLO},
-        "Completion",
-        {"anyOf": [ref("Completion"), ref("OpenAIError")]},
-    ),
-    openai_responses.PATH: _Talk(
-        "The next message of a conversation, as OpenAI asks for it since 2025",
-        {
-            "input": {"anyOf": [STRING, array(ref("ResponseItem"))]},
-            "instructions": STRING,
-            "max_output_tokens": INTEGER,
-            "tools": array(OBJECT),
-            "tool_choice": told({}, '"none" offers no tool; all else is "auto"'),
-            "text": struct(format=struct(type=STRING, name=STRING, schema=OBJECT)),
-            "reasoning": struct(effort=ref("Effort"), summary=STRING),
-        },
-        {"input": _HELLO},
-        "Response",
-        struct(["type"], type=STRING),
-    ),
-    anthropic.PATH: _Talk(
-        "The next message of a conversation, as Anthropic asks for it",
-        {
-            "messages": {**array(ref("AnthropicMessage")), "minItems": 1},
-            "max_tokens": {"type": "integer", "minimum": 1},
-            "system": {"anyOf": [STRING, array(ref("TextBlock"))]},
-            "tools": array(struct(["name"], name=NAME, description=STRING, input_schema=OBJECT)),
-            "top_k": INTEGER,
-            "stop_sequences": array(STRING),
-            "thinking": struct(type=just("enabled", "disabled")),
-        },
-        {"messages": _MESSAGES, "max_tokens": 100},
-        "AnthropicAnswer",
-        struct(["type"], type=STRING),
-    ),
-}
 
 
 class Compatible:
@@ -141,45 +30,11 @@ class Compatible:
         self._pool = pool
         self._native = native
 
-    def endpoints(self) -> list[Endpoint]:
-        talks = [
-            Endpoint(
-                "POST",
-                path,
-                self.talk,
-                talk.summary,
-                tag=_TAG,
-                body={**_COMMON, **talk.fields},
-                required=("model", *talk.example),
-                example={"model": "llama3.2", **talk.example, "stream": False},
-                answers=("application/json", EVENT_STREAM),
-                returns=ref(talk.returns),
-                parts=talk.parts,
-                is_asking=True,
-            )
-            for path, talk in _TALKS.items()
-        ]
+    def routes(self) -> list[web.RouteDef]:
         return [
-            Endpoint(
-                "GET",
-                "/v1/models",
-                self.models,
-                "The models of all nodes",
-                tag=_TAG,
-                returns=ref("OpenAIModels"),
-                fails=(503,),
-            ),
-            Endpoint(
-                "GET",
-                r"/v1/models/{name:[\s\S]+}",
-                self.model,
-                "One model",
-                tag=_TAG,
-                parameter=ref("Model"),
-                returns=ref("OpenAIModel"),
-                is_asking=True,
-            ),
-            *talks,
+            web.get("/v1/models", self.models),
+            web.get(r"/v1/models/{name:[\s\S]+}", self.model),
+            *(web.post(path, self.talk) for path in READERS),
         ]
 
     async def models(self, request: web.Request) -> web.StreamResponse:

@@ -1,11 +1,14 @@
-"""`/openapi.json`, made of the table of endpoints, and `/docs`, which shows it without internet."""
+"""`/openapi.json`, and `/docs`, a page to try its endpoints that needs no internet.
+
+The document is the file openapi.json. The tests hold it against the router.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Sequence
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,55 +17,11 @@ import orjson
 from aiohttp import web
 
 from aiosollol import __version__
-from aiosollol.gateway.endpoints import Endpoint
-from aiosollol.gateway.schema import INTEGER, OBJECT, STRING, just, ref, struct, told
-from aiosollol.gateway.schemas import COMPONENTS
-from aiosollol.wire import anthropic, openai
-from aiosollol.wire.answers import NDJSON
 from aiosollol.wire.asked import Refusal
-from aiosollol.wire.dialect import EVENT_STREAM
 
 _ASSETS = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css"}
-_PARAMETER = re.compile(r"\{(\w+)(?::[^}]*)?\}")
-_ABOUT = "About this"
-_TAGS = ("Ollama", "OpenAI and Anthropic", "SOLLOL", _ABOUT)
-_DESCRIPTION = (
-    "Several Ollama servers as one. Below `/api` it speaks as Ollama does, below `/v1` as OpenAI "
-    "and Anthropic do."
-)
+_EXPRESSION = re.compile(r"\{(\w+):[^}]*\}")
 _SAFE = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:"
-
-_JSON = "application/json"
-_STATUSES = {
-    400: "the request is at fault",
-    401: "a key is needed, or this one is not known",
-    403: "this key, host or origin may not",
-    404: "no node has the model, or there is no such thing",
-    408: "the body came too slowly",
-    409: "the job is not done yet",
-    413: "the request is too large",
-    429: "too many requests, or too many documents are queued",
-    500: "the node failed, or this gateway did",
-    501: "the model, or this gateway, cannot do that",
-    502: "the node broke off, or is no Ollama",
-    503: "there is no place, or nobody answers",
-    504: "the node took too long",
-    507: "the disk of the queue is full",
-}
-# The guard and what is around the endpoints: any of them, those with a body, those asking nodes.
-_ALWAYS = (401, 403, 429, 500)
-_WITH_BODY = (400, 408, 413, 503)
-_ASKING = (400, 404, 502, 503, 504)
-_WITH_RETRY = (429, 503)
-_DONE = (openai.CHAT_PATH, openai.COMPLETION_PATH)
-"""Whose streams end with a word that is no JSON."""
-
-_HEADERS = {
-    "X-Request-ID": "the client's own, or a new one",
-    "X-Sollol-Node": "who answered, by name; several with commas between",
-    "X-Sollol-Reason": "why it was asked",
-}
-_RETRY = {"Retry-After": {"description": "seconds after which to come again", "schema": INTEGER}}
 
 _INTERACTIVE = b"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>aiosollol</title><link rel="icon" href="data:,">
@@ -76,164 +35,48 @@ _START = b"""SwaggerUIBundle({url: "openapi.json", dom_id: "#ui", docExpansion: 
 """
 
 
-def document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
-    """The OpenAPI 3.1 document of `endpoints`."""
-    paths: dict[str, dict[str, Any]] = {}
-    for endpoint in endpoints:
-        paths.setdefault(_plain_path(endpoint), {})[endpoint.method.lower()] = _operation(endpoint)
-    return {
-        "openapi": "3.1.0",
-        "info": {
-            "title": "aiosollol",
-            "version": __version__,
-            "description": _DESCRIPTION,
-        },
-        "tags": [{"name": name} for name in _TAGS],
-        "paths": paths,
-        "components": {
-            "schemas": COMPONENTS,
-            "securitySchemes": {
-                "key": {"type": "http", "scheme": "bearer"},
-                "anthropic": {"type": "apiKey", "in": "header", "name": "x-api-key"},
-            },
-        },
-        "security": [{}, {"key": []}, {"anthropic": []}],
+def document(routes: Sequence[web.RouteDef]) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of `routes`. Blocks while it reads its file."""
+    found: dict[str, Any] = orjson.loads(files(__package__).joinpath("openapi.json").read_bytes())
+    found["info"]["version"] = __version__
+    served = {(_plain_path(route), route.method.lower()) for route in routes}
+    paths = {
+        path: {method: told for method, told in operations.items() if (path, method) in served}
+        for path, operations in found["paths"].items()
     }
+    found["paths"] = {path: operations for path, operations in paths.items() if operations}
+    return found
 
 
-def _plain_path(endpoint: Endpoint) -> str:
+def _plain_path(route: web.RouteDef) -> str:
     """Without the expressions that only the router understands."""
-    return _PARAMETER.sub(r"{\1}", endpoint.path)
-
-
-def _operation(endpoint: Endpoint) -> dict[str, Any]:
-    named = _PARAMETER.findall(endpoint.path)
-    slug = re.sub(r"\W+", "_", _PARAMETER.sub(r"\1", endpoint.path)).strip("_") or "root"
-    parameters = [
-        {"name": name, "in": "path", "required": True, "schema": endpoint.parameter}
-        for name in named
-    ]
-    parameters += [
-        {"name": name, "in": "query", "description": words, "schema": STRING}
-        for name, words in endpoint.query.items()
-    ]
-    operation: dict[str, Any] = {
-        "operationId": f"{endpoint.method.lower()}_{slug}",
-        "summary": endpoint.summary,
-        "tags": [endpoint.tag],
-        "responses": {str(endpoint.status): _success(endpoint), **_failures(endpoint)},
-    }
-    if parameters:
-        operation["parameters"] = parameters
-    if endpoint.body is not None:
-        content: dict[str, Any] = {"schema": _body(endpoint)}
-        if endpoint.example is not None:
-            content["example"] = endpoint.example
-        operation["requestBody"] = {"required": True, "content": {_JSON: content}}
-    return operation
-
-
-def _body(endpoint: Endpoint) -> dict[str, Any]:
-    schema: dict[str, Any] = {"type": "object", "properties": dict(endpoint.body or {})}
-    return {**schema, "required": list(endpoint.required)} if endpoint.required else schema
-
-
-# ---- answers
-
-
-def _success(endpoint: Endpoint) -> dict[str, Any]:
-    names = ["X-Request-ID"]
-    if endpoint.is_asking:
-        names += ["X-Sollol-Node", "X-Sollol-Reason"]
-    answer: dict[str, Any] = {
-        "description": "done",
-        "headers": {name: {"description": _HEADERS[name], "schema": STRING} for name in names},
-    }
-    if endpoint.answers and endpoint.method != "HEAD":
-        answer["content"] = {kind: _content(endpoint, kind) for kind in endpoint.answers}
-    return answer
-
-
-def _content(endpoint: Endpoint, kind: str) -> dict[str, Any]:
-    """What is told of one form of the answer. OpenAPI 3.1 has no word for the parts of a stream;
-    readers of it, and 3.2, take the schema for that of a part.
-    """
-    if kind == _JSON:
-        return {"schema": endpoint.returns} if endpoint.returns else {}
-    if kind in (NDJSON, EVENT_STREAM) and endpoint.parts:
-        if kind == NDJSON:
-            return {"schema": {"description": "each line", "allOf": [endpoint.parts]}}
-        data = {**STRING, "contentMediaType": _JSON, "contentSchema": endpoint.parts}
-        event = struct(["data"], event=STRING, data=data)
-        last = struct(["data"], data=just("[DONE]"))
-        schema = {"anyOf": [last, event]} if endpoint.path in _DONE else event
-        return {"schema": told(schema, "each event")}
-    return {"schema": STRING} if kind.startswith("text/") else {}
-
-
-def _failures(endpoint: Endpoint) -> dict[str, Any]:
-    """The errors of an endpoint by their statuses, in the form of its API."""
-    statuses = {*_ALWAYS, *endpoint.fails}
-    if endpoint.body is not None:
-        statuses.update(_WITH_BODY)
-    if endpoint.is_asking:
-        statuses.update(_ASKING)
-    error = _error(endpoint.path)
-    statuses.update(endpoint.otherwise)
-    told_of = {str(status): (status, _STATUSES[status]) for status in sorted(statuses)}
-    if endpoint.is_asking:
-        told_of |= {"4XX": (0, "what a node refuses"), "5XX": (0, "how a node failed")}
-    return {
-        key: {
-            "description": words,
-            "content": {_JSON: {"schema": endpoint.otherwise.get(status, error)}},
-            **({"headers": _RETRY} if status in _WITH_RETRY else {}),
-        }
-        for key, (status, words) in told_of.items()
-    }
-
-
-def _error(path: str) -> Mapping[str, Any]:
-    if path == anthropic.PATH:
-        return ref("AnthropicError")
-    return ref("OpenAIError" if path.startswith("/v1/") else "Error")
+    return _EXPRESSION.sub(r"{\1}", route.path)
 
 
 class Documents:
-    """The endpoints that tell what endpoints there are."""
+    """The endpoints that describe `routes` and themselves."""
 
-    def __init__(self, endpoints: Sequence[Endpoint]) -> None:
-        self._endpoints = endpoints
+    def __init__(self, routes: Sequence[web.RouteDef]) -> None:
+        self._routes = [*routes, *self.routes()]
+        self._json = b""
 
-    def endpoints(self) -> list[Endpoint]:
-        tag = _ABOUT
+    def routes(self) -> list[web.RouteDef]:
         return [
-            Endpoint(
-                "GET", "/openapi.json", self.openapi, "This document", tag=tag, returns=OBJECT
-            ),
-            Endpoint("GET", "/docs", self.docs, "It, to try out", tag=tag, answers=("text/html",)),
-            Endpoint(
-                "GET",
-                "/docs/{name}",
-                self.asset,
-                "Parts of that page",
-                tag=tag,
-                parameter=just("start.js", *_ASSETS),
-                answers=("text/javascript", "text/css"),
-                fails=(404,),
-            ),
+            web.get("/openapi.json", self.openapi),
+            web.get("/docs", self.docs),
+            web.get("/docs/{name}", self.asset),
         ]
 
-    @cached_property
-    def _document(self) -> bytes:
-        return orjson.dumps(document(self._endpoints))
-
     async def openapi(self, request: web.Request) -> web.StreamResponse:
-        return _sent(self._document, "application/json")
+        if not self._json:
+            self._json = orjson.dumps(await asyncio.to_thread(document, self._routes))
+        return _sent(self._json, "application/json")
 
     async def docs(self, request: web.Request) -> web.StreamResponse:
-        folder = await asyncio.to_thread(_assets)
-        page = _plain_page(self._endpoints) if folder is None else _INTERACTIVE
+        if await asyncio.to_thread(_assets) is None:
+            page = await asyncio.to_thread(_plain_page, self._routes)
+        else:
+            page = _INTERACTIVE
         return _sent(page, "text/html; charset=utf-8")
 
     async def asset(self, request: web.Request) -> web.StreamResponse:
@@ -260,12 +103,14 @@ def _assets() -> Path | None:
     return None
 
 
-def _plain_page(endpoints: Sequence[Endpoint]) -> bytes:
+def _plain_page(routes: Sequence[web.RouteDef]) -> bytes:
     """The endpoints in a table: what is shown where Swagger UI is not installed."""
+    paths = document(routes)["paths"]
     rows = "".join(
-        f"<tr><td>{each.method}</td><td><code>{_plain_path(each)}</code></td>"
-        f"<td>{each.summary}</td></tr>"
-        for each in endpoints
+        f"<tr><td>{route.method}</td><td><code>{path}</code></td>"
+        f"<td>{paths[path][route.method.lower()]['summary']}</td></tr>"
+        for route in routes
+        for path in [_plain_path(route)]
     )
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>aiosollol</title>'

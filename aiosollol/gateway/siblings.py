@@ -10,11 +10,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from aiosollol.gateway.families import Family, as_data, from_data, merged
+if TYPE_CHECKING:
+    from prometheus_client import Metric
+
+PROCESS = "process"
+"""The label for the process of a sample, where a gateway has several."""
 
 _SECONDS = 2.0  # for one process to answer; one that does not is left out
 
@@ -27,7 +32,7 @@ class Siblings:
         self._count = count
         self._server: asyncio.Server | None = None
 
-    async def tell(self, index: int, families: Callable[[], Iterable[Family]]) -> None:
+    async def tell(self, index: int, families: Callable[[], Iterable[Metric]]) -> None:
         """Answer the others from now on. index: which one this process is."""
 
         async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -40,7 +45,7 @@ class Siblings:
         await asyncio.to_thread(_remove, path)  # of the one before, which was killed
         self._server = await asyncio.start_unix_server(answer, path)
 
-    async def gather(self) -> list[Family]:
+    async def gather(self) -> list[Metric]:
         """The families of all processes, each sample with the label of its process."""
         told = await asyncio.gather(*map(self._ask, range(self._count)))
         return merged({str(index): families for index, families in enumerate(told)})
@@ -51,7 +56,7 @@ class Siblings:
             self._server.close()
             self._server = None
 
-    async def _ask(self, index: int) -> list[Family]:
+    async def _ask(self, index: int) -> list[Metric]:
         try:
             async with asyncio.timeout(_SECONDS):
                 reader, writer = await asyncio.open_unix_connection(self._path(index))
@@ -70,3 +75,43 @@ class Siblings:
 def _remove(path: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
+
+
+def merged(parts: Mapping[str, Iterable[Metric]]) -> list[Metric]:
+    """The families of several processes as one, each sample with the label of its process.
+
+    They are not summed: a process that was restarted begins at 0, and only Prometheus, which sees
+    each of them over time, can tell that from a counter that went back.
+    """
+    from prometheus_client import Metric
+
+    found: dict[str, Metric] = {}
+    for process, families in parts.items():
+        for family in families:
+            known = found.setdefault(
+                family.name, Metric(family.name, family.documentation, family.type)
+            )
+            for sample in family.samples:
+                known.add_sample(sample.name, {**sample.labels, PROCESS: process}, sample.value)
+    return list(found.values())
+
+
+def as_data(families: Iterable[Metric]) -> list[Any]:
+    """For JSON."""
+    return [
+        [family.name, family.type, family.documentation, [each[:3] for each in family.samples]]
+        for family in families
+    ]
+
+
+def from_data(data: Iterable[Any]) -> list[Metric]:
+    """What `as_data` made."""
+    from prometheus_client import Metric
+
+    found = []
+    for name, kind, about, samples in data:
+        family = Metric(name, about, kind)
+        for sample in samples:
+            family.add_sample(*sample)
+        found.append(family)
+    return found

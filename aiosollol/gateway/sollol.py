@@ -1,131 +1,32 @@
-"""The original's endpoints: documents that are queued, health, and statistics."""
+"""The original's endpoints of the cluster: health and statistics."""
 
 from __future__ import annotations
 
-import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
 from aiosollol import __version__
-from aiosollol.errors import InvalidInput, StorageError
-from aiosollol.gateway.bodies import parse
-from aiosollol.gateway.endpoints import Endpoint, Handler
-from aiosollol.gateway.options import GatewayOptions
-from aiosollol.gateway.permissions import check_model, may_use, owner_of, sees_only
-from aiosollol.gateway.queueing import Queue
-from aiosollol.gateway.results import BINARY, NDJSON, send_results
-from aiosollol.gateway.schema import BOOLEAN, OBJECT, STRING, Schema, array, ref, told
-from aiosollol.gateway.sending import STATE, whole
+from aiosollol.gateway.permissions import may_use
+from aiosollol.gateway.sending import whole
 from aiosollol.wire import answers
-from aiosollol.wire.asked import Refusal
-from aiosollol.wire.gojson import GoJSONError, loads
 
 if TYPE_CHECKING:
     from aiosollol.pool import OllamaPool
 
-log = logging.getLogger("aiosollol")
-
-_TAG = "SOLLOL"
-_SETTINGS = ("dimensions", "truncate", "options", "keep_alive", "metadata")
-_DOCUMENTS: dict[str, Schema] = {
-    "docs": {**array(STRING), "minItems": 1},
-    "model": ref("Model"),
-    "dimensions": {"type": "integer", "minimum": 1},
-    "truncate": BOOLEAN,
-    "options": ref("Options"),
-    "keep_alive": ref("KeepAlive"),
-    "metadata": told(OBJECT, "comes back with the status of the job"),
-}
-_DISK = (501, 503, 507)
-_JOB = "/api/embed/batch/{id}"
-
 
 class Original:
-    """What the original's gateway has and Ollama has not."""
+    """The endpoints of the original's gateway that Ollama does not have, but for `BatchJobs`."""
 
-    def __init__(self, pool: OllamaPool, autobatch: Queue | None, options: GatewayOptions) -> None:
+    def __init__(self, pool: OllamaPool) -> None:
         self._pool = pool
-        self._autobatch = autobatch
-        self._model = options.batch_model
 
-    def endpoints(self) -> list[Endpoint]:
-        results = ("application/json", NDJSON, BINARY)
-        job, queue = ref("Job"), (404, *_DISK)
+    def routes(self) -> list[web.RouteDef]:
         return [
-            Endpoint(
-                "GET",
-                "/api/health",
-                self.health,
-                "How the nodes are; 503 if none can be used",
-                tag=_TAG,
-                returns=ref("Health"),
-                otherwise={503: ref("Health")},
-            ),
-            Endpoint(
-                "GET",
-                "/api/stats",
-                self.stats,
-                "What the nodes have done",
-                tag=_TAG,
-                returns=ref("Stats"),
-            ),
-            Endpoint(
-                "POST",
-                "/api/embed/batch",
-                _logged(self.submit),
-                "Queue documents, whose vectors are made in good time",
-                tag=_TAG,
-                body=_DOCUMENTS,
-                required=("docs",),
-                example={"docs": ["Document 1", "Document 2"], "model": "nomic-embed-text"},
-                status=202,
-                returns=ref("Submitted"),
-                fails=_DISK,
-            ),
-            Endpoint(
-                "GET",
-                "/api/batch-status",
-                _logged(self.status),
-                "How far the jobs are, or one of them",
-                tag=_TAG,
-                query={"job": "id of a job"},
-                returns={"anyOf": [ref("Queue"), job]},
-                fails=queue,
-            ),
-            Endpoint(
-                "GET",
-                _JOB,
-                _logged(self.results),
-                "Vectors of a job",
-                tag=_TAG,
-                answers=results,
-                returns=ref("Results"),
-                parts=ref("ResultLine"),
-                fails=(409, *queue),
-            ),
-            Endpoint(
-                "DELETE",
-                _JOB,
-                _logged(self.cancel),
-                "Drop what is queued of a job",
-                tag=_TAG,
-                returns=job,
-                fails=queue,
-            ),
-            Endpoint(
-                "POST",
-                f"{_JOB}/retry",
-                _logged(self.retry),
-                "Queue what failed of a job again",
-                tag=_TAG,
-                returns=ref("RetriedJob"),
-                fails=(400, *queue),
-            ),
+            web.get("/api/health", self.health),
+            web.get("/api/stats", self.stats),
         ]
-
-    # ---- the cluster
 
     async def health(self, request: web.Request) -> web.StreamResponse:
         """Status 503 if no node can be used, which is what load balancers look at."""
@@ -140,74 +41,6 @@ class Original:
                 name: size for name, size in node["models"].items() if may_use(request, name)
             }
         return whole(answers.json_answer(stats))
-
-    # ---- documents that are queued
-
-    async def submit(self, request: web.Request) -> web.StreamResponse:
-        queue = self._queue()
-        fields = await parse(request, _object)
-        docs, model = fields.get("docs"), fields.get("model") or self._model
-        if not isinstance(docs, list):
-            raise InvalidInput('"docs" must be a list of texts')
-        if not isinstance(model, str):
-            raise InvalidInput('"model" must be the name of an embedding model')
-        request[STATE].model = model
-        check_model(request, model)  # the guard does not know the default of the options
-        settings = {name: fields[name] for name in _SETTINGS if fields.get(name) is not None}
-        job = await queue.submit(docs, model, owner=owner_of(request), **settings)
-        answer = {
-            "job_id": job,
-            "status": "pending",
-            "count": len(docs),
-            "total_items": len(docs),
-            "message": f"queued {len(docs)} documents for batch embedding",
-            "status_url": f"/api/batch-status?job={job}",
-            "results_url": f"/api/embed/batch/{job}",
-        }
-        return whole(answers.json_answer(answer, status=202))
-
-    async def status(self, request: web.Request) -> web.StreamResponse:
-        queue, job, owner = self._queue(), request.query.get("job"), sees_only(request)
-        if job is not None:
-            return whole(answers.json_answer((await queue.status(job, owner=owner)).as_dict()))
-        # With the address at which people can watch the engine that computes them.
-        engine = {"dask": self._pool.get_stats()["dask"]}
-        return whole(answers.json_answer((await queue.status(owner=owner)).as_dict() | engine))
-
-    async def results(self, request: web.Request) -> web.StreamResponse:
-        queue, job, owner = self._queue(), request.match_info["id"], sees_only(request)
-        status = await queue.status(job, owner=owner)
-        check_model(request, status.model)
-        return await send_results(request, queue, status, owner)
-
-    async def cancel(self, request: web.Request) -> web.StreamResponse:
-        status = await self._queue().cancel(request.match_info["id"], owner=sees_only(request))
-        return whole(answers.json_answer(status.as_dict()))
-
-    async def retry(self, request: web.Request) -> web.StreamResponse:
-        queue, job, owner = self._queue(), request.match_info["id"], sees_only(request)
-        check_model(request, (await queue.status(job, owner=owner)).model)
-        count = await queue.retry(job, owner=owner)
-        status = (await queue.status(job, owner=owner)).as_dict()
-        return whole(answers.json_answer({**status, "retried": count}))
-
-    def _queue(self) -> Queue:
-        if self._autobatch is None:
-            raise Refusal(501, "this gateway queues no documents: start it with --autobatch")
-        return self._autobatch
-
-
-def _logged(handler: Handler) -> Handler:
-    """`handler`, with a log of what is wrong with the file: clients are not told its name."""
-
-    async def logged(request: web.Request) -> web.StreamResponse:
-        try:
-            return await handler(request)
-        except StorageError as error:
-            log.warning("queue of documents: %s", error)
-            raise
-
-    return logged
 
 
 def health_of(pool: OllamaPool) -> dict[str, Any]:
@@ -254,13 +87,3 @@ def _hosts(stats: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat()
-
-
-def _object(body: bytes) -> dict[str, Any]:
-    try:
-        fields = loads(body)
-    except GoJSONError as error:
-        raise Refusal(400, "missing request body" if str(error) == "EOF" else str(error)) from error
-    if not isinstance(fields, dict):
-        raise Refusal(400, "the request must be a JSON object")
-    return fields

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
@@ -16,11 +17,17 @@ from aiosollol.autobatch import AutoBatch
 from aiosollol.errors import ConfigError, SollolError
 from aiosollol.gateway.app import make_app
 from aiosollol.gateway.connections import ConnectionLimits
-from aiosollol.gateway.families import Family, check_extra, counter, gauge
 from aiosollol.gateway.guard import Guard
 from aiosollol.gateway.keys import KeyRing
 from aiosollol.gateway.limits import Limits
-from aiosollol.gateway.metrics import Metrics, handler_of, metrics_app
+from aiosollol.gateway.metrics import (
+    Metrics,
+    check_extra,
+    counter,
+    gauge,
+    handler_of,
+    metrics_app,
+)
 from aiosollol.gateway.options import GatewayOptions
 from aiosollol.gateway.origins import Origins
 from aiosollol.gateway.permissions import sees_only
@@ -31,6 +38,9 @@ from aiosollol.pool import OllamaPool
 from aiosollol.service.config import SOLLOLConfig
 from aiosollol.service.nodes import NodeChanges
 from aiosollol.service.security import is_loopback, nodes_of
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
 
 log = logging.getLogger("aiosollol")
 
@@ -170,10 +180,10 @@ async def _open(
             await siblings.tell(index, metrics.families)
             stack.push_async_callback(siblings.aclose)
 
-        async def gather_without_queue() -> Iterable[Family]:
+        async def gather_without_queue() -> Iterable[Metric]:
             return metrics.families() if siblings is None else await siblings.gather()
 
-        async def gather() -> Iterable[Family]:
+        async def gather() -> Iterable[Metric]:
             return [*await gather_without_queue(), *await _queue_families(autobatch)]
 
         async def send(request: web.Request) -> web.Response:
@@ -196,7 +206,7 @@ def _make_pool(config: SOLLOLConfig) -> OllamaPool:
     return OllamaPool(nodes_of(config), tracing=tracing, **config.pool_settings())
 
 
-def _own_families(parts: Parts) -> list[Family]:
+def _own_families(parts: Parts) -> list[Metric]:
     gate, guard = parts.listener.gate, parts.guard
     cut = {("header",): gate.late, ("reader",): gate.stalled, ("too_many",): gate.refused}
     denied = {(str(status),): count for status, count in guard.denied.items()}
@@ -208,7 +218,7 @@ def _own_families(parts: Parts) -> list[Family]:
     ]
 
 
-async def _queue_families(autobatch: AutoBatch | None) -> list[Family]:
+async def _queue_families(autobatch: AutoBatch | None) -> list[Metric]:
     if autobatch is None:
         return []
     with suppress(SollolError):  # a locked database is told elsewhere
