@@ -121,7 +121,7 @@ class Chaser:
                 raise
             for each in racing[: racing.index(other)]:
                 if each.name not in cold:  # who loads a model is no slower than was to be expected
-                    each.outrun = request
+                    each.mark_outrun(request)
             winner.append(other)
             return answer
 
