@@ -9,7 +9,7 @@ import anyio
 
 from aiosollol.core.breaker import last_resort
 from aiosollol.core.routing import RouteRequest, RoutingFunction, route
-from aiosollol.core.waiting import USUAL, Ticket
+from aiosollol.core.waiting import USUAL
 from aiosollol.errors import NoNodeAvailable, PoolClosed, PoolSaturated
 from aiosollol.loads import Spawn
 from aiosollol.nodes import Node
@@ -182,23 +182,21 @@ class Admission:
     async def _in_line(self, node: Node, came: float, priority: int, until: float) -> bool:
         """Whether a place on `node` came free for us until then."""
         waiter = Waiter(self._registry.new_gate(), until)
-        room = self._registry.room
-        ticket = room.add(waiter, node.name, came, priority)
+        ticket = node.line_up(waiter, came, priority)
         if ticket is None:
             raise PoolSaturated(
-                f"{len(room)} requests are waiting for a node already; "
+                f"{len(self._registry.room)} requests are waiting for a node already; "
                 "send fewer at once, add nodes, or raise max_waiting"
             )
-        node.queued += 1
         try:
             self._watch_lines()
             await waiter.arrived.wait()
         except BaseException:
-            self._out_of_line(node, ticket)
+            node.step_out(ticket)
             if waiter.has_place:
                 node.leave()
             raise
-        self._out_of_line(node, ticket)
+        node.step_out(ticket)
         return waiter.has_place
 
     def _watch_lines(self) -> None:
@@ -217,10 +215,6 @@ class Admission:
                         node.send_late_away(now)
         finally:
             self._is_watching = False
-
-    def _out_of_line(self, node: Node, ticket: Ticket[Waiter]) -> None:
-        if self._registry.room.remove(ticket):
-            node.queued -= 1
 
     def _saturated(self, seconds: float) -> PoolSaturated:
         return PoolSaturated(

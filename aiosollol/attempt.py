@@ -6,11 +6,10 @@ from types import TracebackType
 
 from aiosollol.core import breaker as breakers
 from aiosollol.core.concurrency import Sample
-from aiosollol.core.events import AttemptFailed, NodeChanged
+from aiosollol.core.events import AttemptFailed
 from aiosollol.core.node import full_name
 from aiosollol.core.resilience import Failure, classify
 from aiosollol.core.routing import RouteRequest
-from aiosollol.core.share import Standing
 from aiosollol.errors import BadRequest, ModelMissing, NodeError, NodeTimeout, ServerBusy
 from aiosollol.nodes import Node, Work
 from aiosollol.ports import CANCELLED, Span
@@ -73,16 +72,15 @@ class Attempt:
         self._seconds = (node.seconds(request) or 0.0) + load
         self._ahead = node.backlog.ahead(now)
         self._in_flight = node.in_flight
-        node.backlog.enter(self._seconds, now)
         self._is_look = node.standing.is_due(now)
-        node.standing.asked(now)
+        node.begin(self._seconds, now)
         # A live request that comes before the breaker opens is the last resort, and a probe too.
         breaker = node.breaker
         self._is_probe = breaker.opens_at is not None and (
             breaker.admits(now) or (is_live and not breaker.is_probing)
         )
         if self._is_probe:
-            self._advance(breakers.Sent(), now)
+            registry.advance_breaker(node, breakers.Sent(), now)
 
     def __enter__(self) -> None:
         pass
@@ -111,7 +109,8 @@ class Attempt:
         """The first part of a stream has come: the node is well, however long the rest takes."""
         self._has_begun = True
         if self._is_probe:
-            self._advance(breakers.Answered(is_probe=True), self._registry.clock())
+            answered = breakers.Answered(is_probe=True)
+            self._registry.advance_breaker(self.node, answered, self._registry.clock())
             self._is_probe = False
 
     @property
@@ -119,81 +118,72 @@ class Attempt:
         """Seconds until its answer, as was thought when it was sent; 0 if that was unknown."""
         return self._ahead + self._seconds if self._seconds else 0.0
 
-    def answered(self, tokens: float) -> None:
-        """It was answered; `tokens` is what it held, as the server counted them."""
+    def answered(self, work: float, *, tokens: int = 0, vectors: int = 0) -> None:
+        """It was answered.
+
+        work: tokens that its time is learned for. tokens, vectors: as the server counted them.
+        """
         node, request, now = self.node, self._request, self._registry.clock()
         seconds = now - self.sent_at
         if request.kind == "embed":
-            node.learn(request.model, tokens, self.sent_at, now)
+            node.learn(request.model, work, self.sent_at, now)
         else:
-            node.learn_talk(Work(full_name(request.model), request.kind), tokens, seconds)
-        node.standing.answered(seconds, self.predicted, now)
-        if self._is_look and seconds <= WELL * self.predicted:
-            node.standing = Standing(now)
-        self._restain()
+            node.learn_talk(Work(full_name(request.model), request.kind), work, seconds)
         if self._is_live:
-            self._adapt(seconds, tokens)
-        node.succeed(self.sent_at, now)
+            self._adapt(seconds, work)
+        node.succeed(self.sent_at, now, vectors=vectors, tokens=tokens)
         node.warmed(request.model, self._options)
-        if node.breaker is not breakers.CLOSED:
-            self._advance(breakers.Answered(self._is_probe), now)
-        self._registry.answered(node)
+        predicted = self.predicted
+        self._registry.answered(
+            node,
+            seconds,
+            predicted,
+            now,
+            is_well=self._is_look and seconds <= WELL * predicted,
+            is_probe=self._is_probe,
+        )
         self._leave(now)
 
     def failed(self, error: NodeError) -> None:
         """It failed."""
-        node, now = self.node, self._registry.clock()
+        registry, node, model = self._registry, self.node, self._request.model
+        now = registry.clock()
         failure = classify(error)
-        if isinstance(error, BadRequest | ModelMissing):
-            node.counters.rejected += 1
-        else:
-            node.counters.failed += 1
-        self._registry.tell(
-            AttemptFailed(now, self._request.model, node.name, failure.value, str(error))
-        )
+        node.fail(now, is_rejected=isinstance(error, BadRequest | ModelMissing))
+        registry.tell(AttemptFailed(now, model, node.name, failure.value, str(error)))
         if isinstance(error, NodeTimeout) and now - self._began_at < self.predicted:
             # Its caller gave it less time than it was known to take. That is no fault of the node,
             # and a few such callers must not take it from all the others.
-            node.disturb(now)
-            self._advance(breakers.GivenUp(self._is_probe), now)
+            registry.advance_breaker(node, breakers.GivenUp(self._is_probe), now)
             self._leave(now, type(error).__name__)
             return
         if failure in (Failure.NODE, Failure.ANSWER, Failure.BUSY):
-            node.standing.failed(now)
-            self._restain()
+            registry.blame(node, now)
         if self._is_live and not self.is_cold and isinstance(error, NodeTimeout | ServerBusy):
             self._adapt(now - self.sent_at, 0.0, is_overload=True)
-        node.disturb(now)
-        self._registry.failed(node, error, self._request.model)
-        self._advance(breakers.Failed(failure, self._is_probe, is_lost=self._has_begun), now)
+        registry.failed(node, error, model)
+        failed = breakers.Failed(failure, self._is_probe, is_lost=self._has_begun)
+        registry.advance_breaker(node, failed, now)
         self._leave(now, type(error).__name__)
 
     def cancelled(self) -> None:
         """It was given up by us: the caller left, or another node was faster."""
-        node, now = self.node, self._registry.clock()
-        node.counters.cancelled += 1
-        node.disturb(now)
-        if id(self._request) in node.outrun:
+        registry, node = self._registry, self.node
+        now = registry.clock()
+        node.cancel(now)
+        event: breakers.Event = breakers.GivenUp(self._is_probe)
+        if node.take_outrun(self._request):
             # One that hangs is never heard of again: that others had to do it is all there is.
-            node.standing.outrun(now - self.sent_at, self.predicted, now)
-            self._restain()
-            self._advance(breakers.Failed(Failure.ANSWER, self._is_probe), now)
-        else:
-            self._advance(breakers.GivenUp(self._is_probe), now)
+            registry.outrun(node, now - self.sent_at, self.predicted, now)
+            event = breakers.Failed(Failure.ANSWER, self._is_probe)
+        registry.advance_breaker(node, event, now)
         self._leave(now, CANCELLED)
-
-    def _restain(self) -> None:
-        if self.node.standing.is_stained:
-            self._registry.stained.add(self.node.name)
-        elif self._registry.stained:
-            self._registry.stained.discard(self.node.name)
 
     def _leave(self, now: float, problem: str = "") -> None:
         node = self.node
         if node.outrun:
-            node.outrun.discard(id(self._request))
-        node.backlog.leave(self._seconds, now)
-        node.leave(is_live=self._is_live)
+            node.take_outrun(self._request)  # an attempt that ends takes its mark with it
+        node.end(self._seconds, now, is_live=self._is_live)
         if self._span is not None:
             self._span.end(problem)
 
@@ -201,24 +191,3 @@ class Attempt:
         # A request has a price of its own, or short texts would look like congestion.
         sample = Sample(seconds, work + _OVERHEAD_TOKENS, self._in_flight, is_overload)
         self.node.learn_limit(Work(full_name(self._request.model), self._request.kind), sample)
-
-    def _advance(self, event: breakers.Event, now: float) -> None:
-        node = self.node
-        before, after = node.breaker, breakers.advance(node.breaker, event, now)
-        if after is before:
-            return
-        node.breaker = after
-        if before.opens_at != after.opens_at or before.is_probing != after.is_probing:
-            self._registry.breaker_changed(node)
-        if after.is_probing:
-            if not before.passed:
-                self._registry.tell(NodeChanged(now, node.name, "breaker half-open"))
-            return
-        if before.opens_at is not None and after.opens_at is None:
-            node.returned_at = now
-            node.standing = Standing(now)  # what was wrong is over, as two probes have shown
-            self._restain()
-            self._registry.tell(NodeChanged(now, node.name, "breaker closed"))
-        elif after.ejections != before.ejections:
-            node.send_away()
-            self._registry.tell(NodeChanged(now, node.name, "breaker open", node.state.error))

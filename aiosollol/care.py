@@ -113,13 +113,9 @@ class Care:
 
     def _distrust(self, name: str, nodes: Iterable[Node], agreement: Agreement) -> None:
         for node in nodes:
-            before = name in node.distrusted
-            if node.name in agreement.outliers:
-                node.distrusted.add(name)
-            elif node.name not in agreement.failed:
-                node.distrusted.discard(name)
-            if before != (name in node.distrusted):
-                self._registry.wake()
+            is_outlier = node.name in agreement.outliers
+            if is_outlier or node.name not in agreement.failed:
+                self._registry.trust(node, name, is_right=not is_outlier)
         if agreement.outliers:
             log.warning(
                 "vectors of %s on %s are not those of the other nodes: left out of batches",
@@ -153,10 +149,7 @@ class Care:
         InvalidInput.
         """
         node = self._registry.find(name)
-        if not node.is_draining:
-            node.is_draining = True
-            node.send_away()
-            self._registry.drained(node)
+        self._registry.drain(node)
         told = -1
         while node.in_flight:
             if on_wait is not None and node.in_flight != told:
@@ -166,8 +159,4 @@ class Care:
 
     def resume(self, name: str) -> None:
         """Let a node that was drained work again. Raises InvalidInput."""
-        node = self._registry.find(name)
-        if node.is_draining:
-            node.is_draining = False
-            node.returned_at = self._registry.clock()
-            self._registry.resumed(node)
+        self._registry.resume(self._registry.find(name))

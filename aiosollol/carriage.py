@@ -126,9 +126,7 @@ class Delivery:
         """Return when the engine is done. Raises EngineError if it could not even begin."""
         self.outcome = await self._engine.carry(self._job, self._put)
         self.errors.update(self.outcome.errors)
-        for name, counters in self.outcome.counters.items():
-            if name in self._registry:
-                self._registry[name].counters.merge(counters)
+        self._registry.merge_counters(self.outcome.counters)
         self.give_up(EngineError(self._engine.name, "returned no vector for this text"))
 
     def give_up(self, error: SollolError) -> None:

@@ -125,7 +125,7 @@ class Chaser:
                 has_failed = race.has_first_failed if each is node else each.name in tried
                 # A node that loads the model is no slower than was to be expected.
                 if not has_failed and each.name not in cold:
-                    each.outrun.add(id(request))
+                    each.mark_outrun(request)
             winner.append(other)
             return answer
 

@@ -159,9 +159,9 @@ class Exchange:
                 timeout = left if is_live else timeout
             answer = await _ask(self._way_to(node), call, node, timeout, headers)
             _check_dim(node, answer.dim, dim)
-        node.counters.vectors += answer.count
-        node.counters.tokens += answer.tokens
-        attempt.answered(_tokens(answer.tokens, call.tokens))
+        attempt.answered(
+            _tokens(answer.tokens, call.tokens), tokens=answer.tokens, vectors=answer.count
+        )
         return answer
 
     async def converse(
@@ -184,8 +184,7 @@ class Exchange:
                 "POST", call.path, call.body, timeout=timeout, headers=headers
             )
             part = call.load(node.name, data)
-        node.counters.tokens += call.tokens_of(part)
-        attempt.answered(call.tokens)
+        attempt.answered(call.tokens, tokens=call.tokens_of(part))
         return part
 
     async def open_stream(
@@ -216,8 +215,7 @@ class Exchange:
 
         def account(stream: ReplyStream[Part], error: BaseException | None) -> None:
             if error is None:
-                node.counters.tokens += stream.tokens
-                attempt.answered(call.tokens)
+                attempt.answered(call.tokens, tokens=stream.tokens)
             elif first_part.cancel_called and not isinstance(error, NodeError):
                 attempt.failed(late)
             else:
@@ -303,17 +301,13 @@ class Exchange:
         key = (node, name, call.options)
         load = self._loads.find(key)
         if load is None:
-            seconds = node.load_seconds(name)
-            node.loading.add(name)
-            # Counted as work of its own: it goes on when all who wait for it have left.
-            node.backlog.enter(seconds, now)
+            seconds = node.begin_load(name, now)
             load = Load(node.name, call.model, partial(self._end_load, node, name, seconds))
             self._loads.start(key, load, partial(self._send_load, node, calls, trace))
         return load
 
     def _end_load(self, node: Node, name: str, seconds: float) -> None:
-        node.loading.discard(name)
-        node.backlog.leave(seconds, self._registry.clock())
+        node.end_load(name, seconds, self._registry.clock())
 
     async def _send_load(
         self, node: Node, calls: Sequence[EmbedCall | TalkCall[Any]], trace: Trace | None
@@ -377,12 +371,12 @@ async def _ask(
         except NodeError as error:
             if not wire.lacks_endpoint(error):
                 raise
-            node.speaks_base64 = False
+            node.learn_base64(False)
         else:
             answer = wire.load_embeddings(node.name, body, count)
-            if count:
+            if count and node.speaks_base64 is not answer.is_base64:
                 # A server that does not know the encoding sends numbers; use its own endpoint then.
-                node.speaks_base64 = answer.is_base64
+                node.learn_base64(answer.is_base64)
             return answer
     body = await transport.request(
         "POST", wire.NATIVE_PATH, call.body, timeout=timeout, headers=headers

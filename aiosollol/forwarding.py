@@ -78,7 +78,7 @@ class Forwarding:
         setbacks: list[Setback] = []
         relayed: Relayed = await self._live.converse(call, wishes, setbacks)
         if texts and relayed.node in self._registry:
-            self._registry[relayed.node].counters.vectors += 1
+            self._registry[relayed.node].count_vectors(1)
         return relayed._replace(setbacks=tuple(setbacks)) if setbacks else relayed
 
     async def forward_stream(

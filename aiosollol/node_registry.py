@@ -121,14 +121,12 @@ class NodeRegistry(Registry):
         Every node that is there already is asked too, wherever it is. Raises InvalidInput.
         """
         before = set(self._nodes)
-        self.is_searching = True
-        self.wake()
+        self.set_searching(True)
         try:
             async for found in self._search(timeout=timeout, known=list(self.nodes), **options):
                 self.add_found(found)
         finally:
-            self.is_searching = False
-            self.wake()
+            self.set_searching(False)
         return len(set(self._nodes) - before)
 
     def add_found(self, found: Discovered) -> Node:
@@ -142,14 +140,13 @@ class NodeRegistry(Registry):
                     name=name,
                     fingerprint=found.fingerprint or None,
                     agent=found.agent or None,
-                )
+                ),
+                found.source,
             )
             if known.spec.url == found.url:
-                known.source = found.source
                 log.info("found node %s at %s (%s)", known.name, found.url, found.source)
         if found.machine:
-            machines = {**self.facts.machines, known.name: found.machine}
-            self.learn_facts(self.facts._replace(machines=machines))
+            self.learn_machine(known.name, found.machine)
         return known
 
     async def watch(self, *, interval: float = 60.0, **options: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import NamedTuple
 
 from aiosollol.core import breaker as breakers
@@ -29,6 +30,8 @@ class Work(NamedTuple):
 
 class Node(Places):
     """One node in use. `state` is what is known of it; everything else is what it is doing.
+
+    Its attributes are changed here and by the `Registry` that it belongs to; others call the verbs.
 
     costs: of embedding, by full model name; talk_costs: of other requests.
     speaks_base64: whether it answers vectors in base64, None until it was asked.
@@ -65,14 +68,16 @@ class Node(Places):
         "talk_costs",
     )
 
-    def __init__(self, spec: NodeSpec, room: Room | None = None) -> None:
+    def __init__(
+        self, spec: NodeSpec, room: Room | None = None, source: Source | None = None
+    ) -> None:
         super().__init__(spec.name, spec.max_concurrency, room)
         self.state = NodeState(spec)
         self.counters = NodeCounters()
         self.costs: dict[str, Cost] = {}
         self.talk_costs: dict[Work, Cost] = {}
         self.speaks_base64: bool | None = None
-        self.source: Source | None = None
+        self.source = source
         self.last_done = 0.0
         self.disturbed_at = 0.0
         self.returned_at = -math.inf
@@ -204,6 +209,23 @@ class Node(Places):
         self._follow(Work(name, "embed"), cost)
         return cost
 
+    def teach(self, model: str, tokens: float, sent_at: float, now: float) -> None:
+        """As if it had just answered an embedding of `tokens`, sent at `sent_at`."""
+        self.standing.asked(sent_at)
+        self.learn(model, tokens, sent_at, now)
+
+    def adopt_cost(self, model: str, cost: Cost) -> bool:
+        """Take the cost of `model` from another program. Returns whether it was unknown here."""
+        if model in self.costs:
+            return False
+        self.costs[model] = cost
+        return True
+
+    def adopt_answers(self, other: Node) -> None:
+        """Take what another `Node` of the same server learned from its answers, and its counts."""
+        self.costs = other.costs
+        self.counters = other.counters
+
     def learn_talk(self, work: Work, tokens: float, seconds: float) -> None:
         """A chat or generate with a prompt of `tokens` was answered in `seconds`."""
         known = self.talk_costs.get(work) or Cost.unknown()
@@ -232,6 +254,10 @@ class Node(Places):
         self._warmed.add(name)
         self._options[name] = options
 
+    def learn_base64(self, is_base64: bool) -> None:
+        """It answered vectors in base64, or as numbers although asked for base64."""
+        self.speaks_base64 = is_base64
+
     def learn_load(self, model: str, seconds: float) -> None:
         """Loading `model` and answering with it took `seconds`."""
         self._load_seconds[full_name(model)] = seconds
@@ -242,14 +268,102 @@ class Node(Places):
 
     # Accounts.
 
-    def succeed(self, sent_at: float, now: float) -> None:
-        """A request was answered."""
-        self.counters.success(now - sent_at)
+    def begin(self, seconds: float, now: float) -> None:
+        """A request that should take `seconds` is sent. `end` must follow."""
+        self.backlog.enter(seconds, now)
+        self.standing.asked(now)
+
+    def end(self, seconds: float, now: float, *, is_live: bool) -> None:
+        """A request ended, however it did. `seconds` must be what `begin` was given."""
+        self.backlog.leave(seconds, now)
+        self.leave(is_live=is_live)
+
+    def succeed(self, sent_at: float, now: float, *, vectors: int = 0, tokens: int = 0) -> None:
+        """A request was answered. vectors, tokens: in the answer, as the server counted them."""
+        counters = self.counters
+        counters.success(now - sent_at)
+        counters.vectors += vectors
+        counters.tokens += tokens
         self.last_done = now
 
-    def disturb(self, now: float) -> None:
-        """A request failed or was given up: what was sent beside it tells nothing of its cost."""
+    def fail(self, now: float, *, is_rejected: bool) -> None:
+        """A request failed. is_rejected: it was refused for what it says."""
+        if is_rejected:
+            self.counters.rejected += 1
+        else:
+            self.counters.failed += 1
+        self._disturb(now)
+
+    def cancel(self, now: float) -> None:
+        """A request was given up by us."""
+        self.counters.cancelled += 1
+        self._disturb(now)
+
+    def _disturb(self, now: float) -> None:
+        # What was sent beside a request that had no answer tells nothing of its cost.
         self.disturbed_at = now
+
+    def count_vectors(self, count: int) -> None:
+        """An answer that was passed on unread held `count` vectors."""
+        self.counters.vectors += count
+
+    def begin_load(self, model: str, now: float) -> float:
+        """A load of `model` is sent; the seconds that it should take. `end_load` must follow."""
+        seconds = self.load_seconds(model)
+        self.loading.add(full_name(model))
+        # Work of its own: it goes on when all who wait for it have left.
+        self.backlog.enter(seconds, now)
+        return seconds
+
+    def end_load(self, model: str, seconds: float, now: float) -> None:
+        """A load ended, however it did. `seconds` must be what `begin_load` returned."""
+        self.loading.discard(full_name(model))
+        self.backlog.leave(seconds, now)
+
+    def mark_outrun(self, request: RouteRequest) -> None:
+        """Another node answered `request` first, though this one had more time for it."""
+        self.outrun.add(id(request))
+
+    def take_outrun(self, request: RouteRequest) -> bool:
+        """Whether `request` was marked as outrun here; True once."""
+        if id(request) not in self.outrun:
+            return False
+        self.outrun.remove(id(request))
+        return True
+
+    # What its operator, or its client, decides.
+
+    def drain(self) -> bool:
+        """Take no more work. Returns whether that changes anything."""
+        if self.is_draining:
+            return False
+        self.is_draining = True
+        self.send_away()
+        return True
+
+    def resume(self, now: float) -> bool:
+        """Take work again. Returns whether that changes anything."""
+        if not self.is_draining:
+            return False
+        self.is_draining = False
+        self.returned_at = now
+        return True
+
+    def trust(self, model: str, *, is_right: bool) -> bool:
+        """Whether its vectors of `model` are those of other nodes. Returns whether that is news."""
+        name = full_name(model)
+        if is_right is (name not in self.distrusted):
+            return False
+        if is_right:
+            self.distrusted.discard(name)
+        else:
+            self.distrusted.add(name)
+        return True
+
+    def mirror(self, *, is_draining: bool, distrusted: Collection[str]) -> None:
+        """Be in a worker as the node is in its client."""
+        self.is_draining = is_draining
+        self.distrusted = set(distrusted)
 
     def stats(self, now: float) -> NodeStats:
         state, spec = self.state, self.state.spec

@@ -9,7 +9,7 @@ from typing import Protocol
 import anyio
 
 from aiosollol.core import concurrency
-from aiosollol.core.waiting import WaitingRoom
+from aiosollol.core.waiting import Ticket, WaitingRoom
 
 BATCH_WINDOW = 2
 """Chunks under way on a node at once: one is computed while the next is on the wire."""
@@ -191,6 +191,18 @@ class Places:
 
     # Who waits.
 
+    def line_up(self, waiter: Waiter, came: float, priority: int) -> Ticket[Waiter] | None:
+        """Let `waiter` wait for a place here; None if the room is full. `step_out` must follow."""
+        ticket = self._room.add(waiter, self.name, came, priority)
+        if ticket is not None:
+            self.queued += 1
+        return ticket
+
+    def step_out(self, ticket: Ticket[Waiter]) -> None:
+        """Take it out of the line, unless it was taken out already."""
+        if self._room.remove(ticket):
+            self.queued -= 1
+
     def _call_chunks(self) -> None:
         while self._waiting_chunks and self.in_flight < self.cap:
             self.in_flight += 1
@@ -211,8 +223,8 @@ class Places:
     def send_late_away(self, now: float) -> None:
         """Let those look for another node who have waited for this one long enough."""
         for ticket in self._room.tickets(self.name):
-            if ticket.item.until <= now and self._room.remove(ticket):
-                self.queued -= 1
+            if ticket.item.until <= now:
+                self.step_out(ticket)
                 ticket.item.arrived.set()
 
     def send_away(self) -> None:

@@ -112,7 +112,7 @@ class OllamaPool(Operations, Conversations, Forwarding, FarBatches):
             strategy if isinstance(strategy, str) else getattr(strategy, "__name__", "custom")
         )
         self._registry, search = begin(nodes, resolved, transport_factory)
-        self._registry.room.limit = held.max_waiting
+        self._registry.limit_waiting(held.max_waiting)
         self._planning = PlanOptions(
             policy=held.policy, min_gain=held.min_gain, same_machine=held.same_machine
         )

@@ -12,12 +12,15 @@ import anyio
 
 from aiosollol.core import breaker as breakers
 from aiosollol.core.cost import TokenRatio
+from aiosollol.core.discovered import Source
 from aiosollol.core.events import NodeChanged, PoolEvent
 from aiosollol.core.health import Answered, Described, Event, Failed, Probed, advance
 from aiosollol.core.locality import NO_FACTS, MachineFacts, duplicates, machines_of
 from aiosollol.core.node import ClusterView, NodeLike, NodeSpec, full_name
 from aiosollol.core.planner import Candidate
 from aiosollol.core.redaction import safe_repr
+from aiosollol.core.share import Standing
+from aiosollol.core.stats import NodeCounters
 from aiosollol.core.trial import Finding
 from aiosollol.errors import InvalidInput, NodeError
 from aiosollol.events import EventHub
@@ -97,11 +100,12 @@ class Registry:
         """Every node, by its URL."""
         return {node.spec.url: node for node in self._nodes.values()}
 
-    def add(self, node: NodeLike) -> Node:
+    def add(self, node: NodeLike, source: Source | None = None) -> Node:
         """Add a node. One that is already there, by its URL, is left as it is.
 
-        If it is the same server as another, under another address, one of the two stays, and that
-        is returned. Raises InvalidInput if it cannot be read, or if its name is taken by another.
+        source: how it was found, None if it was named. If it is the same server as another, under
+        another address, one of the two stays, and that is returned. Raises InvalidInput if it
+        cannot be read, or if its name is taken by another.
         """
         spec = NodeSpec.parse(node)
         for known in self._nodes.values():
@@ -113,7 +117,7 @@ class Registry:
                 f"two nodes are named {spec.name!r}: "
                 f"{self._nodes[spec.name].spec.url} and {spec.url}"
             )
-        self._nodes[spec.name] = added = Node(spec, self.room)
+        self._nodes[spec.name] = added = Node(spec, self.room, source)
         self._membership_changed()
         if self.hub.is_watched:
             self.tell(NodeChanged(self.clock(), added.name, "added", spec.url))
@@ -160,6 +164,11 @@ class Registry:
             self.facts = facts
             self._membership_changed()
             self._collapse()
+
+    def learn_machine(self, name: str, machine: str) -> None:
+        """A node told which machine it is on."""
+        machines = {**self.facts.machines, name: machine}
+        self.learn_facts(self.facts._replace(machines=machines))
 
     def _collapse(self) -> dict[str, str]:
         """Keep one node of each server. Returns what was dropped -> what was kept."""
@@ -221,8 +230,7 @@ class Registry:
         elif before.models is None and node.state.models is not None:
             self._offer()
         if node.state.machine != before.machine:
-            machines = {**self.facts.machines, name: node.state.machine}
-            self.learn_facts(self.facts._replace(machines=machines))
+            self.learn_machine(name, node.state.machine)
         self.wake()
 
     def tell(self, event: PoolEvent) -> None:
@@ -230,16 +238,23 @@ class Registry:
         if self.hub.is_watched:
             self.hub.tell(event)
 
-    def drained(self, node: Node) -> None:
-        """`node` is given no more work."""
-        self.tell(NodeChanged(self.clock(), node.name, "draining"))
-        self.wake()
+    def drain(self, node: Node) -> None:
+        """Give `node` no more work."""
+        if node.drain():
+            self.tell(NodeChanged(self.clock(), node.name, "draining"))
+            self.wake()
 
-    def resumed(self, node: Node) -> None:
-        """`node` is given work again."""
-        self.tell(NodeChanged(self.clock(), node.name, "resumed"))
-        self._offer()
-        self.wake()
+    def resume(self, node: Node) -> None:
+        """Give `node` work again."""
+        if node.resume(self.clock()):
+            self.tell(NodeChanged(self.clock(), node.name, "resumed"))
+            self._offer()
+            self.wake()
+
+    def trust(self, node: Node, model: str, *, is_right: bool) -> None:
+        """Whether the vectors of `model` on `node` are those of other nodes."""
+        if node.trust(model, is_right=is_right):
+            self.wake()
 
     def _offer(self) -> None:
         """There is a node more: let those who wait in a line look around. Their age counts on."""
@@ -247,18 +262,30 @@ class Registry:
             for node in self._nodes.values():
                 node.send_away()
 
-    def breaker_changed(self, node: Node) -> None:
-        """The circuit breaker of `node` was opened, probed or closed."""
-        if not self._is_current(node):
-            return
-        if node.breaker.opens_at is None:
-            self.not_closed.discard(node.name)
-        else:
-            self.not_closed.add(node.name)
-        self.wake()
+    # What became of requests.
 
-    def answered(self, node: Node) -> None:
-        """A request to `node` was answered. Cheap when that is no news."""
+    def answered(
+        self,
+        node: Node,
+        seconds: float,
+        predicted: float,
+        now: float,
+        *,
+        is_well: bool = False,
+        is_probe: bool = False,
+    ) -> None:
+        """A request to `node` was answered. Cheap when that is no news.
+
+        seconds: that it took; predicted: that it was to take. is_well: this answer shows that what
+        the node did before is over. is_probe: its breaker was not closed when it was sent.
+        """
+        node.standing.answered(seconds, predicted, now)
+        if is_well:
+            node.standing = Standing(now)
+        if self.stained or node.standing.is_stained:
+            self._restain(node)
+        if node.breaker is not breakers.CLOSED:
+            self.advance_breaker(node, breakers.Answered(is_probe), now)
         state = node.state
         if (state.failures or state.missed or state.is_down) and self._is_current(node):
             self.apply(node.name, Answered())
@@ -267,6 +294,49 @@ class Registry:
         """A request to `node` for `model` failed."""
         if self._is_current(node):
             self.apply(node.name, Failed(error, model))
+
+    def blame(self, node: Node, now: float) -> None:
+        """A request failed, and `node` is to blame."""
+        node.standing.failed(now)
+        self._restain(node)
+
+    def outrun(self, node: Node, seconds: float, predicted: float, now: float) -> None:
+        """Another node answered first, although `node` had `seconds` for it."""
+        node.standing.outrun(seconds, predicted, now)
+        self._restain(node)
+
+    def _restain(self, node: Node) -> None:
+        change = self.stained.add if node.standing.is_stained else self.stained.discard
+        change(node.name)
+
+    def advance_breaker(self, node: Node, event: breakers.Event, now: float) -> None:
+        """Tell the circuit breaker of `node` of an event, and others of what changes by it."""
+        before, after = node.breaker, breakers.advance(node.breaker, event, now)
+        if after is before:
+            return
+        node.breaker = after
+        has_changed = before.opens_at != after.opens_at or before.is_probing != after.is_probing
+        if has_changed and self._is_current(node):
+            change = self.not_closed.discard if after.opens_at is None else self.not_closed.add
+            change(node.name)
+            self.wake()
+        if after.is_probing:
+            if not before.passed:
+                self.tell(NodeChanged(now, node.name, "breaker half-open"))
+        elif before.opens_at is not None and after.opens_at is None:
+            node.returned_at = now
+            node.standing = Standing(now)  # what was wrong is over, as two probes have shown
+            self._restain(node)
+            self.tell(NodeChanged(now, node.name, "breaker closed"))
+        elif after.ejections != before.ejections:
+            node.send_away()
+            self.tell(NodeChanged(now, node.name, "breaker open", node.state.error))
+
+    def merge_counters(self, counters: Mapping[str, NodeCounters]) -> None:
+        """Count what others counted of requests to the nodes, by name."""
+        for name, each in counters.items():
+            if name in self._nodes:
+                self._nodes[name].counters.merge(each)
 
     def _is_current(self, node: Node) -> bool:
         """Whether `node` was not removed. Another may have come by its name meanwhile."""
@@ -299,6 +369,21 @@ class Registry:
         log.info("model %s: %s", model, finding)
         pair = frozenset((finding.first, finding.second))
         self._verdicts.setdefault(full_name(model), {})[pair] = finding.is_faster_together
+
+    # How it waits, and for what.
+
+    def wait_by(self, new_gate: Callable[[], Gate], new_scope: Callable[[], Any]) -> None:
+        """Let live requests wait at these gates and run in these scopes from now on."""
+        self.new_gate, self.new_scope = new_gate, new_scope
+
+    def limit_waiting(self, requests: int) -> None:
+        """Let at most so many requests wait for a place."""
+        self.room.limit = requests
+
+    def set_searching(self, is_searching: bool) -> None:
+        """Whether a search for more nodes is under way."""
+        self.is_searching = is_searching
+        self.wake()
 
     async def wait_changed(self, version: int) -> None:
         """Return when anything has changed since `version`."""

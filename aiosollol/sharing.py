@@ -201,9 +201,10 @@ class Sharing:
         replaces them."""
         for (known, model), told in answer.costs.items():
             node = names.get(known)
-            if node is not None and told.is_sound and model not in node.costs:
+            if node is not None and told.is_sound:
                 cost = Cost(told.overhead, told.seconds_per_token, 1, told.reach)
-                node.costs[model] = self._hearsay[known, model] = cost
+                if node.adopt_cost(model, cost):
+                    self._hearsay[known, model] = cost
 
     def _look_at_suspects(
         self, down: frozenset[str], names: dict[str, Node], group: TaskGroup

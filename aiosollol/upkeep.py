@@ -68,11 +68,10 @@ class Upkeep:
 
     def start(self) -> None:
         """Begin to watch the nodes, and to search if that is wanted. Returns at once."""
-        self._registry.new_gate = FutureGate
-        self._registry.new_scope = TaskScope
+        self._registry.wait_by(FutureGate, TaskScope)
         if self._search is not None:
             # Set here and not by the task: whoever calls next is to wait for what it finds.
-            self._registry.is_searching = True
+            self._registry.set_searching(True)
             self.spawn(self._keep_searching(self._search), "search for nodes")
             if self._follows:
                 self.spawn(self._registry.watch(**self._search), "follow the network")

@@ -83,8 +83,7 @@ def teach_strategies(registry: NodeRegistry, names: Iterable[str], model: str) -
         if node.costs:
             now = registry.clock()
             seconds = node.cost(model).seconds(_TYPICAL_TOKENS)
-            node.standing.asked(now - seconds)
-            node.learn(model, _TYPICAL_TOKENS, now - seconds, now)
+            node.teach(model, _TYPICAL_TOKENS, now - seconds, now)
 
 
 async def _measure(node: Node, model: str) -> None:
@@ -101,8 +100,7 @@ async def _measure(node: Node, model: str) -> None:
     except TimeoutError:
         pass  # a slow node: what it has answered by now tells enough
     finally:
-        node.costs = alone[node.name].costs
-        node.counters = alone[node.name].counters
+        node.adopt_answers(alone[node.name])
 
 
 async def _embed(nodes: NodeRegistry, model: str, texts: Sequence[str]) -> None:

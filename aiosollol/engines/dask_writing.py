@@ -74,9 +74,7 @@ class Writing:
             with anyio.CancelScope(shield=True):
                 await asyncio.to_thread(_clean, order)
         outcome = self._outcome
-        for name, counters in outcome.counters.items():
-            if name in self._registry:
-                self._registry[name].counters.merge(counters)
+        self._registry.merge_counters(outcome.counters)
         return WriteReport(
             directory=order.directory,
             files=tuple(part.file for part in written),

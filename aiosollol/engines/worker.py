@@ -254,9 +254,7 @@ def follow_nodes(registry: Registry, entries: Sequence[NodeEntry]) -> bool:
             registry.add(entry.spec)
             if name not in registry:  # the same server as another, as this machine sees it
                 continue
-        node = registry[name]
-        node.is_draining = entry.is_draining
-        node.distrusted = set(entry.distrusted)
+        registry[name].mirror(is_draining=entry.is_draining, distrusted=entry.distrusted)
     registry.wake()
     return has_new
 
