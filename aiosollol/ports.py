@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from aiosollol.core.embeddings import Embeddings
 from aiosollol.core.engines import EngineJob, EngineOutcome
 from aiosollol.core.node import NodeSpec
+from aiosollol.core.parcels import Partition, PartitionAnswer
 from aiosollol.core.routing import RouteRequest
 from aiosollol.core.sharing import Answer, Report
 from aiosollol.core.written import WriteOrder, WriteReport
@@ -93,6 +94,37 @@ class Engine(Protocol):
 
     async def aclose(self) -> None:
         """End what it has under way and let go of what it holds. Idempotent."""
+        ...
+
+
+class WorkerLink(Protocol):
+    """The way to the workers of an engine, for one batch. Dask and Ray have one each."""
+
+    @property
+    def engine(self) -> str:
+        """The name of the engine."""
+        ...
+
+    def rooms(self) -> Mapping[str, int]:
+        """The workers that can do the batch, and how many partitions to give to each at once.
+
+        0 for a worker that only gets partitions at which others failed.
+        """
+        ...
+
+    async def wait_changed(self) -> None:
+        """Return when workers may have come or gone. Raises EngineError if there is no hope."""
+        ...
+
+    async def embed(self, worker: str, partition: Partition) -> PartitionAnswer:
+        """What `worker` makes of a partition. Cancellation ends its work, down to the nodes.
+
+        Raises EngineError or PoolClosed if not the worker but the engine is lost.
+        """
+        ...
+
+    async def recover(self, worker: str) -> None:
+        """Called after `worker` died. Returns when `rooms` has it again, if it can come back."""
         ...
 
 

@@ -17,6 +17,7 @@ from aiosollol.config.settings import TABLE, Settings
 from aiosollol.core.embeddings import Embeddings
 from aiosollol.core.engines import EngineJob, EngineOutcome
 from aiosollol.core.written import WriteOrder, WriteReport
+from aiosollol.engines.dispatcher import Dispatcher
 from aiosollol.errors import EngineError, NodeError
 from aiosollol.nodes import has_same_vectors
 from aiosollol.registry import Registry
@@ -68,12 +69,14 @@ class DaskEngine:
 
     async def carry(self, job: EngineJob, put: Callable[[int, Embeddings], None]) -> EngineOutcome:
         session = await self._open()
-        from aiosollol.engines.dask_batch import DaskBatch  # loaded by `_start`, in a thread
+        from aiosollol.engines.dask_batch import DaskWorkers  # loaded by `_start`, in a thread
 
-        async with session.leader.leading():
+        link, leader = session.link, session.leader
+        async with leader.leading():
             nodes = self._having(job)
-            batch = DaskBatch(session.link, session.leader, job, put, nodes, self._numbers)
-            return await batch.run()
+            await leader.wait_fit(nodes)
+            workers = DaskWorkers(link, leader, nodes)
+            return await Dispatcher(workers, job, put, self._numbers, link.dashboard).run()
 
     def _having(self, job: EngineJob) -> list[str]:
         """The nodes that can do `job`, as this process sees them."""

@@ -8,10 +8,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from aiosollol.core.parcels import Partition, PartitionResult
 from aiosollol.core.report import NodeShare
 from aiosollol.core.stats import NodeCounters
 from aiosollol.core.written import BadPart, WriteOrder, WrittenPart, file_name, unfinished_name
-from aiosollol.engines.worker import Partition, PartitionResult
 from aiosollol.errors import EngineError, InvalidInput, MissingExtra, SollolError
 
 if TYPE_CHECKING:  # it is not typed

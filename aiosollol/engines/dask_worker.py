@@ -11,8 +11,9 @@ import time
 from collections.abc import Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from aiosollol.core.parcels import Partition, PartitionResult
 from aiosollol.core.written import BadPart, WriteOrder, WrittenPart
-from aiosollol.engines.worker import FarEnd, Look, Partition, PartitionResult, Terms
+from aiosollol.engines.worker import FarEnd, Look, Terms
 from aiosollol.errors import EngineError, SollolError
 
 if TYPE_CHECKING:  # it is hardly typed, and need not be there where types are checked

@@ -14,10 +14,10 @@ import anyio
 
 from aiosollol.core.engines import EngineOutcome
 from aiosollol.core.report import EngineNote
-from aiosollol.core.workers import confined, fitness, is_within
+from aiosollol.core.workers import confined, is_within
 from aiosollol.core.written import BadPart, WriteOrder, WriteReport, WrittenPart
 from aiosollol.engines import dask_worker
-from aiosollol.engines.dask_batch import LONELY_SECONDS, LOST_ALL
+from aiosollol.engines.dask_batch import WorkerWatch
 from aiosollol.engines.dask_link import Link
 from aiosollol.engines.leading import Leader
 from aiosollol.errors import EngineError, InvalidInput, RequestFailed, SollolError, first_of
@@ -64,8 +64,7 @@ class Writing:
         began = self._registry.clock()
         order = self._order
         parts = await asyncio.to_thread(_parts_of, self._collection)
-        model = order.settings.model
-        found = await self._leader.wait_fit([n.name for n in self._registry if n.has_model(model)])
+        found = await self._leader.wait_fit(self._having())
         self._places = confined(found)
         await asyncio.to_thread(_prepare, order)
         try:
@@ -136,22 +135,17 @@ class Writing:
         ) from answer.error
 
     async def _give_up_alone(self) -> None:
-        """Raise EngineError when nobody is left to do it."""
-        model = self._order.settings.model
-        alone_since = None
+        """Raise EngineError when no worker is left to do it."""
+        watch = WorkerWatch(
+            self._link, self._leader, self._having, lambda name: is_within(name, self._places)
+        )
         while True:
-            await self._leader.wait_changed()
-            now = self._registry.clock()
-            nodes = [node.name for node in self._registry if node.has_model(model)]
-            if not self._link.is_up:
-                raise EngineError("dask", f"has lost its scheduler at {self._link.scheduler}")
-            fit = fitness(self._leader.workers, nodes).fit
-            if any(is_within(each.name, self._places) for each in fit):
-                alone_since = None
-            elif alone_since is None:
-                alone_since = now
-            elif now - alone_since > LONELY_SECONDS:
-                raise EngineError("dask", LOST_ALL)
+            await watch.wait_changed()
+
+    def _having(self) -> list[str]:
+        """The nodes that have the model."""
+        model = self._order.settings.model
+        return [node.name for node in self._registry if node.has_model(model)]
 
 
 async def _result(link: Link, future: Any) -> WrittenPart | BadPart:

@@ -12,19 +12,23 @@ import logging
 import pickle
 import secrets
 import socket
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from itertools import count
 from typing import Any, NamedTuple
+
+import anyio
 
 from aiosollol import __version__
 from aiosollol.config.settings import TABLE, Settings
 from aiosollol.core.embeddings import Embeddings
-from aiosollol.core.engines import EngineJob, EngineOutcome, partitions
-from aiosollol.core.parcels import Parcel, Parcels
+from aiosollol.core.engines import EngineJob, EngineOutcome
+from aiosollol.core.parcels import Partition, PartitionAnswer, WorkerDied
 from aiosollol.core.sharing import Answer, Report, slots_of
+from aiosollol.engines.dispatcher import Dispatcher
 from aiosollol.engines.ray_contract import DONE, Contract, Greeting
 from aiosollol.engines.ray_link import RayLink
-from aiosollol.engines.worker import Partition, PartitionResult, entries_of
-from aiosollol.errors import EngineError, InvalidInput, PoolClosed, SollolError, first_of
+from aiosollol.engines.worker import entries_of
+from aiosollol.errors import EngineError, InvalidInput, PoolClosed
 from aiosollol.registry import Registry
 from aiosollol.sharing import Sharing
 
@@ -36,8 +40,6 @@ HIRE_SECONDS = 60.0
 MOST_WORKERS = 8
 AHEAD = 2
 """Partitions that a worker has at once: while the nodes finish one, they begin with the next."""
-MOST_DEATHS = 3
-"""Workers that may die over one partition before it is taken to be what kills them."""
 _GUESSED_START_SECONDS = 8.0
 IDLE_SECONDS = 30.0
 """After a batch, until workers are dismissed: they have slots in advance."""
@@ -119,7 +121,7 @@ class RayEngine:
         self._hiring = asyncio.Lock()
         self._crews = 0
         self._batches = 0
-        self._number = 0
+        self._numbers = count()
         self._seconds_to_hire: float | None = None
         self._idling: asyncio.Task[None] | None = None
 
@@ -158,20 +160,9 @@ class RayEngine:
         try:
             crew = await self._hire()
             info = self._link.info
-            outcome = EngineOutcome(dashboard=info.dashboard if info else None)
-            cut = partitions(job.texts, job.tokens, job.predicted_seconds, len(crew.workers))
-            delivery = _Delivery(job, Parcels(cut, MOST_DEATHS), outcome, put)
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for worker in crew.workers:
-                        for _ in range(AHEAD):
-                            group.create_task(self._work(crew, worker, delivery))
-            except BaseExceptionGroup as errors:
-                error = first_of(errors)
-                if not isinstance(error, EngineError | PoolClosed):
-                    raise error from None
-                delivery.fail(error)
-            return outcome
+            workers = RayWorkers(self._link, self._registry, crew)
+            dashboard = info.dashboard if info else None
+            return await Dispatcher(workers, job, put, self._numbers, dashboard).run()
         finally:
             self._batches -= 1
             self._dismiss_when_idle()
@@ -181,29 +172,6 @@ class RayEngine:
         if self._idling is not None:
             self._idling.cancel()
         await self._link.aclose()
-
-    # One batch.
-
-    async def _work(self, crew: _Crew, worker: int, delivery: _Delivery) -> None:
-        """Let a worker do one partition after another, as long as there are any."""
-        parcels, outcome = delivery.parcels, delivery.outcome
-        while (parcel := parcels.take()) is not None:
-            self._number += 1
-            order = pickle.dumps((entries_of(self._registry), delivery.partition(parcel)))
-            kind, told = await self._link.call(
-                "run", crew.name, worker, self._number, order, timeout=None
-            )
-            if kind == DONE:
-                delivery.take(parcel, pickle.loads(told))
-                continue
-            if parcels.lost(parcel):
-                outcome.reruns += 1
-                log.info("ray: a worker died, its partition is done again: %s", told.decode())
-            else:
-                why = f"lost {MOST_DEATHS} workers over this partition: {told.decode()}"
-                delivery.refuse(parcel, EngineError("ray", why))
-            # It begins anew; until then others do what it would.
-            await self._link.call("greet", crew.name, worker, timeout=HIRE_SECONDS)
 
     # Workers.
 
@@ -255,50 +223,39 @@ class _Crew(NamedTuple):
     life: int
 
 
-class _Delivery:
-    """One batch: what is left of it, and where its vectors go."""
+class RayWorkers:
+    """A `ports.WorkerLink`. The workers of a crew, by their numbers."""
 
-    def __init__(
-        self,
-        job: EngineJob,
-        parcels: Parcels,
-        outcome: EngineOutcome,
-        put: Callable[[int, Embeddings], None],
-    ) -> None:
-        self.parcels = parcels
-        self.outcome = outcome
-        self._job = job
-        self._put = put
-        self._has_begun = False
+    engine = "ray"
 
-    def partition(self, parcel: Parcel) -> Partition:
-        job, items = self._job, parcel.items
-        texts = job.texts[items.start : items.stop]
-        return Partition(parcel.index, job.settings, texts, job.planning, job.digest)
+    def __init__(self, link: RayLink, registry: Registry, crew: _Crew) -> None:
+        self._link = link
+        self._registry = registry
+        self._crew = crew
+        self._rooms = {str(number): AHEAD for number in crew.workers}
 
-    def take(self, parcel: Parcel, result: PartitionResult | SollolError) -> None:
-        """A worker is done with a partition, or says why no node could do any of it."""
-        self.parcels.settle(parcel)
-        if isinstance(result, SollolError):
-            self.refuse(parcel, result)
-            return
-        self._has_begun = True
-        start, outcome = parcel.items.start, self.outcome
-        self._put(start, result.embeddings)
-        outcome.add(start, result.nodes, result.counters, result.errors, result.worker)
-        outcome.splits += result.splits
-        outcome.copies += result.copies
+    def rooms(self) -> Mapping[str, int]:
+        return self._rooms
 
-    def refuse(self, parcel: Parcel, error: SollolError) -> None:
-        self._has_begun = True
-        self.outcome.errors.update(dict.fromkeys(parcel.items, error))
+    async def wait_changed(self) -> None:
+        """Workers neither come nor go by themselves."""
+        await anyio.sleep_forever()
 
-    def fail(self, error: SollolError) -> None:
-        """The engine is gone. Raises it if nothing was done yet."""
-        if not self._has_begun:
-            raise error
-        for items in self.parcels.left():
-            self.outcome.errors.update(dict.fromkeys(items, error))
+    async def embed(self, worker: str, partition: Partition) -> PartitionAnswer:
+        order = pickle.dumps((entries_of(self._registry), partition))
+        kind, told = await self._link.call(
+            "run", self._crew.name, int(worker), partition.index, order, timeout=None
+        )
+        if kind == DONE:
+            answer: PartitionAnswer = pickle.loads(told)
+            return answer
+        self._rooms.pop(worker, None)
+        return WorkerDied(told.decode())
+
+    async def recover(self, worker: str) -> None:
+        # It begins anew; until then others do what it would.
+        await self._link.call("greet", self._crew.name, int(worker), timeout=HIRE_SECONDS)
+        self._rooms[worker] = AHEAD
 
 
 def fit_workers(greetings: Sequence[Greeting]) -> tuple[int, ...]:

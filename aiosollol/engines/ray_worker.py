@@ -8,10 +8,11 @@ import socket
 import time
 
 from aiosollol import __version__
+from aiosollol.core.parcels import Partition
 from aiosollol.core.sharing import Answer, NodeUse, Report, node_id, slots_of
 from aiosollol.engines.ray_contract import Contract, Greeting
 from aiosollol.engines.ray_coordinator import check, find_coordinator
-from aiosollol.engines.worker import FarEnd, Look, Partition, Terms
+from aiosollol.engines.worker import FarEnd, Look, Terms
 from aiosollol.errors import EngineError, SollolError
 
 INTERVAL = 0.5

@@ -8,22 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import pickle
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 from aiosollol.config.resolve import Origin, Resolved
 from aiosollol.config.settings import ARGUMENT, TABLE, Settings
-from aiosollol.core.embeddings import Embeddings
 from aiosollol.core.node import NodeSpec
-from aiosollol.core.planner import PlanOptions
-from aiosollol.core.report import NodeShare
-from aiosollol.core.request import EmbedSettings
+from aiosollol.core.parcels import Partition, PartitionResult
 from aiosollol.core.stats import NodeCounters
-from aiosollol.errors import SollolError
 from aiosollol.node_registry import NodeRegistry
 from aiosollol.pool import OllamaPool
 from aiosollol.registry import Registry
@@ -68,49 +63,6 @@ class Look(NamedTuple):
     wants: Mapping[str, int]
     up: frozenset[str]
     down: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Partition:
-    """Texts for a worker, and how to embed them. index: its number among those of its batch.
-
-    digest: that nodes must have of the model, None for any.
-    """
-
-    index: int
-    settings: EmbedSettings
-    texts: Sequence[str]
-    planning: PlanOptions
-    digest: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class PartitionResult:
-    """Vectors of a partition, in order, and what it took. vectors: float32, `count` x `dim`.
-
-    errors: position -> error of the texts without a vector, whose rows are NaN. nodes: what each
-    did for it. counters: what each did for this worker since the last result. worker: its name.
-    """
-
-    vectors: Any
-    dim: int
-    count: int
-    worker: str
-    errors: Mapping[int, SollolError] = field(default_factory=dict)
-    nodes: Mapping[str, NodeShare] = field(default_factory=dict)
-    counters: Mapping[str, NodeCounters] = field(default_factory=dict)
-    splits: int = 0
-    copies: int = 0
-
-    @property
-    def embeddings(self) -> Embeddings:
-        return Embeddings(self.vectors, self.dim, errors=self.errors, count=self.count)
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        # Out of band, where whoever pickles this takes buffers by themselves: without a copy.
-        vectors = pickle.PickleBuffer(self.vectors) if protocol >= 5 else bytes(self.vectors)
-        rest = (self.errors, self.nodes, self.counters, self.splits, self.copies)
-        return PartitionResult, (vectors, self.dim, self.count, self.worker, *rest)
 
 
 class FarEnd:

@@ -15,6 +15,7 @@ import pandas  # noqa: E402 (what follows `need`)
 import pyarrow.parquet  # noqa: E402
 
 from aiosollol.core.embeddings import Embeddings  # noqa: E402
+from aiosollol.core.parcels import Partition, PartitionResult  # noqa: E402
 from aiosollol.core.planner import PlanOptions  # noqa: E402
 from aiosollol.core.report import NodeShare  # noqa: E402
 from aiosollol.core.request import EmbedSettings, collect_texts  # noqa: E402
@@ -22,7 +23,6 @@ from aiosollol.core.stats import NodeCounters  # noqa: E402
 from aiosollol.core.written import BadPart, OnError, WriteOrder, WrittenPart  # noqa: E402
 from aiosollol.engines import dask_parquet  # noqa: E402
 from aiosollol.engines.dask_parquet import write_part  # noqa: E402
-from aiosollol.engines.worker import Partition, PartitionResult  # noqa: E402
 from aiosollol.errors import BadRequest, EngineError, InvalidInput, SollolError  # noqa: E402
 
 DIM = MODEL.dim

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from aiosollol import NodeRegistry, NodeSpec
 from aiosollol.core.engines import EngineOutcome
+from aiosollol.core.parcels import Partition, PartitionResult
 from aiosollol.core.planner import PlanOptions
 from aiosollol.core.report import NodeShare
 from aiosollol.core.request import EmbedSettings
@@ -34,8 +35,6 @@ from aiosollol.engines import worker
 from aiosollol.engines.worker import (
     FarEnd,
     NodeEntry,
-    Partition,
-    PartitionResult,
     Terms,
     entries_of,
     far_settings,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import itertools
 import json
 import pathlib
 import pickle
@@ -18,7 +19,7 @@ import pytest
 from aiosollol import OllamaPool, __version__
 from aiosollol.config.settings import TABLE, Settings
 from aiosollol.core.node import NodeSpec
-from aiosollol.core.parcels import Parcels
+from aiosollol.core.parcels import Parcel, Parcels, Partition
 from aiosollol.core.planner import PlanOptions
 from aiosollol.core.request import EmbedSettings
 from aiosollol.core.sharing import Commons, NodeUse, Report
@@ -27,7 +28,7 @@ from aiosollol.engines.ray import fit_workers
 from aiosollol.engines.ray_contract import Contract, Greeting
 from aiosollol.engines.ray_coordinator import CoordinatorActor, check, is_replaceable
 from aiosollol.engines.ray_link import MOST_FAILURES, RayLink
-from aiosollol.engines.worker import NodeEntry, Partition
+from aiosollol.engines.worker import NodeEntry
 from aiosollol.errors import EngineError, MissingExtra, SollolError
 from aiosollol.testing import FakeModel, FakeOllama, Fault, fake_vector
 
@@ -35,44 +36,51 @@ pytestmark = pytest.mark.anyio
 
 MODEL = FakeModel("nomic-embed-text", dim=4)
 NAME = "nomic-embed-text"
+NUMBERS = itertools.count()
 STUB = str(pathlib.Path(__file__).with_name("ray_stub.py"))
 
 
 # Partitions.
 
 
-def parcels(count: int, most_deaths: int = 2) -> Parcels:
-    return Parcels(iter([range(n, n + 1) for n in range(count)]), most_deaths)
+def parcels(count: int, most_tries: int = 2) -> Parcels:
+    return Parcels(iter([range(n, n + 1) for n in range(count)]), most_tries)
+
+
+def take(waiting: Parcels) -> Parcel | None:
+    """What a new worker with room for one is given."""
+    given = waiting.give({f"w{next(NUMBERS)}": 1})
+    return given[0] if given else None
 
 
 def test_partitions_go_out_in_order_and_lost_ones_first() -> None:
     waiting = parcels(3)
-    first, second = waiting.take(), waiting.take()
+    first, second = take(waiting), take(waiting)
     assert first is not None
     assert second is not None
     assert (first.index, first.items, second.index) == (0, range(1), 1)
     assert waiting.lost(first)
-    assert waiting.take() is first
-    third = waiting.take()
+    assert take(waiting) is first
+    third = take(waiting)
     assert third is not None
     assert third.index == 2
-    assert waiting.take() is None
+    assert take(waiting) is None
 
 
 def test_a_partition_that_kills_its_workers_is_given_up() -> None:
     waiting = parcels(1)
-    first = waiting.take()
+    first = take(waiting)
     assert first is not None
     assert waiting.lost(first)
-    assert waiting.take() is first
+    assert take(waiting) is first
     assert not waiting.lost(first)
-    assert waiting.take() is None
+    assert take(waiting) is None
     assert list(waiting.left()) == []
 
 
 def test_what_is_left_is_what_is_out_what_was_lost_and_what_never_went() -> None:
     waiting = parcels(4)
-    first, second, third = (waiting.take() for _ in range(3))
+    first, second, third = (take(waiting) for _ in range(3))
     assert first is not None
     assert second is not None
     waiting.settle(first)
