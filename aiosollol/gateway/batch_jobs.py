@@ -18,10 +18,10 @@ from aiohttp.typedefs import Handler
 from aiosollol.errors import InvalidInput, StorageError
 from aiosollol.gateway.options import GatewayOptions
 from aiosollol.gateway.permissions import check_model, owner_of, sees_only
+from aiosollol.gateway.refusals import json_object
 from aiosollol.gateway.sending import REQUEST_ID, STATE, begin, whole
 from aiosollol.wire import answers
 from aiosollol.wire.asked import Refusal
-from aiosollol.wire.gojson import GoJSONError, loads
 
 if TYPE_CHECKING:
     from aiosollol.autobatch import JobStatus, QueueStatus, ResultPage
@@ -83,7 +83,7 @@ class BatchJobs:
 
     async def submit(self, request: web.Request) -> web.StreamResponse:
         queue = self._queue()
-        fields = _object(await request.read())
+        fields = json_object(await request.read())
         docs, model = fields.get("docs"), fields.get("model") or self._model
         if not isinstance(docs, list):
             raise InvalidInput('"docs" must be a list of texts')
@@ -146,16 +146,6 @@ def _logged(handler: Handler) -> Handler:
             raise
 
     return logged
-
-
-def _object(body: bytes) -> dict[str, Any]:
-    try:
-        fields = loads(body)
-    except GoJSONError as error:
-        raise Refusal(400, "missing request body" if str(error) == "EOF" else str(error)) from error
-    if not isinstance(fields, dict):
-        raise Refusal(400, "the request must be a JSON object")
-    return fields
 
 
 # ---- results

@@ -10,10 +10,10 @@ import orjson
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from aiosollol.gateway.denials import denied, not_allowed
 from aiosollol.gateway.keys import ApiKey, KeyRing
 from aiosollol.gateway.limits import Limiter, Limits, client_of
 from aiosollol.gateway.origins import Origins
+from aiosollol.gateway.refusals import denied, not_allowed
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
