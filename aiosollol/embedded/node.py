@@ -10,6 +10,7 @@ from types import TracebackType
 
 from aiohttp import web
 
+from aiosollol.core.address import Address
 from aiosollol.embedded.app import make_app
 from aiosollol.embedded.static_model import StaticModel
 from aiosollol.errors import InvalidInput, MissingExtra
@@ -148,8 +149,7 @@ async def _running(
         except OSError as error:
             raise InvalidInput(f"cannot listen on {host} port {port}: {error.strerror}") from error
         bound = runner.addresses[0]
-        shown = f"[{host}]" if ":" in host else host
-        yield f"http://{shown}:{bound[1]}"
+        yield Address("http", host, bound[1]).url
     finally:
         await runner.cleanup()
 

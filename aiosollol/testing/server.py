@@ -10,6 +10,7 @@ from typing import Any, Unpack, cast
 
 from aiohttp import web
 
+from aiosollol.core.address import Address
 from aiosollol.errors import InvalidInput
 from aiosollol.testing.fault import Fault
 from aiosollol.testing.node import FakeNode, FakeOptions
@@ -47,8 +48,7 @@ class FakeOllama(FakeNode):
     @property
     def url(self) -> str:
         """Where it listens, or will again once REFUSE is over."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+        return Address("http", self.host, self.port).url
 
     async def __aenter__(self) -> FakeOllama:
         try:
