@@ -19,7 +19,7 @@ from aiosollol import __version__
 from aiosollol.agent import MachineSensors, Readings, serve, serving, stated_gpu
 from aiosollol.agent import readings as readings_module
 from aiosollol.agent.gpus import Gpus
-from aiosollol.agent.metrics import CpuLoad, Metrics
+from aiosollol.agent.sensors import CpuLoad, Metrics
 from aiosollol.errors import InvalidInput, MissingExtra, SollolError
 from aiosollol.wire.agent import AgentReport, Gpu, load_report
 

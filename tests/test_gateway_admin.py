@@ -14,9 +14,9 @@ from aiohttp import web
 from gateway_cluster import MODELS, Cluster, cluster, served
 
 from aiosollol import OllamaPool
+from aiosollol.gateway.admin import Progress
 from aiosollol.gateway.app import make_app
 from aiosollol.gateway.options import GatewayOptions
-from aiosollol.gateway.pulling import Progress
 from aiosollol.testing import FakeOllama
 
 pytestmark = pytest.mark.anyio

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiosollol.gateway.writing import VectorWriter
+from aiosollol.gateway.sending import VectorWriter
 from aiosollol.wire.answers import Floats, json_vectors
 
 pytestmark = pytest.mark.anyio

@@ -4,11 +4,10 @@
 needs the extra "agent": psutil, and nvidia-ml-py for the GPUs of NVIDIA.
 """
 
-from aiosollol.agent.app import make_app
 from aiosollol.agent.gpus import stated_gpu
 from aiosollol.agent.readings import Readings, Sensors
 from aiosollol.agent.sensors import MachineSensors
-from aiosollol.agent.serving import Advertise, Announcer, is_loopback, serve
+from aiosollol.agent.serving import Advertise, Announcer, is_loopback, make_app, serve
 
 __all__ = [
     "Advertise",

@@ -1,20 +1,27 @@
-"""`serve`: the agent on a port, and what it announces, until it is cancelled."""
+"""`serve`: the agent on a port, and what it announces, until it is cancelled.
+
+``GET /agent`` is all that it answers over HTTP.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
+import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Protocol
 
-from aiosollol.agent.app import make_app
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from aiosollol import __version__
 from aiosollol.agent.readings import Readings, Sensors
-from aiosollol.core.address import AGENT_PORT
+from aiosollol.core.address import AGENT_PORT, Address
 from aiosollol.errors import InvalidInput, SollolError
 from aiosollol.http_server import listening
-from aiosollol.wire.agent import AgentReport
+from aiosollol.wire.agent import AGENT_PATH, AgentReport, dump_report
 
 _log = logging.getLogger(__name__)
 
@@ -23,6 +30,11 @@ BEAT_SECONDS = 10.0
 
 MATERIAL_SHARE = 0.05
 START_SECONDS = 30.0  # for the first reading: without persistence mode NVML wakes each GPU
+
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Server": f"aiosollol/{__version__}",  # the default names the versions of Python and aiohttp
+}
 
 Pause = Callable[[float], Awaitable[None]]
 
@@ -68,7 +80,7 @@ async def serve(
         announced = nullcontext() if advertise is None else advertise(report, visible)
         async with announced as announcer:
             if on_ready is not None:
-                on_ready(f"http://{f'[{host}]' if ':' in host else host}:{bound}/agent", report)
+                on_ready(Address("http", host, bound, AGENT_PATH).url, report)
             await _beat(readings, announcer, report, pause)
 
 
@@ -131,3 +143,47 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.partition("%")[0]).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+# ---- over HTTP
+
+
+def make_app(readings: Readings) -> web.Application:
+    """An application that answers GET and HEAD of ``/agent`` with how the machine is.
+
+    503 where the sensors do not answer in time, 404 for every other path. Bodies are JSON. It has
+    no CORS headers, so pages in a browser cannot read it.
+    """
+
+    async def agent(request: web.Request) -> web.Response:
+        try:
+            report = await readings.latest()
+        except TimeoutError as error:
+            return _refusal(503, str(error))
+        return _response(200, dump_report(report))
+
+    app = web.Application(middlewares=[_as_json])
+    app.router.add_get(AGENT_PATH, agent)  # and HEAD
+    return app
+
+
+@web.middleware
+async def _as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        response = _refusal(error.status, error.reason)
+        if "Allow" in error.headers:
+            response.headers["Allow"] = error.headers["Allow"]
+        return response
+    except Exception:
+        _log.exception("the agent cannot tell how this machine is")
+        return _refusal(500, "the agent failed; its log says why")
+
+
+def _refusal(status: int, message: str) -> web.Response:
+    return _response(status, json.dumps({"error": message}).encode())
+
+
+def _response(status: int, body: bytes) -> web.Response:
+    return web.Response(status=status, body=body, content_type="application/json", headers=_HEADERS)

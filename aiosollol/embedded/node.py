@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
 
+from aiosollol.core.address import Address
 from aiosollol.embedded.app import make_app
 from aiosollol.embedded.static_model import StaticModel
 from aiosollol.error_log import loop_errors
@@ -144,8 +145,7 @@ async def _running(
         app, host, port, name="embedded node", grace=grace, handler_cancellation=True
     )
     async with serving as bound:
-        shown = f"[{host}]" if ":" in host else host
-        yield f"http://{shown}:{bound[1]}"
+        yield Address("http", host, bound[1]).url
 
 
 def _names(aliases: Iterable[str]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +14,12 @@ from aiosollol.core.redaction import safe_repr
 from aiosollol.errors import InvalidInput, ModelMissing, PoolClosed, SollolError
 from aiosollol.gateway.bodies import parse
 from aiosollol.gateway.ollama import error_line
-from aiosollol.gateway.pulling import Progress
-from aiosollol.gateway.refusals import message_of
+from aiosollol.gateway.refusals import json_object, message_of
 from aiosollol.gateway.sending import STATE, begin, routed, whole
 from aiosollol.wire import answers, asked
 from aiosollol.wire.answers import NDJSON, Answer
 from aiosollol.wire.asked import Refusal
-from aiosollol.wire.gojson import GoJSONError, loads, quoted
+from aiosollol.wire.gojson import quoted
 from aiosollol.wire.ndjson import LineSplitter
 from aiosollol.wire.ollama import dump_whole
 
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 
 _PULL_SECONDS = 24 * 3600.0  # a large model on a slow line
 _CHANGE_SECONDS = 60.0
+_SUCCESS = "success"
 
 
 class Admin:
@@ -83,7 +83,7 @@ class Admin:
 
     async def work(self, request: web.Request) -> web.StreamResponse:
         """Pull or create, with the progress of all nodes as one."""
-        fields = await parse(request, _fields)
+        fields = await parse(request, json_object)
         model = fields.get("model") or fields.get("name")
         if not isinstance(model, str) or not model:
             raise Refusal(400, "model is required")
@@ -171,12 +171,58 @@ def _up(pool: OllamaPool) -> list[str]:
     return names
 
 
-def _fields(body: bytes) -> dict[str, Any]:
-    try:
-        fields = loads(body)
-    except GoJSONError as error:
-        message = str(error)
-        raise Refusal(400, "missing request body" if message == "EOF" else message) from error
-    if not isinstance(fields, dict):
-        raise Refusal(400, "the request must be a JSON object")
-    return fields
+class Progress:
+    """Lines of several nodes in, lines for one client out.
+
+    What a digest has is added up over the nodes; each other status is told when the first node has
+    come to it. Success is told by `end`, when all have come to theirs.
+    """
+
+    def __init__(self, nodes: Sequence[str]) -> None:
+        self._nodes = list(nodes)
+        self._told: set[str] = set()
+        self._completed: dict[str, dict[str, int]] = {}
+        self._totals: dict[str, int] = {}
+        self._succeeded: set[str] = set()
+        self._failed: dict[str, str] = {}
+
+    def feed(self, node: str, line: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What to tell the client of a line of `node`; None if it says nothing new."""
+        if "error" in line:
+            self.fail(node, str(line["error"]))
+            return None
+        status, digest = str(line.get("status", "")), line.get("digest")
+        if status == _SUCCESS:
+            self._succeeded.add(node)
+            return None
+        if not isinstance(digest, str):
+            if status in self._told:
+                return None
+            self._told.add(status)
+            return {"status": status}
+        total, completed = line.get("total"), line.get("completed")
+        if isinstance(total, int):
+            self._totals[digest] = max(total, self._totals.get(digest, 0))
+        done = self._completed.setdefault(digest, {})
+        if isinstance(completed, int):
+            done[node] = completed
+        whole = self._totals.get(digest, 0) * len(self._nodes)
+        told = {"status": status, "digest": digest, "total": whole}
+        return {**told, "completed": sum(done.values())} if done else told
+
+    def fail(self, node: str, message: str) -> None:
+        """`node` has failed, and the others go on."""
+        self._failed.setdefault(node, message)
+
+    def end(self) -> dict[str, Any]:
+        """The last line: success, or what went wrong on which node."""
+        for node in self._nodes:
+            if node not in self._succeeded:
+                self.fail(node, "it ended before it was done")
+        if not self._failed:
+            return {"status": _SUCCESS}
+        if len(self._nodes) == 1:
+            return {"error": next(iter(self._failed.values()))}
+        words = "; ".join(f"{node}: {message}" for node, message in self._failed.items())
+        done = len(self._nodes) - len(self._failed)
+        return {"error": f"done on {done} of {len(self._nodes)} nodes; {words}"}

@@ -23,12 +23,12 @@ from aiosollol.gateway.ollama import Native
 from aiosollol.gateway.openai import Compatible
 from aiosollol.gateway.openapi import Documents
 from aiosollol.gateway.options import GatewayOptions, Served
-from aiosollol.gateway.refusals import Trouble, answer_of, trouble
+from aiosollol.gateway.refusals import Trouble, trouble
 from aiosollol.gateway.sending import REQUEST_ID, STATE, RequestState, whole
 from aiosollol.gateway.sollol import Original
 from aiosollol.http_server import ContentFreeLogger, fault_of
 from aiosollol.ports import CANCELLED, Tracing
-from aiosollol.wire import answers
+from aiosollol.wire import answers, dialects
 from aiosollol.wire.asked import Refusal
 from aiosollol.wire.tracecontext import TRACEPARENT, TRACESTATE, read_trace
 
@@ -187,7 +187,7 @@ class _Front:
         headers: dict[str, Any] = {}
         if found.retry_after:
             headers["Retry-After"] = str(found.retry_after)
-        return whole(answer_of(found.refusal, path, state.unique), headers)
+        return whole(dialects.refuse(path, found.refusal, state.unique), headers)
 
 
 def _route(request: web.Request) -> str:

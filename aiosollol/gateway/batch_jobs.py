@@ -19,10 +19,10 @@ from aiosollol.errors import InvalidInput, StorageError
 from aiosollol.gateway.bodies import parse
 from aiosollol.gateway.options import GatewayOptions
 from aiosollol.gateway.permissions import check_model, owner_of, sees_only
+from aiosollol.gateway.refusals import json_object
 from aiosollol.gateway.sending import REQUEST_ID, STATE, begin, whole
 from aiosollol.wire import answers
 from aiosollol.wire.asked import Refusal
-from aiosollol.wire.gojson import GoJSONError, loads
 
 if TYPE_CHECKING:
     from aiosollol.autobatch import JobStatus, QueueStatus, ResultPage
@@ -84,7 +84,7 @@ class BatchJobs:
 
     async def submit(self, request: web.Request) -> web.StreamResponse:
         queue = self._queue()
-        fields = await parse(request, _object)
+        fields = await parse(request, json_object)
         docs, model = fields.get("docs"), fields.get("model") or self._model
         if not isinstance(docs, list):
             raise InvalidInput('"docs" must be a list of texts')
@@ -147,16 +147,6 @@ def _logged(handler: Handler) -> Handler:
             raise
 
     return logged
-
-
-def _object(body: bytes) -> dict[str, Any]:
-    try:
-        fields = loads(body)
-    except GoJSONError as error:
-        raise Refusal(400, "missing request body" if str(error) == "EOF" else str(error)) from error
-    if not isinstance(fields, dict):
-        raise Refusal(400, "the request must be a JSON object")
-    return fields
 
 
 # ---- results

@@ -12,8 +12,7 @@ from aiosollol.gateway.gathering import Gatherer, Key
 from aiosollol.gateway.ollama import plain_keep_alive
 from aiosollol.gateway.options import GatewayOptions
 from aiosollol.gateway.permissions import check_model
-from aiosollol.gateway.sending import STATE, plain, routed, whole
-from aiosollol.gateway.writing import VectorWriter, Write
+from aiosollol.gateway.sending import STATE, VectorWriter, Write, plain, routed, whole
 from aiosollol.wire import answers, asked
 from aiosollol.wire.answers import Answer
 from aiosollol.wire.asked import EmbedAsked

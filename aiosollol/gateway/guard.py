@@ -10,10 +10,10 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from aiosollol.gateway.bodies import parse
-from aiosollol.gateway.denials import denied, not_allowed
 from aiosollol.gateway.keys import ApiKey, KeyRing
 from aiosollol.gateway.limits import Limiter, Limits, client_of
 from aiosollol.gateway.origins import Origins
+from aiosollol.gateway.refusals import denied, not_allowed
 from aiosollol.wire.gojson import GoJSONError, loads
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

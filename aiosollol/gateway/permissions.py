@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from aiosollol.gateway.denials import not_allowed
 from aiosollol.gateway.guard import KEY
+from aiosollol.gateway.refusals import not_allowed
 from aiosollol.wire.asked import Refusal
 
 

@@ -1,8 +1,14 @@
-"""What a client is told when something fails: the error of the pool, as Ollama would put it."""
+"""Errors for clients: of the pool as Ollama puts them, of the guard in the form of the API."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+import secrets
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import orjson
+from aiohttp import web
 
 from aiosollol.errors import (
     BadRequest,
@@ -22,11 +28,18 @@ from aiosollol.errors import (
     StorageError,
     UnknownJob,
 )
-from aiosollol.wire import answers, dialects
-from aiosollol.wire.answers import Answer
+from aiosollol.wire import answers, anthropic, dialects
 from aiosollol.wire.asked import Refusal
+from aiosollol.wire.gojson import GoJSONError, loads
 
 _SECONDS = 1  # after which a request that found no place may come again
+_OPENAI_WORDS: Mapping[int, tuple[str, str | None]] = {
+    401: ("invalid_request_error", "invalid_api_key"),
+    403: ("invalid_request_error", "forbidden"),
+    413: ("invalid_request_error", "request_too_large"),
+    408: ("invalid_request_error", "request_timeout"),
+    429: ("rate_limit_error", "rate_limit_exceeded"),
+}
 
 
 class Trouble(NamedTuple):
@@ -116,6 +129,47 @@ def message_of(error: SollolError) -> str:
     return error.message if isinstance(error, ResponseError) else str(error)
 
 
-def answer_of(refusal: Refusal, path: str, unique: str) -> Answer:
-    """A refusal in the form of the API that `path` belongs to."""
-    return dialects.refuse(path, refusal, unique)
+def json_object(body: bytes) -> dict[str, Any]:
+    """The fields of a request that must be a JSON object. Raises Refusal."""
+    try:
+        fields = loads(body)
+    except GoJSONError as error:
+        raise Refusal(400, "missing request body" if str(error) == "EOF" else str(error)) from error
+    if not isinstance(fields, dict):
+        raise Refusal(400, "the request must be a JSON object")
+    return fields
+
+
+# ---- what the guard refuses
+
+
+def not_allowed(model: str) -> str:
+    """The error for a model that a key may not use; the same whether the model exists or not."""
+    return f"this key may not use the model {model[:80]!r}"
+
+
+def denied(
+    path: str,
+    status: int,
+    message: str,
+    *,
+    retry_after: float | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> web.Response:
+    """An error of `status`: Ollama's form, OpenAI's below /v1, or Anthropic's for /v1/messages.
+
+    retry_after: seconds after which it may be tried again; clients want whole ones, at least 1.
+    """
+    told = dict(headers or {})
+    if retry_after is not None:
+        told["Retry-After"] = str(max(1, math.ceil(retry_after)))
+    kind = "application/json"
+    is_openai = path.startswith("/v1/") and not path.startswith(anthropic.PATH)
+    if is_openai and status in _OPENAI_WORDS:
+        word, code = _OPENAI_WORDS[status]
+        error = {"message": message, "type": word, "param": None, "code": code}
+        body = orjson.dumps({"error": error})
+    else:
+        answer = dialects.refuse(path, Refusal(status, message), secrets.token_hex(12))
+        body, kind = answer.body, answer.content_type
+    return web.Response(status=status, body=body, headers={"Content-Type": kind, **told})

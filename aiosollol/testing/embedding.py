@@ -12,8 +12,8 @@ from anyio.lowlevel import checkpoint
 from aiosollol.core.node import full_name
 from aiosollol.testing.fault import Fault
 from aiosollol.testing.model import FakeModel, fake_tokens, fake_vector
-from aiosollol.testing.pace import Pace, nanoseconds
 from aiosollol.testing.reply import Reply, Work, whole
+from aiosollol.testing.slots import Pace, nanoseconds
 from aiosollol.wire import answers, asked
 from aiosollol.wire.asked import Refusal
 

@@ -12,14 +12,13 @@ from anyio.lowlevel import checkpoint
 
 from aiosollol.core.node import full_name
 from aiosollol.errors import InvalidInput
-from aiosollol.testing import compat, embedding, speaking
-from aiosollol.testing.fault import Fault
+from aiosollol.testing import embedding, speaking
+from aiosollol.testing.fault import Fault, answer_instead, spoil
 from aiosollol.testing.memory import Memory
 from aiosollol.testing.model import FakeModel, fake_vector
 from aiosollol.testing.probes import probe
 from aiosollol.testing.reply import Record, Reply, Work, whole
 from aiosollol.testing.slots import Slots
-from aiosollol.testing.spoil import answer_instead, spoil
 from aiosollol.wire import answers, dialects
 from aiosollol.wire.asked import ChatAsked, EmbedAsked, GenerateAsked, Refusal
 
@@ -277,7 +276,7 @@ _WORK = {
     "/v1/embeddings": embedding.openai_embeddings,
     "/api/chat": speaking.api_chat,
     "/api/generate": speaking.api_generate,
-    **compat.HANDLERS,
+    **speaking.FOREIGN_HANDLERS,
 }
 
 

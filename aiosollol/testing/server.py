@@ -11,6 +11,7 @@ from typing import Any, Unpack, cast
 
 from aiohttp import web
 
+from aiosollol.core.address import Address
 from aiosollol.error_log import ErrorLog
 from aiosollol.errors import InvalidInput
 from aiosollol.http_server import HttpConnection
@@ -51,8 +52,7 @@ class FakeOllama(FakeNode):
     @property
     def url(self) -> str:
         """Where it listens, or will again once REFUSE is over."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+        return Address("http", self.host, self.port).url
 
     async def __aenter__(self) -> FakeOllama:
         try:
