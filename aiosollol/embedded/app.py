@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from secrets import token_hex
+from typing import TypeVar
 
 from aiohttp import web
 
@@ -25,7 +26,9 @@ VERSION = "0.33.0-aiosollol"
 # more than that, and other requests come in between.
 _SLICE_TEXTS = 32
 _SLICE_CHARACTERS = 50_000
+_IN_LOOP = 64 << 10  # bytes of a body that is read in the event loop
 
+T = TypeVar("T")
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -105,7 +108,7 @@ class _Node:
         return answers.ps((replace(card, name=name), 0, until) for name in self._backend.names)
 
     async def show(self, request: web.Request) -> Answer:
-        name = full_name(asked.read_show(await _body(request)))
+        name = full_name(await self._read(request, asked.read_show))
         if not self._has(name):
             raise answers.unknown_model(name)
         return answers.show(replace(await self._card(), name=name))
@@ -124,7 +127,7 @@ class _Node:
 
     async def embed(self, request: web.Request) -> Answer:
         began = time.monotonic_ns()
-        wanted = self._checked(asked.read_embed(await _body(request)))
+        wanted = self._checked(await self._read(request, asked.read_embed))
         vectors = await self._vectors(wanted)
         return answers.embed(
             wanted.model,
@@ -135,14 +138,21 @@ class _Node:
         )
 
     async def embeddings(self, request: web.Request) -> Answer:
-        wanted = self._checked(asked.read_embeddings(await _body(request)))
+        wanted = self._checked(await self._read(request, asked.read_embeddings))
         vectors = await self._vectors(wanted)
         return answers.embeddings(vectors.json[0] if vectors.json else None)
 
     async def openai_embeddings(self, request: web.Request) -> Answer:
-        wanted = self._checked(asked.read_openai_embeddings(await _body(request)))
+        wanted = self._checked(await self._read(request, asked.read_openai_embeddings))
         vectors = await self._vectors(wanted)
         return answers.openai_embeddings(wanted.model, vectors.json, tokens=vectors.tokens)
+
+    async def _read(self, request: web.Request, read: Callable[[bytes], T]) -> T:
+        """What `read` makes of the body of a request; a large one is read by the worker."""
+        body = await request.content.read()  # request.read() has a limit, and Ollama has none
+        if len(body) <= _IN_LOOP:
+            return read(body)
+        return await asyncio.get_running_loop().run_in_executor(self._worker, read, body)
 
     def _checked(self, wanted: EmbedAsked) -> EmbedAsked:
         if not self._has(wanted.model):
@@ -170,19 +180,19 @@ class _Node:
     # ---- what the model cannot do
 
     async def chat(self, request: web.Request) -> Answer:
-        wanted = asked.read_chat(await _body(request))
+        wanted = await self._read(request, asked.read_chat)
         if self._is_let_go(wanted, bool(wanted.messages)):
             return answers.json_answer(answers.chat_final(wanted.model, _now(), "unload"))
         raise self._cannot(wanted.model, "chat")
 
     async def generate(self, request: web.Request) -> Answer:
-        wanted = asked.read_generate(await _body(request))
+        wanted = await self._read(request, asked.read_generate)
         if self._is_let_go(wanted, bool(wanted.prompt)):
             return answers.json_answer(answers.generate_final(wanted.model, _now(), "unload"))
         raise self._cannot(wanted.model, "generate")
 
     async def talk(self, request: web.Request) -> Answer:
-        question = dialects.READERS[request.path](await _body(request))
+        question = await self._read(request, dialects.READERS[request.path])
         raise self._cannot(question.model, question.path.removeprefix("/api/"))
 
     def _is_let_go(self, wanted: ChatAsked | GenerateAsked, has_prompt: bool) -> bool:
@@ -223,10 +233,6 @@ def _slices(texts: Sequence[str], most: int) -> Iterator[list[str]]:
         characters += len(text)
     if chunk:
         yield chunk
-
-
-async def _body(request: web.Request) -> bytes:
-    return await request.content.read()  # request.read() has a limit, and Ollama has none
 
 
 def _sending(handler: Callable[[web.Request], Awaitable[Answer]]) -> _Handler:

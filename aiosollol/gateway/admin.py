@@ -11,6 +11,7 @@ import orjson
 from aiohttp import web
 
 from aiosollol.errors import InvalidInput, ModelMissing, PoolClosed, SollolError
+from aiosollol.gateway.bodies import parse
 from aiosollol.gateway.endpoints import Endpoint
 from aiosollol.gateway.ollama import error_line
 from aiosollol.gateway.pulling import Progress
@@ -22,6 +23,7 @@ from aiosollol.wire.answers import NDJSON, Answer
 from aiosollol.wire.asked import Refusal
 from aiosollol.wire.gojson import GoJSONError, loads, quoted
 from aiosollol.wire.ndjson import LineSplitter
+from aiosollol.wire.ollama import dump_whole
 
 if TYPE_CHECKING:
     from aiosollol.pool import OllamaPool
@@ -104,12 +106,13 @@ class Admin:
 
     async def copy(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
-        source, _ = asked.read_copy(body)
+        source, _ = await parse(request, asked.read_copy)
         return await self._change(request, source, body)
 
     async def delete(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
-        return await self._change(request, asked.read_delete(body), body)
+        model = await parse(request, asked.read_delete)
+        return await self._change(request, model, body)
 
     async def _change(self, request: web.Request, model: str, body: bytes) -> web.StreamResponse:
         """Do it on every node that has the model, or on those named."""
@@ -137,14 +140,13 @@ class Admin:
 
     async def work(self, request: web.Request) -> web.StreamResponse:
         """Pull or create, with the progress of all nodes as one."""
-        body = await request.read()
-        fields = _fields(body)
+        fields = await parse(request, _fields)
         model = fields.get("model") or fields.get("name")
         if not isinstance(model, str) or not model:
             raise Refusal(400, "model is required")
         request[STATE].model = model
         names = self._named(request) or _up(self._pool)
-        sent = orjson.dumps({**fields, "stream": True})
+        sent = dump_whole({**fields, "stream": True})
         headers = routed(request, ",".join(names), f"all {len(names)}")
         async with aclosing(self._lines(request.path, sent, names)) as lines:
             if fields.get("stream") is False:

@@ -15,6 +15,7 @@ from aiohttp.typedefs import Middleware
 
 from aiosollol.errors import SollolError
 from aiosollol.gateway.admin import Admin
+from aiosollol.gateway.bodies import add_workers
 from aiosollol.gateway.embedding import Embedding
 from aiosollol.gateway.endpoints import Handler
 from aiosollol.gateway.ollama import Native
@@ -73,6 +74,7 @@ def make_app(
         middlewares=[_Front(options, on_request, pool.tracing).middleware(), *middlewares],
         client_max_size=options.max_body_bytes,
     )
+    add_workers(app)
     for each in endpoints:
         app.router.add_route(each.method, each.path, each.handler)
 

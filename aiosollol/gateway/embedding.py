@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from aiohttp import web
 
+from aiosollol.gateway.bodies import parse
 from aiosollol.gateway.endpoints import Endpoint
 from aiosollol.gateway.gathering import Gatherer, Key
 from aiosollol.gateway.ollama import plain_keep_alive
@@ -108,8 +109,12 @@ class Embedding:
     async def embed(self, request: web.Request) -> web.StreamResponse:
         began = time.monotonic_ns()
         body = await request.read()
-        wanted = asked.read_embed(body)
-        if not wanted.texts and b'"text"' in body and (known := self._as_the_original(body)):
+        wanted = await parse(request, asked.read_embed)
+        if (
+            not wanted.texts
+            and b'"text"' in body
+            and (known := await parse(request, self._as_the_original))
+        ):
             self._check(request, known)
             vectors = await self._many(known, answers.json_vectors)
             return _sent(request, _with_first(_native(known, vectors, began), vectors), vectors)
@@ -121,14 +126,14 @@ class Embedding:
 
     async def embeddings(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
-        wanted = asked.read_embeddings(body)
+        wanted = await parse(request, asked.read_embeddings)
         self._check(request, wanted)
         # Its vectors are not of unit length, so no other endpoint can stand in for it.
         return await self._forward(request, body, wanted)
 
     async def openai(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
-        wanted = asked.read_openai_embeddings(body)
+        wanted = await parse(request, asked.read_openai_embeddings)
         self._check(request, wanted)
         is_base64 = wanted.encoding == "base64"
         write = answers.base64_vectors if is_base64 else answers.json_vectors

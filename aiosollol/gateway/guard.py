@@ -6,14 +6,15 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
-import orjson
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from aiosollol.gateway.bodies import parse
 from aiosollol.gateway.denials import denied
 from aiosollol.gateway.keys import ApiKey, KeyRing
 from aiosollol.gateway.limits import Limiter, Limits, client_of
 from aiosollol.gateway.origins import Origins
+from aiosollol.wire.gojson import GoJSONError, loads
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -193,6 +194,16 @@ def _token(authorization: str, api_key: str) -> str:
     return token.strip() if kind.lower() == "bearer" else api_key.strip()
 
 
+def _models_in(body: bytes) -> list[Any]:
+    """The values of all fields that can name a model."""
+    try:
+        asked = loads(body)
+    except GoJSONError:
+        return []
+    fields = asked.items() if isinstance(asked, dict) else ()
+    return [value for field, value in fields if field.lower() in _NAMES]
+
+
 async def _model_problem(request: web.Request, key: ApiKey) -> str:
     """Why this key may not send this request, or "".
 
@@ -201,12 +212,7 @@ async def _model_problem(request: web.Request, key: ApiKey) -> str:
     """
     if request.method in ("GET", "HEAD", "OPTIONS") or request.path.startswith(_JOBS):
         return ""
-    try:
-        asked = orjson.loads(await request.read())
-    except orjson.JSONDecodeError:
-        asked = None
-    fields = asked.items() if isinstance(asked, dict) else ()
-    names = [value for field, value in fields if field.lower() in _NAMES]
+    names = await parse(request, _models_in)
     if not names or not all(isinstance(name, str) for name in names):
         return "with this key, the request must name its model"
     for name in names:

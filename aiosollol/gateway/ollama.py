@@ -11,6 +11,7 @@ from aiohttp import web
 
 from aiosollol.core.node import full_name
 from aiosollol.errors import NodeError, NoNodeAvailable
+from aiosollol.gateway.bodies import parse
 from aiosollol.gateway.endpoints import Endpoint
 from aiosollol.gateway.schema import BOOLEAN, INTEGER, STRING, Schema, array, ref, told
 from aiosollol.gateway.sending import STATE, routed, stream, whole
@@ -127,12 +128,12 @@ class Native:
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
-        wanted = asked.read_chat(body)
+        wanted = await parse(request, asked.read_chat)
         return await self._talk(request, body, wanted, "chat", has_prompt=bool(wanted.messages))
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
-        wanted = asked.read_generate(body)
+        wanted = await parse(request, asked.read_generate)
         return await self._talk(request, body, wanted, "generate", has_prompt=bool(wanted.prompt))
 
     async def _talk(
@@ -222,7 +223,7 @@ class Native:
 
     async def show(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
-        model = asked.read_show(body)
+        model = await parse(request, asked.read_show)
         request[STATE].model = full_name(model)  # which is how its errors call it
         relayed = await self._pool.ask_any(model, "POST", "/api/show", body, timeout=ASK_SECONDS)
         answer = Answer(200, answers.API_JSON, relayed.body)

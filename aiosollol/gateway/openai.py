@@ -11,6 +11,7 @@ from aiohttp import web
 
 from aiosollol.core.node import full_name
 from aiosollol.errors import BadRequest, ProtocolError
+from aiosollol.gateway.bodies import parse
 from aiosollol.gateway.endpoints import Endpoint
 from aiosollol.gateway.ollama import ASK_SECONDS, Native
 from aiosollol.gateway.schema import (
@@ -192,7 +193,7 @@ class Compatible:
         return whole(openai.model(name, load(relayed.node, relayed.body)), headers)
 
     async def talk(self, request: web.Request) -> web.StreamResponse:
-        question = READERS[request.path](await request.read())
+        question = await parse(request, READERS[request.path])
         state = request[STATE]
         state.model = question.model
         stamp = Stamp(state.unique, int(time.time()))

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from aiosollol import __version__
 from aiosollol.errors import InvalidInput, StorageError
+from aiosollol.gateway.bodies import parse
 from aiosollol.gateway.endpoints import Endpoint, Handler
 from aiosollol.gateway.options import GatewayOptions
 from aiosollol.gateway.queueing import Queue
@@ -138,7 +139,7 @@ class Original:
 
     async def submit(self, request: web.Request) -> web.StreamResponse:
         queue = self._queue()
-        fields = _object(await request.read())
+        fields = await parse(request, _object)
         docs, model = fields.get("docs"), fields.get("model") or self._model
         if not isinstance(docs, list):
             raise InvalidInput('"docs" must be a list of texts')
