@@ -56,6 +56,6 @@ def _line_in(problem: str, text: str) -> int | None:
 
 def _line_of(name: str, text: str) -> int | None:
     """Where ``name =``, ``name.x =`` or ``[name]`` stands. tomllib does not tell."""
-    key = rf"""^[ \t]*\[*[ \t]*(["']?){re.escape(name)}\1[ \t]*[=.\]]"""
+    key = rf"""^[ \t]*+\[*+[ \t]*+(["']?){re.escape(name)}\1[ \t]*[=.\]]"""
     match = re.search(key, text, re.MULTILINE)
     return text.count("\n", 0, match.start()) + 1 if match is not None else None

@@ -186,7 +186,7 @@ def _generate_final(
 
 def _echo(prompt: str, options: Mapping[str, Any]) -> _Said:
     """The prompt's own words as tokens, up to ``num_predict`` of them."""
-    tokens = re.findall(r"\s*\S+", prompt) or ["..."]
+    tokens = re.findall(r"\s*\S+", prompt.rstrip()) or ["..."]
     limit = options.get("num_predict")
     if isinstance(limit, int) and 0 <= limit < len(tokens):
         return _Said(tokens[:limit], "length")
