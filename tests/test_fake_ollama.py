@@ -298,3 +298,8 @@ async def test_a_process_that_cannot_start_says_why(node: FakeOllama) -> None:
     with pytest.raises(NodeUnreachable, match="slots must be at least 1"):
         async with FakeOllamaProcess(slots=0):
             pass
+
+
+def test_a_process_refuses_options_that_it_does_not_have() -> None:
+    with pytest.raises(TypeError, match="no option 'poison'"):
+        FakeOllamaProcess(poison=["x"])

@@ -19,11 +19,10 @@ import pytest
 from aiosollol import ConfigError, InvalidInput, NodeSpec, PoolClosed
 from aiosollol.gateway.keys import new_key
 from aiosollol.service import SOLLOL, ConfigSource, SOLLOLConfig
-from aiosollol.service.config import NOT_IN_USE
+from aiosollol.service.config import NOT_IN_USE, ConfigUpdate, compare
 from aiosollol.service.parts import queue_path
 from aiosollol.service.running import reserve_port
 from aiosollol.service.security import check_bind, nodes_of, read_keys
-from aiosollol.service.update import ConfigUpdate, compare
 from aiosollol.testing import FakeModel, FakeOllama
 
 pytestmark = pytest.mark.anyio

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Protocol
 
 from aiohttp import web
 
@@ -45,10 +45,8 @@ class RequestState:
         self.problem = ""
 
 
-# aiohttp before 3.14 has strings for keys, and warns of them since.
-STATE: Any = (
-    web.RequestKey("aiosollol", RequestState) if hasattr(web, "RequestKey") else "aiosollol"
-)
+STATE = web.RequestKey("aiosollol", RequestState)
+"""Where handlers find the `RequestState` of a request."""
 
 
 class Stream(Protocol):

@@ -4,10 +4,9 @@
 several.
 """
 
-from aiosollol.service.config import SOLLOLConfig
+from aiosollol.service.config import ConfigUpdate, SOLLOLConfig
 from aiosollol.service.running import run
 from aiosollol.service.sollol import SOLLOL
 from aiosollol.service.source import ConfigSource
-from aiosollol.service.update import ConfigUpdate
 
 __all__ = ["SOLLOL", "ConfigSource", "ConfigUpdate", "SOLLOLConfig", "run"]

@@ -1,11 +1,14 @@
-"""`SOLLOLConfig`: everything that can be set of a service, by the original's names."""
+"""`SOLLOLConfig`: everything that can be set of a service, by the original's names.
+
+`compare` says what a change of settings changes at once, and what takes a restart.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
 from aiosollol.config.hints import shortened
@@ -257,3 +260,48 @@ def _check_pool(settings: Mapping[str, Any], source: str, line: int | None) -> N
         if name in FROM_POOL:
             raise wrong(f"{name} is no setting in 'pool': it is one of the service", source, line)
         TABLE[name].check(value, source=source, line=line)
+
+
+# ---- changes of settings
+
+AT_ONCE = frozenset(
+    (
+        *("hosts", "api_keys_file", "allow_admin", "insecure", "stop_timeout"),
+        *("autobatch_interval", "autobatch_min_batch_size", "autobatch_max_batch_size"),
+        *("max_bodies", "max_in_flight", "rate_limit", "rate_burst", "body_timeout"),
+    )
+)
+
+
+class ConfigUpdate(NamedTuple):
+    """What came of an update, as names of fields.
+
+    applied: what holds now. needs_restart: what will hold after `stop` and `start`.
+    unused: what holds for nothing yet.
+    """
+
+    applied: tuple[str, ...] = ()
+    needs_restart: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        parts = (
+            ("applied", self.applied),
+            ("after a restart", self.needs_restart),
+            ("not in use", self.unused),
+        )
+        said = [f"{what}: {', '.join(names)}" for what, names in parts if names]
+        return "; ".join(said) or "nothing has changed"
+
+
+def compare(old: SOLLOLConfig, new: SOLLOLConfig) -> ConfigUpdate:
+    """What an update from `old` to `new` is, for a service that runs."""
+    changed = [name for name in NAMES_OF_FIELDS if getattr(old, name) != getattr(new, name)]
+    applied = [name for name in changed if name in AT_ONCE]
+    if "hosts" in changed and (old.hosts is None or new.hosts is None):
+        applied.remove("hosts")  # where no node is named, a pool decides when it is made
+    if "allow_admin" in applied and new.allow_admin:
+        applied.remove("allow_admin")  # the endpoints are made with the application
+    unused = tuple(name for name in changed if name in NOT_IN_USE)
+    rest = tuple(name for name in changed if name not in applied and name not in unused)
+    return ConfigUpdate(tuple(applied), rest, unused)

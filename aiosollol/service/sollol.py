@@ -6,14 +6,14 @@ import asyncio
 import logging
 from contextlib import AsyncExitStack
 from dataclasses import fields, replace
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from aiosollol.errors import InvalidInput, PoolClosed
-from aiosollol.service import reports, security
-from aiosollol.service.config import NOT_IN_USE, SOLLOLConfig
+from aiosollol.service import security
+from aiosollol.service.config import NOT_IN_USE, ConfigUpdate, SOLLOLConfig, compare
 from aiosollol.service.source import ConfigSource
-from aiosollol.service.update import ConfigUpdate, compare
 
 if TYPE_CHECKING:
     from aiosollol.gateway.siblings import Siblings
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from aiosollol.service.parts import Parts
 
 log = logging.getLogger("aiosollol")
+
+_STOPPED = {"error": "SOLLOL is not running"}
 
 
 class SOLLOL:
@@ -183,13 +185,57 @@ class SOLLOL:
     # What is known.
 
     def get_status(self) -> dict[str, Any]:
-        """Whether it runs, and where, by the original's names. See `service.reports`."""
-        return reports.status(self.config, self._running)
+        """Whether it runs, and where.
+
+        ``running``, ``port``, ``ray_workers``, ``dask_workers``, ``batch_processing_enabled``,
+        ``ollama_nodes``, ``timestamp`` and ``endpoints``, as the original has them; ``not_in_use``:
+        fields that change nothing.
+        """
+        config, parts = self.config, self._running
+        if parts is None:
+            url, port = None, config.gateway_port
+            nodes: int | str = "auto-discover" if config.hosts is None else len(list(config.hosts))
+        else:
+            url, port = parts.listener.url, parts.listener.address[1]
+            nodes = parts.pool.get_stats()["nodes_configured"]
+        return {
+            "running": parts is not None,
+            "port": port,
+            "ray_workers": config.ray_workers,
+            "dask_workers": config.dask_workers,
+            "batch_processing_enabled": config.autobatch_enabled,
+            "ollama_nodes": nodes,
+            "not_in_use": list(NOT_IN_USE),
+            "processes": config.processes,
+            "timestamp": datetime.now(UTC).isoformat(),
+            "endpoints": {} if url is None else _endpoints(url, config),
+        }
 
     def get_health(self) -> dict[str, Any]:
-        """How the nodes are: "healthy", "degraded" or "unhealthy", by the original's names."""
-        return reports.health(self._running)
+        """How the nodes are: "healthy", "degraded" or "unhealthy", by the original's names.
+
+        ``hosts``: each with its circuit breaker and its last error.
+        """
+        if self._running is None:
+            return dict(_STOPPED)
+        from aiosollol.gateway.sollol import health_of  # loads aiohttp
+
+        return health_of(self._running.pool)
 
     def get_stats(self) -> dict[str, Any]:
         """Statistics of each host by the original's names, and all of `OllamaPool.get_stats`."""
-        return reports.stats(self._running)
+        if self._running is None:
+            return dict(_STOPPED)
+        from aiosollol.gateway.sollol import stats_of
+
+        return stats_of(self._running.pool)
+
+
+def _endpoints(url: str, config: SOLLOLConfig) -> dict[str, str]:
+    return {
+        "gateway": url,
+        "api_docs": f"{url}/docs",
+        "health": f"{url}/api/health",
+        "stats": f"{url}/api/stats",
+        **({"metrics": f"{url}/metrics"} if config.metrics_enabled else {}),
+    }

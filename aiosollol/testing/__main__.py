@@ -15,7 +15,7 @@ from aiosollol.errors import SollolError
 from aiosollol.server_process import announce, stopping
 from aiosollol.testing.fault import Fault
 from aiosollol.testing.model import FakeModel
-from aiosollol.testing.node import DEFAULT_MODELS
+from aiosollol.testing.node import DEFAULT_MODELS, SECONDS
 from aiosollol.testing.server import FakeOllama
 
 
@@ -23,11 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m aiosollol.testing", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
-    parser.add_argument("--overhead", type=float, default=0.0, metavar="SECONDS")
-    parser.add_argument("--seconds-per-item", type=float, default=0.0, metavar="SECONDS")
-    parser.add_argument("--seconds-per-token", type=float, default=0.0, metavar="SECONDS")
-    parser.add_argument("--seconds-per-chat-token", type=float, default=0.0, metavar="SECONDS")
-    parser.add_argument("--load-seconds", type=float, default=0.0, metavar="SECONDS")
+    for name in SECONDS:
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(option, type=float, default=0.0, metavar="SECONDS")
     parser.add_argument("--slots", type=int, default=1, help="requests computed at once")
     parser.add_argument("--version", default="0.33.0", help="the version to be taken for")
     parser.add_argument(

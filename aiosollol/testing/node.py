@@ -23,7 +23,7 @@ from aiosollol.wire import answers, dialects
 from aiosollol.wire.asked import ChatAsked, EmbedAsked, GenerateAsked, Refusal
 
 DEFAULT_MODELS = (FakeModel("nomic-embed-text"), FakeModel("llama3.2", kind="chat"))
-_SECONDS = (
+SECONDS = (
     "overhead",
     "seconds_per_item",
     "seconds_per_token",
@@ -32,8 +32,8 @@ _SECONDS = (
 )
 
 
-class FakeOptions(TypedDict, total=False):
-    """The options of every fake node; `FakeNode` says what they mean."""
+class ProcessOptions(TypedDict, total=False):
+    """The options of a fake node that its command line has too; `FakeNode` says what they mean."""
 
     models: Iterable[str | FakeModel]
     overhead: float
@@ -43,6 +43,11 @@ class FakeOptions(TypedDict, total=False):
     slots: int
     load_seconds: float
     version: str
+
+
+class FakeOptions(ProcessOptions, total=False):
+    """The options of every fake node; `FakeNode` says what they mean."""
+
     max_queue: int
     poison: Iterable[str]
     count_texts: bool
@@ -101,7 +106,7 @@ class FakeNode:
         self.poison = {poison} if isinstance(poison, str) else set(poison)
         self.count_texts = count_texts
         self.faults_probes = faults_probes
-        for name in _SECONDS:
+        for name in SECONDS:
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InvalidInput(f"{name} must be a number of seconds, not {getattr(self, name)}")
         self._slots = Slots(_checked_slots(slots))

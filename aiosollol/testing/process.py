@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterable
 from types import TracebackType
+from typing import Unpack
 
 from aiosollol.errors import InvalidInput
 from aiosollol.server_process import ServerProcess
 from aiosollol.testing.fault import Fault
 from aiosollol.testing.model import FakeModel
-from aiosollol.testing.node import DEFAULT_MODELS
+from aiosollol.testing.node import DEFAULT_MODELS, ProcessOptions
 
 
 class FakeOllamaProcess:
@@ -28,31 +28,17 @@ class FakeOllamaProcess:
     def __init__(
         self,
         *,
-        models: Iterable[str | FakeModel] = DEFAULT_MODELS,
         host: str = "127.0.0.1",
         port: int = 0,
-        overhead: float = 0.0,
-        seconds_per_item: float = 0.0,
-        seconds_per_token: float = 0.0,
-        seconds_per_chat_token: float = 0.0,
-        load_seconds: float = 0.0,
-        slots: int = 1,
-        version: str = "0.33.0",
         start_timeout: float = 30.0,
+        **options: Unpack[ProcessOptions],
     ) -> None:
-        arguments = []
-        for option, value in (
-            ("--host", host),
-            ("--port", port),
-            ("--overhead", overhead),
-            ("--seconds-per-item", seconds_per_item),
-            ("--seconds-per-token", seconds_per_token),
-            ("--seconds-per-chat-token", seconds_per_chat_token),
-            ("--load-seconds", load_seconds),
-            ("--slots", slots),
-            ("--version", version),
-        ):
-            arguments += [option, str(value)]
+        if unknown := options.keys() - ProcessOptions.__annotations__.keys():
+            raise TypeError(f"a fake in a process has no option {min(unknown)!r}")
+        models = options.pop("models", DEFAULT_MODELS)
+        arguments = ["--host", host, "--port", str(port)]
+        for name, value in options.items():
+            arguments += [f"--{name.replace('_', '-')}", str(value)]
         for model in [models] if isinstance(models, str) else models:
             made = FakeModel(model) if isinstance(model, str) else model
             arguments += ["--model", f"{made.name},{made.kind},{made.dim},{made.digest}"]

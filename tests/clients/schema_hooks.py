@@ -1,4 +1,4 @@
-"""What schemathesis is told of the gateway in test_gateway_schema.py: names that exist, and checks.
+"""What schemathesis is told of the gateway in test_clients_schema.py: names that exist, and checks.
 
 Its own check for server errors takes none at all, and its own for valid requests takes no 400.
 Some answers are right all the same: that a model cannot do what the schema allows no schema can
