@@ -38,6 +38,7 @@ class Admin:
 
     def __init__(self, pool: OllamaPool) -> None:
         self._pool = pool
+        self._access = pool.gateway_access
 
     def endpoints(self) -> list[Endpoint]:
         def endpoint(method: str, path: str, handler: Any, summary: str, **rest: Any) -> Endpoint:
@@ -123,7 +124,7 @@ class Admin:
                 raise Refusal(404, f"model {quoted(model)} not found")
             raise answers.unknown_model(model)
         asking = (
-            pool.ask(name, request.method, request.path, body, timeout=_CHANGE_SECONDS)
+            self._access.ask(name, request.method, request.path, body, timeout=_CHANGE_SECONDS)
             for name in names
         )
         results = await asyncio.gather(*asking, return_exceptions=True)
@@ -194,7 +195,7 @@ class Admin:
     ) -> None:
         splitter = LineSplitter()
         try:
-            async with self._pool.ask_stream(node, path, body, timeout=_PULL_SECONDS) as pieces:
+            async with self._access.ask_stream(node, path, body, timeout=_PULL_SECONDS) as pieces:
                 async for piece in pieces:
                     for line in splitter.feed(piece):
                         await told.put((node, line))

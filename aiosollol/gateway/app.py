@@ -70,7 +70,10 @@ def make_app(
     ]
     endpoints += Documents(endpoints).endpoints()
     app = web.Application(
-        middlewares=[_Front(options, on_request, pool.tracing).middleware(), *middlewares],
+        middlewares=[
+            _Front(options, on_request, pool.gateway_access.tracing).middleware(),
+            *middlewares,
+        ],
         client_max_size=options.max_body_bytes,
     )
     for each in endpoints:

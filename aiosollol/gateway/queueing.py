@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, Protocol, overload
+from typing import Any, Protocol, Unpack, overload
 
+from aiosollol.core.arguments import EmbedArguments
 from aiosollol.core.embeddings import Embeddings
 
 
@@ -54,12 +55,9 @@ class Queue(Protocol):
         docs: Sequence[str],
         model: str,
         *,
-        dimensions: int | None = None,
-        truncate: bool | None = None,
-        options: Mapping[str, Any] | None = None,
-        keep_alive: str | float | None = None,
         metadata: Mapping[str, Any] | None = None,
         owner: str | None,
+        **settings: Unpack[EmbedArguments],
     ) -> str: ...
     @overload
     async def status(self, job: str, *, owner: str | None) -> Job: ...
