@@ -1,9 +1,9 @@
-"""chat and generate: the conversational half of `OllamaPool`."""
+"""chat and generate: requests made from what callers give, sent by the live path."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 from aiosollol.core.cost import CHARACTERS_PER_TOKEN
 from aiosollol.core.reply import ChatReply, GeneratedText
@@ -25,53 +25,25 @@ from aiosollol.wire.ollama import dump
 
 
 class Conversations:
-    """Base of the pool: what it needs is set by the pool. Not meant to be used by itself."""
+    """chat and generate over the nodes of a pool: see `OllamaPool.chat` for what they do.
 
-    _live: LiveCalls
-    _chat_timeout: float
+    live: sends the requests.
+    timeout: seconds for a request that sets none.
+    check_open: raises PoolClosed.
+    """
 
-    def _check_open(self) -> None:
-        raise NotImplementedError
+    def __init__(self, live: LiveCalls, timeout: float, check_open: Callable[[], None]) -> None:
+        self._live = live
+        self._timeout = timeout
+        self._check_open = check_open
 
-    @overload
     async def chat(
         self,
         model: str,
-        messages: Iterable[Any] | None = None,
+        messages: Iterable[Any] | None,
         *,
-        tools: Iterable[Any] | None = None,
-        stream: Literal[False] = False,
-        think: bool | str | None = None,
-        format: str | Mapping[str, Any] | None = None,
-        options: Mapping[str, Any] | None = None,
-        keep_alive: str | float | None = None,
-        timeout: float | None = None,
-        priority: int = USUAL,
-        sticky: str | None = None,
-    ) -> ChatReply: ...
-    @overload
-    async def chat(
-        self,
-        model: str,
-        messages: Iterable[Any] | None = None,
-        *,
-        tools: Iterable[Any] | None = None,
-        stream: Literal[True],
-        think: bool | str | None = None,
-        format: str | Mapping[str, Any] | None = None,
-        options: Mapping[str, Any] | None = None,
-        keep_alive: str | float | None = None,
-        timeout: float | None = None,
-        priority: int = USUAL,
-        sticky: str | None = None,
-    ) -> ReplyStream[ChatReply]: ...
-    async def chat(
-        self,
-        model: str,
-        messages: Iterable[Any] | None = None,
-        *,
-        tools: Iterable[Any] | None = None,
         stream: bool = False,
+        tools: Iterable[Any] | None = None,
         think: bool | str | None = None,
         format: str | Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
@@ -80,18 +52,7 @@ class Conversations:
         priority: int = USUAL,
         sticky: str | None = None,
     ) -> ChatReply | ReplyStream[ChatReply]:
-        """A chat answer, or with ``stream=True`` an async iterator over its parts.
-
-        Arguments are those of Ollama's ``/api/chat``, and: timeout, seconds for all of it;
-        priority, 1 to 10, where 10 goes first if requests have to wait for a node; sticky, the name
-        of a conversation, which stays on the node that has its prompt cache unless that is much
-        busier than others.
-
-        Another node is asked if one fails before its first part. Raises InvalidInput,
-        ModelNotFound, NoNodeAvailable, PoolSaturated, or BadRequest. If a stream breaks off or the
-        node reports an error in it, the iteration raises StreamCutOff, which says how many parts
-        were delivered; its cause is what happened.
-        """
+        """A chat answer, or with `stream` an iterator over its parts."""
         payload = {
             "messages": chat_wire.messages_to_send(messages),
             "tools": chat_wire.tools_to_send(tools),
@@ -106,58 +67,16 @@ class Conversations:
             return await self._live.open_stream(call, wishes)
         return await self._live.converse(call, wishes)
 
-    @overload
     async def generate(
         self,
         model: str,
-        prompt: str = "",
-        suffix: str | None = None,
+        prompt: str,
+        suffix: str | None,
         *,
-        system: str | None = None,
-        template: str | None = None,
-        context: Sequence[int] | None = None,
-        stream: Literal[False] = False,
-        think: bool | str | None = None,
-        raw: bool | None = None,
-        format: str | Mapping[str, Any] | None = None,
-        images: Sequence[str | bytes] | None = None,
-        options: Mapping[str, Any] | None = None,
-        keep_alive: str | float | None = None,
-        timeout: float | None = None,
-        priority: int = USUAL,
-        sticky: str | None = None,
-    ) -> GeneratedText: ...
-    @overload
-    async def generate(
-        self,
-        model: str,
-        prompt: str = "",
-        suffix: str | None = None,
-        *,
-        system: str | None = None,
-        template: str | None = None,
-        context: Sequence[int] | None = None,
-        stream: Literal[True],
-        think: bool | str | None = None,
-        raw: bool | None = None,
-        format: str | Mapping[str, Any] | None = None,
-        images: Sequence[str | bytes] | None = None,
-        options: Mapping[str, Any] | None = None,
-        keep_alive: str | float | None = None,
-        timeout: float | None = None,
-        priority: int = USUAL,
-        sticky: str | None = None,
-    ) -> ReplyStream[GeneratedText]: ...
-    async def generate(
-        self,
-        model: str,
-        prompt: str = "",
-        suffix: str | None = None,
-        *,
-        system: str | None = None,
-        template: str | None = None,
-        context: Sequence[int] | None = None,
         stream: bool = False,
+        system: str | None = None,
+        template: str | None = None,
+        context: Sequence[int] | None = None,
         think: bool | str | None = None,
         raw: bool | None = None,
         format: str | Mapping[str, Any] | None = None,
@@ -168,11 +87,7 @@ class Conversations:
         priority: int = USUAL,
         sticky: str | None = None,
     ) -> GeneratedText | ReplyStream[GeneratedText]:
-        """Generated text, or with ``stream=True`` an async iterator over its parts.
-
-        The text is a string; its ``answer`` holds what else the server said. Arguments are those
-        of Ollama's ``/api/generate``; failing over and errors are as in `chat`.
-        """
+        """Generated text, or with `stream` an iterator over its parts."""
         check_text(prompt)
         payload = {
             "prompt": prompt,
@@ -222,5 +137,5 @@ class Conversations:
     def _wishes(self, timeout: float | None, priority: int, sticky: str | None) -> Wishes:
         if sticky is not None and not isinstance(sticky, str):
             raise InvalidInput(f"sticky must be the name of a conversation, not {sticky!r}")
-        seconds = self._chat_timeout if timeout is None else check_timeout(timeout)
+        seconds = self._timeout if timeout is None else check_timeout(timeout)
         return Wishes(seconds, check_priority(priority), sticky)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Unpack
 from uuid import uuid4
 
 import anyio.to_thread
 
-from aiosollol.batches import Batches, OnProgress
+from aiosollol.batches import Batches
 from aiosollol.carriage import Carriage
+from aiosollol.core.arguments import EmbedArguments, FilePath, OnError, OnProgress
 from aiosollol.core.embeddings import Embeddings
 from aiosollol.core.engines import LOCAL
 from aiosollol.core.planner import PlanOptions
 from aiosollol.core.request import EmbedSettings, collect_texts
-from aiosollol.core.written import OnError, WriteOrder, WriteReport
+from aiosollol.core.written import WriteOrder, WriteReport
 from aiosollol.errors import BatchError, InvalidInput
 from aiosollol.roster import Roster
 from aiosollol.wire.embed import dump_embed
@@ -24,91 +25,67 @@ _SAMPLE = "a text"  # whose vector tells how long they are, before a file is beg
 
 
 class FarBatches:
-    """Base of the pool: what it needs is set by the pool. Not meant to be used by itself."""
+    """Collections that an engine's workers read, embed and write.
 
-    _batches: Batches
-    _carriage: Carriage
-    _roster: Roster
-    _planning: PlanOptions
+    See `OllamaPool.embed_bag` and `embed_dataframe` for what is done.
 
-    def _check_open(self) -> None:
-        raise NotImplementedError
+    planning: how batches are planned.
+    check_open: raises PoolClosed.
+    """
+
+    def __init__(
+        self,
+        batches: Batches,
+        carriage: Carriage,
+        roster: Roster,
+        planning: PlanOptions,
+        check_open: Callable[[], None],
+    ) -> None:
+        self._batches = batches
+        self._carriage = carriage
+        self._roster = roster
+        self._planning = planning
+        self._check_open = check_open
 
     async def embed_bag(
         self,
         model: str,
         bag: Any,
-        path: str | os.PathLike[str],
+        path: FilePath,
         *,
-        dimensions: int | None = None,
-        truncate: bool | None = None,
-        options: Mapping[str, Any] | None = None,
-        keep_alive: str | float | None = None,
         on_error: OnError = "raise",
         on_progress: OnProgress | None = None,
         overwrite: bool = False,
+        **settings: Unpack[EmbedArguments],
     ) -> WriteReport:
-        """Embed a `dask.bag.Bag` of texts on the workers of Dask, which write Parquet files.
-
-        Neither the texts nor the vectors pass through this process. Each partition becomes one
-        file, ``part-00000.parquet`` and so on, whole or not there at all, with the columns
-        ``text``, ``embedding`` (lists of float32, all of one length) and ``error``.
-
-        path: a directory that all workers see; it is made if it is not there. overwrite: remove
-        such files from it first; else it may have none.
-        on_error: with "raise" the first text without a vector ends the call with RequestFailed;
-        what is written by then stays. With "return" its embedding is null, and ``error`` says why.
-        on_progress: called with (partitions written, all partitions).
-
-        One short text is embedded first, to learn how long the vectors are. Raises InvalidInput,
-        ModelNotFound, NoNodeAvailable, RequestFailed, and EngineError where Dask is not turned on
-        (``enable_dask=True``) or cannot be used.
-        """
-        settings = EmbedSettings(
-            model=model,
-            dimensions=dimensions,
-            truncate=truncate,
-            options=options,
-            keep_alive=keep_alive,
-        )
-        return await self._write(settings, bag, None, path, on_error, on_progress, overwrite)
+        """Embed a bag of texts on the workers of Dask, which write files into `path`."""
+        checked = EmbedSettings(model=model, **settings)
+        return await self._write(checked, bag, None, path, on_error, on_progress, overwrite)
 
     async def embed_dataframe(
         self,
         model: str,
         df: Any,
         column: str,
-        path: str | os.PathLike[str],
+        path: FilePath,
         *,
-        dimensions: int | None = None,
-        truncate: bool | None = None,
-        options: Mapping[str, Any] | None = None,
-        keep_alive: str | float | None = None,
         on_error: OnError = "raise",
         on_progress: OnProgress | None = None,
         overwrite: bool = False,
+        **settings: Unpack[EmbedArguments],
     ) -> WriteReport:
-        """Embed a column of a `dask.dataframe.DataFrame` on the workers of Dask: see `embed_bag`.
-
-        The files have the columns of the dataframe, and ``embedding`` and ``error`` beside them.
-        """
-        settings = EmbedSettings(
-            model=model,
-            dimensions=dimensions,
-            truncate=truncate,
-            options=options,
-            keep_alive=keep_alive,
-        )
+        """Embed a column of a dataframe likewise."""
+        checked = EmbedSettings(model=model, **settings)
         if not isinstance(column, str):
             raise InvalidInput(f"column must be the name of one, not {column!r}")
-        return await self._write(settings, df, column, path, on_error, on_progress, overwrite)
+        return await self._write(checked, df, column, path, on_error, on_progress, overwrite)
 
     async def _write(
         self,
         settings: EmbedSettings,
         collection: Any,
         column: str | None,
-        path: str | os.PathLike[str],
+        path: FilePath,
         on_error: OnError,
         on_progress: OnProgress | None,
         overwrite: bool,
@@ -139,6 +116,18 @@ class FarBatches:
 
         await self._batches.until_closed(write)
         return reports[0]
+
+
+class WorkerAccess:
+    """What an engine's worker does with its pool, and no other program.
+
+    check_open: raises PoolClosed.
+    """
+
+    def __init__(self, batches: Batches, roster: Roster, check_open: Callable[[], None]) -> None:
+        self._batches = batches
+        self._roster = roster
+        self._check_open = check_open
 
     async def embed_partition(
         self,

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Literal, cast
+from typing import Any, Literal, Unpack, cast
 
+from aiosollol.core.arguments import LiveArguments
 from aiosollol.core.cost import CHARACTERS_PER_TOKEN
 from aiosollol.core.explain import Setback, after
 from aiosollol.core.request import check_timeout, loading_of, reload_key
 from aiosollol.core.waiting import USUAL, check_priority
 from aiosollol.errors import ModelMissing, NodeError, NodeUnreachable, NoNodeAvailable
 from aiosollol.live import LiveCalls, Wishes
-from aiosollol.node_registry import NodeRegistry
-from aiosollol.ports import Tracing
+from aiosollol.ports import Tracing, Transport
+from aiosollol.registry import Registry
 from aiosollol.relay import (
     RelayCall,
     Relayed,
@@ -23,32 +24,44 @@ from aiosollol.relay import (
     read_vectors_of_one,
 )
 from aiosollol.roster import Roster
-from aiosollol.upkeep import Upkeep
 
 _READERS = {"/api/embed": read_vectors_of_one, "/api/embeddings": read_vector}
 
 Kind = Literal["embed", "chat", "generate", "load"]
 
 
-class Forwarding:
-    """Base of the pool: what it needs is set by the pool. Not meant to be used by itself."""
+class GatewayAccess:
+    """What a gateway does with a pool, and no other program: see `OllamaPool.gateway_access`.
 
-    _registry: NodeRegistry
-    _roster: Roster
-    _live: LiveCalls
-    _upkeep: Upkeep
-    _embed_timeout: float
-    _chat_timeout: float
-    _strategy_name: str
-    _tracing: Tracing
+    live: sends requests as the pool's own calls are sent.
+    transport_of: how to reach a node, by name.
+    tracing: follows the requests.
+    strategy: what the routing strategy is called.
+    embed_timeout, chat_timeout: seconds for a request that sets none.
+    check_open: raises PoolClosed.
+    """
 
-    def _check_open(self) -> None:
-        raise NotImplementedError
-
-    @property
-    def tracing(self) -> Tracing:
-        """Who follows its requests."""
-        return self._tracing
+    def __init__(
+        self,
+        registry: Registry,
+        roster: Roster,
+        live: LiveCalls,
+        transport_of: Callable[[str], Transport],
+        tracing: Tracing,
+        strategy: str,
+        embed_timeout: float,
+        chat_timeout: float,
+        check_open: Callable[[], None],
+    ) -> None:
+        self.tracing = tracing
+        self._registry = registry
+        self._roster = roster
+        self._live = live
+        self._transport_of = transport_of
+        self._strategy = strategy
+        self._embed_timeout = embed_timeout
+        self._chat_timeout = chat_timeout
+        self._check_open = check_open
 
     async def forward(
         self,
@@ -58,23 +71,17 @@ class Forwarding:
         body: bytes,
         *,
         texts: Sequence[str] = (),
-        options: Mapping[str, Any] | None = None,
-        keep_alive: str | float | None = None,
-        timeout: float | None = None,
-        priority: int = USUAL,
-        sticky: str | None = None,
+        **arguments: Unpack[LiveArguments],
     ) -> Relayed:
         """The whole answer to a request with this `body`, as the node wrote it.
 
         It goes its way as one of `embed`, `chat` or `generate` does. kind: what it is; "load" if it
         computes nothing. path: of the endpoint. texts: what is to be embedded, one text or none.
-        options, keep_alive: those in `body`.
+        options, keep_alive: those in `body`. timeout, priority, sticky: as for `OllamaPool.chat`.
 
         Raises ModelNotFound, NoNodeAvailable, PoolSaturated, BadRequest, PoolClosed.
         """
-        call, wishes = self._call(
-            kind, path, model, body, texts, options, keep_alive, timeout, priority, sticky
-        )
+        call, wishes = self._call(kind, path, model, body, texts, **arguments)
         setbacks: list[Setback] = []
         relayed: Relayed = await self._live.converse(call, wishes, setbacks)
         if texts and relayed.node in self._registry:
@@ -87,17 +94,10 @@ class Forwarding:
         path: str,
         model: str,
         body: bytes,
-        *,
-        options: Mapping[str, Any] | None = None,
-        keep_alive: str | float | None = None,
-        timeout: float | None = None,
-        priority: int = USUAL,
-        sticky: str | None = None,
+        **arguments: Unpack[LiveArguments],
     ) -> RelayStream:
         """As `forward`, of a streamed answer whose first line has arrived."""
-        call, wishes = self._call(
-            kind, path, model, body, (), options, keep_alive, timeout, priority, sticky
-        )
+        call, wishes = self._call(kind, path, model, body, (), **arguments)
         setbacks: list[Setback] = []
         # What a `RelayCall` is answered by.
         stream = cast(RelayStream, await self._live.open_stream(call, wishes, setbacks))
@@ -109,7 +109,7 @@ class Forwarding:
 
         setbacks: what `Relayed` or `RelayStream` says came before.
         """
-        reason = f"{self._strategy_name}, 1 of {len(self._roster.ready(model))}"
+        reason = f"{self._strategy}, 1 of {len(self._roster.ready(model))}"
         return f"{reason}, {after(setbacks)}" if setbacks else reason
 
     async def ask(
@@ -122,7 +122,7 @@ class Forwarding:
         self._check_open()
         if node not in self._registry:
             raise NodeUnreachable(node, "was removed")
-        transport, seconds = self._upkeep.transport_of(node), check_timeout(timeout)
+        transport, seconds = self._transport_of(node), check_timeout(timeout)
         return await transport.request(
             method, path, body, timeout=seconds, headers=self._trace_headers()
         )
@@ -134,7 +134,7 @@ class Forwarding:
         self._check_open()
         if node not in self._registry:
             raise NodeUnreachable(node, "was removed")
-        transport, seconds = self._upkeep.transport_of(node), check_timeout(timeout)
+        transport, seconds = self._transport_of(node), check_timeout(timeout)
         return transport.stream(path, body, timeout=seconds, headers=self._trace_headers())
 
     async def ask_any(
@@ -160,7 +160,7 @@ class Forwarding:
         raise NoNodeAvailable("every node that was asked failed", failed, attempts)
 
     def _trace_headers(self) -> Mapping[str, str] | None:
-        trace = self._tracing.current()
+        trace = self.tracing.current()
         return None if trace is None else trace.headers
 
     def _call(
@@ -170,11 +170,12 @@ class Forwarding:
         model: str,
         body: bytes,
         texts: Sequence[str],
-        options: Mapping[str, Any] | None,
-        keep_alive: str | float | None,
-        timeout: float | None,
-        priority: int,
-        sticky: str | None,
+        *,
+        options: Mapping[str, Any] | None = None,
+        keep_alive: str | float | None = None,
+        timeout: float | None = None,
+        priority: int = USUAL,
+        sticky: str | None = None,
     ) -> tuple[RelayCall, Wishes]:
         self._check_open()
         if "embed" in path:

@@ -5,32 +5,41 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from random import Random
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
+
+import anyio
 
 from aiosollol.batches import Batches
-from aiosollol.care import Care
-from aiosollol.core.agreement import Agreement
+from aiosollol.core.agreement import CANARIES, Agreement, Vectors, compare
 from aiosollol.core.explain import RouteExplanation, explain
-from aiosollol.core.node import ClusterView, NodeLike, NodeState
+from aiosollol.core.node import NodeLike, NodeState, full_name
 from aiosollol.core.parallelism import (
-    DEFAULT_SIZES,
     DEFAULT_TOKENS_PER_ITEM,
     ParallelismEntry,
     is_parallel_worthwhile,
     parallelism_report,
 )
 from aiosollol.core.planner import BatchShape, ForceMode, Plan, PlanOptions
-from aiosollol.core.request import check_model
+from aiosollol.core.redaction import safe_repr
+from aiosollol.core.request import EmbedSettings, check_model
 from aiosollol.core.routing import RouteRequest, RoutingFunction
-from aiosollol.errors import InvalidInput, RequestFailed, SollolError
+from aiosollol.core.stats import pool_stats
+from aiosollol.errors import InvalidInput, NoNodeAvailable, PoolClosed, RequestFailed, SollolError
 from aiosollol.events import EventStream
+from aiosollol.exchange import GENERATE_PATH, EmbedCall, Exchange, TalkCall
+from aiosollol.lifecycle import OpenState
 from aiosollol.node_registry import NodeRegistry
+from aiosollol.nodes import Node
 from aiosollol.roster import Roster
+from aiosollol.wire.chat import load_text
+from aiosollol.wire.embed import dump_embed, fits_base64
 
 log = logging.getLogger("aiosollol")
+
+_VERIFY_SECONDS = 60.0
 
 
 class Usage(NamedTuple):
@@ -40,80 +49,98 @@ class Usage(NamedTuple):
     wants: int
 
 
+class Strategy(NamedTuple):
+    """How live requests are routed, and what that is called."""
+
+    function: RoutingFunction
+    name: str
+
+
 class Operations:
-    """Base of the pool: what it needs is set by the pool. Not meant to be used by itself."""
+    """Operations on the nodes of a pool: see the methods of `OllamaPool` that have their names.
 
-    _registry: NodeRegistry
-    _roster: Roster
-    _care: Care
-    _batches: Batches
-    _planning: PlanOptions
-    _strategy: RoutingFunction
-    _strategy_name: str
-    _rng: Random
+    roster, exchange, batches: as for the pool's calls.
+    strategy: by which live requests are routed.
+    planning: how batches are planned.
+    state: whether the pool is open.
+    """
 
-    def _check_open(self) -> None:
-        raise NotImplementedError
+    def __init__(
+        self,
+        registry: NodeRegistry,
+        roster: Roster,
+        exchange: Exchange,
+        batches: Batches,
+        strategy: Strategy,
+        planning: PlanOptions,
+        rng: Random,
+        state: OpenState,
+    ) -> None:
+        self._registry = registry
+        self._roster = roster
+        self._exchange = exchange
+        self._batches = batches
+        self._strategy = strategy
+        self._planning = planning
+        self._rng = rng
+        self._state = state
+        self._check_open = state.check
 
     # What is known.
 
-    @property
-    def view(self) -> ClusterView:
-        """Every node as known now, frozen."""
-        return self._registry.view
-
-    async def refresh(self) -> ClusterView:
-        """Ask every node again what it has, and return what is known then.
-
-        Takes as long as the slowest node does, 7 s at most.
-        """
-        self._check_open()
-        await self._roster.probe_all()
-        return self.view
+    def stats(self) -> dict[str, Any]:
+        """Counts of everything so far, see `core.stats.pool_stats`."""
+        now = self._registry.clock() if self._state.name == "open" else 0.0
+        return pool_stats(
+            [node.stats(now) for node in self._registry],
+            strategy=self._strategy.name,
+            plans=self._batches.plans,
+            states=[node.state for node in self._registry],
+        )
 
     def events(self) -> EventStream:
-        """What happens from now on, as an async iterator: decisions, failures, breakers, loads.
-
-        Ends when the pool is closed. See `core.events` for the values.
-        """
+        """What happens from now on, as an async iterator."""
         self._check_open()
         return self._registry.hub.watch()
 
+    # Nodes.
+
     async def add_node(
-        self, node: NodeLike, name: str = "", priority: int = 0, auto_probe: bool = True
+        self, node: NodeLike, name: str, priority: int, auto_probe: bool
     ) -> NodeState:
-        """Add a node, which takes part in what is under way. See `NodeRegistry.add_node`."""
+        """Add a node, which takes part in what is under way."""
         self._check_open()
-        added = await self._registry.add_node(node, name, priority, auto_probe)
-        return added.state
+        return (await self._registry.add_node(node, name, priority, auto_probe)).state
 
-    async def remove_node(self, node: str) -> None:
-        """Forget a node, by name or URL. What it has under way is done by others.
-
-        To let it finish that first, `drain` it. Raises InvalidInput if there is none.
-        """
+    def remove_node(self, node: str) -> None:
+        """Forget a node, by name or URL."""
         self._check_open()
         self._registry.remove_node(node)
 
-    async def drain(self, node: str, on_wait: Callable[[int], None] | None = None) -> None:
-        """Give a node no more work, and return when it has none under way. `resume` undoes it.
-
-        on_wait: told how many requests it still has. Raises InvalidInput if there is none.
-        """
+    async def refresh(self) -> None:
+        """Ask every node again what it has."""
         self._check_open()
-        await self._care.drain(node, on_wait)
+        await self._roster.probe_all()
 
-    def resume(self, node: str) -> None:
-        """Let a node that was drained work again. Raises InvalidInput if there is none."""
+    async def drain(self, name: str, on_wait: Callable[[int], None] | None = None) -> None:
+        """Give a node no more work, and return when it has none under way."""
         self._check_open()
-        self._care.resume(node)
+        node = self._registry.find(name)
+        self._registry.drain(node)
+        told = -1
+        while node.in_flight:
+            if on_wait is not None and node.in_flight != told:
+                told = node.in_flight
+                on_wait(told)
+            await node.wait_left()
+
+    def resume(self, name: str) -> None:
+        """Let a node that was drained work again."""
+        self._check_open()
+        self._registry.resume(self._registry.find(name))
 
     def allow(self, places: Mapping[str, int] | None) -> None:
-        """Have at most so many requests under way at once on each node that is named, by name.
-
-        For programs that share nodes. What is under way goes on. None lifts it from all nodes; what
-        the user set as `max_concurrency` holds all the same.
-        """
+        """Have at most so many requests under way at once on each node that is named."""
         for node in self._registry:
             if places is None:
                 node.allow(None)
@@ -121,39 +148,124 @@ class Operations:
                 node.allow(places[node.name])
 
     def usage(self) -> Mapping[str, Usage]:
-        """By node name, how many requests of this pool are under way, and how many would be."""
+        """What this pool does at each node, by name."""
         return {node.name: Usage(node.in_flight, node.wanted) for node in self._registry}
 
-    async def warm(
-        self, model: str, nodes: Iterable[str] | None = None
-    ) -> dict[str, float | SollolError]:
-        """Load a model ahead, on every node that has it or on those named.
+    # Models.
 
-        Returns node -> seconds until it was in memory, or the error. Raises InvalidInput,
-        ModelNotFound, NoNodeAvailable.
-        """
+    async def warm(self, model: str, names: Iterable[str] | None) -> dict[str, float | SollolError]:
+        """Node -> seconds until it had `model` in memory, or why it has not."""
         self._check_open()
         check_model(model)
-        return await self._care.warm(model, nodes)
+        if names is None:
+            await self._roster.probe_all()  # to leave out none that is just a little slower to tell
+            nodes: Sequence[Node] = await self._roster.wait_ready(model, patient=True)
+        elif isinstance(names, str):
+            shown = safe_repr(names)
+            raise InvalidInput(f"nodes must be a list, even of one node: nodes=[{shown}]")
+        elif not isinstance(names, Iterable):
+            raise InvalidInput(f"nodes must be a list of names, not {safe_repr(names)}")
+        else:
+            nodes = [self._registry.find(name) for name in names]
+        results: dict[str, float | SollolError] = {}
+
+        async def load(node: Node) -> None:
+            began = self._registry.clock()
+            try:
+                # As for a conversation, or if the model is made for embedding alone, for that.
+                talk = TalkCall(GENERATE_PATH, "generate", model, b"", load_text, 0.0)
+                await self._exchange.load(node, talk, self._call(model, []))
+                results[node.name] = self._registry.clock() - began
+            except SollolError as error:  # a task group would bury it in a group
+                results[node.name] = error
+
+        async with anyio.create_task_group() as group:
+            for node in nodes:
+                group.start_soon(load, node)
+        self._check_still_open()
+        return {node.name: results[node.name] for node in nodes}
 
     async def verify(self, model: str) -> Agreement:
-        """Compare the vectors of a few texts between all nodes, alone and in a list.
+        """How well the nodes agree on the vectors of `model`; outliers are distrusted from now on.
 
-        Nodes whose cosine similarity to the others is below 0.999 are kept out of embedding with
-        this model from then on, until another `verify` finds them equal. Raises InvalidInput,
-        ModelNotFound, NoNodeAvailable.
+        The reference is one of those whose vectors are in use: what is to be found out is who may
+        join them.
         """
         self._check_open()
         check_model(model)
-        return await self._care.verify(model)
+        nodes = await self._roster.wait_ready(model, patient=True)
+        in_use: Collection[Node] = ()
+        with contextlib.suppress(NoNodeAvailable):
+            in_use = self._roster.comparable(model)
+        alone: dict[str, Vectors] = {}
+        listed: dict[str, Vectors] = {}
+        failed: dict[str, str] = {}
 
-    async def route(
-        self, model: str, *, kind: Literal["embed", "chat", "generate"] = "embed", tokens: float = 0
-    ) -> RouteExplanation:
-        """Which node a request would go to now, each node's terms, and why others would not do.
+        async def ask(node: Node) -> None:
+            try:
+                singles = [await self._vectors(node, model, [text]) for text in CANARIES]
+                listed[node.name] = await self._vectors(node, model, CANARIES)
+                alone[node.name] = [vector for vectors in singles for vector in vectors]
+            except SollolError as error:
+                failed[node.name] = str(error)
 
-        tokens: of the prompt. Nothing is sent. ``print`` it, or read its attributes.
-        """
+        async with anyio.create_task_group() as group:
+            for node in nodes:
+                group.start_soon(ask, node)
+        self._check_still_open()
+        order = [node.name for node in nodes if node.name in alone]
+        own = [node.name for node in nodes if node.name in alone and node in in_use]
+        agreement = compare(
+            model,
+            {name: alone[name] for name in order},
+            {name: listed[name] for name in order},
+            {node.name: node.digest(model) for node in nodes},
+            failed,
+            own or order,
+        )
+        self._distrust(full_name(model), nodes, agreement)
+        return agreement
+
+    def _check_still_open(self) -> None:
+        # What fails when the pool is closed tells nothing of the nodes.
+        if self._roster.is_closed:
+            raise PoolClosed("the pool was closed during this call")
+
+    def _distrust(self, name: str, nodes: Iterable[Node], agreement: Agreement) -> None:
+        for node in nodes:
+            is_outlier = node.name in agreement.outliers
+            if is_outlier or node.name not in agreement.failed:
+                self._registry.trust(node, name, is_right=not is_outlier)
+        if agreement.outliers:
+            log.warning(
+                "vectors of %s on %s are not those of the other nodes: left out of batches",
+                name,
+                ", ".join(agreement.outliers),
+            )
+
+    async def _vectors(self, node: Node, model: str, texts: Sequence[str]) -> Vectors:
+        call, trace = self._call(model, texts), self._exchange.trace()
+        await node.enter()
+        answer = await self._exchange.embed(
+            call, node, call.request(), trace, _VERIFY_SECONDS, is_live=False
+        )
+        floats = memoryview(answer.floats).cast("B").cast("f").tolist()
+        return [floats[i * answer.dim : (i + 1) * answer.dim] for i in range(len(texts))]
+
+    def _call(self, model: str, texts: Sequence[str]) -> EmbedCall:
+        settings = EmbedSettings(model=model)
+        return EmbedCall(
+            model=model,
+            texts=texts,
+            body=dump_embed(settings, texts),
+            fits_base64=fits_base64(settings),
+            tokens=self._registry.ratio(model).tokens_of(texts),
+        )
+
+    # Decisions and plans.
+
+    async def route(self, model: str, kind: str, tokens: float) -> RouteExplanation:
+        """Which node a request would go to now, each node's terms, and why others would not do."""
         self._check_open()
         check_model(model)
         if kind not in ("embed", "chat", "generate"):
@@ -168,15 +280,13 @@ class Operations:
                 self._roster.comparable(model)
             digest = self._roster.digest_in_use(model)
         return explain(
-            self._strategy,
-            self._strategy_name,
+            self._strategy.function,
+            self._strategy.name,
             list(self._registry),
             RouteRequest(model, tokens, kind, digest=digest),
             self._registry.clock(),
             self._rng,
         )
-
-    # Planning.
 
     async def plan(
         self,
@@ -186,10 +296,7 @@ class Operations:
         tokens_per_item: float = DEFAULT_TOKENS_PER_ITEM,
         force_mode: ForceMode | None = None,
     ) -> Plan:
-        """What would be done now with a batch of `items` texts: which nodes, how long, and why.
-
-        Raises InvalidInput, ModelNotFound, NoNodeAvailable.
-        """
+        """What would be done now with a batch of `items` texts: which nodes, how long, and why."""
         self._check_open()
         check_model(model)
         if not isinstance(items, int) or items < 1:
@@ -200,14 +307,11 @@ class Operations:
     async def parallelism_report(
         self,
         model: str,
-        sizes: Iterable[int] = DEFAULT_SIZES,
+        sizes: Iterable[int],
         *,
         tokens_per_item: float = DEFAULT_TOKENS_PER_ITEM,
     ) -> list[ParallelismEntry]:
-        """For each batch size: the plan, both estimates, and what the plan saves.
-
-        Raises InvalidInput, ModelNotFound, NoNodeAvailable.
-        """
+        """For each batch size: the plan, both estimates, and what the plan saves."""
         self._check_open()
         check_model(model)
         nodes = await self._batches.ready_nodes(model)
@@ -218,10 +322,6 @@ class Operations:
             options=self._planning,
             verdicts=self._registry.verdicts(model),
         )
-
-    def count_unique_physical_hosts(self) -> int:
-        """How many machines the nodes are, as far as their addresses and labels tell."""
-        return len(set(self._registry.machines.values()))
 
     def should_use_parallel_execution(self, num_tasks: int) -> bool:
         """The original's rule: whether there are at least two tasks and two machines."""

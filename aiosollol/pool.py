@@ -1,76 +1,45 @@
-"""`OllamaPool`: many Ollama servers behind one object. The parts are put together here."""
+"""`OllamaPool`: many Ollama servers behind one object."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from random import Random
-from types import TracebackType
 from typing import Any, Literal, Unpack, overload
-from weakref import WeakSet
 
-import anyio
-
-from aiosollol.admission import Admission
-from aiosollol.batches import Batches, OnProgress
-from aiosollol.beginnings import begin
-from aiosollol.care import Care
-from aiosollol.carriage import Carriage
-from aiosollol.config.resolve import Resolved, resolve
+from aiosollol.assembly import make_parts
 from aiosollol.config.settings import PoolSettings, RoutingStrategy
-from aiosollol.conversations import Conversations
-from aiosollol.core.agreement import check_digest
-from aiosollol.core.buffer import OnVectors
+from aiosollol.core.agreement import Agreement
+from aiosollol.core.arguments import (
+    BatchArguments,
+    CallArguments,
+    ChatArguments,
+    FilePath,
+    GenerateArguments,
+    PlanArguments,
+    SizeArguments,
+    StreamArguments,
+    StreamChatArguments,
+    StreamGenerateArguments,
+    WriteArguments,
+)
 from aiosollol.core.embeddings import Embeddings, Vector
-from aiosollol.core.engines import LOCAL, EngineName, check_engine
-from aiosollol.core.node import NodeLike, NodeSpec
-from aiosollol.core.planner import ForceMode, PlanOptions
-from aiosollol.core.report import BatchReport, report_of_one
-from aiosollol.core.request import (
-    EmbedSettings,
-    check_model,
-    check_text,
-    check_timeout,
-    collect_texts,
-    loading_of,
-    plain_settings,
-    reload_key,
-)
-from aiosollol.core.routing import RoutingFunction, strategy_of
-from aiosollol.core.stats import pool_stats
-from aiosollol.core.waiting import USUAL, check_priority
+from aiosollol.core.explain import RouteExplanation
+from aiosollol.core.node import ClusterView, NodeLike, NodeSpec, NodeState
+from aiosollol.core.parallelism import DEFAULT_SIZES, ParallelismEntry
+from aiosollol.core.planner import Plan
+from aiosollol.core.reply import ChatReply, GeneratedText
+from aiosollol.core.routing import RoutingFunction
+from aiosollol.core.written import WriteReport
 from aiosollol.embed_stream import EmbedStream
-from aiosollol.engine_loading import load_engines, load_sharing
-from aiosollol.errors import (
-    BatchError,
-    InvalidInput,
-    PoolClosed,
-)
-from aiosollol.exchange import EmbedCall, Exchange
-from aiosollol.far_batches import FarBatches
-from aiosollol.forwarding import Forwarding
-from aiosollol.live import LiveCalls, LiveOptions, Wishes
-from aiosollol.loads import Loads
+from aiosollol.errors import SollolError
+from aiosollol.events import EventStream
 from aiosollol.node_registry import NodeRegistry
-from aiosollol.operations import Operations
+from aiosollol.operations import Usage
 from aiosollol.ports import Tracing, Transport
-from aiosollol.roster import Roster
-from aiosollol.tracing import PassOn
+from aiosollol.streams import ReplyStream
 from aiosollol.transport import HttpTransport
-from aiosollol.upkeep import CLOSE_SECONDS, Upkeep
-from aiosollol.wire.embed import dump_embed, fits_base64
-
-OnError = Literal["raise", "return"]
-
-log = logging.getLogger("aiosollol")
-
-_LOOK_SECONDS = 0.01  # while it waits for calls to end, which is seldom and not for long
-_NOTHING = (None, None, None, None)
 
 
-class OllamaPool(Operations, Conversations, Forwarding, FarBatches):
+class OllamaPool:
     """Many Ollama servers as one. Use it with ``async with``, or `start` it and `aclose` it.
 
     One pool serves any number of tasks of one event loop at once, and is meant to live as long as
@@ -103,88 +72,28 @@ class OllamaPool(Operations, Conversations, Forwarding, FarBatches):
         tracing: Tracing | None = None,
         **settings: Unpack[PoolSettings],
     ) -> None:
-        named = None if callable(routing_strategy) else routing_strategy
-        resolved = self._resolve({**settings, "routing_strategy": named})
-        held = resolved.settings
-        strategy = routing_strategy if callable(routing_strategy) else held.routing_strategy
-        self._strategy = strategy_of(strategy)
-        self._strategy_name = (
-            strategy if isinstance(strategy, str) else getattr(strategy, "__name__", "custom")
+        parts = make_parts(
+            nodes, settings, require_digest, routing_strategy, transport_factory, tracing
         )
-        self._registry, search = begin(nodes, resolved, transport_factory)
-        self._registry.limit_waiting(held.max_waiting)
-        self._planning = PlanOptions(
-            policy=held.policy, min_gain=held.min_gain, same_machine=held.same_machine
-        )
-        self._embed_timeout = held.embed_timeout
-        self._chat_timeout = held.chat_timeout
-        self._close_timeout = held.close_timeout
-        self._is_impatient = False
-        self._usual = Wishes(self._embed_timeout)
-        self._upkeep = Upkeep(
-            self._registry,
-            transport_factory,
-            search=search,
-            follows=held.watch_network,
-            metrics_interval=held.metrics_interval,
-            check_interval=held.check_interval,
-        )
-        self._embed_streams: WeakSet[EmbedStream] = WeakSet()
-        self._rng = Random()
-        self._roster = Roster(
-            self._registry, self._upkeep.monitor.probe, _checked_digests(require_digest)
-        )
-        self._loads = Loads(self._upkeep.spawn)
-        self._tracing = PassOn() if tracing is None else tracing
-        exchange = Exchange(self._registry, self._upkeep.transport_of, self._loads, self._tracing)
-        self._admission = Admission(
-            self._registry,
-            self._roster,
-            self._strategy,
-            held.wait_timeout,
-            self._rng,
-            self._upkeep.spawn,
-        )
-        live_options = LiveOptions(
-            held.max_retries, held.retry_budget, held.hedge_rate, held.first_byte_timeout
-        )
-        self._live = LiveCalls(
-            self._registry,
-            self._roster,
-            self._admission,
-            exchange,
-            live_options,
-            self._upkeep.spawn,
-            self._rng,
-        )
-        engines = load_engines(held, self._registry)
-        self._carriage = Carriage(self._registry, engines, held.dask_threshold)
-        self._sharing = load_sharing(engines, held, self._registry, self._upkeep.monitor.probe)
-        self._batches = Batches(
-            self._registry, exchange, self._roster, self._carriage, self._embed_timeout
-        )
-        self._care = Care(self._registry, self._roster, exchange)
-        self._state: Literal["new", "open", "closed"] = "new"
-        self._closing: asyncio.Task[None] | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._registry = parts.registry
+        self._lifecycle = parts.lifecycle
+        self._embedder = parts.embedder
+        self._conversations = parts.conversations
+        self._far_batches = parts.far_batches
+        self._operations = parts.operations
+        self._carriage = parts.carriage
+        self.gateway_access = parts.gateway_access  # for aiosollol.gateway alone; it may change
 
     def __repr__(self) -> str:
         nodes = ", ".join(repr(node)[6:-1] for node in self._registry)
-        return f"<OllamaPool {self._state}: {nodes}>"
-
-    # Its life.
+        return f"<OllamaPool {self._lifecycle.state.name}: {nodes}>"
 
     async def __aenter__(self) -> OllamaPool:
         await self.start()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        # Who leaves by an exception is in no mood to wait for what other tasks do.
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
+        # On an exception, don't wait for other tasks' calls.
         await self.aclose(None if kind is None else 0.0)
 
     async def start(self) -> None:
@@ -192,15 +101,7 @@ class OllamaPool(Operations, Conversations, Forwarding, FarBatches):
 
         Idempotent. Raises PoolClosed if the pool was closed.
         """
-        if self._state == "closed":
-            raise PoolClosed("the pool was closed; make a new one")
-        if self._state == "open":
-            return
-        self._state = "open"
-        self._loop = asyncio.get_running_loop()
-        self._upkeep.start()
-        if self._sharing is not None:
-            self._upkeep.spawn(self._sharing.run(), "share the nodes")
+        self._lifecycle.start()
 
     async def aclose(self, wait: float | None = None) -> None:
         """Wait for what is under way, then end the rest and close every connection. Idempotent.
@@ -209,56 +110,7 @@ class OllamaPool(Operations, Conversations, Forwarding, FarBatches):
         `close_timeout` if None. Those that have not by then raise PoolClosed; new ones do so at
         once.
         """
-        self._state = "closed"
-        if self._closing is None:
-            seconds = self._close_timeout if wait is None else max(0.0, wait)
-            self._closing = asyncio.create_task(self._close(seconds), name="close the pool")
-        elif wait is not None and wait <= 0.0:
-            self._is_impatient = True
-        await _finish(self._closing)
-
-    async def _close(self, seconds: float) -> None:
-        with anyio.move_on_after(seconds):
-            # Two looks at open streams: who reads one does not wait for it all the time.
-            looks = 2 if self._live.has_streams else 1
-            idle = 0
-            while not self._is_impatient:
-                idle = 0 if self._live.is_busy or self._batches.is_busy else idle + 1
-                if idle >= looks:
-                    break
-                await asyncio.sleep(_LOOK_SECONDS)
-        tasks = self._upkeep.cancel()
-        self._roster.close()
-        self._loads.close()
-        for node in self._registry:
-            node.send_away()
-        self._batches.close()
-        with anyio.move_on_after(CLOSE_SECONDS):
-            for stream in list(self._embed_streams):
-                await stream.aclose(PoolClosed("the pool was closed during this stream"))
-            await self._live.aclose()
-            if tasks:
-                await asyncio.wait(tasks)
-        with anyio.move_on_after(CLOSE_SECONDS):
-            await self._carriage.aclose()
-        await self._upkeep.aclose()
-        self._registry.hub.close()
-
-    # What is known.
-
-    def get_stats(self) -> dict[str, Any]:
-        """Counts of everything so far, exact. See `core.stats.pool_stats` for the keys; each engine
-        that is turned on has one more, by its name."""
-        now = self._registry.clock() if self._state == "open" else 0.0
-        counts = pool_stats(
-            [node.stats(now) for node in self._registry],
-            strategy=self._strategy_name,
-            plans=self._batches.plans,
-            states=[node.state for node in self._registry],
-        )
-        return counts | self._carriage.stats()
-
-    # Embedding.
+        await self._lifecycle.aclose(wait)
 
     @overload
     async def embed(  # type: ignore[overload-overlap]  # a str is a Sequence[str] as well
@@ -269,9 +121,7 @@ class OllamaPool(Operations, Conversations, Forwarding, FarBatches):
         options: Mapping[str, Any] | None = None,
         keep_alive: str | float | None = None,
         dimensions: int | None = None,
-        *,
-        timeout: float | None = None,
-        priority: int = USUAL,
+        **given: Unpack[CallArguments],
     ) -> Vector: ...
     @overload
     async def embed(
@@ -282,9 +132,7 @@ class OllamaPool(Operations, Conversations, Forwarding, FarBatches):
         options: Mapping[str, Any] | None = None,
         keep_alive: str | float | None = None,
         dimensions: int | None = None,
-        *,
-        timeout: float | None = None,
-        priority: int = USUAL,
+        **given: Unpack[CallArguments],
     ) -> Embeddings: ...
     async def embed(
         self,
@@ -294,82 +142,31 @@ class OllamaPool(Operations, Conversations, Forwarding, FarBatches):
         options: Mapping[str, Any] | None = None,
         keep_alive: str | float | None = None,
         dimensions: int | None = None,
-        *,
-        timeout: float | None = None,
-        priority: int = USUAL,
+        **given: Unpack[CallArguments],
     ) -> Vector | Embeddings:
         """The vector of one text, or `Embeddings` of a list, by one request to one node; of a list
         ``.report`` says which.
 
+        truncate, options, keep_alive, dimensions: as for Ollama's ``/api/embed``.
         timeout: seconds for all of it. priority: 1 to 10; if requests have to wait for a node, 10
-        goes first. Another node is asked if one fails. Raises InvalidInput, ModelNotFound,
-        NoNodeAvailable, PoolSaturated, or BadRequest with the server's words.
+        goes first.
+
+        Another node is asked if one fails. Raises InvalidInput, ModelNotFound, NoNodeAvailable,
+        PoolSaturated, or BadRequest with the server's words.
         """
-        self._check_open()
-        settings_given = (dimensions, truncate, options, keep_alive)
-        if settings_given == _NOTHING and isinstance(model, str):
-            settings = plain_settings(model)
-        else:
-            settings = EmbedSettings(
-                model=model,
-                dimensions=dimensions,
-                truncate=truncate,
-                options=options,
-                keep_alive=keep_alive,
-            )
-        if isinstance(input, str):
-            check_text(input)
-            texts = [input]
-        else:
-            texts, errors = collect_texts(input)
-            for error in errors.values():
-                raise error
-            if not texts:
-                return Embeddings(b"", 0)
-        call = EmbedCall(
-            model=model,
-            texts=texts,
-            body=dump_embed(settings, texts),
-            fits_base64=fits_base64(settings),
-            tokens=self._registry.ratio(model).tokens_of(texts),
-            dimensions=dimensions,
-            options=None if options is None else reload_key(options),
-            loading=loading_of(options, keep_alive),
+        return await self._embedder.embed(
+            model, input, truncate, options, keep_alive, dimensions, **given
         )
-        if timeout is None and priority == USUAL:
-            wishes = self._usual
-        else:
-            seconds = self._embed_timeout if timeout is None else check_timeout(timeout)
-            wishes = Wishes(seconds, check_priority(priority))
-        began = self._registry.clock()
-        answer = await self._live.embed(call, wishes)
-        if isinstance(input, str):
-            return answer.floats.toreadonly()
-        seconds = self._registry.clock() - began
-        report = report_of_one(answer.node, len(texts), answer.tokens, seconds)
-        return Embeddings(answer.floats, answer.dim, report=report)
 
     async def embed_batch(
-        self,
-        model: str,
-        texts: Iterable[str],
-        *,
-        dimensions: int | None = None,
-        truncate: bool | None = None,
-        options: Mapping[str, Any] | None = None,
-        keep_alive: str | float | None = None,
-        on_error: OnError = "raise",
-        on_progress: OnProgress | None = None,
-        on_vectors: OnVectors | None = None,
-        force_mode: ForceMode | None = None,
-        timeout: float | None = None,
-        engine: EngineName = "auto",
+        self, model: str, texts: Iterable[str], **given: Unpack[BatchArguments]
     ) -> Embeddings:
         """The vectors of many texts, in input order, computed by all nodes that have the model.
 
         Equal texts are computed once. A chunk that fails on a node is done by another; one that
         fails for its input is split until the culprit is alone.
 
+        dimensions, truncate, options, keep_alive: as for Ollama's ``/api/embed``.
         on_progress: called with (settled, all) as the batch goes on. on_vectors: called with (rows,
         vectors) as they come: positions in `texts`, and a read-only float32 memoryview of shape
         (rows, dimensions). A row that two nodes computed may come twice.
@@ -384,121 +181,216 @@ class OllamaPool(Operations, Conversations, Forwarding, FarBatches):
         Raises InvalidInput (nothing was sent), ModelNotFound, NoNodeAvailable, BatchError, and
         EngineError if the engine that was asked for cannot be used.
         """
-        self._check_open()
-        settings = EmbedSettings(
-            model=model,
-            dimensions=dimensions,
-            truncate=truncate,
-            options=options,
-            keep_alive=keep_alive,
-        )
-        planning = replace(self._planning, force_mode=force_mode)
-        _check_batch(settings, on_error)
-        check_engine(engine)
-        items, invalid = collect_texts(texts)
-        if invalid and on_error == "raise":
-            raise next(iter(invalid.values()))
-        if not items:
-            return Embeddings(b"", 0, report=BatchReport(0, 0, 0.0))
-        embeddings = await self._batches.embed(
-            settings,
-            items,
-            invalid,
-            planning,
-            on_progress,
-            None if timeout is None else check_timeout(timeout),
-            engine,
-            on_vectors,
-        )
-        if embeddings.errors and on_error == "raise":
-            raise BatchError(embeddings, embeddings.errors)
-        return embeddings
+        return await self._embedder.embed_batch(model, texts, **given)
 
     def embed_stream(
         self,
         model: str,
         texts: Iterable[str] | AsyncIterable[str],
-        *,
-        dimensions: int | None = None,
-        truncate: bool | None = None,
-        options: Mapping[str, Any] | None = None,
-        keep_alive: str | float | None = None,
-        on_error: OnError = "raise",
+        **given: Unpack[StreamArguments],
     ) -> EmbedStream:
         """The vectors of any number of texts, as an async iterator in input order.
 
         The texts may come from any iterable, also an async one; it is read no faster than the
         vectors are taken, so memory stays bounded however many there are.
 
+        dimensions, truncate, options, keep_alive: as for Ollama's ``/api/embed``.
         on_error: with "raise" the iteration ends with BatchError at the first segment in which an
         item has no vector; with "return" such vectors are NaN and named in ``EmbedStream.errors``.
 
         Raises InvalidInput here, and from the iteration ModelNotFound, NoNodeAvailable, BatchError.
         """
-        self._check_open()
-        settings = EmbedSettings(
-            model=model,
-            dimensions=dimensions,
-            truncate=truncate,
-            options=options,
-            keep_alive=keep_alive,
-        )
-        _check_batch(settings, on_error)
+        return self._embedder.embed_stream(model, texts, **given)
 
-        async def embed(segment: list[str]) -> Embeddings:
-            items, invalid = collect_texts(segment)
-            return await self._batches.embed(settings, items, invalid, self._planning, engine=LOCAL)
+    async def embed_bag(
+        self, model: str, bag: Any, path: FilePath, **given: Unpack[WriteArguments]
+    ) -> WriteReport:
+        """Embed a `dask.bag.Bag` of texts on the workers of Dask, which write Parquet files.
 
-        stream = EmbedStream(texts, embed, stops_at_error=on_error == "raise")
-        self._embed_streams.add(stream)
-        return stream
+        Neither the texts nor the vectors pass through this process. Each partition becomes one
+        file, ``part-00000.parquet`` and so on, whole or not there at all, with the columns
+        ``text``, ``embedding`` (lists of float32, all of one length) and ``error``.
 
-    # How the parts are held together.
+        path: a directory that all workers see; it is made if it is not there. overwrite: remove
+        such files from it first; else it may have none.
+        dimensions, truncate, options, keep_alive: as for Ollama's ``/api/embed``.
+        on_error: with "raise" the first text without a vector ends the call with RequestFailed;
+        what is written by then stays. With "return" its embedding is null, and ``error`` says why.
+        on_progress: called with (partitions written, all partitions).
 
-    @staticmethod
-    def _resolve(arguments: Mapping[str, Any]) -> Resolved:
-        return resolve(arguments)
+        One short text is embedded first, to learn how long the vectors are. Raises InvalidInput,
+        ModelNotFound, NoNodeAvailable, RequestFailed, and EngineError where Dask is not turned on
+        (``enable_dask=True``) or cannot be used.
+        """
+        return await self._far_batches.embed_bag(model, bag, path, **given)
 
-    def _check_open(self) -> None:
-        if self._state == "closed":
-            raise PoolClosed("the pool is closed")
-        if self._state == "new":
-            raise PoolClosed("the pool is not open yet: use 'async with', or await pool.start()")
-        if asyncio.get_running_loop() is not self._loop:
-            raise PoolClosed("the pool was opened in another event loop: make one for each loop")
+    async def embed_dataframe(
+        self, model: str, df: Any, column: str, path: FilePath, **given: Unpack[WriteArguments]
+    ) -> WriteReport:
+        """Embed a column of a `dask.dataframe.DataFrame` on the workers of Dask: see `embed_bag`.
 
+        The files have the columns of the dataframe, and ``embedding`` and ``error`` beside them.
+        """
+        return await self._far_batches.embed_dataframe(model, df, column, path, **given)
 
-def _checked_digests(require_digest: object) -> Mapping[str, str]:
-    if require_digest is None:
-        return {}
-    if not isinstance(require_digest, Mapping):
-        raise InvalidInput(
-            "require_digest must map models to digests, as in {'nomic-embed-text': '0a109f422b47'},"
-            f" not {require_digest!r}"
-        )
-    for model, digest in require_digest.items():
-        check_model(model)
-        problem = check_digest(digest)
-        if problem is not None:
-            raise InvalidInput(f"require_digest of {model}: {problem}")
-    return dict(require_digest)
+    @overload
+    async def chat(
+        self, model: str, messages: Iterable[Any] | None = None, **given: Unpack[ChatArguments]
+    ) -> ChatReply: ...
+    @overload
+    async def chat(
+        self,
+        model: str,
+        messages: Iterable[Any] | None = None,
+        **given: Unpack[StreamChatArguments],
+    ) -> ReplyStream[ChatReply]: ...
+    async def chat(
+        self, model: str, messages: Iterable[Any] | None = None, **given: Any
+    ) -> ChatReply | ReplyStream[ChatReply]:
+        """A chat answer, or with ``stream=True`` an async iterator over its parts.
 
+        tools, think, format, options, keep_alive: as for Ollama's ``/api/chat``. timeout: seconds
+        for all of it. priority: 1 to 10, where 10 goes first if requests have to wait for a node.
+        sticky: the name of a conversation, which stays on the node that has its prompt cache unless
+        that is much busier than others.
 
-def _check_batch(settings: EmbedSettings, on_error: str) -> None:
-    """Raise InvalidInput for what would otherwise fail when the first chunk is made."""
-    if on_error not in ("raise", "return"):
-        raise InvalidInput(f"on_error must be 'raise' or 'return', not {on_error!r}")
-    dump_embed(settings, ())  # options may hold what JSON cannot carry
+        Another node is asked if one fails before its first part. Raises InvalidInput,
+        ModelNotFound, NoNodeAvailable, PoolSaturated, or BadRequest. If a stream breaks off or the
+        node reports an error in it, the iteration raises StreamCutOff, which says how many parts
+        were delivered; its cause is what happened.
+        """
+        return await self._conversations.chat(model, messages, **given)
 
+    @overload
+    async def generate(
+        self,
+        model: str,
+        prompt: str = "",
+        suffix: str | None = None,
+        **given: Unpack[GenerateArguments],
+    ) -> GeneratedText: ...
+    @overload
+    async def generate(
+        self,
+        model: str,
+        prompt: str = "",
+        suffix: str | None = None,
+        **given: Unpack[StreamGenerateArguments],
+    ) -> ReplyStream[GeneratedText]: ...
+    async def generate(
+        self, model: str, prompt: str = "", suffix: str | None = None, **given: Any
+    ) -> GeneratedText | ReplyStream[GeneratedText]:
+        """Generated text, or with ``stream=True`` an async iterator over its parts.
 
-async def _finish(task: asyncio.Task[None]) -> None:
-    """Wait for `task` to its end, even if whoever waits is cancelled; then let that through."""
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
-    task.result()
+        The text is a string; its ``answer`` holds what else the server said.
+        system, template, context, think, raw, format, images, options, keep_alive: as for Ollama's
+        ``/api/generate``. timeout, priority, sticky, failing over and errors: as for `chat`.
+        """
+        return await self._conversations.generate(model, prompt, suffix, **given)
+
+    @property
+    def view(self) -> ClusterView:
+        """Every node as known now, frozen."""
+        return self._registry.view
+
+    def get_stats(self) -> dict[str, Any]:
+        """Counts of everything so far, exact. See `core.stats.pool_stats` for the keys; each engine
+        that is turned on has one more, by its name."""
+        return self._operations.stats() | self._carriage.stats()
+
+    async def refresh(self) -> ClusterView:
+        """Ask every node again what it has, and return what is known then: within 7 s."""
+        await self._operations.refresh()
+        return self.view
+
+    def events(self) -> EventStream:
+        """What happens from now on, as an async iterator: decisions, failures, breakers, loads; see
+        `core.events`. Ends when the pool is closed."""
+        return self._operations.events()
+
+    async def add_node(
+        self, node: NodeLike, name: str = "", priority: int = 0, auto_probe: bool = True
+    ) -> NodeState:
+        """Add a node, which takes part in what is under way. See `NodeRegistry.add_node`."""
+        return await self._operations.add_node(node, name, priority, auto_probe)
+
+    async def remove_node(self, node: str) -> None:
+        """Forget a node, by name or URL. What it has under way is done by others; to let it finish
+        that first, `drain` it. Raises InvalidInput if there is none."""
+        self._operations.remove_node(node)
+
+    async def drain(self, node: str, on_wait: Callable[[int], None] | None = None) -> None:
+        """Give a node no more work, and return when it has none under way. `resume` undoes it.
+
+        on_wait: told how many requests it still has. Raises InvalidInput if there is none.
+        """
+        await self._operations.drain(node, on_wait)
+
+    def resume(self, node: str) -> None:
+        """Let a node that was drained work again. Raises InvalidInput if there is none."""
+        self._operations.resume(node)
+
+    def allow(self, places: Mapping[str, int] | None) -> None:
+        """Have at most so many requests under way at once on each node that is named, by name.
+
+        For programs that share nodes. What is under way goes on. None lifts it from all nodes; what
+        the user set as `max_concurrency` holds all the same.
+        """
+        self._operations.allow(places)
+
+    def usage(self) -> Mapping[str, Usage]:
+        """By node name, how many requests of this pool are under way, and how many would be."""
+        return self._operations.usage()
+
+    async def warm(
+        self, model: str, nodes: Iterable[str] | None = None
+    ) -> dict[str, float | SollolError]:
+        """Node -> seconds to load a model ahead, or the error: on all that have it, or those named.
+
+        Raises InvalidInput, ModelNotFound, NoNodeAvailable.
+        """
+        return await self._operations.warm(model, nodes)
+
+    async def verify(self, model: str) -> Agreement:
+        """Compare the vectors of a few texts between all nodes, alone and in a list.
+
+        Nodes whose cosine similarity to the others is below 0.999 are kept out of embedding with
+        this model from then on, until another `verify` finds them equal. Raises InvalidInput,
+        ModelNotFound, NoNodeAvailable.
+        """
+        return await self._operations.verify(model)
+
+    async def route(
+        self, model: str, *, kind: Literal["embed", "chat", "generate"] = "embed", tokens: float = 0
+    ) -> RouteExplanation:
+        """Which node a request would go to now, each node's terms, and why others would not do.
+
+        tokens: of the prompt. Nothing is sent. ``print`` it, or read its attributes.
+        """
+        return await self._operations.route(model, kind, tokens)
+
+    async def plan(self, model: str, items: int, **given: Unpack[PlanArguments]) -> Plan:
+        """What would be done now with a batch of `items` texts: which nodes, how long, and why.
+
+        tokens_per_item: how long the texts are. force_mode: as for `embed_batch`. Raises
+        InvalidInput, ModelNotFound, NoNodeAvailable.
+        """
+        return await self._operations.plan(model, items, **given)
+
+    async def parallelism_report(
+        self, model: str, sizes: Iterable[int] = DEFAULT_SIZES, **given: Unpack[SizeArguments]
+    ) -> list[ParallelismEntry]:
+        """For each batch size: the plan, both estimates, and what the plan saves.
+
+        tokens_per_item: how long the texts are. Raises InvalidInput, ModelNotFound,
+        NoNodeAvailable.
+        """
+        return await self._operations.parallelism_report(model, sizes, **given)
+
+    def count_unique_physical_hosts(self) -> int:
+        """How many machines the nodes are, as far as their addresses and labels tell."""
+        return len(set(self._registry.machines.values()))
+
+    def should_use_parallel_execution(self, num_tasks: int) -> bool:
+        """The original's rule: whether there are at least two tasks and two machines."""
+        return self._operations.should_use_parallel_execution(num_tasks)

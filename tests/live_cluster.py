@@ -9,7 +9,8 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import anyio
 import anyio.abc
@@ -17,7 +18,6 @@ import trio.testing
 
 from aiosollol.admission import Admission
 from aiosollol.batches import Batches, OnProgress
-from aiosollol.care import Care
 from aiosollol.carriage import Carriage
 from aiosollol.core.embeddings import Embeddings
 from aiosollol.core.events import PoolEvent
@@ -32,6 +32,7 @@ from aiosollol.live import LiveCalls, LiveOptions, Wishes
 from aiosollol.loads import Loads
 from aiosollol.monitor import Monitor
 from aiosollol.nodes import Node
+from aiosollol.operations import Operations, Strategy
 from aiosollol.ports import Engine
 from aiosollol.registry import Registry
 from aiosollol.roster import Roster
@@ -77,8 +78,9 @@ class Cluster:
         self.loads = Loads(self.spawn)
         self.exchange = Exchange(self.registry, self.transport_of, self.loads)
         rng = random.Random(seed)
+        function = strategy_of(strategy)
         self.admission = Admission(
-            self.registry, self.roster, strategy_of(strategy), wait_timeout, rng, self.spawn
+            self.registry, self.roster, function, wait_timeout, rng, self.spawn
         )
         self.live = LiveCalls(
             self.registry,
@@ -92,7 +94,17 @@ class Cluster:
         self.engines: dict[str, Engine] = {}
         self.carriage = Carriage(self.registry, self.engines, threshold=100)
         self.batches = Batches(self.registry, self.exchange, self.roster, self.carriage, 60.0)
-        self.care = Care(self.registry, self.roster, self.exchange)
+        state: Any = SimpleNamespace(name="open", check=lambda: None)  # of no event loop
+        self.care = Operations(
+            cast(Any, self.registry),
+            self.roster,
+            self.exchange,
+            self.batches,
+            Strategy(function, "test"),
+            PlanOptions(),
+            rng,
+            state,
+        )
 
     def __getitem__(self, name: str) -> FakeTransport:
         return self.transports[name]

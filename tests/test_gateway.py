@@ -340,7 +340,7 @@ async def test_a_bug_is_a_500_that_names_the_request(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with cluster() as gateway:
-        monkeypatch.setattr(gateway.pool, "forward", lambda *_, **__: 1 / 0)
+        monkeypatch.setattr(gateway.pool.gateway_access, "forward", lambda *_, **__: 1 / 0)
         answer = await gateway.post("/api/chat", {**HELLO, "stream": False}, X_Request_ID="r1")
         assert answer.status == 500
         assert "r1" in answer.json["error"]

@@ -485,7 +485,7 @@ async def test_a_service_turns_it_on() -> None:
             otel=True,
         )
         async with SOLLOL(config) as sollol, aiohttp.ClientSession(sollol.url) as session:
-            assert isinstance(sollol.pool.tracing, OpenTelemetry)
+            assert isinstance(sollol.pool.gateway_access.tracing, OpenTelemetry)
             async with session.post("/api/chat", json=CHAT, headers=PARENT) as answer:
                 assert answer.status == 200
             update = await sollol.update_config(otel=False)
@@ -493,4 +493,4 @@ async def test_a_service_turns_it_on() -> None:
         sent = [record.headers.get("traceparent") for record in node.log]
         assert PARENT["traceparent"] in sent
         async with SOLLOL(dataclasses.replace(config, otel=False)) as sollol:
-            assert isinstance(sollol.pool.tracing, PassOn)
+            assert isinstance(sollol.pool.gateway_access.tracing, PassOn)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 from aiosollol.autobatch import reading, store
 from aiosollol.autobatch.clock import Clock, SystemClock
@@ -18,6 +18,7 @@ from aiosollol.autobatch.reading import ResultPage
 from aiosollol.autobatch.rules import DAY, GIB, Rules
 from aiosollol.autobatch.submission import new_job
 from aiosollol.autobatch.worker import Worker
+from aiosollol.core.arguments import SubmitArguments
 from aiosollol.core.engines import EngineName
 from aiosollol.errors import InvalidInput, PoolClosed
 
@@ -163,13 +164,7 @@ class AutoBatch:
         self,
         docs: Sequence[str],
         model: str,
-        *,
-        dimensions: int | None = None,
-        truncate: bool | None = None,
-        options: Mapping[str, Any] | None = None,
-        keep_alive: str | float | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        owner: str | None = None,
+        **given: Unpack[SubmitArguments],
     ) -> str:
         """Queue documents, all of them or none; the id of their job. They are on the disk then.
 
@@ -180,16 +175,7 @@ class AutoBatch:
         Raises InvalidInput, QueueFull with `retry_after`, and StorageError.
         """
         database = self._open_database()
-        job = new_job(
-            docs,
-            model,
-            metadata,
-            dimensions=dimensions,
-            truncate=truncate,
-            options=options,
-            keep_alive=keep_alive,
-            owner=owner,
-        )
+        job = new_job(docs, model, **given)
         await database.change(store.submit, job, self._rules, self._clock.now())
         self._tell()
         return job.id

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from aiosollol.autobatch.store import NewJob
+from aiosollol.core.arguments import EmbedArguments
 from aiosollol.core.request import EmbedSettings, collect_texts
 from aiosollol.errors import InvalidInput
 from aiosollol.wire.embed import dump_embed
@@ -16,22 +17,13 @@ from aiosollol.wire.embed import dump_embed
 def new_job(
     docs: Sequence[str],
     model: str,
-    metadata: Mapping[str, Any] | None,
     *,
-    dimensions: int | None,
-    truncate: bool | None,
-    options: Mapping[str, Any] | None,
-    keep_alive: str | float | None,
-    owner: str | None,
+    metadata: Mapping[str, Any] | None = None,
+    owner: str | None = None,
+    **given: Unpack[EmbedArguments],
 ) -> NewJob:
     """A job with an id of its own. Raises InvalidInput, which names the document that is wrong."""
-    settings = EmbedSettings(
-        model=model,
-        dimensions=dimensions,
-        truncate=truncate,
-        options=options,
-        keep_alive=keep_alive,
-    )
+    settings = EmbedSettings(model=model, **given)
     dump_embed(settings, ())  # options may hold what JSON cannot carry
     texts, invalid = collect_texts(docs)
     for error in invalid.values():
@@ -42,16 +34,11 @@ def new_job(
         raise InvalidInput(f"metadata must be a mapping, not {type(metadata).__name__}")
     if owner is not None and (not isinstance(owner, str) or not owner):
         raise InvalidInput(f"owner must be a text that is not empty, or None, not {owner!r}")
-    given = {
-        "dimensions": dimensions,
-        "truncate": truncate,
-        "options": settings.options,
-        "keep_alive": keep_alive,
-    }
+    kept = {**given, "options": settings.options}
     return NewJob(
         id=str(uuid.uuid4()),
         model=model,
-        settings=_json("options", {k: v for k, v in given.items() if v is not None}),
+        settings=_json("options", {k: v for k, v in kept.items() if v is not None}),
         metadata=_json("metadata", dict(metadata or {})),
         texts=texts,
         owner=owner,

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
+from aiosollol.core.arguments import OnError
 from aiosollol.core.planner import PlanOptions
 from aiosollol.core.report import EngineNote, NodeShare
 from aiosollol.core.request import EmbedSettings
 from aiosollol.core.stats import NodeCounters
 from aiosollol.errors import SollolError
-
-OnError = Literal["raise", "return"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,13 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple
 
+from aiosollol.assembly import assemble
 from aiosollol.config.resolve import Origin, Resolved
 from aiosollol.config.settings import ARGUMENT, TABLE, Settings
 from aiosollol.core.node import NodeSpec
 from aiosollol.core.parcels import Partition, PartitionResult
 from aiosollol.core.stats import NodeCounters
 from aiosollol.node_registry import NodeRegistry
-from aiosollol.pool import OllamaPool
 from aiosollol.registry import Registry
 
 LEASE_SECONDS = 10.0
@@ -74,8 +74,8 @@ class FarEnd:
     def __init__(self, name: str, settings: Mapping[str, Any]) -> None:
         self.name = name
         self._registry = NodeRegistry(clock=time.monotonic)
-        self._pool = _WorkerPool(self._registry, **far_settings(settings))
-        self._pool.allow({})
+        self._parts = assemble(self._registry, _resolved(far_settings(settings)))
+        self._parts.operations.allow({})
         self._slots: Mapping[str, int] = {}
         self._serial = 0
         self._number = 0
@@ -88,10 +88,10 @@ class FarEnd:
 
         A lease older than one that it has is ignored.
         """
-        await self._pool.start()
+        self._parts.lifecycle.start()
         if terms.nodes is not None and follow_nodes(self._registry, terms.nodes):
             self._allow(self._slots)  # nothing on the new ones
-            await self._pool.refresh()
+            await self._parts.operations.refresh()
         if terms.slots is not None and terms.serial > self._serial:
             self._lease(terms.slots, terms.serial, terms.answers)
         return self._look()
@@ -99,7 +99,7 @@ class FarEnd:
     async def embed(self, partition: Partition) -> PartitionResult:
         """The vectors of a partition. Raises SollolError if no node can do any of it."""
         settings = partition.settings
-        embeddings = await self._pool.embed_partition(
+        embeddings = await self._parts.worker_access.embed_partition(
             settings, partition.texts, partition.planning, partition.digest
         )
         report = embeddings.report
@@ -119,7 +119,7 @@ class FarEnd:
         """End what is under way and close the pool. Idempotent."""
         if self._ending is not None:
             self._ending.cancel()
-        await self._pool.aclose(0.0)
+        await self._parts.lifecycle.aclose(0.0)
 
     # Leases.
 
@@ -140,10 +140,11 @@ class FarEnd:
 
     def _allow(self, slots: Mapping[str, int]) -> None:
         self._slots = slots
-        self._pool.allow({node.name: slots.get(node.name, 0) for node in self._registry})
+        allowed = {node.name: slots.get(node.name, 0) for node in self._registry}
+        self._parts.operations.allow(allowed)
 
     def _look(self) -> Look:
-        usage = self._pool.usage()
+        usage = self._parts.operations.usage()
         self._number += 1
         self._looked_at.append((self._number, time.monotonic()))
         return Look(
@@ -211,11 +212,8 @@ def follow_nodes(registry: Registry, entries: Sequence[NodeEntry]) -> bool:
     return has_new
 
 
-class _WorkerPool(OllamaPool):
-    """A pool whose settings are the client's, whatever the worker's own environment says."""
-
-    @staticmethod
-    def _resolve(arguments: Mapping[str, Any]) -> Resolved:
-        settings = Settings(**arguments)
-        origins = {name: Origin(getattr(settings, name), ARGUMENT) for name in TABLE}
-        return Resolved(settings, origins, None, {})
+def _resolved(settings: Mapping[str, Any]) -> Resolved:
+    """The client's settings, whatever the worker's own environment says."""
+    made = Settings(**settings)
+    origins = {name: Origin(getattr(made, name), ARGUMENT) for name in TABLE}
+    return Resolved(made, origins, None, {})

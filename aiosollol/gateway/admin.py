@@ -36,6 +36,7 @@ class Admin:
 
     def __init__(self, pool: OllamaPool) -> None:
         self._pool = pool
+        self._access = pool.gateway_access
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -68,7 +69,7 @@ class Admin:
                 raise Refusal(404, f"model {quoted(model)} not found")
             raise answers.unknown_model(model)
         asking = (
-            pool.ask(name, request.method, request.path, body, timeout=_CHANGE_SECONDS)
+            self._access.ask(name, request.method, request.path, body, timeout=_CHANGE_SECONDS)
             for name in names
         )
         results = await asyncio.gather(*asking, return_exceptions=True)
@@ -138,7 +139,7 @@ class Admin:
     ) -> None:
         splitter = LineSplitter()
         try:
-            async with self._pool.ask_stream(node, path, body, timeout=_PULL_SECONDS) as pieces:
+            async with self._access.ask_stream(node, path, body, timeout=_PULL_SECONDS) as pieces:
                 async for piece in pieces:
                     for line in splitter.feed(piece):
                         await told.put((node, line))

@@ -74,7 +74,10 @@ def make_app(
     routes += Documents(routes).routes()
     errors = ErrorLog("gateway")
     app = web.Application(
-        middlewares=[_Front(options, on_request, pool.tracing).middleware(), *middlewares],
+        middlewares=[
+            _Front(options, on_request, pool.gateway_access.tracing).middleware(),
+            *middlewares,
+        ],
         client_max_size=options.max_body_bytes,
         handler_args={"logger": ContentFreeLogger(errors)},
     )

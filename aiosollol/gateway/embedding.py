@@ -38,6 +38,7 @@ class Embedding:
 
     def __init__(self, pool: OllamaPool, options: GatewayOptions) -> None:
         self._pool = pool
+        self._access = pool.gateway_access
         self._options = options
         self._gatherer = Gatherer(pool, options.gather_seconds, options.gather_above)
 
@@ -131,7 +132,7 @@ class Embedding:
     async def _forward(
         self, request: web.Request, body: bytes, wanted: EmbedAsked
     ) -> web.StreamResponse:
-        relayed = await self._pool.forward(
+        relayed = await self._access.forward(
             "embed" if wanted.texts else "load",
             request.path,
             wanted.model,
@@ -140,7 +141,7 @@ class Embedding:
             options=wanted.options or None,
             keep_alive=plain_keep_alive(wanted.keep_alive),
         )
-        reason = self._pool.reason(wanted.model, relayed.setbacks)
+        reason = self._access.reason(wanted.model, relayed.setbacks)
         headers = routed(request, relayed.node, reason)
         if not request.path.startswith("/v1/"):
             return whole(Answer(200, answers.API_JSON, relayed.body), headers)

@@ -33,6 +33,7 @@ class Native:
 
     def __init__(self, pool: OllamaPool) -> None:
         self._pool = pool
+        self._access = pool.gateway_access
 
     def routes(self) -> list[web.RouteDef]:
         probes = {"/": self.root, "/api/version": self.version, "/api/tags": self.tags}
@@ -66,7 +67,7 @@ class Native:
         *,
         has_prompt: bool,
     ) -> web.StreamResponse:
-        pool, model = self._pool, wanted.model
+        access, model = self._access, wanted.model
         request[STATE].model = model
         if not model:
             raise Refusal(400, "model is required")
@@ -74,18 +75,18 @@ class Native:
             return await self._unload(request, model, body)
         options, keep_alive = wanted.options or None, plain_keep_alive(wanted.keep_alive)
         if wanted.stream and has_prompt:
-            source = await pool.forward_stream(
+            source = await access.forward_stream(
                 kind, request.path, model, body, options=options, keep_alive=keep_alive
             )
             return await stream(
                 request,
                 source,
                 NDJSON,
-                routed(request, source.node, pool.reason(model, source.setbacks)),
+                routed(request, source.node, access.reason(model, source.setbacks)),
                 on_error=error_line,
             )
         # Without a prompt it only loads the model, and is answered whole even if streamed.
-        relayed = await pool.forward(
+        relayed = await access.forward(
             kind if has_prompt else "load",
             request.path,
             model,
@@ -94,14 +95,14 @@ class Native:
             keep_alive=keep_alive,
         )
         answer = Answer(200, answers.API_JSON, relayed.body)
-        reason = pool.reason(model, relayed.setbacks)
+        reason = access.reason(model, relayed.setbacks)
         return whole(answer, routed(request, relayed.node, reason))
 
     async def _unload(self, request: web.Request, model: str, body: bytes) -> web.StreamResponse:
         """Every node that has the model lets go of it: the client cannot know which one used it."""
         names = [state.name for state in self._pool.view.having(model)]
         if not names:  # says whether there is none, or none that answers
-            relayed = await self._pool.ask_any(model, "POST", request.path, body, timeout=60.0)
+            relayed = await self._access.ask_any(model, "POST", request.path, body, timeout=60.0)
             names = [relayed.node]
         found = await self._ask_each(names, "POST", request.path, body)
         node, answer = next(iter(found.items()))
@@ -151,9 +152,9 @@ class Native:
         body = await request.read()
         model = await parse(request, asked.read_show)
         request[STATE].model = full_name(model)  # which is how its errors call it
-        relayed = await self._pool.ask_any(model, "POST", "/api/show", body, timeout=ASK_SECONDS)
+        relayed = await self._access.ask_any(model, "POST", "/api/show", body, timeout=ASK_SECONDS)
         answer = Answer(200, answers.API_JSON, relayed.body)
-        reason = self._pool.reason(model, relayed.setbacks)
+        reason = self._access.reason(model, relayed.setbacks)
         return whole(answer, routed(request, relayed.node, reason))
 
     # ---- many nodes
@@ -173,7 +174,7 @@ class Native:
 
         async def ask(name: str) -> None:
             try:
-                found[name] = await self._pool.ask(name, method, path, body, timeout=ASK_SECONDS)
+                found[name] = await self._access.ask(name, method, path, body, timeout=ASK_SECONDS)
             except NodeError as error:
                 failed.append(error)
 

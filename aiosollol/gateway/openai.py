@@ -27,7 +27,7 @@ class Compatible:
     """The endpoints under /v1 but for embeddings. native: asks the nodes for their models."""
 
     def __init__(self, pool: OllamaPool, native: Native) -> None:
-        self._pool = pool
+        self._access = pool.gateway_access
         self._native = native
 
     def routes(self) -> list[web.RouteDef]:
@@ -46,8 +46,8 @@ class Compatible:
         if not may_use(request, name):
             raise answers.unknown_model(full_name(name))
         body = dump_whole({"model": name})
-        relayed = await self._pool.ask_any(name, "POST", "/api/show", body, timeout=ASK_SECONDS)
-        headers = routed(request, relayed.node, self._pool.reason(name, relayed.setbacks))
+        relayed = await self._access.ask_any(name, "POST", "/api/show", body, timeout=ASK_SECONDS)
+        headers = routed(request, relayed.node, self._access.reason(name, relayed.setbacks))
         return whole(openai.model(name, load(relayed.node, relayed.body)), headers)
 
     async def talk(self, request: web.Request) -> web.StreamResponse:
@@ -67,15 +67,15 @@ class Compatible:
     async def _answer(
         self, request: web.Request, question: Question, stamp: Stamp
     ) -> web.StreamResponse:
-        pool, model = self._pool, question.model
+        access, model = self._access, question.model
         options = question.payload.get("options")
         kind: Literal["chat", "generate"] = "chat" if question.path == "/api/chat" else "generate"
         if question.stream:
-            source = await pool.forward_stream(
+            source = await access.forward_stream(
                 kind, question.path, model, question.body, options=options
             )
             events = question.events(stamp)
-            reason = pool.reason(model, source.setbacks)
+            reason = access.reason(model, source.setbacks)
             return await stream(
                 request,
                 source,
@@ -85,10 +85,10 @@ class Compatible:
                 convert=events.feed,
                 finish=events.finish,
             )
-        relayed = await pool.forward(kind, question.path, model, question.body, options=options)
+        relayed = await access.forward(kind, question.path, model, question.body, options=options)
         try:
             reply = orjson.loads(relayed.body)
         except orjson.JSONDecodeError as error:
             raise ProtocolError(relayed.node, "answered what is not JSON") from error
-        headers = routed(request, relayed.node, pool.reason(model, relayed.setbacks))
+        headers = routed(request, relayed.node, access.reason(model, relayed.setbacks))
         return whole(question.answer(reply, stamp), headers)

@@ -25,7 +25,7 @@ async def told() -> str:
 
 
 def connected(pool: OllamaPool) -> bool:
-    sharing = pool._sharing
+    sharing = pool._lifecycle._sharing
     return sharing is not None and sharing.is_connected
 
 

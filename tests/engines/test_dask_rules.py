@@ -296,7 +296,7 @@ async def test_a_far_end_is_deaf_to_its_environment(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("OLLAMA_HOST", "10.255.255.1")
     end = FarEnd("w", {"embed_timeout": 7.0, "max_retries": 1})
     assert list(end._registry) == []
-    assert end._pool._embed_timeout == 7.0
+    assert end._parts.embedder._timeout == 7.0
     await end.aclose()
 
 

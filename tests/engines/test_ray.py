@@ -72,7 +72,7 @@ def engine_of(pool: OllamaPool) -> Any:
 
 
 def is_sharing(pool: OllamaPool) -> bool:
-    return pool._sharing is not None and pool._sharing.is_connected
+    return pool._lifecycle._sharing is not None and pool._lifecycle._sharing.is_connected
 
 
 # Sharing.

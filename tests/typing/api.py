@@ -300,6 +300,23 @@ async def generate(pool: OllamaPool) -> None:
     await parts.aclose()
 
 
+async def arguments(pool: OllamaPool, texts: list[str]) -> None:
+    """Positional ones in the order of the package `ollama`; unknown and wrong ones are errors."""
+    assert_type(await pool.embed(MODEL, "a", True, {"num_ctx": 512}, "5m", 256), Vector)
+    assert_type(await pool.embed(MODEL, texts, truncate=True, dimensions=256), Embeddings)
+    assert_type(await pool.embed(MODEL, texts, timeout=3.0), Embeddings)
+    await pool.embed(MODEL, "a", "yes")  # type: ignore[call-overload]
+    await pool.embed_batch(MODEL, texts, dimension=3)  # type: ignore[call-arg]
+    await pool.embed_batch(MODEL, texts, truncate="yes")  # type: ignore[arg-type]
+    pool.embed_stream(MODEL, texts, on_progress=None)  # type: ignore[call-arg]
+    assert_type(await pool.chat("llama3.2", MESSAGES, stream=False, tools=[]), ChatReply)
+    await pool.chat("llama3.2", MESSAGES, prompt="a")  # type: ignore[call-overload]
+    await pool.chat("llama3.2", MESSAGES, stream="yes")  # type: ignore[call-overload]
+    assert_type(await pool.generate("llama3.2", "a", stream=False, images=[b""]), GeneratedText)
+    await pool.generate("llama3.2", "a", tools=[])  # type: ignore[call-overload]
+    await pool.plan(MODEL, 3, sizes=[3])  # type: ignore[call-arg]
+
+
 def embeddings(vectors: Embeddings) -> None:
     assert_type(vectors[0], Vector)
     assert_type(vectors[1:3], Embeddings)

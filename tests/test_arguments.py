@@ -1,0 +1,73 @@
+"""The keyword arguments of public methods: typed once, documented, and the same as in the parts."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from aiosollol import OllamaPool
+from aiosollol.autobatch import AutoBatch
+from aiosollol.autobatch.submission import new_job
+from aiosollol.conversations import Conversations
+from aiosollol.core import arguments
+from aiosollol.embedder import Embedder
+from aiosollol.far_batches import FarBatches
+from aiosollol.operations import Operations
+
+pytestmark = pytest.mark.anyio
+
+METHODS: list[tuple[Callable[..., Any], Callable[..., Any], Any]] = [
+    (OllamaPool.embed, Embedder.embed, arguments.CallArguments),
+    (OllamaPool.embed_batch, Embedder.embed_batch, arguments.BatchArguments),
+    (OllamaPool.embed_stream, Embedder.embed_stream, arguments.StreamArguments),
+    (OllamaPool.embed_bag, FarBatches.embed_bag, arguments.WriteArguments),
+    (OllamaPool.embed_bag, FarBatches.embed_dataframe, arguments.WriteArguments),
+    (OllamaPool.chat, Conversations.chat, arguments.ChatArguments),
+    (OllamaPool.chat, Conversations.chat, arguments.StreamChatArguments),
+    (OllamaPool.generate, Conversations.generate, arguments.GenerateArguments),
+    (OllamaPool.generate, Conversations.generate, arguments.StreamGenerateArguments),
+    (OllamaPool.plan, Operations.plan, arguments.PlanArguments),
+    (OllamaPool.parallelism_report, Operations.parallelism_report, arguments.SizeArguments),
+    (AutoBatch.submit, new_job, arguments.SubmitArguments),
+]
+
+
+@pytest.mark.parametrize(("method", "part", "typed"), METHODS)
+def test_each_argument_is_typed_taken_and_documented(
+    method: Callable[..., Any], part: Callable[..., Any], typed: Any
+) -> None:
+    names = set(typed.__annotations__)
+    parameters = inspect.signature(part).parameters.values()
+    taken = {each.name for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY}
+    if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters):
+        taken |= set(arguments.EmbedArguments.__annotations__)
+    assert taken == names
+    assert names <= set(re.findall(r"\w+", inspect.getdoc(method) or ""))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda pool: pool.embed("m", "a", sticky="x"),
+        lambda pool: pool.embed_batch("m", ["a"], dimension=3),
+        lambda pool: pool.chat("m", [], prompt="a"),
+        lambda pool: pool.generate("m", "a", tools=[]),
+        lambda pool: pool.plan("m", 3, sizes=[3]),
+        lambda pool: pool.embed_bag("m", None, "x", force_mode="parallel"),
+    ],
+)
+async def test_an_unknown_argument_is_refused_by_name(call: Callable[[OllamaPool], Any]) -> None:
+    async with OllamaPool(["http://127.0.0.1:9"]) as pool:
+        with pytest.raises(TypeError, match=r"'(sticky|dimension|prompt|tools|sizes|force_mode)'"):
+            await call(pool)
+
+
+async def test_an_unknown_argument_of_a_stream_is_refused() -> None:
+    async with OllamaPool(["http://127.0.0.1:9"]) as pool:
+        unknown: Any = {"on_progress": None}
+        with pytest.raises(TypeError, match="'on_progress'"):
+            pool.embed_stream("m", ["a"], **unknown)
