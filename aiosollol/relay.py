@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, NamedTuple
 
@@ -15,23 +14,27 @@ from aiosollol.errors import NodeError, ProtocolError
 from aiosollol.exchange import EmbedCall, TalkCall
 from aiosollol.streams import OnEnd, ReplyStream, counted
 from aiosollol.wire.chat import cut_off, load_part
-from aiosollol.wire.ollama import shown
+from aiosollol.wire.ollama import outline, shown, without_mark
 
-_DONE, _ERROR = b'"done":true', b'{"error"'
 _END_SECONDS = 1.0
 """How long a node may take to end a stream after its last line: then its connection is kept."""
+_NOT_LAST = b',"done":false}\n'
+_BACKSLASH = ord("\\")
+_NOTHING: Mapping[str, Any] = {}
 _MAX_LINE = 1 << 26  # what never ends a line must not fill the memory
-# Servers count at the end of an answer. In the text before it, these quotes would be escaped.
-_COUNTS = re.compile(rb'"(?:prompt_eval_count|eval_count|prompt_tokens)": ?([0-9]{1,9})\b')
-_COUNTED_BYTES = 256
 
 
 class Relayed(NamedTuple):
-    """A whole answer. node: who gave it, by name. setbacks: what came before it."""
+    """A whole answer.
+
+    node: who gave it, by name. setbacks: what came before it. tokens: of prompt and answer, as the
+    server counted them; 0 where it does not say.
+    """
 
     node: str
     body: bytes
     setbacks: Sequence[Setback] = ()
+    tokens: int = 0
 
 
 class RelayCall(TalkCall[Any]):
@@ -49,8 +52,8 @@ class RelayCall(TalkCall[Any]):
         return RelayStream(node, response, on_end)
 
     def tokens_of(self, part: Relayed) -> int:
-        """Tokens of prompt and answer, as the server counted them; 0 where it does not say."""
-        return sum(map(int, _COUNTS.findall(part.body[-_COUNTED_BYTES:])))
+        """See `Relayed`."""
+        return part.tokens
 
     def load_request(self) -> tuple[str, bytes]:
         """Path and body of a request that loads the model for this one and computes nothing."""
@@ -62,11 +65,7 @@ class RelayCall(TalkCall[Any]):
 
 def read_talk(node: str, body: bytes) -> Relayed:
     """A whole answer of chat or generate. Raises NodeError if it cannot be one."""
-    # Where the text of an answer has this, its quotes are escaped: to find it is nearly to read it.
-    # It stands near the end.
-    if not (body.startswith(b"{") and body.endswith((b"}", b"}\n")) and body.rfind(_DONE) >= 0):
-        load_part(node, body)
-    return Relayed(node, body)
+    return _relayed(node, body, load_part(node, outline(body)))
 
 
 def read_vector(node: str, body: bytes) -> Relayed:
@@ -74,47 +73,62 @@ def read_vector(node: str, body: bytes) -> Relayed:
 
     In JSON numbers or in base64; what an endpoint answers to no text has none and is sound too.
     """
-    start = body.find(b'"embedding')
-    if not (body.startswith(b"{") and body.endswith((b"}", b"}\n"))) or start < 0:
-        load_part(node, body)
+    fields = load_part(node, outline(body))
+    if not ("embeddings" in fields or "embedding" in fields or _has_entry(fields)):
         raise ProtocolError(node, f"answered {shown(body)}, which has no embeddings")
-    return Relayed(node, body)
+    return _relayed(node, body, fields)
 
 
 def read_vectors_of_one(node: str, body: bytes) -> Relayed:
     """An answer of /api/embed to one text. Raises NodeError if there is not one vector in it."""
-    relayed = read_vector(node, body)
-    # "[[" and then no other bracket is one vector; all else is worth reading. Single characters are
-    # found at once, where a search of 10 kB of numbers for several took 11 us.
-    first = body.find(b"[")
-    is_one = (
-        body.startswith(b"[[", first)
-        and not body.startswith(b"[[]", first)
-        and body.find(b"[", first + 2) < 0
-    )
-    if not is_one and not _has_one_vector(load_part(node, body)):
+    fields = load_part(node, outline(body))
+    vectors = fields.get("embeddings")
+    if not (isinstance(vectors, list) and len(vectors) == 1 and vectors[0]):
         raise ProtocolError(node, f"answered {shown(body)}, which is not the vector of one text")
-    return relayed
+    return _relayed(node, body, fields)
 
 
-def _has_one_vector(answer: dict[str, Any]) -> bool:
-    vectors = answer.get("embeddings")
-    return isinstance(vectors, list) and len(vectors) == 1 and bool(vectors[0])
+def _has_entry(fields: Mapping[str, Any]) -> bool:
+    """Whether it is an answer of /v1/embeddings with a vector."""
+    entries = fields.get("data")
+    first = entries[0] if isinstance(entries, list) and entries else None
+    return isinstance(first, dict) and "embedding" in first
 
 
-def _is_json(text: bytes) -> bool:
+def _relayed(node: str, body: bytes, fields: Mapping[str, Any]) -> Relayed:
+    usage = fields.get("usage")  # where OpenAI's endpoints count
+    tokens = counted(usage if isinstance(usage, dict) else fields)
+    return Relayed(node, without_mark(body), (), tokens)
+
+
+def _are_ordinary(lines: bytes, count: int) -> bool:
+    """Whether `count` lines are surely neither the last one nor an error, as most of Ollama's are.
+
+    False says nothing. After a comma, no string but a key begins so, and where the last bracket of
+    the line follows, it is one of the outermost object. A key could only be written in other ways
+    with escapes, which Ollama has for some characters of a text.
+    """
+    is_known = lines.endswith(_NOT_LAST) if count == 1 else lines.count(_NOT_LAST) == count
+    return (
+        is_known and b'"error"' not in lines and (_BACKSLASH not in lines or b"\\u00" not in lines)
+    )
+
+
+def _read(line: bytes) -> Mapping[str, Any]:
+    """The JSON object that `line` is, empty for what is none."""
     try:
-        orjson.loads(text)
+        fields = orjson.loads(line)
     except orjson.JSONDecodeError:
-        return False
-    return True
+        return _NOTHING
+    return fields if isinstance(fields, dict) else _NOTHING
 
 
 class RelayStream(ReplyStream[Any]):
     """A streamed answer whose parts are bytes of one or several whole lines, as they come.
 
-    Only the last line is read. The iteration raises NodeError if the stream breaks off, and at an
-    error that the node reports, which is not given out then. setbacks: what came before it.
+    Lines that are not JSON are passed on too. The iteration raises NodeError if the stream breaks
+    off, and at an error that the node reports, which is not given out then. What follows the last
+    line is dropped. setbacks: what came before it.
     """
 
     setbacks: Sequence[Setback] = ()
@@ -134,7 +148,7 @@ class RelayStream(ReplyStream[Any]):
         return f"<RelayStream from {self.node}, {self.parts} lines>"
 
     def _take_first(self) -> None:
-        self._load(self.node, self._ready[0])
+        self._ready[0] = self._load(self.node, self._ready[0]).body
         self._next = b"".join([line + b"\n" for line in self._ready])
         self._rest = self._lines.pending()
         self._ready.clear()
@@ -155,7 +169,6 @@ class RelayStream(ReplyStream[Any]):
         if not lines:
             await self._end(None)
             raise StopAsyncIteration
-        self.parts += lines.count(b"\n")
         return lines
 
     async def _end(self, error: BaseException | None) -> None:
@@ -174,7 +187,7 @@ class RelayStream(ReplyStream[Any]):
                 piece = await anext(self._pieces)
             except StopAsyncIteration:
                 rest, self._rest = self._rest, b""
-                if _is_json(rest):
+                if _read(rest):
                     return rest + b"\n"  # a last line need not end with a line end
                 raise cut_off(self.node, self.parts) from None
             if self._rest:
@@ -190,19 +203,26 @@ class RelayStream(ReplyStream[Any]):
 
     def _look_at(self, lines: bytes) -> bytes:
         """What of `lines` to give out now. Raises NodeError if they begin with an error."""
-        # Read are only lines that may be the last, and the first, which tells whether it is Ollama.
-        if _DONE not in lines and _ERROR not in lines and self.parts:
+        count = lines.count(b"\n")
+        if _are_ordinary(lines, count):
+            self.parts += count
             return lines
-        start = lines.rstrip().rfind(b"\n") + 1
-        try:
-            fields = load_part(self.node, lines[start:])
-        except NodeError:
-            if not start:
-                raise
-            self._next = lines[start:]  # it is raised when what came before was taken
-            return lines[:start]
-        self._is_done = fields.get("done") is True
-        self.tokens = counted(fields)
+        start, size = 0, len(lines)
+        while start < size:
+            end = lines.find(b"\n", start) + 1
+            fields = _read(lines[start:end])
+            if "error" in fields:
+                if start:
+                    self._next = lines[start:]  # raised when what came before it was taken
+                    return lines[:start]
+                load_part(self.node, lines[:end])
+            if fields.get("done") is True:
+                self._is_done = True
+                self.tokens = counted(fields)
+                self.parts += 1
+                return lines[:end]
+            self.parts += bool(fields)
+            start = end
         return lines
 
     async def _see_the_end(self) -> None:

@@ -15,7 +15,8 @@ from aiosollol.wire.ndjson import LineSplitter
 
 Part = TypeVar("Part", bound=ChatReply | GeneratedText)
 
-_COUNTS = ("prompt_eval_count", "eval_count")
+_COUNTS = ("prompt_eval_count", "eval_count", "prompt_tokens")
+_MOST_TOKENS = 10**9
 
 
 OnEnd: TypeAlias = "Callable[[ReplyStream[Part], BaseException | None], None]"
@@ -29,8 +30,12 @@ def tokens_of(part: ChatReply | GeneratedText) -> int:
 
 def counted(answer: Mapping[str, Any]) -> int:
     """As `tokens_of`, of an answer as it came."""
-    found = (answer.get(name) for name in _COUNTS)
-    return sum(count for count in found if isinstance(count, int))
+    tokens = 0
+    for name in _COUNTS:
+        count = answer.get(name)
+        if isinstance(count, int) and 0 < count < _MOST_TOKENS:
+            tokens += count
+    return tokens
 
 
 class ReplyStream(Generic[Part]):

@@ -59,6 +59,8 @@ async def test_the_originals_field_works_too() -> None:
         assert "nomic-embed-text" in unknown.json["error"]
         texts = await gateway.post("/api/embed", {"model": MODEL, "text": ["a", "b"]})
         assert len(texts.json["embeddings"]) == 2
+        escaped = b'{"model": "%b", "\\u0074ext": "a document"}' % MODEL.encode()
+        check(gateway, (await gateway.post("/api/embed", escaped)).json["embedding"], "a document")
 
 
 async def test_a_list_is_spread_over_four_nodes() -> None:

@@ -66,6 +66,17 @@ def test_any_float32_survives_either_way(vectors: list[list[float]]) -> None:
     assert load_embeddings("n", spaced, len(vectors)) == as_base64
 
 
+@pytest.mark.parametrize("name", [b"data", b"d\\u0061ta"])
+def test_what_looks_like_ollamas_form_and_names_data_twice_is_read_as_json(name: bytes) -> None:
+    body = in_base64([struct.pack("<f", 1.0)])
+    assert load_embeddings("n", body, 1).is_base64
+    twice = body[:-1] + b',"%b":[]}' % name
+    with pytest.raises(ProtocolError, match="answered 0 vectors to 1 texts"):
+        load_embeddings("n", twice, 1)
+    named = in_base64([struct.pack("<f", 1.0)], model="data")
+    assert load_embeddings("n", named, 1) == load_embeddings("n", body, 1)
+
+
 def test_entries_out_of_order_are_put_in_order() -> None:
     data = [
         {"embedding": base64.b64encode(struct.pack("<f", number)).decode(), "index": index}

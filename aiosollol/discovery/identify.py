@@ -14,7 +14,7 @@ from aiosollol.core.node import ModelInfo
 from aiosollol.discovery.channel import Channel
 from aiosollol.errors import ProtocolError
 from aiosollol.wire.http1 import ResponseParser, request_head
-from aiosollol.wire.ollama import load_tags, load_version
+from aiosollol.wire.ollama import load_tags, load_version, loads
 
 MOST_BODY_BYTES = 1 << 20
 """Two thousand models take as much."""
@@ -98,7 +98,7 @@ def _checked_version(node: str, body: bytes) -> str:
 def _check_tags(node: str, body: bytes) -> None:
     """Raise ProtocolError unless it is a list of models: what is no Ollama may have any shape."""
     try:
-        tags = orjson.loads(body)
+        tags = loads(body)
     except orjson.JSONDecodeError as error:
         raise ProtocolError(node, "its list of models is not JSON") from error
     if not isinstance(tags, dict) or "models" not in tags:

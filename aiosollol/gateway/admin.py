@@ -22,6 +22,7 @@ from aiosollol.wire.asked import Refusal
 from aiosollol.wire.gojson import quoted
 from aiosollol.wire.ndjson import LineSplitter
 from aiosollol.wire.ollama import dump_whole
+from aiosollol.wire.ollama import loads as loads_answer
 
 if TYPE_CHECKING:
     from aiosollol.pool import OllamaPool
@@ -121,7 +122,7 @@ class Admin:
                     continue
                 node, line = news
                 try:
-                    found = orjson.loads(line)
+                    found = loads_answer(line)
                 except orjson.JSONDecodeError:
                     found = {"error": "it answered what is not JSON"}
                 if isinstance(found, dict) and (out := progress.feed(node, found)) is not None:

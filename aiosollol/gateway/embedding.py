@@ -57,11 +57,7 @@ class Embedding:
         began = time.monotonic_ns()
         body = await request.read()
         wanted = await parse(request, asked.read_embed)
-        if (
-            not wanted.texts
-            and b'"text"' in body
-            and (known := await parse(request, self._as_the_original))
-        ):
+        if not wanted.texts and (known := await parse(request, self._as_the_original)):
             self._check(request, known)
             check_model(request, known.model)  # the guard does not know the default of the options
             vectors = await self._many(known, answers.json_vectors)

@@ -18,7 +18,7 @@ from aiosollol.wire.answers import Answer
 from aiosollol.wire.asked import Refusal
 from aiosollol.wire.fields import early
 from aiosollol.wire.ndjson import LineSplitter
-from aiosollol.wire.ollama import dump_whole, shown
+from aiosollol.wire.ollama import dump_whole, loads, shown
 
 EVENT_STREAM = "text/event-stream"
 
@@ -97,7 +97,7 @@ class Events(ABC):
         events = b""
         if rest and not self.is_over:
             try:  # a last line need not end with a line end
-                orjson.loads(rest)
+                loads(rest)
             except orjson.JSONDecodeError:
                 return self.fail(CUT_OFF)
             events = self._line(rest)
@@ -115,7 +115,7 @@ class Events(ABC):
 
     def _line(self, line: bytes) -> bytes:
         try:
-            part = orjson.loads(line)
+            part = loads(line)
         except orjson.JSONDecodeError:
             part = None
         if not isinstance(part, dict):

@@ -98,10 +98,10 @@ def load_embeddings(node: str, body: bytes, count: int) -> EmbedAnswer:
 
     Raises ProtocolError if there are not `count` vectors, of one length, all finite.
     """
-    if (known := _known_form(body, count)) is not None:
+    if (known := _known_form(node, body, count)) is not None:
         texts, rest = known
         floats, dim = _from_base64(node, texts)
-        answer = EmbedAnswer(floats, count, dim, _count(_usage(load(node, rest))), True, node)
+        answer = EmbedAnswer(floats, count, dim, _count(_usage(rest)), True, node)
     elif (numbers := read_numbers(body, count)) is not None:
         floats, dim, tokens = numbers
         answer = EmbedAnswer(floats, count, dim, _count(tokens), node=node)
@@ -153,8 +153,10 @@ def _between(count: int) -> list[bytes]:
     ]
 
 
-def _known_form(body: bytes, count: int) -> tuple[list[memoryview], bytes] | None:
-    """The vectors of an answer as Ollama writes it, still in base64, and an object of all else.
+def _known_form(
+    node: str, body: bytes, count: int
+) -> tuple[list[memoryview], dict[str, Any]] | None:
+    """The vectors of an answer as Ollama writes it, still in base64, and all else.
 
     To read it as JSON costs four times as much as to decode the vectors. Each byte that is not of a
     vector is compared with what must stand there, so that only this very form is recognised; for
@@ -172,7 +174,8 @@ def _known_form(body: bytes, count: int) -> tuple[list[memoryview], bytes] | Non
             return None
         texts.append(view[at:end])
         at = end + len(tail)
-    return None if body.find(b'"data"', at) >= 0 else (texts, b"{" + body[at:])
+    rest = load(node, b"{" + body[at:])
+    return None if "data" in rest else (texts, rest)
 
 
 def _in_order(node: str, entries: list[Any]) -> list[dict[str, Any]]:
