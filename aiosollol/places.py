@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 import anyio
@@ -55,6 +56,7 @@ class Places:
         "_chunks",
         "_kept",
         "_left",
+        "_on_pressure",
         "_own_cap",
         "_room",
         "_waiting_chunks",
@@ -77,6 +79,7 @@ class Places:
         self._chunks = 0  # those of `in_flight` that are of batches
         self._room = Room(0) if room is None else room
         self._left: anyio.Event | None = None
+        self._on_pressure: Callable[[Places], object] | None = None
         self._waiting_chunks: deque[anyio.Event] = deque()
         self._own_cap = math.inf if max_concurrency is None else max_concurrency
         self._adapted = concurrency.start(max_concurrency).allowed
@@ -95,11 +98,16 @@ class Places:
         """How many requests it would have now if none had to wait: those under way among them."""
         return self.in_flight + self.queued + len(self._waiting_chunks)
 
-    def allow(self, places: int | None) -> None:
+    def allow(
+        self, places: int | None, on_pressure: Callable[[Places], object] | None = None
+    ) -> None:
         """Let it have so many requests of this program at once; None for no limit but the user's.
 
         What is under way goes on, so there may be more for a while.
+
+        on_pressure: called when a request has to wait here, and when `lend` has changed something.
         """
+        self._on_pressure = on_pressure
         self.share = self._own_cap if places is None else min(self._own_cap, places)
         self._set_cap()
 
@@ -112,6 +120,10 @@ class Places:
         self._kept = math.inf if kept is None else kept
         self.far_using, self.far_wants, self.lent = using, wants, lent
         self._set_cap()
+        if self._left is not None:
+            self._left.set()
+            self._left = None
+        self._press()
 
     @property
     def taken(self) -> int:
@@ -129,6 +141,10 @@ class Places:
         self._bound()
         self._call_chunks()
         self.call_waiting()
+
+    def _press(self) -> None:
+        if self._on_pressure is not None:
+            self._on_pressure(self)
 
     def adapt(self, limit: int) -> None:
         """It was learned that so many live requests are best."""
@@ -162,6 +178,7 @@ class Places:
             return
         has_place = anyio.Event()
         self._waiting_chunks.append(has_place)
+        self._press()
         try:
             await has_place.wait()
         except BaseException:
@@ -184,7 +201,7 @@ class Places:
             self._left = None
 
     async def wait_left(self) -> None:
-        """Return when the next request has ended."""
+        """Return when the next request has ended, or may have, at the program's workers."""
         if self._left is None:
             self._left = anyio.Event()
         await self._left.wait()
@@ -196,6 +213,7 @@ class Places:
         ticket = self._room.add(waiter, self.name, came, priority)
         if ticket is not None:
             self.queued += 1
+            self._press()
         return ticket
 
     def step_out(self, ticket: Ticket[Waiter]) -> None:

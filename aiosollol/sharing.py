@@ -1,8 +1,9 @@
 """Sharing nodes with other programs: one task that asks a coordinator for leases ahead of need.
 
 No request waits for the coordinator. It decides how many requests this program may have under way
-on each node (`Node.allow`), and that is renewed twice a second, sooner when somebody waits for it
-or others wait for us. Without a coordinator the program goes on by itself, and looks for it again.
+on each node (`Node.allow`), and that is renewed twice a second, sooner when a request waits for a
+lease or other programs wait for what is to be given back. Without a coordinator the program goes on
+by itself, and looks for it again.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any
 
 import anyio
@@ -20,22 +22,48 @@ from aiosollol.core.cost import Cost
 from aiosollol.core.sharing import Answer, CostKey, KnownCost, NodeUse, Report, node_id, slots_of
 from aiosollol.errors import EngineError
 from aiosollol.nodes import Node
+from aiosollol.places import Places
 from aiosollol.ports import Coordinator
 from aiosollol.registry import Registry
 
 log = logging.getLogger("aiosollol")
 
 INTERVAL = 0.5
-"""Seconds between two questions."""
+"""Seconds between two renewals of leases, by whatever way."""
 URGENT_INTERVAL = 0.1
-"""The same, while somebody waits for a place that only a lease keeps from him."""
+"""The same, while a request waits for a place that only a lease keeps from it."""
 RETRY_INTERVAL, MOST_RETRY_INTERVAL = 3.0, 30.0
 """The same, while there is no coordinator: longer and longer, since a try may start a process."""
 ANSWER_SECONDS = 6.0
 """Until a question counts as not answered, whatever carries it."""
 LEAVE_SECONDS = 1.0
 
-_LOOK_SECONDS = 0.05
+
+class Renewal:
+    """Renews leases again and again: after an interval, or sooner."""
+
+    def __init__(self) -> None:
+        self._wake = anyio.Event()
+        self._renewed_at = 0.0
+        self._pause: anyio.CancelScope | None = None
+
+    async def run(self, renew: Callable[[], Awaitable[float]]) -> None:
+        """Until cancelled. renew: returns the seconds until the next time."""
+        while True:
+            self._wake = anyio.Event()
+            seconds = await renew()
+            self._renewed_at = anyio.current_time()
+            with anyio.move_on_after(seconds) as self._pause:
+                await self._wake.wait()
+
+    def wake(self) -> None:
+        """Renew now, or once more if that is under way."""
+        self._wake.set()
+
+    def hurry(self, seconds: float) -> None:
+        """Renew at the latest `seconds` after the last time."""
+        if self._pause is not None:
+            self._pause.deadline = min(self._pause.deadline, self._renewed_at + seconds)
 
 
 class Sharing:
@@ -73,6 +101,8 @@ class Sharing:
         self._told: dict[CostKey, int] = {}
         self._hearsay: dict[CostKey, Cost] = {}
         self._suspects: set[str] = set()
+        self._renewal = Renewal()
+        self._excess: anyio.CancelScope | None = None
         self._lowered = False
         self._complaint: str | None = None
         self._tries = 0
@@ -106,13 +136,20 @@ class Sharing:
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._watch_end)
-                while True:
-                    await self._ask(group)
-                    await self._pause()
+                await self._renewal.run(partial(self._renew, group))
         finally:
             self._release()
             with anyio.move_on_after(LEAVE_SECONDS, shield=True):
                 await self._coordinator.leave(self._member)
+
+    async def _renew(self, group: TaskGroup) -> float:
+        await self._ask(group)
+        if self._excess is not None:
+            self._excess.cancel()
+        excess = [node for node in self._registry if node.taken > node.share]
+        if excess:
+            group.start_soon(self._watch_excess, excess)
+        return self._next_interval()
 
     # One question.
 
@@ -185,7 +222,7 @@ class Sharing:
             if node is None or node.name not in self._registry:
                 continue
             self._lowered |= self._answer is not None and slots < self._answer.slots.get(known, 0)
-            node.allow(slots)
+            node.allow(slots, self._press)
         self._serial, self._answer = answer.serial, answer
         if self._complaint is not None and not self.is_connected:
             log.info("%s is back: %d programs share the nodes", self._name, answer.members)
@@ -254,33 +291,37 @@ class Sharing:
 
     # When to ask again.
 
-    async def _pause(self) -> None:
-        began = self._registry.clock()
+    def _next_interval(self) -> float:
         jitter = self._rng.uniform(0.9, 1.1)  # many programs ask, and not all at the same moment
-        interval = INTERVAL
         if self._complaint is not None:
-            interval = min(RETRY_INTERVAL * 2**self._tries, MOST_RETRY_INTERVAL)
+            interval = min(RETRY_INTERVAL * 2.0**self._tries, MOST_RETRY_INTERVAL)
             self._tries += not self.is_connected
-        had_excess = self._has_excess()
-        while True:
-            waited = self._registry.clock() - began
-            if waited >= interval * jitter:
-                return
+            return interval * jitter
+        if self._lowered:
+            return 0.0  # others wait for what we were to give back
+        if any(map(_is_starved, self._registry)):
+            return URGENT_INTERVAL
+        return INTERVAL * jitter
+
+    def _press(self, node: Places) -> None:
+        """A request waits, or what our workers use has changed."""
+        if self._complaint is None and _is_starved(node):
+            self._renewal.hurry(URGENT_INTERVAL)
+
+    async def _watch_excess(self, nodes: Sequence[Node]) -> None:
+        """Ask at once when no more is under way than the lease allows: others wait for it."""
+        with anyio.CancelScope() as self._excess:
+            for node in nodes:
+                while node.taken > node.share:
+                    await node.wait_left()
             if self._complaint is None:
-                if self._lowered or (had_excess and not self._has_excess()):
-                    return  # others wait for what we were to give back
-                if waited >= URGENT_INTERVAL and self._is_starved():
-                    return
-            await anyio.sleep(_LOOK_SECONDS)
-
-    def _has_excess(self) -> bool:
-        """Whether more is under way than the lease allows."""
-        return any(node.taken > node.share for node in self._registry)
-
-    def _is_starved(self) -> bool:
-        """Whether somebody waits for a place, and it is the lease that keeps him waiting."""
-        return any(node.taken >= node.share < _wants(node) for node in self._registry)
+                self._renewal.hurry(0.0)
 
 
-def _wants(node: Node) -> int:
+def _is_starved(node: Places) -> bool:
+    """Whether a request waits for a place, and it is the lease that keeps it waiting."""
+    return node.taken >= node.share < _wants(node)
+
+
+def _wants(node: Places) -> int:
     return node.wanted + node.far_wants

@@ -24,7 +24,7 @@ from aiosollol.loads import Loads
 from aiosollol.monitor import Monitor
 from aiosollol.registry import Registry
 from aiosollol.roster import Roster
-from aiosollol.sharing import INTERVAL, MOST_RETRY_INTERVAL, Sharing
+from aiosollol.sharing import INTERVAL, MOST_RETRY_INTERVAL, URGENT_INTERVAL, Sharing
 from aiosollol.testing import FakeModel, FakeTransport
 
 pytestmark = pytest.mark.anyio
@@ -234,6 +234,57 @@ async def test_what_a_dead_program_held_is_free_within_the_term() -> None:
 
 async def _never(member: str) -> None:
     pass
+
+
+class Recorded(InMemory):
+    """A coordinator that knows when it was asked by whom."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked_at: dict[str, list[float]] = {"a": [], "b": []}
+
+    async def exchange(self, report: Report) -> Answer:
+        self.asked_at[report.member].append(anyio.current_time())
+        return await super().exchange(report)
+
+
+async def test_a_request_that_waits_for_a_lease_has_it_asked_for_soon() -> None:
+    coordinator = Recorded()
+    program, other = Program(coordinator, "a"), Program(coordinator, "b")
+    async with anyio.create_task_group() as group:
+        group.start_soon(other.sharing.run)
+        group.start_soon(program.sharing.run)
+        await anyio.sleep(2.0)
+        asked = coordinator.asked_at["a"]
+        for _ in range(10):  # wherever it is between two questions
+            await anyio.sleep(0.77)
+            before, came = len(asked), anyio.current_time()
+            with anyio.move_on_after(0.2):
+                async with anyio.create_task_group() as requests:
+                    for _ in range(4):
+                        requests.start_soon(program.use, ONE, 1.0)
+            assert asked[before] <= max(asked[before - 1] + URGENT_INTERVAL, came) + 1e-6
+        group.cancel_scope.cancel()
+
+
+async def test_what_is_to_be_given_back_is_given_back_at_once() -> None:
+    coordinator = Recorded()
+    program, other = Program(coordinator, "a"), Program(coordinator, "b")
+    async with anyio.create_task_group() as group:
+        group.start_soon(program.sharing.run)
+        await anyio.sleep(2.0)
+        for seconds in (2.0, 2.0, 2.01, 2.01):
+            group.start_soon(program.request, ONE, seconds)
+        group.start_soon(other.sharing.run)
+        for _ in range(4):
+            group.start_soon(other.use, ONE, 1.0)
+        await anyio.sleep(1.9)
+        assert (program.registry[ONE].cap, program.under_way) == (2, 4)
+        ends = anyio.current_time() + 0.1
+        await anyio.sleep(0.2)
+        assert program.under_way == 0
+        assert pytest.approx(ends) in coordinator.asked_at["a"]  # two have ended, two may go on
+        group.cancel_scope.cancel()
 
 
 async def test_without_a_coordinator_it_goes_on_alone_and_says_so_once(

@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Protocol
 
 import anyio
@@ -21,13 +22,11 @@ from aiosollol.engines.worker import LEASE_SECONDS, Look, NodeEntry, Terms, entr
 from aiosollol.errors import EngineError
 from aiosollol.places import BATCH_WINDOW
 from aiosollol.registry import Registry
+from aiosollol.sharing import INTERVAL, URGENT_INTERVAL, Renewal
 
-BUSY_SECONDS = 0.5
-"""Between two exchanges with the workers while there is a batch."""
-STARVED_SECONDS = 0.1
-"""The same, while a worker wants a slot and has none."""
 IDLE_SECONDS = 15.0
-"""And while there is none: less than `dask_worker.FORGOTTEN_SECONDS`."""
+"""Between two exchanges with the workers while there is no batch: less than
+`dask_worker.FORGOTTEN_SECONDS`."""
 FIT_SECONDS = 12.0
 """How long a batch waits for a worker that can do it."""
 
@@ -108,7 +107,7 @@ class Leader:
         self._serial = 0
         self._is_unsettled = False
         self._is_over = False
-        self._wake = anyio.Event()
+        self._renewal = Renewal()
         self._changed = anyio.Event()
         self._complaints: set[str] = set()
 
@@ -138,11 +137,7 @@ class Leader:
         """Exchange with the workers again and again, until cancelled."""
         try:
             async with anyio.create_task_group() as group:
-                while True:
-                    self._wake = anyio.Event()
-                    await self._round(group)
-                    with anyio.move_on_after(self._interval):
-                        await self._wake.wait()
+                await self._renewal.run(partial(self._round, group))
         finally:
             self._is_over = True
             self._changed.set()
@@ -153,7 +148,7 @@ class Leader:
         if not (self._batches or self._is_lending):
             return IDLE_SECONDS
         is_starved = any(each.is_starved for each in self._workers.values())
-        return STARVED_SECONDS if is_starved else BUSY_SECONDS
+        return URGENT_INTERVAL if is_starved else INTERVAL
 
     @asynccontextmanager
     async def leading(self) -> AsyncIterator[None]:
@@ -168,7 +163,7 @@ class Leader:
 
     def wake(self) -> None:
         """Exchange with the workers now, or once more if that is under way."""
-        self._wake.set()
+        self._renewal.wake()
 
     async def wait_changed(self) -> None:
         """Return after the next exchange. Raises EngineError if there will be none."""
@@ -200,7 +195,8 @@ class Leader:
 
     # One exchange.
 
-    async def _round(self, group: TaskGroup) -> None:
+    async def _round(self, group: TaskGroup) -> float:
+        """Exchange with the workers; the seconds until the next time."""
         try:
             self._follow_workers(await self._link.threads())
         except EngineError as error:  # then who was there counts as there, until his lease ends
@@ -220,6 +216,7 @@ class Leader:
                 self._lend(False)
         changed, self._changed = self._changed, anyio.Event()
         changed.set()
+        return self._interval
 
     async def _exchange_with_all(self, group: TaskGroup) -> None:
         """One exchange with each worker. Those that take long do not keep the others waiting."""

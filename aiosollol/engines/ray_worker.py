@@ -14,9 +14,8 @@ from aiosollol.engines.ray_contract import Contract, Greeting
 from aiosollol.engines.ray_coordinator import check, find_coordinator
 from aiosollol.engines.worker import FarEnd, Look, Terms
 from aiosollol.errors import EngineError, SollolError
+from aiosollol.sharing import INTERVAL, URGENT_INTERVAL
 
-INTERVAL = 0.5
-URGENT_INTERVAL = 0.1
 FIRST_LEASE_SECONDS = 10.0
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import anyio
 import pytest
-import trio
+import trio.testing
 
 from aiosollol.core.node import NodeSpec
 from aiosollol.engines import leading
