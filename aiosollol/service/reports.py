@@ -40,7 +40,7 @@ def status(config: SOLLOLConfig, parts: Parts | None) -> dict[str, Any]:
             "api_docs": f"{url}/docs",
             "health": f"{url}/api/health",
             "stats": f"{url}/api/stats",
-            **({"metrics": f"{url}/metrics"} if config.metrics_enabled else {}),
+            **({"metrics": f"{url}/metrics"} if parts is not None and parts.gather else {}),
         },
     }
 

@@ -81,7 +81,7 @@ class SOLLOL:
 
     @property
     def metrics_url(self) -> str | None:
-        """Where metrics are, on a port of their own; None if there is none."""
+        """Where metrics are, on a port of their own; None if they have none."""
         listener = self._parts().metrics_listener
         return None if listener is None else f"{listener.url}/metrics"
 
@@ -100,8 +100,9 @@ class SOLLOL:
     async def start(self) -> None:
         """Listen, and begin to watch the nodes. Idempotent.
 
-        Raises ConfigError and InvalidInput where that cannot be, with everything closed again, and
-        MissingExtra for metrics or spans without what they need.
+        Metrics, spans and Dask are left out, with a warning, where their extra is not installed;
+        so is the port for metrics if it cannot be had. Raises ConfigError and InvalidInput for
+        anything else that cannot be, and MissingExtra for Ray, with everything closed again.
         """
         from aiosollol.service.parts import open_parts  # loads aiohttp
 
