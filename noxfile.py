@@ -22,6 +22,12 @@ PYTHONS = nox.project.python_versions(PYPROJECT)
 EXTRAS = "demo,agent,gateway,otel"  # what the code of today can use; grows with it
 CLIENTS = "tests/clients"
 ENGINES = "tests/engines"
+PLATFORMS = (
+    *("x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"),
+    *("x86_64-unknown-linux-musl", "aarch64-unknown-linux-musl"),
+    *("x86_64-apple-darwin", "aarch64-apple-darwin"),
+    *("x86_64-pc-windows-msvc", "aarch64-pc-windows-msvc"),
+)
 NPM_OLLAMA = "ollama@0.6.4"
 
 
@@ -107,6 +113,20 @@ def bench(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks.chaos")
     session.run("python", "-m", "benchmarks.gateway")
     session.run("python", "-m", "benchmarks.engines")
+
+
+@nox.session(default=False)
+def wheels(session: nox.Session) -> None:
+    """The core needs no compiler: each dependency has a wheel for each platform and Python.
+
+    By uv, which evaluates markers for the platform it resolves for; pip takes those of this one.
+    """
+    session.install("uv")
+    for platform in PLATFORMS:
+        for python in (*PYTHONS, "3.14"):
+            target = ("--python-platform", platform, "--python-version", python)
+            asked = ("uv", "pip", "compile", "--quiet", "--only-binary", ":all:", *target)
+            session.run(*asked, "pyproject.toml", silent=True)
 
 
 def run_tests(session: nox.Session) -> None:

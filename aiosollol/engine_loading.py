@@ -41,9 +41,14 @@ def load_sharing(
     return sharing
 
 
-def _load(name: str, settings: Settings, registry: Registry) -> Engine:
+def check_engine(name: str) -> None:
+    """Raises MissingExtra if the package of an engine, "dask" or "ray", is not installed."""
     if find_spec(_NEEDS[name]) is None:
         raise MissingExtra(f"enable_{name}", name)
+
+
+def _load(name: str, settings: Settings, registry: Registry) -> Engine:
+    check_engine(name)
     engine: Engine = _module(name).make_engine(settings, registry)
     return engine
 

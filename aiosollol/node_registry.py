@@ -178,7 +178,7 @@ class NodeRegistry(Registry):
         hosts = {node.spec.address.host for node in self}
         if len(self) < 2 or all(map(is_loopback, hosts)):
             return
-        from aiosollol.discovery.interfaces import read_surroundings  # loads netifaces
+        from aiosollol.discovery.interfaces import read_surroundings  # loads netifaces or ifaddr
         from aiosollol.discovery.machine import machine_id
 
         surroundings = await read_surroundings()

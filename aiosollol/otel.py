@@ -30,16 +30,17 @@ _MOST_CHARACTERS = 256  # of what a client makes up
 
 def is_recording() -> bool:
     """Whether the program has set up where spans go to. Raises MissingExtra."""
-    _check_extra()
+    check_extra()
     from opentelemetry import trace
 
     return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
 
 
-def _check_extra() -> None:
+def check_extra() -> None:
+    """Raises MissingExtra without opentelemetry-api."""
     try:
         import opentelemetry.trace  # noqa: F401 - to see whether it is there
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise MissingExtra("OpenTelemetry", "otel") from error
 
 
@@ -52,7 +53,7 @@ class OpenTelemetry:
     """
 
     def __init__(self, tracer_provider: TracerProvider | None = None) -> None:
-        _check_extra()
+        check_extra()
         from opentelemetry import context, trace
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 

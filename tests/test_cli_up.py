@@ -9,9 +9,10 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -322,6 +323,84 @@ async def test_what_cannot_be_is_told(tmp_path: Path, workers: int) -> None:
         assert await gateway.end() == 2
         assert len(gateway.lines) == 1
         assert "there are no API keys" in gateway.lines[0]
+
+
+@contextmanager
+def held_port() -> Iterator[int]:
+    """A port of 127.0.0.1 on which another program listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        yield taken.getsockname()[1]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_busy_port_for_metrics_is_one_warning(
+    tmp_path: Path, node: str, workers: int
+) -> None:
+    with held_port() as port:
+        arguments = (f"--node={node}", "--no-autobatch", f"--workers={workers}")
+        async with running(tmp_path, *arguments, f"--metrics-port={port}") as gateway:
+            url = await gateway.url()
+            async with aiohttp.ClientSession() as session:
+                assert await embed(session, url) == 200
+            assert "sollol_requests_total" in await text_of(f"{url}/metrics")
+            gateway.send(signal.SIGTERM)
+            assert await gateway.end() == 0
+    (warning,) = (line for line in gateway.lines if str(port) in line)
+    assert f"cannot listen on 127.0.0.1 port {port} for metrics: Address already in use" in warning
+    assert "--metrics-port" in warning
+    assert gateway.lines[0] == warning
+    assert len(gateway.lines) == 5, gateway.lines
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_what_is_not_installed_is_one_warning_each(
+    tmp_path: Path, node: str, workers: int
+) -> None:
+    for package in ("prometheus_client", "opentelemetry"):
+        (tmp_path / f"{package}.py").write_text("raise ImportError('it is not installed')")
+    arguments = (f"--node={node}", "--no-autobatch", "--otel", f"--workers={workers}")
+    async with running(tmp_path, *arguments, PYTHONPATH=str(tmp_path)) as gateway:
+        url = await gateway.url()
+        async with aiohttp.ClientSession() as session:
+            assert await embed(session, url) == 200
+            async with session.get(f"{url}/metrics") as answer:
+                assert answer.status == 404
+        gateway.send(signal.SIGTERM)
+        assert await gateway.end() == 0
+    metrics, spans = gateway.lines[:2]
+    assert "pip install 'aiosollol[gateway]'" in metrics
+    assert "--no-metrics" in metrics
+    assert "pip install 'aiosollol[otel]'" in spans
+    assert "--no-otel" in spans
+    assert len(gateway.lines) == 6, gateway.lines
+
+
+async def test_a_reload_leaves_the_port_for_metrics_as_it_is(tmp_path: Path, node: str) -> None:
+    file = tmp_path / "gateway.toml"
+    settings = f"hosts = ['{node}']\nautobatch_enabled = false\n"
+    file.write_text(settings)
+    with held_port() as port:
+        async with running(tmp_path, f"--config={file}") as gateway:
+            metrics_url = await gateway.metrics_url()
+            file.write_text(f"{settings}metrics_host = '127.0.0.2'\ngateway_port = {port}\n")
+            gateway.send(signal.SIGHUP)
+            assert "after a restart: metrics_host" in await gateway.said("were read again: ")
+            assert "sollol_active_requests" in await text_of(metrics_url)
+            gateway.send(signal.SIGTERM)
+            assert await gateway.end() == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_busy_port_ends_it_with_a_line(tmp_path: Path, node: str, workers: int) -> None:
+    with held_port() as port:
+        arguments = (f"--node={node}", "--no-autobatch", f"--workers={workers}", f"--port={port}")
+        async with running(tmp_path, *arguments) as gateway:
+            assert await gateway.end() == 2
+    (line,) = gateway.lines
+    assert line.startswith(f"error: cannot listen on 127.0.0.1 port {port}: Address already in use")
+    assert line.endswith("choose another port: --port (gateway_port)")
 
 
 # Without a process.

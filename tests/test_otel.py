@@ -421,16 +421,18 @@ def run(code: str) -> None:
 def test_what_is_off_is_not_loaded() -> None:
     run(
         "import sys\n"
-        "from aiosollol.service.parts import check_extras, _make_pool\n"
+        "from aiosollol.service.optional import without_missing\n"
+        "from aiosollol.service.parts import _make_pool\n"
         "from aiosollol.service import SOLLOLConfig\n"
         "from aiosollol.gateway.app import make_app\n"
         "import asyncio\n"
         "config = SOLLOLConfig(metrics_enabled=False)\n"
-        "check_extras(config)\n"
+        "assert without_missing(config) == (config, [])\n"
         "async def main(): make_app(_make_pool(config))\n"
         "asyncio.run(main())\n"
         "assert not [name for name in sys.modules if name.startswith('opentelemetry')]\n"
-        "check_extras(SOLLOLConfig(metrics_enabled=False, otel=True))\n"
+        "config = SOLLOLConfig(metrics_enabled=False, otel=True)\n"
+        "assert without_missing(config) == (config, [])\n"
         "assert 'opentelemetry.trace' in sys.modules\n"
         "assert not [name for name in sys.modules if name.startswith('opentelemetry.sdk')]\n"
     )

@@ -445,12 +445,13 @@ async def test_what_keeps_it_from_starting_leaves_nothing_open(tmp_path: Path) -
     async with FakeOllama() as node, SOLLOL(config_of(node)) as first:
         port = int(first.url.rsplit(":", 1)[1])
         taken = SOLLOL(config_of(node, gateway_port=port))
-        with pytest.raises(InvalidInput, match=f"cannot listen on 127.0.0.1 port {port}"):
+        with pytest.raises(InvalidInput, match=f"cannot listen on 127.0.0.1 port {port}") as caught:
             await taken.start()
+        assert "another port: --port (gateway_port)" in str(caught.value)
         assert not taken.is_running
-        metrics = SOLLOL(config_of(node, metrics_port=port))
-        with pytest.raises(InvalidInput, match="metrics_port"):
-            await metrics.start()
+        elsewhere = SOLLOL(config_of(node, gateway_host="203.0.113.7", insecure=True))
+        with pytest.raises(InvalidInput, match="an address of this machine: --host"):
+            await elsewhere.start()
         public = SOLLOL(config_of(node, gateway_host="0.0.0.0"))
         with pytest.raises(ConfigError, match="there are no API keys"):
             await public.start()
@@ -470,10 +471,13 @@ async def test_a_port_is_held_for_our_processes_alone() -> None:
     port = held.getsockname()[1]
     held.listen()  # as the processes do that share it
     try:
-        with pytest.raises(InvalidInput, match="cannot listen"):
+        with pytest.raises(InvalidInput, match=r"another port: --port \(gateway_port\)"):
             await asyncio.to_thread(reserve_port, "127.0.0.1", port)
     finally:
         held.close()
+    for host in ("203.0.113.7", "nowhere.invalid"):
+        with pytest.raises(InvalidInput, match=r"this machine: --host \(gateway_host\)"):
+            await asyncio.to_thread(reserve_port, host, 0)
 
 
 def test_the_settings_load_no_server() -> None:

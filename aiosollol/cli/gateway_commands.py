@@ -114,13 +114,20 @@ def up(
         bool | None,
         typer.Option(
             "--metrics/--no-metrics",
-            help="Metrics for Prometheus, which need the extra 'gateway'. Default: yes.",
+            help="Metrics for Prometheus; there are none without the extra 'gateway'. Default: "
+            "yes.",
             show_default=False,
         ),
     ] = None,
     metrics_port: Annotated[
         int | None,
-        typer.Option(metavar="N", min=0, max=65535, help="Of 127.0.0.1. Default: 9090."),
+        typer.Option(
+            metavar="N",
+            min=0,
+            max=65535,
+            help="Of 127.0.0.1; /metrics of --port has the same. Default: 9090.",
+            show_default=False,
+        ),
     ] = None,
     otel: Annotated[
         bool | None,

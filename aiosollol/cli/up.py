@@ -32,8 +32,8 @@ class UpOptions:
 def run_up(options: UpOptions) -> int:
     """Serve until Ctrl-C or SIGTERM; the exit code.
 
-    Raises ConfigError and InvalidInput where that cannot be, MissingExtra for metrics or
-    spans without what they need.
+    Raises ConfigError and InvalidInput where that cannot be. What is optional and cannot be is a
+    warning: see `SOLLOL.start`.
     """
     screen = Screen(sys.stdout)
     with screen.log():

@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import logging
 import socket
+import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ from aiosollol.core.networks import Interface
 
 _log = logging.getLogger("aiosollol.discovery")
 _ARP_TABLE = "/proc/net/arp"
+_UNREADABLE = (OSError, RuntimeError, ValueError, AssertionError)
+"""What netifaces2 and ifaddr raise for a system that does not answer, or oddly."""
 _COMPLETE = 0x2  # ATF_COM in linux/if_arp.h: the neighbour has answered
 
 
@@ -38,13 +41,30 @@ def _read() -> Surroundings:
 
 
 def _read_interfaces() -> list[Interface]:
-    import netifaces  # here, so that who does not search does not load it
+    """The addresses of all interfaces, by the interface's name, IPv4 first."""
+    # Both are imported here, so that they are loaded only for a search.
+    try:
+        try:
+            found = read_by_netifaces()
+        except ImportError:  # not installed on every platform: see pyproject.toml
+            found = read_by_ifaddr()
+    except _UNREADABLE as error:
+        _log.warning("the network interfaces could not be read, so none is known: %s", error)
+        return []
+    return sorted(found, key=lambda each: (each.name, each.address.version))
+
+
+def read_by_netifaces() -> list[Interface]:
+    """The addresses of all interfaces, in no order. Raises ImportError without netifaces."""
+    if sys.platform == "win32":
+        raise ImportError("netifaces2 0.0.22 never returns if an interface has two IPv4 addresses")
+    import netifaces
 
     found = []
     for name in netifaces.interfaces():
         try:
             addresses: Any = netifaces.ifaddresses(name)
-        except (OSError, ValueError) as error:  # it can go while it is read
+        except _UNREADABLE as error:  # it can go while it is read
             _log.warning("the network interface %s could not be read: %s", name, error)
             continue
         for family in (netifaces.AF_INET, netifaces.AF_INET6):
@@ -52,6 +72,21 @@ def _read_interfaces() -> list[Interface]:
                 interface = parse_interface(name, entry)
                 if interface is not None:
                     found.append(interface)
+    return found
+
+
+def read_by_ifaddr() -> list[Interface]:
+    """The same as `read_by_netifaces`, in pure Python and on every system."""
+    import ifaddr
+
+    found = []
+    for adapter in ifaddr.get_adapters():
+        for ip in adapter.ips:
+            # IPv6: the address, its flow label, its scope.
+            address = ip.ip if isinstance(ip.ip, str) else ip.ip[0]
+            network = ipaddress.ip_interface(f"{address}/{ip.network_prefix}")
+            # On Windows `name` is a UUID; netifaces2 gives the other one too.
+            found.append(Interface(adapter.nice_name, network))
     return found
 
 

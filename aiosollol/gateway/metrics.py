@@ -272,8 +272,8 @@ def check_extra() -> None:
     """Raises MissingExtra without prometheus-client."""
     try:
         import prometheus_client  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise MissingExtra("metrics", "gateway") from error
+    except ImportError as error:
+        raise MissingExtra("the metrics endpoint", "gateway") from error
 
 
 def handler_of(gather: Gather) -> Callable[[web.Request], Awaitable[web.Response]]:

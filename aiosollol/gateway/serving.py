@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 from collections.abc import Callable
 from functools import partial
-from typing import cast
+from typing import NamedTuple, cast
 
 from aiohttp import web
 
@@ -27,18 +28,57 @@ _LOOK_SECONDS = 0.02
 _CANCELLED_SECONDS = 0.1  # for handlers to end once they are cancelled
 
 
+class ListenSettings(NamedTuple):
+    """How a user sets where an application listens, for errors. purpose: what it is for."""
+
+    host: str
+    port: str
+    purpose: str = ""
+
+
+GATEWAY = ListenSettings("--host (gateway_host)", "--port (gateway_port)")
+METRICS = ListenSettings("metrics_host", "--metrics-port (metrics_port)", " for metrics")
+
+
+def cannot_listen(
+    host: str, port: int, error: OSError | ValueError, settings: ListenSettings
+) -> InvalidInput:
+    """What to raise where an address cannot be had: why, and the setting to change."""
+    number = errno.EADDRNOTAVAIL
+    if isinstance(error, OSError) and not isinstance(error, socket.gaierror):
+        # asyncio's own text repeats the address, and has no number where no address is ours.
+        number = error.errno or number
+        why = os.strerror(number)
+    else:
+        why = getattr(error, "strerror", None) or str(error)
+    remedy = {
+        errno.EADDRINUSE: f"; end what listens there, or choose another port: {settings.port}",
+        errno.EACCES: f"; choose another port: {settings.port}",
+        errno.EADDRNOTAVAIL: f"; choose an address of this machine: {settings.host}",
+    }.get(number, "")
+    return InvalidInput(
+        f"cannot listen on {without_userinfo(host)} port {port}{settings.purpose}: {why}{remedy}"
+    )
+
+
 class Listener:
     """An application, served. `start` it, and `stop` it once.
 
     A client that leaves cancels its request. There is no access log: prompts could be in paths.
+    settings: where it listens is set with these, for errors.
     """
 
     def __init__(
-        self, app: web.Application, limits: ConnectionLimits | None = None, *, name: str = ""
+        self,
+        app: web.Application,
+        limits: ConnectionLimits | None = None,
+        *,
+        name: str = "gateway",
+        settings: ListenSettings = GATEWAY,
     ) -> None:
-        self._errors = ErrorLog(name.partition(" (")[0] or "gateway")
+        self._errors = ErrorLog(name)
         self.gate = Gate(limits or ConnectionLimits(), self._errors)
-        self._name = f" for {name}" if name else ""
+        self._settings = settings
         self._runner = web.AppRunner(
             app, access_log=None, handler_cancellation=True, shutdown_timeout=_CANCELLED_SECONDS
         )
@@ -78,11 +118,11 @@ class Listener:
             self._listening = await loop.create_server(
                 make, host, port, backlog=BACKLOG, reuse_port=reuse_port or None
             )
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a host that is no name
             await self._runner.cleanup()
-            where = path or f"{without_userinfo(host)} port {port}"
-            why = error.strerror or str(error)
-            raise InvalidInput(f"cannot listen on {where}{self._name}: {why}") from error
+            if path is not None:
+                raise InvalidInput(f"cannot listen on {path}: {error}") from error
+            raise cannot_listen(host, port, error, self._settings) from error
         except BaseException:
             await self._runner.cleanup()
             raise

@@ -21,8 +21,8 @@ from aiosollol.gateway.guard import Guard
 from aiosollol.gateway.keys import KeyRing
 from aiosollol.gateway.limits import Limits
 from aiosollol.gateway.metrics import (
+    Gather,
     Metrics,
-    check_extra,
     counter,
     gauge,
     handler_of,
@@ -37,6 +37,7 @@ from aiosollol.otel import OpenTelemetry
 from aiosollol.pool import OllamaPool
 from aiosollol.service.config import SOLLOLConfig
 from aiosollol.service.nodes import NodeChanges
+from aiosollol.service.optional import listen_for_metrics, without_missing
 from aiosollol.service.security import is_loopback, nodes_of
 
 if TYPE_CHECKING:
@@ -49,13 +50,17 @@ _METRICS_STOP_SECONDS = 1.0
 
 @dataclass
 class Parts:
-    """What runs. They are closed by the stack that they were opened on, all but `listener`."""
+    """What runs. They are closed by the stack that they were opened on, all but `listener`.
+
+    gather: what /metrics shows; None without metrics. metrics_listener: on a port of its own.
+    """
 
     pool: OllamaPool
     autobatch: AutoBatch | None
     guard: Guard
     nodes: NodeChanges
     listener: Listener
+    gather: Gather | None = None
     metrics_listener: Listener | None = None
 
     def apply(self, config: SOLLOLConfig, keys: KeyRing) -> None:
@@ -70,14 +75,6 @@ class Parts:
         self.guard.keys = keys
         self.guard.allow_admin = config.allow_admin
         self.guard.limiter.limits = limits_of(config, self.guard.limiter.limits.max_body)
-
-
-def check_extras(config: SOLLOLConfig) -> None:
-    """Raises MissingExtra for what is turned on and not installed."""
-    if config.metrics_enabled:
-        check_extra()
-    if config.otel:
-        OpenTelemetry()
 
 
 def limits_of(config: SOLLOLConfig, max_body: int) -> Limits:
@@ -113,13 +110,27 @@ async def open_parts(
     siblings: Siblings | None,
     index: int,
 ) -> Parts:
-    """Open everything, each on `stack`; the listener last. If anything fails, all is closed."""
-    check_extras(config)
+    """Open everything, each on `stack`, but for the listener. If anything fails, all is closed.
+
+    What is not installed, and a port for metrics that cannot be had, is a warning.
+    """
+    config, warnings = await asyncio.to_thread(without_missing, config)  # it imports
     try:
-        return await _open(stack, config, keys, siblings, index)
+        parts = await _open(stack, config, keys, siblings, index)
+        if siblings is not None:  # the process that started them serves metrics, and warns once
+            return parts
+        try:
+            # After the gateway, which has precedence where both are to have one port.
+            warnings += await _open_metrics(stack, parts, config)
+        except BaseException:
+            await parts.listener.stop(0.0)
+            raise
     except BaseException:
         await stack.aclose()
         raise
+    for warning in warnings:
+        log.warning("%s", warning)
+    return parts
 
 
 async def _open(
@@ -192,13 +203,21 @@ async def _open(
             return await handler_of(gather if sees_all else gather_without_queue)(request)
 
         app.router.add_get("/metrics", send)
-        if siblings is None:  # else the process that started them serves it
-            parts.metrics_listener = Listener(metrics_app(gather), name="metrics (metrics_port)")
-            await parts.metrics_listener.start(config.metrics_host, config.metrics_port)
-            stack.push_async_callback(parts.metrics_listener.stop, _METRICS_STOP_SECONDS)
+        parts.gather = gather
     shared = siblings is not None
     await parts.listener.start(config.gateway_host, config.gateway_port, reuse_port=shared)
     return parts
+
+
+async def _open_metrics(stack: AsyncExitStack, parts: Parts, config: SOLLOLConfig) -> list[str]:
+    """Serve metrics on a port of their own. Returns warnings."""
+    if parts.gather is None:
+        return []
+    listener, warnings = await listen_for_metrics(metrics_app(parts.gather), config)
+    if listener is not None:
+        parts.metrics_listener = listener
+        stack.push_async_callback(listener.stop, _METRICS_STOP_SECONDS)
+    return warnings
 
 
 def _make_pool(config: SOLLOLConfig) -> OllamaPool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from aiosollol.error_log import ErrorLog
-from aiosollol.errors import InvalidInput, SollolError
+from aiosollol.errors import InvalidInput, MissingExtra, SollolError
 from aiosollol.otel import is_recording
 from aiosollol.service import security
 from aiosollol.service.config import SOLLOLConfig
@@ -22,6 +22,8 @@ from aiosollol.service.sollol import SOLLOL
 from aiosollol.service.source import ConfigSource
 
 if TYPE_CHECKING:
+    from tempfile import TemporaryDirectory
+
     from aiosollol.gateway.siblings import Siblings
     from aiosollol.gateway.signals import Signals
 
@@ -49,17 +51,24 @@ def run(source: ConfigSource, on_ready: OnReady | None = None) -> int:
 
     SIGTERM: nobody is accepted any more, what runs is finished. A second one closes at once, and
     the code is then 128 + its number. SIGHUP: the settings and the keys are read again, and no
-    request is dropped. Raises ConfigError and InvalidInput where it cannot serve, and MissingExtra.
+    request is dropped. Raises ConfigError and InvalidInput where it cannot serve. What is optional
+    and cannot be is a warning: see `SOLLOL.start`.
     """
     config = source.read()
-    if config.otel and not is_recording():
-        log.warning(
-            "otel is on, and nobody records spans: start it as 'opentelemetry-instrument aiosollol "
-            "up', which comes with opentelemetry-distro"
-        )
+    if config.otel:
+        _warn_if_not_recording()
     raise_file_limit(config.max_connections + 1024)
     serve = _serve_many if config.processes > 1 else _serve_one
     return _run_loop(serve(source, config, on_ready))
+
+
+def _warn_if_not_recording() -> None:
+    with contextlib.suppress(MissingExtra):  # there is a warning of its own for that
+        if not is_recording():
+            log.warning(
+                "otel is on, and nobody records spans: start it as 'opentelemetry-instrument "
+                "aiosollol up', which comes with opentelemetry-distro"
+            )
 
 
 def run_child() -> int:
@@ -174,19 +183,20 @@ async def _serve_many(source: ConfigSource, config: SOLLOLConfig, on_ready: OnRe
     from aiosollol.gateway.siblings import Siblings
     from aiosollol.gateway.signals import Signals
     from aiosollol.gateway.supervisor import Supervisor, make_folder
-    from aiosollol.service.parts import check_extras
+    from aiosollol.service.optional import listen_for_metrics, without_missing
 
     if not hasattr(socket, "SO_REUSEPORT"):
         raise InvalidInput("processes: this system cannot share a port; use 1")
     # Before any process is started, and by name: they would all say the same.
     keys = await asyncio.to_thread(security.read_keys, config)
     security.check_bind(config, keys)
-    check_extras(config)
+    config, warnings = await asyncio.to_thread(without_missing, config)
     count = config.processes
-    folder = await asyncio.to_thread(make_folder)
     reserved = await asyncio.to_thread(reserve_port, config.gateway_host, config.gateway_port)
+    folder: TemporaryDirectory[str] | None = None
     metrics: Listener | None = None
     try:
+        folder = await asyncio.to_thread(make_folder)
         port = reserved.getsockname()[1]
         brief = {"source": source.as_data(), "folder": folder.name, "count": count, "port": port}
         supervisor = Supervisor(
@@ -196,10 +206,11 @@ async def _serve_many(source: ConfigSource, config: SOLLOLConfig, on_ready: OnRe
             patience=config.stop_timeout,
         )
         if config.metrics_enabled:
-            metrics = Listener(
-                metrics_app(Siblings(folder.name, count).gather), name="metrics (metrics_port)"
-            )
-            await metrics.start(config.metrics_host, config.metrics_port)
+            app = metrics_app(Siblings(folder.name, count).gather)
+            metrics, more = await listen_for_metrics(app, config)
+            warnings += more
+        for warning in warnings:
+            log.warning("%s", warning)
         metrics_url = None if metrics is None else f"{metrics.url}/metrics"
 
         def tell() -> None:
@@ -215,7 +226,8 @@ async def _serve_many(source: ConfigSource, config: SOLLOLConfig, on_ready: OnRe
         reserved.close()
         if metrics is not None:
             await metrics.stop(1.0)
-        await asyncio.to_thread(folder.cleanup)
+        if folder is not None:
+            await asyncio.to_thread(folder.cleanup)
 
 
 def reserve_port(host: str, port: int) -> socket.socket:
@@ -223,6 +235,8 @@ def reserve_port(host: str, port: int) -> socket.socket:
 
     Raises InvalidInput where another program has it, also one that would share it.
     """
+    from aiosollol.gateway.serving import GATEWAY, cannot_listen  # loads aiohttp
+
     try:
         family, _, _, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -240,8 +254,8 @@ def reserve_port(host: str, port: int) -> socket.socket:
         except BaseException:
             held.close()
             raise
-    except OSError as error:
-        raise InvalidInput(f"cannot listen on {host} port {port}: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: a host that is no name
+        raise cannot_listen(host, port, error, GATEWAY) from error
     return held
 
 

@@ -83,7 +83,7 @@ class SOLLOL:
 
     @property
     def metrics_url(self) -> str | None:
-        """Where metrics are, on a port of their own; None if there is none."""
+        """Where metrics are, on a port of their own; None if they have none."""
         listener = self._parts().metrics_listener
         return None if listener is None else f"{listener.url}/metrics"
 
@@ -102,8 +102,9 @@ class SOLLOL:
     async def start(self) -> None:
         """Listen, and begin to watch the nodes. Idempotent.
 
-        Raises ConfigError and InvalidInput where that cannot be, with everything closed again, and
-        MissingExtra for metrics or spans without what they need.
+        Metrics, spans and Dask are left out, with a warning, where their extra is not installed;
+        so is the port for metrics if it cannot be had. Raises ConfigError and InvalidInput for
+        anything else that cannot be, and MissingExtra for Ray, with everything closed again.
         """
         from aiosollol.service.parts import open_parts  # loads aiohttp
 
@@ -193,10 +194,10 @@ class SOLLOL:
         """
         config, parts = self.config, self._running
         if parts is None:
-            url, port = None, config.gateway_port
+            port = config.gateway_port
             nodes: int | str = "auto-discover" if config.hosts is None else len(list(config.hosts))
         else:
-            url, port = parts.listener.url, parts.listener.address[1]
+            port = parts.listener.address[1]
             nodes = parts.pool.get_stats()["nodes_configured"]
         return {
             "running": parts is not None,
@@ -208,7 +209,7 @@ class SOLLOL:
             "not_in_use": list(NOT_IN_USE),
             "processes": config.processes,
             "timestamp": datetime.now(UTC).isoformat(),
-            "endpoints": {} if url is None else _endpoints(url, config),
+            "endpoints": {} if parts is None else _endpoints(parts),
         }
 
     def get_health(self) -> dict[str, Any]:
@@ -231,11 +232,12 @@ class SOLLOL:
         return stats_of(self._running.pool)
 
 
-def _endpoints(url: str, config: SOLLOLConfig) -> dict[str, str]:
+def _endpoints(parts: Parts) -> dict[str, str]:
+    url = parts.listener.url
     return {
         "gateway": url,
         "api_docs": f"{url}/docs",
         "health": f"{url}/api/health",
         "stats": f"{url}/api/stats",
-        **({"metrics": f"{url}/metrics"} if config.metrics_enabled else {}),
+        **({"metrics": f"{url}/metrics"} if parts.gather else {}),
     }

@@ -1,0 +1,82 @@
+"""What a service can do without: extras that are not installed, and the port for metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aiosollol.engine_loading import check_engine
+from aiosollol.errors import InvalidInput, MissingExtra
+from aiosollol.gateway.metrics import check_extra as check_metrics
+from aiosollol.otel import check_extra as check_otel
+from aiosollol.service.config import SOLLOLConfig
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from aiosollol.gateway.serving import Listener
+
+
+class _Part(NamedTuple):
+    """is_on: whether the settings want it. check: raises MissingExtra. off: the settings without
+    it. absent, remedy: what the warning says, before and after the extra to install."""
+
+    is_on: Callable[[SOLLOLConfig], bool]
+    check: Callable[[], None]
+    off: dict[str, Any]
+    absent: str
+    remedy: str
+
+
+_PARTS = (
+    _Part(
+        lambda config: config.metrics_enabled,
+        check_metrics,
+        {"metrics_enabled": False},
+        "metrics are not served",
+        "turn them off with --no-metrics (metrics_enabled = false)",
+    ),
+    _Part(
+        lambda config: config.otel,
+        check_otel,
+        {"otel": False},
+        "no spans are recorded",
+        "turn them off with --no-otel (otel = false)",
+    ),
+    _Part(
+        lambda config: config.uses_dask,
+        lambda: check_engine("dask"),
+        {"enable_dask": False, "dask_scheduler": None},
+        "what is queued is computed without Dask",
+        "leave out --dask-workers and --dask-scheduler (enable_dask, dask_scheduler)",
+    ),
+)
+
+
+def without_missing(config: SOLLOLConfig) -> tuple[SOLLOLConfig, list[str]]:
+    """The settings with each part turned off that is not installed, and a warning for each."""
+    warnings = []
+    for part in _PARTS:
+        if not part.is_on(config):
+            continue
+        try:
+            part.check()
+        except MissingExtra as error:
+            config = replace(config, **part.off)
+            warnings.append(f"{part.absent}: {error}, or {part.remedy}")
+    return config, warnings
+
+
+async def listen_for_metrics(
+    app: web.Application, config: SOLLOLConfig
+) -> tuple[Listener | None, list[str]]:
+    """Serve `app` on the port for metrics. If it cannot be had: None, and a warning."""
+    from aiosollol.gateway.serving import METRICS, Listener  # loads aiohttp
+
+    listener = Listener(app, name="metrics", settings=METRICS)
+    try:
+        await listener.start(config.metrics_host, config.metrics_port)
+    except InvalidInput as error:
+        return None, [f"metrics are on /metrics of the gateway alone: {error}"]
+    return listener, []
