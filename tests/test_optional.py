@@ -126,7 +126,7 @@ async def test_it_serves_without_any_extra(
             assert (status, "aiosollol[gateway]" in page) == (200, True)
             assert sollol.metrics_url is None
             assert "metrics" not in sollol.get_status()["endpoints"]
-            assert isinstance(sollol.pool.tracing, PassOn)
+            assert isinstance(sollol.pool.gateway_access.tracing, PassOn)
             # The settings are those that were given, so that a reload finds nothing changed.
             assert sollol.config == config
             assert str(await sollol.reload()) == "nothing has changed"
