@@ -223,4 +223,4 @@ class Conversations:
         if sticky is not None and not isinstance(sticky, str):
             raise InvalidInput(f"sticky must be the name of a conversation, not {sticky!r}")
         seconds = self._chat_timeout if timeout is None else check_timeout(timeout)
-        return Wishes(seconds, check_priority(priority), sticky)
+        return Wishes(seconds, check_priority(priority), sticky, timeout is None)

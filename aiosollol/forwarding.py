@@ -39,6 +39,7 @@ class Forwarding:
     _upkeep: Upkeep
     _embed_timeout: float
     _chat_timeout: float
+    _wait_timeout: float
     _strategy_name: str
     _tracing: Tracing
 
@@ -49,6 +50,11 @@ class Forwarding:
     def tracing(self) -> Tracing:
         """Who follows its requests."""
         return self._tracing
+
+    @property
+    def wait_timeout(self) -> float:
+        """Seconds that a request waits for a place on a node."""
+        return self._wait_timeout
 
     async def forward(
         self,
@@ -193,4 +199,4 @@ class Forwarding:
             loading_of(options, keep_alive),
             kind,
         )
-        return call, Wishes(seconds, check_priority(priority), sticky)
+        return call, Wishes(seconds, check_priority(priority), sticky, timeout is None)

@@ -118,9 +118,10 @@ class OllamaPool(Operations, Conversations, Forwarding, FarBatches):
         )
         self._embed_timeout = held.embed_timeout
         self._chat_timeout = held.chat_timeout
+        self._wait_timeout = held.wait_timeout
         self._close_timeout = held.close_timeout
         self._is_impatient = False
-        self._usual = Wishes(self._embed_timeout)
+        self._usual = Wishes(self._embed_timeout, is_patient=True)
         self._upkeep = Upkeep(
             self._registry,
             transport_factory,
@@ -141,7 +142,7 @@ class OllamaPool(Operations, Conversations, Forwarding, FarBatches):
             self._registry,
             self._roster,
             self._strategy,
-            held.wait_timeout,
+            self._wait_timeout,
             self._rng,
             self._upkeep.spawn,
         )
@@ -341,7 +342,7 @@ class OllamaPool(Operations, Conversations, Forwarding, FarBatches):
             wishes = self._usual
         else:
             seconds = self._embed_timeout if timeout is None else check_timeout(timeout)
-            wishes = Wishes(seconds, check_priority(priority))
+            wishes = Wishes(seconds, check_priority(priority), is_patient=timeout is None)
         began = self._registry.clock()
         answer = await self._live.embed(call, wishes)
         if isinstance(input, str):
