@@ -9,7 +9,7 @@ import anyio
 
 from aiosollol.core.breaker import last_resort
 from aiosollol.core.routing import RouteRequest, RoutingFunction, route
-from aiosollol.core.waiting import USUAL
+from aiosollol.core.waiting import USUAL, saturated
 from aiosollol.errors import NoNodeAvailable, PoolClosed, PoolSaturated
 from aiosollol.loads import Spawn
 from aiosollol.nodes import Node
@@ -54,10 +54,12 @@ class Admission:
         tried: Collection[str] = (),
         deadline: float,
         priority: int = USUAL,
+        is_patient: bool = False,
     ) -> Node:
         """The node for `request`, with a place on it that is taken already (`Node.leave`).
 
         tried: nodes to leave out while there are others. deadline: by the registry's clock.
+        is_patient: wait in line for `wait_timeout`, past the deadline.
         Raises PoolSaturated, PoolClosed, ModelNotFound, NoNodeAvailable.
         """
         if request.kind == "embed" and self._roster.is_undecided(request.model):
@@ -71,7 +73,7 @@ class Admission:
                 node = nodes[0] if len(nodes) == 1 else self._choose(nodes, request)
             if node.try_enter():
                 return node
-        return await self._wait(request, tried, deadline, priority, node)
+        return await self._wait(request, tried, deadline, priority, is_patient, node)
 
     def try_place(self, request: RouteRequest, tried: Collection[str]) -> Node | None:
         """A sound node but those `tried`, and a place on it that is taken now; None if none has."""
@@ -132,12 +134,15 @@ class Admission:
         tried: Collection[str],
         deadline: float,
         priority: int,
+        is_patient: bool,
         chosen: Node | None,
     ) -> Node:
         """Wait in the line of the node that was chosen; look around again when that takes long."""
         registry = self._registry
         came = registry.clock()
-        gives_up = min(deadline, came + self._wait_timeout)
+        gives_up = came + self._wait_timeout
+        if not is_patient:
+            gives_up = min(gives_up, deadline)
         while True:
             if self._roster.is_closed:
                 raise PoolClosed("the pool was closed during this call")
@@ -149,7 +154,7 @@ class Admission:
                 if not self._roster.ready(request.model):
                     await self._wait_ready(request.model, deadline)
                 elif now >= gives_up:
-                    raise self._saturated(now - came)
+                    raise saturated(now - came)
                 else:  # all are being probed after failures: in a moment it is known how they are
                     with anyio.move_on_after(min(gives_up - now, 1.0)):
                         await registry.wait_changed(version)
@@ -159,16 +164,18 @@ class Admission:
                 if node.try_enter():
                     return node
             if now >= gives_up:
-                raise self._saturated(now - came)
+                raise saturated(now - came)
             patience = max(_LEAST_PATIENCE, _PATIENCE * node.ahead(now))
-            if await self._in_line(node, came, priority, min(gives_up, now + patience)):
+            if await self._in_line(node, came, priority, now + patience, gives_up):
                 if self._roster.is_closed:  # between the place and our turn
                     node.leave()
                     raise PoolClosed("the pool was closed during this call")
                 if registry.clock() >= gives_up:  # a place came, but too late to be of use
                     node.leave()
-                    raise self._saturated(registry.clock() - came)
+                    raise saturated(registry.clock() - came)
                 return node
+            if is_patient:
+                deadline += registry.clock() - now
 
     async def _wait_ready(self, model: str, deadline: float, *, patient: bool = False) -> None:
         with anyio.move_on_after(deadline - self._registry.clock()) as limit:
@@ -179,9 +186,11 @@ class Admission:
                 self._roster.conditions(),
             )
 
-    async def _in_line(self, node: Node, came: float, priority: int, until: float) -> bool:
-        """Whether a place on `node` came free for us until then."""
-        waiter = Waiter(self._registry.new_gate(), until)
+    async def _in_line(
+        self, node: Node, came: float, priority: int, until: float, gives_up: float
+    ) -> bool:
+        """Whether a place on `node` came free for us, before it was time to look elsewhere."""
+        waiter = Waiter(self._registry.new_gate(), until, gives_up)
         ticket = node.line_up(waiter, came, priority)
         if ticket is None:
             raise PoolSaturated(
@@ -215,9 +224,3 @@ class Admission:
                         node.send_late_away(now)
         finally:
             self._is_watching = False
-
-    def _saturated(self, seconds: float) -> PoolSaturated:
-        return PoolSaturated(
-            f"no node had a place within {seconds:.1f} s; "
-            "send fewer at once, add nodes, or raise wait_timeout"
-        )

@@ -151,6 +151,7 @@ def assemble(
             strategy.name,
             settings.embed_timeout,
             settings.chat_timeout,
+            settings.wait_timeout,
             state.check,
         ),
         WorkerAccess(batches, roster, state.check),

@@ -138,4 +138,4 @@ class Conversations:
         if sticky is not None and not isinstance(sticky, str):
             raise InvalidInput(f"sticky must be the name of a conversation, not {sticky!r}")
         seconds = self._timeout if timeout is None else check_timeout(timeout)
-        return Wishes(seconds, check_priority(priority), sticky)
+        return Wishes(seconds, check_priority(priority), sticky, timeout is None)

@@ -58,7 +58,7 @@ class Embedder:
         self._batches = batches
         self._planning = planning
         self._timeout = timeout
-        self._usual = Wishes(timeout)
+        self._usual = Wishes(timeout, is_patient=True)
         self._check_open = check_open
         self._streams: WeakSet[EmbedStream] = WeakSet()
 
@@ -110,7 +110,7 @@ class Embedder:
             wishes = self._usual
         else:
             seconds = self._timeout if timeout is None else check_timeout(timeout)
-            wishes = Wishes(seconds, check_priority(priority))
+            wishes = Wishes(seconds, check_priority(priority), is_patient=timeout is None)
         began = self._registry.clock()
         answer = await self._live.embed(call, wishes)
         if isinstance(input, str):

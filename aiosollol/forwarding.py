@@ -38,6 +38,7 @@ class GatewayAccess:
     tracing: follows the requests.
     strategy: what the routing strategy is called.
     embed_timeout, chat_timeout: seconds for a request that sets none.
+    wait_timeout: seconds that a request waits for a place on a node.
     check_open: raises PoolClosed.
     """
 
@@ -51,9 +52,11 @@ class GatewayAccess:
         strategy: str,
         embed_timeout: float,
         chat_timeout: float,
+        wait_timeout: float,
         check_open: Callable[[], None],
     ) -> None:
         self.tracing = tracing
+        self.wait_timeout = wait_timeout
         self._registry = registry
         self._roster = roster
         self._live = live
@@ -195,4 +198,4 @@ class GatewayAccess:
             reload_key(options),
             loading_of(options, keep_alive),
         )
-        return call, Wishes(seconds, check_priority(priority), sticky)
+        return call, Wishes(seconds, check_priority(priority), sticky, timeout is None)

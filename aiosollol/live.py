@@ -51,12 +51,14 @@ class Wishes(NamedTuple):
     """What a caller wishes for one request. timeout: seconds for all of it.
 
     priority: 1 to 10, see `core.waiting`. sticky: names a conversation, whose requests should go
-    to the node that has its prompt cache.
+    to the node that has its prompt cache. is_patient: the timeout does not run while it waits in
+    line for a node, which `wait_timeout` alone bounds.
     """
 
     timeout: float
     priority: int = USUAL
     sticky: str | None = None
+    is_patient: bool = False
 
 
 class LiveCalls:
@@ -185,14 +187,21 @@ class LiveCalls:
         self._active += 1
         try:
             while True:
+                came = registry.clock()
                 try:
                     node = await self._admission.place(
-                        request, tried=tried, deadline=deadline, priority=wishes.priority
+                        request,
+                        tried=tried,
+                        deadline=deadline,
+                        priority=wishes.priority,
+                        is_patient=wishes.is_patient,
                     )
                 except RequestFailed as error:
                     error.attempts = tuple(attempts)
                     raise
                 now = registry.clock()
+                if wishes.is_patient:
+                    deadline += now - came
                 if registry.hub.is_watched:
                     why = str(attempts[-1]) if attempts else ""
                     registry.tell(Routed(now, call.model, node.name, len(attempts) + 1, why))

@@ -51,7 +51,7 @@ class Registry:
         nodes: Iterable[NodeLike] = (),
         *,
         clock: Callable[[], float] = anyio.current_time,
-        max_waiting: int = 1000,
+        max_waiting: int = 100_000,
     ) -> None:
         self.clock = clock
         self.hub = EventHub()

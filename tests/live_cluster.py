@@ -174,6 +174,7 @@ class Cluster:
         sticky: str | None = None,
         options: Mapping[str, Any] | None = None,
         keep_alive: str | float | None = None,
+        is_patient: bool = False,
     ) -> bytes:
         settings = EmbedSettings(model=model, options=options, keep_alive=keep_alive)
         call = EmbedCall(
@@ -185,7 +186,7 @@ class Cluster:
             options=reload_key(options),
             loading=loading_of(options, keep_alive),
         )
-        answer = await self.live.embed(call, Wishes(timeout, priority, sticky))
+        answer = await self.live.embed(call, Wishes(timeout, priority, sticky, is_patient))
         return answer.floats.tobytes()
 
     def _talk(

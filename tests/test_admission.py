@@ -266,6 +266,77 @@ async def test_nobody_waits_longer_than_was_said(wait_timeout: float, timeout: f
         await made.rest()
 
 
+@pytest.mark.parametrize("nodes", [1, 2, 3])
+async def test_a_long_line_is_served_in_order(nodes: int) -> None:
+    """However often those in front look around: on each node, nobody overtakes by much."""
+    done: list[int] = []
+    names = "abc"[:nodes]
+    async with cluster(**dict.fromkeys(names, ONE), wait_timeout=1000.0) as made:
+        await made.warm_up()
+
+        async def call(number: int) -> None:
+            await made.embed(str(number), timeout=1000.0)
+            done.append(number)
+
+        began = anyio.current_time()
+        async with anyio.create_task_group() as group:
+            for number in range(300):
+                group.start_soon(call, number)
+                await anyio.sleep(0.001)
+        assert anyio.current_time() - began <= 300 / nodes + 2.0
+        assert max(abs(place - number) for place, number in enumerate(done)) <= 10 * (nodes - 1)
+        await made.rest()
+
+
+async def test_in_a_long_line_only_the_first_look_around() -> None:
+    """Of 300 that wait, each could find a better node at any time: it would cost more than it is
+    worth."""
+    chosen = 0
+
+    def first(
+        nodes: Sequence[NodeLoad], request: RouteRequest, now: float, rng: Random
+    ) -> NodeLoad:
+        nonlocal chosen
+        chosen += 1
+        return nodes[0]
+
+    slow = {"seconds_per_item": 0.1, "max_concurrency": 1}
+    async with cluster(a=slow, b=slow, wait_timeout=1000.0, strategy=first) as made:
+        await made.warm_up()
+        chosen = 0
+        await gather(*[partial(made.embed, timeout=1000.0)] * 300)
+        assert chosen <= 300 * 20
+        await made.rest()
+
+
+@pytest.mark.parametrize(
+    ("wait_timeout", "timeout", "is_patient", "seconds", "answered"),
+    [
+        (100.0, 6.0, True, 10.0, True),  # 5 s in line do not count, 5 s on the node do
+        (100.0, 6.0, False, 6.0, False),
+        (3.0, 6.0, True, 3.0, False),
+        (3.0, 6.0, False, 3.0, False),
+        (100.0, 4.0, True, 9.0, False),  # in time for the node, which takes too long
+    ],
+)
+async def test_waiting_in_line_counts_for_those_who_say_so(
+    wait_timeout: float, timeout: float, is_patient: bool, seconds: float, answered: bool
+) -> None:
+    node = {"seconds_per_item": 5.0, "max_concurrency": 1}
+    async with cluster(a=node, wait_timeout=wait_timeout, max_retries=0) as made:
+        await made.warm_up()
+        async with anyio.create_task_group() as group:
+            began = anyio.current_time()
+            group.start_soon(made.embed)
+            await anyio.wait_all_tasks_blocked()
+            (result,) = await gather(
+                partial(made.embed, timeout=timeout, is_patient=is_patient),
+            )
+            assert anyio.current_time() - began == pytest.approx(seconds, abs=0.06)
+            assert (result == vector()) is answered
+        await made.rest()
+
+
 @pytest.mark.parametrize("how", ["down", "removed", "drained"])
 async def test_a_line_goes_elsewhere_when_its_node_does(how: str) -> None:
     """`b` is slow, so all wait for `a`; when `a` is gone, they do not wait for it any more."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import signal
 import socket
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -22,6 +24,7 @@ import pytest
 from aiosollol.cli import up as module
 from aiosollol.cli.up import UpOptions, greeting, print_key, source_of
 from aiosollol.gateway.keys import new_key, parse_keys
+from aiosollol.service.config import SOLLOLConfig
 from aiosollol.service.running import Running
 from aiosollol.testing import FakeModel
 from aiosollol.testing.process import FakeOllamaProcess
@@ -83,10 +86,26 @@ class Gateway:
 
 
 @asynccontextmanager
-async def running(tmp_path: Path, *arguments: str, **environment: str) -> AsyncIterator[Gateway]:
-    """``aiosollol up`` on free ports."""
+async def running(
+    tmp_path: Path, *arguments: str, files: int | None = None, **environment: str
+) -> AsyncIterator[Gateway]:
+    """``aiosollol up`` on free ports. files: how many it may have open."""
+    limit = (
+        ""
+        if files is None
+        else f"import resource as r; r.setrlimit(r.RLIMIT_NOFILE, ({files}, {files})); "
+    )
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-W", "error", "-c", PROGRAM, "up", "--port=0", "--metrics-port=0"),
+        *(
+            sys.executable,
+            "-W",
+            "error",
+            "-c",
+            limit + PROGRAM,
+            "up",
+            "--port=0",
+            "--metrics-port=0",
+        ),
         *arguments,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
@@ -317,6 +336,51 @@ async def test_keys_and_a_public_address(tmp_path: Path, node: str) -> None:
         assert not any("Metrics" in line for line in gateway.lines)
 
 
+async def burst(url: str, count: int) -> Counter[str]:
+    """Single texts, all at once, each on a connection of its own: how many got which answer."""
+    host, port = url.removeprefix("http://").split(":")
+
+    async def one(number: int) -> str:
+        reader, writer = await asyncio.open_connection(host, int(port))
+        try:
+            body = b'{"model": "all-minilm", "input": ["text %d"]}' % number
+            head = b"POST /api/embed HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+            writer.write(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            answer = await reader.read()
+        finally:
+            writer.close()
+        return answer.partition(b"\r\n")[0].decode() or "closed"
+
+    return Counter(await asyncio.gather(*map(one, range(count))))
+
+
+@pytest.mark.parametrize(
+    ("options", "files"),
+    [
+        ([], None),  # more than the 1,000 that are the limit of a key
+        (["--max-connections=50"], None),
+        (["--max-in-flight=50"], None),
+        ([], 300),  # of which connections of clients have 225
+        (["--workers=2"], 300),
+    ],
+)
+async def test_a_burst_of_single_texts(
+    tmp_path: Path, node: str, options: list[str], files: int | None
+) -> None:
+    """As Open WebUI sends them: a request for each passage of a document, without a second try."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, before[1]), before[1]))
+    try:
+        arguments = (f"--node={node}", "--no-autobatch", *options)
+        async with running(tmp_path, *arguments, files=files) as gateway:
+            count = 1200 if files is None and not options else 600
+            assert await burst(await gateway.url(), count) == {"HTTP/1.1 200 OK": count}
+            gateway.send(signal.SIGTERM)
+            assert await gateway.end() == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_what_cannot_be_is_told(tmp_path: Path, workers: int) -> None:
     async with running(tmp_path, "--host=0.0.0.0", f"--workers={workers}") as gateway:
@@ -434,6 +498,33 @@ def test_what_a_user_is_told() -> None:
     assert lines[0] == "Listening on http://127.0.0.1:8000 (2 processes: 1, 2); Ctrl-C ends it."
     assert "what a search finds" in lines[1]
     assert not any(line.startswith("Metrics") for line in lines)
+
+
+def test_every_limit_has_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from aiosollol.cli import gateway_commands  # noqa: F401 - adds the command
+    from aiosollol.cli.base import app
+
+    told: list[UpOptions] = []
+    monkeypatch.setattr(module, "run_up", lambda options: told.append(options) or 0)
+    limits = {
+        "max_in_flight": 1,
+        "rate_limit": 2.0,
+        "rate_burst": 3,
+        "wait_timeout": 4.0,
+        "max_connections": 5,
+        "max_body": 6,
+        "max_bodies": 7,
+    }
+    line = [f"--{name.replace('_', '-')}={value:g}" for name, value in limits.items()]
+    assert CliRunner().invoke(app, ["up", *line]).exit_code == 0
+    given = {name: value for name, value in told[0].given.items() if value is not None}
+    assert given == limits
+    assert SOLLOLConfig(**given).pool_settings()["wait_timeout"] == 4.0
+    shown = CliRunner().invoke(app, ["up", "--help"]).output
+    for name in limits:
+        assert f"--{name.replace('_', '-')} " in shown
 
 
 def test_every_option_of_the_original(monkeypatch: pytest.MonkeyPatch) -> None:

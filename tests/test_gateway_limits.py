@@ -18,6 +18,8 @@ from aiosollol.gateway.keys import ApiKey, KeyRing, new_key, parse_keys
 from aiosollol.gateway.limits import Limiter, Limits, client_of
 from aiosollol.gateway.origins import Origins
 from aiosollol.gateway.serving import Listener
+from aiosollol.service import parts
+from aiosollol.service.config import SOLLOLConfig
 
 pytestmark = pytest.mark.anyio
 
@@ -35,36 +37,146 @@ def limiter(**limits: Any) -> tuple[Limiter, Clock]:
     return Limiter(Limits(**limits), clock), clock
 
 
+def wait(held: Limiter, name: str, key: ApiKey | None = None) -> float | None:
+    """The seconds after which a request may come again; None if it is let in."""
+    exceeded = held.enter(name, key)
+    return None if exceeded is None else exceeded.retry_after
+
+
 def test_a_bucket_fills_again() -> None:
     held, clock = limiter(rate=2.0, burst=3)
-    assert [held.enter("a") for _ in range(3)] == [None] * 3
-    assert held.enter("a") == pytest.approx(0.5)
-    assert held.enter("b") is None  # another client
+    assert [wait(held, "a") for _ in range(3)] == [None] * 3
+    assert wait(held, "a") == pytest.approx(0.5)
+    assert wait(held, "b") is None  # another client
     clock.now += 0.5
-    assert held.enter("a") is None
-    assert held.enter("a") == pytest.approx(0.5)
+    assert wait(held, "a") is None
+    assert wait(held, "a") == pytest.approx(0.5)
     clock.now += 100.0
-    assert [held.enter("a") for _ in range(4)] == [None, None, None, pytest.approx(0.5)]
+    assert [wait(held, "a") for _ in range(4)] == [None, None, None, pytest.approx(0.5)]
 
 
 def test_requests_in_flight() -> None:
     held, _ = limiter(max_in_flight=2)
-    assert held.enter("a") is None
-    assert held.enter("a") is None
-    assert held.enter("a") == 1.0
+    assert wait(held, "a") is None
+    assert wait(held, "a") is None
+    assert wait(held, "a") == 1.0
     held.leave("a")
-    assert held.enter("a") is None
+    assert wait(held, "a") is None
 
 
 def test_a_key_has_terms_of_its_own() -> None:
     held, _ = limiter(max_in_flight=1, rate=1.0)
     key = ApiKey("ann", b"", rate=10.0, in_flight=2)
-    assert held.enter("key ann", key) is None
-    assert held.enter("key ann", key) is None
-    assert held.enter("key ann", key) == 1.0
+    assert wait(held, "key ann", key) is None
+    assert wait(held, "key ann", key) is None
+    assert wait(held, "key ann", key) == 1.0
     plain = ApiKey("bob", b"")
-    assert held.enter("key bob", plain) is None
-    assert held.enter("key bob", plain) == 1.0
+    assert wait(held, "key bob", plain) is None
+    assert wait(held, "key bob", plain) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("limits", "key", "message"),
+    [
+        ({"max_in_flight": 1}, {}, "max_in_flight=1 of each client (--max-in-flight)"),
+        ({"max_in_flight": 9}, {"in_flight": 1}, "in_flight=1 of this key"),
+        ({"rate": 0.5, "burst": 1}, {}, "rate_limit=0.5 a second of each client (--rate-limit)"),
+        ({"rate": 9.0}, {"rate": 0.25, "burst": 1}, "rate=0.25 a second of this key"),
+    ],
+)
+def test_a_refusal_names_the_limit(
+    limits: dict[str, Any], key: dict[str, Any], message: str
+) -> None:
+    held, _ = limiter(**limits)
+    ann = ApiKey("ann", b"", **key)
+    assert held.enter("key ann", ann) is None
+    exceeded = held.enter("key ann", ann)
+    assert exceeded is not None
+    assert message in exceeded.message
+    assert exceeded.can_wait is ("in_flight" in message)
+
+
+class Line:
+    """Requests of one client that come one after another. let_in: in the order of their turns."""
+
+    def __init__(self, limiter: Limiter) -> None:
+        self.limiter = limiter
+        self.let_in: list[str] = []
+        self.tasks: dict[str, asyncio.Task[bool]] = {}
+
+    async def _enter(self, name: str) -> bool:
+        exceeded = self.limiter.enter("a")
+        is_in = exceeded is None or (exceeded.can_wait and await self.limiter.wait("a"))
+        if is_in:
+            self.let_in.append(name)
+        return is_in
+
+    async def come(self, names: str) -> None:
+        for name in names:
+            self.tasks[name] = asyncio.create_task(self._enter(name))
+        await self.settle()
+
+    async def settle(self) -> None:
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    async def leave(self, count: int = 1) -> None:
+        for _ in range(count):
+            self.limiter.leave("a")
+        await self.settle()
+
+
+async def test_who_is_over_a_limit_waits_in_order() -> None:
+    line = Line(limiter(max_in_flight=2)[0])
+    await line.come("abcdef")
+    assert line.let_in == ["a", "b"]
+    await line.leave()
+    await line.come("g")
+    assert line.let_in == ["a", "b", "c"]
+    await line.leave(2)
+    assert line.let_in == list("abcde")
+    await line.leave(5)
+    assert line.let_in == list("abcdefg")
+    assert line.limiter.enter("a") is None  # and nobody is counted who has gone
+
+
+@pytest.mark.parametrize("when", ["in line", "at its turn"])
+async def test_who_leaves_the_line_frees_his_place(when: str) -> None:
+    line = Line(limiter(max_in_flight=1)[0])
+    await line.come("abcd")
+    if when == "in line":
+        line.tasks["b"].cancel()
+        await line.settle()
+        await line.leave()
+    else:
+        line.limiter.leave("a")
+        line.tasks["b"].cancel()
+        await line.settle()
+    assert line.let_in == ["a", "c"]
+    await line.leave()
+    assert line.let_in == ["a", "c", "d"]
+    await line.leave()
+    assert line.limiter.enter("a") is None
+
+
+async def test_the_wait_for_a_place_ends() -> None:
+    line = Line(limiter(max_in_flight=1, wait_timeout=0.0)[0])
+    await line.come("ab")
+    assert await line.tasks["b"] is False
+    await line.leave()
+    assert line.limiter.enter("a") is None
+
+
+async def test_limits_may_change_while_requests_wait() -> None:
+    line = Line(limiter(max_in_flight=1)[0])
+    await line.come("abcd")
+    line.limiter.limits = Limits(max_in_flight=3)
+    await line.come("e")  # behind those that wait already
+    assert line.let_in == ["a"]
+    await line.leave()
+    assert line.let_in == ["a", "b", "c", "d"]
+    await line.leave()
+    assert line.let_in == ["a", "b", "c", "d", "e"]
 
 
 def test_who_has_gone_is_forgotten() -> None:
@@ -106,6 +218,7 @@ def test_who_a_client_is(address: str, client: str) -> None:
         {"rate": float("inf")},
         {"burst": -1},
         {"body_timeout": 0.0},
+        {"wait_timeout": -1.0},
     ],
 )
 def test_limits_that_cannot_be(wrong: dict[str, Any]) -> None:
@@ -123,6 +236,7 @@ class Gateway:
         self.guard = guard
         self.release = asyncio.Event()
         self.waiting = asyncio.Event()
+        self.running = self.most = 0
         self.app = web.Application(middlewares=[guard.middleware()], client_max_size=1 << 20)
         self.app.router.add_route("*", "/api/slow", self.slow)
         self.app.router.add_route("*", "/{path:.*}", self.echo)
@@ -137,7 +251,12 @@ class Gateway:
 
     async def slow(self, request: web.Request) -> web.Response:
         self.waiting.set()
-        await self.release.wait()
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            await self.release.wait()
+        finally:
+            self.running -= 1
         return web.Response()
 
 
@@ -217,7 +336,8 @@ async def test_refusals_in_the_words_of_each_api(
 
 
 async def test_requests_in_flight_of_one_client() -> None:
-    async with serving(limits=Limits(max_in_flight=1)) as (gateway, session):
+    limits = Limits(max_in_flight=1, wait_timeout=0.0)
+    async with serving(limits=limits) as (gateway, session):
         first = asyncio.create_task(session.get("/api/slow"))
         await gateway.waiting.wait()
         assert gateway.guard.active == 1
@@ -228,6 +348,46 @@ async def test_requests_in_flight_of_one_client() -> None:
         async with session.get("/api/tags") as answer:
             assert answer.status == 200
         assert gateway.guard.active == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "has_keys", "at_once"),
+    [
+        ({}, False, 300),  # on loopback without keys all come in
+        ({"gateway_host": "::1"}, False, 300),
+        ({"max_in_flight": 7}, False, 7),  # unless it was said
+        ({}, True, 20),  # a key
+        ({"gateway_host": "0.0.0.0", "insecure": True}, False, 20),  # an open address
+        ({"gateway_host": "0.0.0.0"}, True, 20),
+        ({"max_in_flight": 400}, True, 300),
+    ],
+)
+async def test_a_burst_is_answered_whatever_the_limit(
+    config: dict[str, Any], has_keys: bool, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Limits say how many are under way, and the others wait: nobody is refused."""
+    monkeypatch.setattr(parts, "MAX_IN_FLIGHT", 20)
+    keys, tokens = ring("ann") if has_keys else (KeyRing(), [])
+    limits = parts.limits_of(SOLLOLConfig(**config), keys)
+    headers = bearer(tokens[0]) if tokens else {}
+    async with serving(keys=keys, limits=limits) as (gateway, _):
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(gateway.url, connector=connector) as session:
+            asking = [
+                asyncio.create_task(session.get("/api/slow", headers=headers)) for _ in range(300)
+            ]
+            while gateway.guard.active < at_once:
+                await asyncio.sleep(0)
+            assert gateway.running == at_once
+            leaving = asking.pop()  # one that waits, unless all came in
+            leaving.cancel()
+            gateway.release.set()
+            answers = await asyncio.gather(*asking)
+            assert [answer.status for answer in answers] == [200] * 299
+            for answer in answers:
+                answer.release()
+        assert gateway.most == at_once
+        assert gateway.guard.denied == {}
 
 
 async def test_a_client_that_leaves_gives_its_place_back() -> None:
@@ -313,7 +473,8 @@ async def test_bodies_that_are_too_large(path: str) -> None:
 
 async def test_large_bodies_together() -> None:
     """One may be as large as it likes, several share what there is."""
-    async with serving(limits=Limits(max_bodies=1000)) as (gateway, session):
+    limits = Limits(max_bodies=1000, wait_timeout=0.0)
+    async with serving(limits=limits) as (gateway, session):
         host, port = gateway.url.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(b"POST /api/embed HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n{")
@@ -334,6 +495,19 @@ async def test_large_bodies_together() -> None:
             assert again.status == 200
         for each in (writer, other):
             each.close()
+
+
+async def test_large_bodies_wait_for_room() -> None:
+    async with serving(limits=Limits(max_bodies=600_000)) as (gateway, session):
+        calls = [session.post("/api/embed", data=bytes(300_000)) for _ in range(20)]
+        answers = await asyncio.gather(*calls)
+        assert [answer.status for answer in answers] == [200] * 20
+        for answer in answers:
+            assert (await answer.json())["bytes"] == 300_000
+        while gateway.guard.active:
+            await asyncio.sleep(0)
+        assert (gateway.guard.bodies.small, gateway.guard.bodies.large) == (0, 0)
+        assert len(gateway.guard.bodies) == 0
 
 
 async def test_a_body_that_does_not_come() -> None:

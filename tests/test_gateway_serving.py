@@ -173,7 +173,7 @@ async def test_a_thousand_idle_connections_keep_nobody_out() -> None:
 
 
 async def test_too_many_connections_are_told_so() -> None:
-    async with serving(ConnectionLimits(max_connections=2)) as server:
+    async with serving(ConnectionLimits(max_connections=2, full_timeout=0.05)) as server:
         held = [await asyncio.open_connection(*server.address) for _ in range(2)]
         while server.listener.gate.open < 2:
             await asyncio.sleep(0)

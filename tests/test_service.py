@@ -8,6 +8,7 @@ import json
 import logging
 import pickle
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -19,9 +20,9 @@ import pytest
 from aiosollol import ConfigError, InvalidInput, NodeSpec, PoolClosed
 from aiosollol.gateway.keys import new_key
 from aiosollol.service import SOLLOL, ConfigSource, SOLLOLConfig
-from aiosollol.service.config import NOT_IN_USE, ConfigUpdate, compare
+from aiosollol.service.config import MAX_IN_FLIGHT, NOT_IN_USE, ConfigUpdate, compare
 from aiosollol.service.parts import queue_path
-from aiosollol.service.running import reserve_port
+from aiosollol.service.running import raise_file_limit, reserve_port
 from aiosollol.service.security import check_bind, nodes_of, read_keys
 from aiosollol.testing import FakeModel, FakeOllama
 
@@ -90,6 +91,10 @@ def test_a_config_is_frozen_and_can_be_pickled() -> None:
         ("api_keys_file", 3, "a path"),
         ("cors_origins", "*", "a list of origins"),
         ("rate_limit", -1, "requests a second"),
+        ("max_in_flight", 0, "a whole number from 1 on"),
+        ("wait_timeout", -1, "a number of seconds"),
+        ("full_timeout", 0, "a number of seconds"),
+        ("pool", {"wait_timeout": 3}, "one of the service"),
         ("max_body", None, "a whole number from 1 on"),
         ("pool", {"polcy": "rules"}, "did you mean 'policy'"),
         ("pool", {"policy": "best"}, "policy must be one of"),
@@ -107,6 +112,7 @@ def test_what_the_pool_is_made_with() -> None:
         embedding_timeout=7, adaptive_metrics_enabled=False, pool={"policy": "rules"}
     )
     settings = config.pool_settings()
+    assert settings["wait_timeout"] == 300  # longer than a program's own calls would
     assert (settings["embed_timeout"], settings["policy"]) == (7, "rules")
     assert settings["metrics_interval"] > 10**8
     assert settings["check_interval"] == 120
@@ -413,6 +419,56 @@ async def test_keys_and_limits_change_while_it_runs(
             await sollol.update_config(rate_limit=0.001, rate_burst=1)
             assert await embed(sollol, Authorization=f"Bearer {second.token}") in (200, 429)
             assert await embed(sollol, Authorization=f"Bearer {second.token}") == 429
+
+
+async def test_the_limit_of_a_client_follows_the_keys(tmp_path: Path) -> None:
+    file = tmp_path / "keys.txt"
+    file.write_text(new_key("ann").line)
+    async with (
+        FakeOllama(models=["all-minilm"]) as node,
+        SOLLOL(config_of(node, max_body=5)) as sollol,
+    ):
+        limiter = sollol._parts().guard.limiter
+        assert limiter.limits.max_in_flight is None
+        await sollol.update_config(api_keys_file=str(file), wait_timeout=7)
+        assert limiter.limits.max_in_flight == MAX_IN_FLIGHT
+        # What holds after a restart, in the pool too.
+        assert (limiter.limits.wait_timeout, limiter.limits.max_body) == (300.0, 5)
+        await sollol.update_config(max_in_flight=3)
+        assert limiter.limits.max_in_flight == 3
+        # It still listens on loopback, whatever it is to do after a restart.
+        await sollol.update_config(
+            api_keys_file=None, max_in_flight=None, gateway_host="0.0.0.0", insecure=True
+        )
+        assert limiter.limits.max_in_flight is None
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "most", "wanted", "gets"),
+    [
+        (1024, 20_000, 20_000, 17_000, 17_000),
+        (1024, 4096, 4096, 17_000, 4096),
+        (1024, resource.RLIM_INFINITY, 10**9, 17_000, 17_000),
+        (256, resource.RLIM_INFINITY, 10_240, 17_000, 8500),  # macOS does not tell its limit
+        (256, resource.RLIM_INFINITY, 256, 17_000, 256),
+        (20_000, 20_000, 20_000, 17_000, 20_000),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, 10**9, 17_000, resource.RLIM_INFINITY),
+    ],
+)
+def test_the_limit_of_files_is_raised_as_far_as_it_goes(
+    soft: int, hard: int, most: int, wanted: int, gets: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = [(soft, hard)]
+
+    def set_limit(kind: int, limit: tuple[int, int]) -> None:
+        if limit[0] > most:
+            raise ValueError("current limit exceeds maximum limit")
+        limits.append(limit)
+
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", set_limit)
+    raise_file_limit(wanted)
+    assert limits[-1] == (gets, hard)
 
 
 async def test_what_cannot_change_is_said(caplog: pytest.LogCaptureFixture) -> None:

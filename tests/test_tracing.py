@@ -122,6 +122,10 @@ class ListsOnly:
     def having(self, model: str) -> list[str]:
         return ["one node"]
 
+    @property
+    def wait_timeout(self) -> float:
+        return 30.0
+
     async def embed(self, model: str, texts: list[str], **_: object) -> Embeddings:
         self.lists.append((CALLER.get(), texts))
         await self.may_answer.wait()

@@ -111,6 +111,19 @@ def test_leaving_from_the_middle_does_not_grow_the_heap() -> None:
     assert len(room._lines["n"]) < 50
 
 
+@pytest.mark.parametrize("left", [0, 1, 40, 400, 480, 500])
+def test_the_front_of_a_long_line(left: int) -> None:
+    """However many have left from there."""
+    room: WaitingRoom[int] = WaitingRoom(1000)
+    tickets = [room.add(index, "n", float(index)) for index in range(500)]
+    for ticket in tickets[:left]:
+        assert ticket is not None
+        room.remove(ticket)
+    front = [ticket.item for ticket in room.front("n", 32)]
+    assert front == list(range(left, min(left + 32, 500)))
+    assert room.front("other", 32) == []
+
+
 class Waiting(RuleBasedStateMachine):
     """Coming, leaving, moving and being taken at random, against a sorted list."""
 
@@ -162,6 +175,9 @@ class Waiting(RuleBasedStateMachine):
         for line in "ab":
             assert self.room.count(line) == len(self._in(line))
             assert [ticket.item for ticket in self.room.standing(line)] == self._in(line)
+            for most in (1, 3, 99):
+                front = [ticket.item for ticket in self.room.front(line, most)]
+                assert front == self._in(line)[:most]
 
     def _in(self, line: str) -> list[int]:
         mine = [item for item, (where, _, _) in self.model.items() if where == line]

@@ -110,6 +110,72 @@ def up(
         bool | None,
         typer.Option("--allow-admin", help="Let models be pulled, made, copied and deleted."),
     ] = None,
+    max_in_flight: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Requests of one client at once; others wait in line. A client is a key, or an "
+            "address without keys. Default: 1000; any number on 127.0.0.1 without keys.",
+            show_default=False,
+        ),
+    ] = None,
+    rate_limit: Annotated[
+        float | None,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Requests a second of one client; more are answered 429. Default: any number.",
+            show_default=False,
+        ),
+    ] = None,
+    rate_burst: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="How many of them at once after a pause. Default: as many as in a second.",
+            show_default=False,
+        ),
+    ] = None,
+    wait_timeout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            min=0,
+            help="How long a request waits in line; then it is answered 503 (429 if others of "
+            "its client were in its way). Default: 300.",
+            show_default=False,
+        ),
+    ] = None,
+    max_connections: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Connections at once, as far as the limit of open files allows; others wait. "
+            "Default: 16384.",
+            show_default=False,
+        ),
+    ] = None,
+    max_body: Annotated[
+        int | None,
+        typer.Option(
+            metavar="BYTES",
+            min=1,
+            help="The largest request; what is larger is answered 413. Default: 64 MiB.",
+            show_default=False,
+        ),
+    ] = None,
+    max_bodies: Annotated[
+        int | None,
+        typer.Option(
+            metavar="BYTES",
+            min=1,
+            help="All requests together; large ones wait until there is room. Default: 1 GiB.",
+            show_default=False,
+        ),
+    ] = None,
     metrics: Annotated[
         bool | None,
         typer.Option(
@@ -159,6 +225,13 @@ def up(
         "api_keys_file": api_keys,
         "insecure": insecure,
         "allow_admin": allow_admin,
+        "max_in_flight": max_in_flight,
+        "rate_limit": rate_limit,
+        "rate_burst": rate_burst,
+        "wait_timeout": wait_timeout,
+        "max_connections": max_connections,
+        "max_body": max_body,
+        "max_bodies": max_bodies,
         "metrics_enabled": metrics,
         "metrics_port": metrics_port,
         "otel": otel,
@@ -186,7 +259,7 @@ def key(
         float | None, typer.Option(metavar="N", min=0, help="Requests a second at most.")
     ] = None,
     in_flight: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Requests at once at most.")
+        int | None, typer.Option(metavar="N", min=1, help="Requests at once at most; others wait.")
     ] = None,
     admin: Annotated[
         bool,

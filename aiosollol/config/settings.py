@@ -148,7 +148,7 @@ class Settings:
     hedge_rate: float = _setting(
         FRACTION, 0.05, "second requests for late answers may be this part; 0 sends none"
     )
-    max_waiting: int = _setting(COUNT, 1000, "the most requests that wait for a node at once")
+    max_waiting: int = _setting(COUNT, 100_000, "the most requests that wait for a node at once")
     wait_timeout: float = _setting(PATIENCE, 30.0, "how long a request waits for a node")
     close_timeout: float = _setting(
         PATIENCE, 5.0, "that calls under way have to end when the pool is closed"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 from typing import Generic, TypeVar
 
-from aiosollol.errors import InvalidInput
+from aiosollol.errors import InvalidInput, PoolSaturated
 
 LOWEST, USUAL, HIGHEST = 1, 5, 10
 AGING_SECONDS = 5.0
@@ -29,6 +29,14 @@ def check_priority(priority: object) -> int:
             f"first, not {priority!r}"
         )
     return priority  # type: ignore[return-value]
+
+
+def saturated(seconds: float) -> PoolSaturated:
+    """The error of a request that waited `seconds` for a place on a node."""
+    return PoolSaturated(
+        f"no node had a place within {seconds:.1f} s; "
+        "send fewer at once, add nodes, or raise wait_timeout"
+    )
 
 
 class Ticket(Generic[ItemT]):
@@ -130,6 +138,19 @@ class WaitingRoom(Generic[ItemT]):
     def tickets(self, line: str) -> list[Ticket[ItemT]]:
         """The tickets of everybody in `line`, in no order."""
         return [ticket for ticket in self._lines.get(line, ()) if ticket.is_waiting]
+
+    def front(self, line: str, most: int) -> list[Ticket[ItemT]]:
+        """The tickets of the first `most` in `line`, in order, without a look at the others."""
+        heap = self._lines.get(line, [])
+        found: list[Ticket[ItemT]] = []
+        next_ones = [(heap[0], 0)] if heap else []
+        while next_ones and len(found) < most:
+            ticket, index = heappop(next_ones)
+            if ticket.is_waiting:
+                found.append(ticket)
+            for child in range(2 * index + 1, min(2 * index + 3, len(heap))):
+                heappush(next_ones, (heap[child], child))
+        return found
 
     def standing(self, line: str) -> list[Ticket[ItemT]]:
         """The tickets of everybody in `line`, in order: to be moved when its node is gone."""

@@ -8,13 +8,16 @@ it begins only when more are under way than the nodes can be busy with.
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import Context, copy_context
 from copy import copy
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiosollol.core.embeddings import Embeddings, Vector
+from aiosollol.core.waiting import saturated
 from aiosollol.errors import NodeError, PoolClosed, RequestFailed, SollolError
 
 if TYPE_CHECKING:
@@ -46,15 +49,21 @@ class _Waiting(NamedTuple):
     text: str
     done: asyncio.Future[Gathered]
     context: Context
+    came: float
 
 
 class _Group:
-    """The texts under way for one key."""
+    """The texts under way for one key.
+
+    waiting: those in no list yet, in the order in which they came; a client that leaves takes its
+    text out of the middle. timer: sends them. watch: ends the wait of those that came first.
+    """
 
     def __init__(self) -> None:
         self.under_way = 0
-        self.waiting: list[_Waiting] = []
+        self.waiting: OrderedDict[asyncio.Future[Gathered], _Waiting] = OrderedDict()
         self.timer: asyncio.TimerHandle | None = None
+        self.watch: asyncio.TimerHandle | None = None
         self.lists: set[asyncio.Task[None]] = set()
 
 
@@ -82,19 +91,29 @@ class Gatherer:
             group.under_way -= 1
             if not group.under_way:
                 del self._groups[key]
+                if group.watch is not None:
+                    group.watch.cancel()
 
     async def embed(self, key: Key, text: str) -> Gathered:
         """The vector of a text, for which `enter` was called. Raises SollolError."""
         if self._is_closed:
             raise PoolClosed("the gateway is being closed")
         group = self._groups[key]
-        waiting = _Waiting(text, asyncio.get_running_loop().create_future(), copy_context())
-        group.waiting.append(waiting)
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[Gathered] = loop.create_future()
+        group.waiting[done] = _Waiting(text, done, copy_context(), loop.time())
         if len(group.waiting) >= _MOST:
             self._send(key, group)
         elif group.timer is None:
             self._wait(key, group)
-        return await waiting.done
+        if group.watch is None:
+            group.watch = loop.call_later(
+                self._pool.gateway_access.wait_timeout, self._give_up, group
+            )
+        try:
+            return await done
+        finally:
+            group.waiting.pop(done, None)
 
     async def aclose(self) -> None:
         """End what is under way."""
@@ -118,8 +137,10 @@ class Gatherer:
             group.timer = None
         if len(group.lists) >= 2 * self._nodes(key.model):
             return  # `_sent` comes back to it
-        texts = [each for each in group.waiting[:_MOST] if not each.done.done()]
-        del group.waiting[:_MOST]
+        wanted = (each for each in group.waiting.values() if not each.done.done())
+        texts = list(islice(wanted, _MOST))
+        for each in texts:
+            del group.waiting[each.done]
         if not texts:
             return
         # It belongs to the trace of its first text, and not to that of whoever woke this up.
@@ -141,6 +162,22 @@ class Gatherer:
             each.done.add_done_callback(leave)
         if group.waiting:
             self._wait(key, group)
+
+    def _give_up(self, group: _Group) -> None:
+        """Refuse the texts that have waited too long: all wait equally long, the first ends first.
+
+        Those in a list wait no longer here; the pool sees to them.
+        """
+        loop = asyncio.get_running_loop()
+        now, most = loop.time(), self._pool.gateway_access.wait_timeout
+        group.watch = None
+        for each in group.waiting.values():
+            left = each.came + most - now
+            if left > 0:
+                group.watch = loop.call_later(left, self._give_up, group)
+                break
+            if not each.done.done():
+                each.done.set_exception(saturated(now - each.came))
 
     def _sent(self, key: Key, group: _Group, task: asyncio.Task[None]) -> None:
         group.lists.discard(task)

@@ -10,6 +10,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from aiosollol.gateway.bodies import parse
+from aiosollol.gateway.body_memory import BodyMemory
 from aiosollol.gateway.keys import ApiKey, KeyRing
 from aiosollol.gateway.limits import Limiter, Limits, client_of
 from aiosollol.gateway.origins import Origins
@@ -38,7 +39,7 @@ class Guard:
 
     What it holds may be replaced while it is used: `keys`, `limiter.limits`, `origins`,
     `allow_admin`. denied: how many requests it refused, by HTTP status. active: how many are past
-    it and under way.
+    it and under way. bodies: what their bodies take.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Guard:
         self.origins = origins or Origins()
         self.allow_admin = allow_admin
         self.active = 0
-        self._held = 0  # bytes of bodies that did not come with their heads
+        self.bodies = BodyMemory()
         self.denied: dict[int, int] = {}
         self._open_paths = frozenset(open_paths)
         clock = clock or asyncio.get_running_loop().time
@@ -93,21 +94,28 @@ class Guard:
         ):
             return self._refuse(path, 403, problem)
         name = f"key {key.name}" if key is not None else client_of(request.remote or "")
-        wait = self.limiter.enter(name, key)
-        if wait is not None:
-            return self._refuse(path, 429, "too many requests; try again later", retry_after=wait)
+        if (over := self.limiter.enter(name, key)) is not None and not (
+            over.can_wait and await self.limiter.wait(name)
+        ):
+            return self._refuse(path, 429, over.message, retry_after=over.retry_after)
         self.active += 1
-        held = 0
+        small = large = 0
         try:
-            if not request.content.is_eof():
-                held = request.content_length or _UNKNOWN_LENGTH
-                if self._held and self._held + held > self.limiter.limits.max_bodies:
-                    held = 0
-                    message = "too many large requests at once; try again later"
+            if (content := request.content).is_eof():
+                small = content.total_bytes
+                self.bodies.small += small
+            else:
+                size = request.content_length or _UNKNOWN_LENGTH
+                limits = self.limiter.limits
+                if not await self.bodies.wait(size, limits.max_bodies, limits.wait_timeout):
+                    message = (
+                        "too many large requests at once: their bodies are over "
+                        f"max_bodies={limits.max_bodies:,} bytes (--max-bodies); try again later"
+                    )
                     response = self._refuse(path, 503, message, retry_after=1.0)
                     response.force_close()
                     return response
-                self._held += held
+                large = size
             if (cut := await self._body_problem(request)) is not None:
                 return cut
             if key is not None and key.models and (problem := await _model_problem(request, key)):
@@ -115,7 +123,9 @@ class Guard:
             return await handler(request)
         finally:
             self.active -= 1
-            self._held -= held
+            self.bodies.small -= small
+            if large:
+                self.bodies.release(large, self.limiter.limits.max_bodies)
             self.limiter.leave(name)
 
     def _admin_problem(self, key: ApiKey | None) -> str:

@@ -7,7 +7,6 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, cast
 
@@ -16,9 +15,8 @@ from aiohttp import web
 from aiosollol.core.redaction import without_userinfo
 from aiosollol.error_log import ErrorLog
 from aiosollol.errors import InvalidInput
+from aiosollol.gateway.accepting import Acceptor
 from aiosollol.gateway.connections import Connection, ConnectionLimits, Gate
-
-BACKLOG = 1024
 
 _LAST_WORDS_SECONDS = 0.5
 """How long a kept connection may still bring a request after the listener has closed: its client
@@ -82,8 +80,7 @@ class Listener:
         self._runner = web.AppRunner(
             app, access_log=None, handler_cancellation=True, shutdown_timeout=_CANCELLED_SECONDS
         )
-        self._listening: asyncio.Server | None = None
-        self._make: Callable[[], Connection]
+        self._acceptor: Acceptor | None = None
         self.address: tuple[str, int] = ("", 0)
 
     @property
@@ -97,36 +94,27 @@ class Listener:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
         return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
-    async def start(
-        self, host: str, port: int, *, reuse_port: bool = False, path: str | None = None
-    ) -> None:
-        """Begin to listen. port: 0 takes a free one. path: a Unix socket in place of both.
+    async def start(self, host: str, port: int, *, reuse_port: bool = False) -> None:
+        """Begin to listen. port: 0 takes a free one.
 
         reuse_port: share the port with other processes that do so too. Raises InvalidInput where
         it cannot listen.
         """
-        loop = asyncio.get_running_loop()
         await self._runner.setup()
         try:
             server = self._runner.server
             assert server is not None
             self.gate.attach(server)
-            make = self._make = partial(Connection, self.gate, server, loop)
-            if path is not None:
-                self._listening = await loop.create_unix_server(make, path, backlog=BACKLOG)
-                return
-            self._listening = await loop.create_server(
-                make, host, port, backlog=BACKLOG, reuse_port=reuse_port or None
-            )
+            make = partial(Connection, self.gate, server, asyncio.get_running_loop())
+            acceptor = Acceptor(self.gate, make, self._idle)
+            self.address = await acceptor.start(host, port, reuse_port=reuse_port)
         except (OSError, ValueError) as error:  # ValueError: a host that is no name
             await self._runner.cleanup()
-            if path is not None:
-                raise InvalidInput(f"cannot listen on {path}: {error}") from error
             raise cannot_listen(host, port, error, self._settings) from error
         except BaseException:
             await self._runner.cleanup()
             raise
-        self.address = (host, self._listening.sockets[0].getsockname()[1])
+        self._acceptor = acceptor
 
     async def stop(self, patience: float, hurry: asyncio.Event | None = None) -> int:
         """Accept nobody any more, finish what runs, and close. Returns how much was cut off.
@@ -135,34 +123,12 @@ class Listener:
         """
         hurry = hurry or asyncio.Event()
         self.gate.is_closing = True
-        if self._listening is not None:
-            await self._close(self._listening)
+        if self._acceptor is not None:
+            await self._acceptor.stop()
         cut_off = await self._finish(patience, hurry)
         await self._runner.cleanup()
         self._errors.close()
         return cut_off
-
-    async def _close(self, listening: asyncio.Server) -> None:
-        """Stop listening, and take over who is in the system's queue.
-
-        They were told "connected" already, and would be told "reset" if the queue were closed with
-        them in it.
-        """
-        ours = [socket.socket(fileno=os.dup(each.fileno())) for each in listening.sockets]
-        listening.close()
-        await asyncio.sleep(0)  # it is off the loop then, so that nobody else accepts
-        accepted: list[socket.socket] = []
-        for each in ours:
-            each.setblocking(False)
-            with contextlib.suppress(OSError):  # until there are no more
-                while True:
-                    accepted.append(each.accept()[0])
-            each.close()  # at once: who comes in between is lost
-        loop = asyncio.get_running_loop()
-        for connection in accepted:
-            connection.setblocking(False)
-            with contextlib.suppress(OSError):
-                await loop.connect_accepted_socket(self._make, connection)
 
     async def _finish(self, patience: float, hurry: asyncio.Event) -> int:
         loop = asyncio.get_running_loop()
@@ -179,6 +145,9 @@ class Listener:
                 async with asyncio.timeout(_LOOK_SECONDS):
                     await hurry.wait()
         return 0
+
+    def _idle(self) -> list[Connection]:
+        return [connection for connection in self._connections() if connection.is_idle]
 
     def _connections(self) -> list[Connection]:
         server = self._runner.server

@@ -24,10 +24,15 @@ NOT_IN_USE = ("ray_workers", "retry_backoff_multiplier")
 """Of the original's fields, those that are checked and change nothing: Ray has as many workers as
 there are slots for them, and the pool has a rule of its own for how long to wait."""
 
+MAX_IN_FLIGHT = 1000
+"""Requests of one client under way, where `max_in_flight` is not set and clients are keys, or
+addresses of other machines. What is beyond waits in the line of its client, so that the burst of
+one does not come before all requests of others."""
+
 FROM_POOL = frozenset(
     (
         *("routing_strategy", "max_retries", "chat_timeout", "embed_timeout"),
-        *("metrics_interval", "check_interval"),
+        *("metrics_interval", "check_interval", "wait_timeout"),
         *("enable_dask", "dask_address", "dask_workers"),
     )
 )
@@ -114,9 +119,12 @@ class SOLLOLConfig:
     insecure: listen for other machines although there are no keys. allow_admin: let models be
     pulled, made, copied and deleted. autobatch_path: the file of the queue; None is one in
     ``~/.local/state``. rate_limit: requests a second of one client, in bursts of `rate_burst`;
-    max_in_flight: those under way. stop_timeout: for what runs when the service is stopped.
-    header_timeout, idle_timeout, write_timeout, max_connections: see `ConnectionLimits`.
-    body_timeout, max_body, max_bodies: see `Limits`. otel: record spans for OpenTelemetry.
+    max_in_flight: those under way, where others wait; None is `MAX_IN_FLIGHT` for a key or an
+    address of another machine, and any number on loopback without keys. wait_timeout: that a
+    request waits for a node, or for others of its client, until it is refused. stop_timeout: for
+    what runs when the service is stopped. header_timeout, idle_timeout, write_timeout,
+    full_timeout, max_connections: see `ConnectionLimits`. body_timeout, max_body, max_bodies: see
+    `Limits`. otel: record spans for OpenTelemetry.
     enable_dask: let Dask compute what is queued, by `dask_workers` of its own or those of
     `dask_scheduler`, which turns it on too. pool: further settings of the pool, by name.
 
@@ -154,10 +162,12 @@ class SOLLOLConfig:
     autobatch_path: str | None = _field(_PATH, None)
     max_body: int = _field(_POSITIVE, 64 << 20)
     max_bodies: int = _field(_POSITIVE, 1 << 30)
-    max_in_flight: int = _field(_POSITIVE, 1000)
+    max_in_flight: int | None = _field(_POSITIVE, None)
     rate_limit: float = _field(_RATE, 0.0)
     rate_burst: int = _field(COUNT, 0)
-    max_connections: int = _field(_POSITIVE, 4096)
+    wait_timeout: float = _field(PATIENCE, 300.0)
+    max_connections: int = _field(_POSITIVE, 16_384)
+    full_timeout: float = _field(SECONDS, 10.0)
     header_timeout: float = _field(SECONDS, 10.0)
     body_timeout: float = _field(SECONDS, 30.0)
     idle_timeout: float = _field(SECONDS, 75.0)
@@ -201,6 +211,7 @@ class SOLLOLConfig:
             "max_retries": self.max_retries,
             "chat_timeout": self.chat_timeout,
             "embed_timeout": self.embedding_timeout,
+            "wait_timeout": self.wait_timeout,
             "metrics_interval": (
                 self.adaptive_metrics_interval if self.adaptive_metrics_enabled else never
             ),

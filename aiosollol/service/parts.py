@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +35,7 @@ from aiosollol.gateway.serving import Listener
 from aiosollol.gateway.siblings import Siblings
 from aiosollol.otel import OpenTelemetry
 from aiosollol.pool import OllamaPool
-from aiosollol.service.config import SOLLOLConfig
+from aiosollol.service.config import MAX_IN_FLIGHT, SOLLOLConfig
 from aiosollol.service.nodes import NodeChanges
 from aiosollol.service.optional import listen_for_metrics, without_missing
 from aiosollol.service.security import is_loopback, nodes_of
@@ -74,17 +74,26 @@ class Parts:
         self.nodes.patience = config.chat_timeout
         self.guard.keys = keys
         self.guard.allow_admin = config.allow_admin
-        self.guard.limiter.limits = limits_of(config, self.guard.limiter.limits.max_body)
+        before = self.guard.limiter.limits
+        self.guard.limiter.limits = replace(
+            limits_of(config, keys), max_body=before.max_body, wait_timeout=before.wait_timeout
+        )
 
 
-def limits_of(config: SOLLOLConfig, max_body: int) -> Limits:
+def limits_of(config: SOLLOLConfig, keys: KeyRing) -> Limits:
+    """What holds for each client. On loopback without keys all are this machine's own programs, and
+    a request more only waits longer."""
+    max_in_flight = config.max_in_flight
+    if max_in_flight is None and (len(keys) or not is_loopback(config.gateway_host)):
+        max_in_flight = MAX_IN_FLIGHT
     return Limits(
-        max_in_flight=config.max_in_flight,
+        max_in_flight=max_in_flight,
         rate=config.rate_limit,
         burst=config.rate_burst,
-        max_body=max_body,
+        max_body=config.max_body,
         max_bodies=config.max_bodies,
         body_timeout=config.body_timeout,
+        wait_timeout=config.wait_timeout,
     )
 
 
@@ -158,7 +167,7 @@ async def _open(
         )
     guard = Guard(
         keys,
-        limits_of(config, config.max_body),
+        limits_of(config, keys),
         origins=Origins(
             config.cors_origins, only_local=not len(keys) and is_loopback(config.gateway_host)
         ),
@@ -179,6 +188,7 @@ async def _open(
         header_timeout=config.header_timeout,
         idle_timeout=config.idle_timeout,
         write_timeout=config.write_timeout,
+        full_timeout=config.full_timeout,
     )
     nodes = NodeChanges(pool, config.chat_timeout)
     stack.push_async_callback(nodes.aclose)

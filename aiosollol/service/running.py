@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("aiosollol")
 
+_OTHER_FILES = 1024 + 64  # than connections of clients: what a `Gate` keeps, and some in between
 _HURRY_SECONDS = 3.0  # from the second signal to the end, whatever is still being closed
 
 
@@ -57,7 +58,7 @@ def run(source: ConfigSource, on_ready: OnReady | None = None) -> int:
     config = source.read()
     if config.otel:
         _warn_if_not_recording()
-    raise_file_limit(config.max_connections + 1024)
+    raise_file_limit(config.max_connections + _OTHER_FILES)
     serve = _serve_many if config.processes > 1 else _serve_one
     return _run_loop(serve(source, config, on_ready))
 
@@ -260,14 +261,25 @@ def reserve_port(host: str, port: int) -> socket.socket:
 
 
 def raise_file_limit(wanted: int) -> None:
-    """Let this process have so many files open, if its user may: each connection is one."""
-    with contextlib.suppress(ImportError, OSError, ValueError):
-        import resource
+    """Let this process have so many files open, or as many as its user may: each connection is one.
 
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        if soft != resource.RLIM_INFINITY and soft < most:
+    macOS has a limit below the hard one (``kern.maxfilesperproc``), which it does not tell.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    while most > soft:
+        try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        except (OSError, ValueError):
+            most = most // 2
+        else:
+            return
 
 
 def _running(sollol: SOLLOL) -> Running:

@@ -174,7 +174,7 @@ class SOLLOL:
             # By where it listens now: what the new settings say of that holds after a restart.
             bound = replace(config, gateway_host=self.config.gateway_host)
             security.check_bind(bound, keys)
-            parts.apply(config, keys)
+            parts.apply(bound, keys)
             if "hosts" in update.applied:
                 old, new = security.nodes_of(self.config), security.nodes_of(config)
                 await parts.nodes.change(old or (), new or ())
