@@ -293,7 +293,9 @@ async def test_when_a_gate_is_full(
 ) -> None:
     monkeypatch.setattr(connections, "file_limit", lambda: files)
     filled: list[bool] = []
-    gate = Gate(ConnectionLimits(max_connections=most), lambda: filled.append(True))
+    gate = Gate(
+        ConnectionLimits(max_connections=most), ErrorLog("gateway"), lambda: filled.append(True)
+    )
     for number in numbers:
         gate.enter(cast(asyncio.BaseTransport, File(number)))
     assert bool(filled) is is_full
@@ -308,7 +310,9 @@ async def test_when_a_gate_is_full(
 
 async def test_a_gate_that_was_full_opens_when_a_sixteenth_has_left() -> None:
     filled: list[bool] = []
-    gate = Gate(ConnectionLimits(max_connections=160), lambda: filled.append(True))
+    gate = Gate(
+        ConnectionLimits(max_connections=160), ErrorLog("gateway"), lambda: filled.append(True)
+    )
     for number in range(160):
         gate.enter(cast(asyncio.BaseTransport, File(number)))
     for _ in range(10):

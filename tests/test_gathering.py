@@ -24,6 +24,7 @@ class OneNode:
     def __init__(self, wait_timeout: float = 3600.0) -> None:
         self.lists: list[list[str]] = []
         self.wait_timeout = wait_timeout
+        self.gateway_access = self
         self._answers: list[asyncio.Event] = []
 
     @property

@@ -42,6 +42,8 @@ OTHERS = {
     ("limits", "client.in_flight"),
     ("limits", "self._clients[name].in_flight"),
     ("leading", "worker.slots"),
+    ("accepting", "self._gate.room"),  # an event of the gateway's connections
+    ("accepting", "gate.room"),
 }
 
 

@@ -107,9 +107,8 @@ class Gatherer:
         elif group.timer is None:
             self._wait(key, group)
         if group.watch is None:
-            group.watch = loop.call_later(
-                self._pool.gateway_access.wait_timeout, self._give_up, group
-            )
+            seconds = self._pool.gateway_access.wait_timeout
+            group.watch = loop.call_later(seconds, self._give_up, group)
         try:
             return await done
         finally:
