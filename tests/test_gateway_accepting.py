@@ -15,6 +15,7 @@ import orjson
 import pytest
 from aiohttp import web
 
+from aiosollol.error_log import ErrorLog
 from aiosollol.gateway import accepting, connections
 from aiosollol.gateway.connections import Connection, ConnectionLimits, Gate
 from aiosollol.gateway.serving import Listener
