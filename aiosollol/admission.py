@@ -14,8 +14,8 @@ from aiosollol.errors import NoNodeAvailable, PoolClosed, PoolSaturated
 from aiosollol.loads import Spawn
 from aiosollol.nodes import Node
 from aiosollol.places import Waiter
-from aiosollol.registry import Registry
-from aiosollol.roster import Roster
+from aiosollol.registry import ClusterState
+from aiosollol.roster import Eligibility
 
 _LEAST_PATIENCE = 0.1
 _LOOK_SECONDS = 0.05  # how exactly the end of somebody's patience is noticed
@@ -32,8 +32,8 @@ class Admission:
 
     def __init__(
         self,
-        registry: Registry,
-        roster: Roster,
+        registry: ClusterState,
+        roster: Eligibility,
         strategy: RoutingFunction,
         wait_timeout: float,
         rng: random.Random,

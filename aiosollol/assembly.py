@@ -7,12 +7,12 @@ from random import Random
 from typing import NamedTuple
 
 from aiosollol.admission import Admission
-from aiosollol.batches import Batches
+from aiosollol.batches import BatchRunner
 from aiosollol.beginnings import begin
-from aiosollol.carriage import Carriage
+from aiosollol.carriage import EngineBatches
 from aiosollol.config.resolve import Resolved, resolve
 from aiosollol.config.settings import PoolSettings, RoutingStrategy
-from aiosollol.conversations import Conversations
+from aiosollol.conversations import Generation
 from aiosollol.core.agreement import check_digest
 from aiosollol.core.node import NodeLike, NodeSpec
 from aiosollol.core.planner import PlanOptions
@@ -21,19 +21,19 @@ from aiosollol.core.routing import RoutingFunction, strategy_of
 from aiosollol.embedder import Embedder
 from aiosollol.engine_loading import load_engines, load_sharing
 from aiosollol.errors import InvalidInput
-from aiosollol.exchange import Exchange
-from aiosollol.far_batches import FarBatches, WorkerAccess
+from aiosollol.exchange import NodeClient
+from aiosollol.far_batches import CollectionBatches, WorkerAccess
 from aiosollol.forwarding import GatewayAccess
 from aiosollol.lifecycle import Lifecycle, OpenState
-from aiosollol.live import LiveCalls, LiveOptions
-from aiosollol.loads import Loads
+from aiosollol.live import LiveOptions, RequestRouter
+from aiosollol.loads import ModelLoader
 from aiosollol.node_registry import NodeRegistry
-from aiosollol.operations import Operations, Strategy
+from aiosollol.operations import PoolAdmin, Strategy
 from aiosollol.ports import Tracing, Transport
-from aiosollol.roster import Roster
+from aiosollol.roster import Eligibility
 from aiosollol.tracing import PassOn
 from aiosollol.transport import HttpTransport
-from aiosollol.upkeep import Upkeep
+from aiosollol.upkeep import BackgroundTasks
 
 
 class PoolParts(NamedTuple):
@@ -42,10 +42,10 @@ class PoolParts(NamedTuple):
     registry: NodeRegistry
     lifecycle: Lifecycle
     embedder: Embedder
-    conversations: Conversations
-    far_batches: FarBatches
-    operations: Operations
-    carriage: Carriage
+    conversations: Generation
+    far_batches: CollectionBatches
+    operations: PoolAdmin
+    carriage: EngineBatches
     gateway_access: GatewayAccess
     worker_access: WorkerAccess
 
@@ -95,7 +95,7 @@ def assemble(
     state = OpenState()
     rng = Random()
     tracing = PassOn() if tracing is None else tracing
-    upkeep = Upkeep(
+    upkeep = BackgroundTasks(
         registry,
         transport_factory,
         search=search,
@@ -103,9 +103,9 @@ def assemble(
         metrics_interval=settings.metrics_interval,
         check_interval=settings.check_interval,
     )
-    roster = Roster(registry, upkeep.monitor.probe, _checked_digests(require_digest))
-    loads = Loads(upkeep.spawn)
-    exchange = Exchange(registry, upkeep.transport_of, loads, tracing)
+    roster = Eligibility(registry, upkeep.monitor.probe, _checked_digests(require_digest))
+    loads = ModelLoader(upkeep.spawn)
+    exchange = NodeClient(registry, upkeep.transport_of, loads, tracing)
     admission = Admission(
         registry, roster, strategy.function, settings.wait_timeout, rng, upkeep.spawn
     )
@@ -115,11 +115,11 @@ def assemble(
         settings.hedge_rate,
         settings.first_byte_timeout,
     )
-    live = LiveCalls(registry, roster, admission, exchange, live_options, upkeep.spawn, rng)
+    live = RequestRouter(registry, roster, admission, exchange, live_options, upkeep.spawn, rng)
     engines = load_engines(settings, registry)
-    carriage = Carriage(registry, engines, settings.dask_threshold)
+    carriage = EngineBatches(registry, engines, settings.dask_threshold)
     sharing = load_sharing(engines, settings, registry, upkeep.monitor.probe)
-    batches = Batches(registry, exchange, roster, carriage, settings.embed_timeout)
+    batches = BatchRunner(registry, exchange, roster, carriage, settings.embed_timeout)
     embedder = Embedder(registry, live, batches, planning, settings.embed_timeout, state.check)
     lifecycle = Lifecycle(
         state,
@@ -138,9 +138,9 @@ def assemble(
         registry,
         lifecycle,
         embedder,
-        Conversations(live, settings.chat_timeout, state.check),
-        FarBatches(batches, carriage, roster, planning, state.check),
-        Operations(registry, roster, exchange, batches, strategy, planning, rng, state),
+        Generation(live, settings.chat_timeout, state.check),
+        CollectionBatches(batches, carriage, roster, planning, state.check),
+        PoolAdmin(registry, roster, exchange, batches, strategy, planning, rng, state),
         carriage,
         GatewayAccess(
             registry,

@@ -5,15 +5,15 @@ from __future__ import annotations
 from types import TracebackType
 
 from aiosollol.core import breaker as breakers
-from aiosollol.core.concurrency import Sample
+from aiosollol.core.concurrency import LatencySample
 from aiosollol.core.events import AttemptFailed
 from aiosollol.core.node import full_name
 from aiosollol.core.resilience import Failure, classify
 from aiosollol.core.routing import RouteRequest
 from aiosollol.errors import BadRequest, ModelMissing, NodeError, NodeTimeout, ServerBusy
-from aiosollol.nodes import Node, Work
+from aiosollol.nodes import Node, WorkKind
 from aiosollol.ports import CANCELLED, Span
-from aiosollol.registry import Registry
+from aiosollol.registry import ClusterState
 
 _OVERHEAD_TOKENS = 75.0
 WELL = 2.0
@@ -50,7 +50,7 @@ class Attempt:
 
     def __init__(
         self,
-        registry: Registry,
+        registry: ClusterState,
         node: Node,
         request: RouteRequest,
         *,
@@ -80,7 +80,7 @@ class Attempt:
             breaker.admits(now) or (is_live and not breaker.is_probing)
         )
         if self._is_probe:
-            registry.advance_breaker(node, breakers.Sent(), now)
+            registry.advance_breaker(node, breakers.CallSent(), now)
 
     def __enter__(self) -> None:
         pass
@@ -109,7 +109,7 @@ class Attempt:
         """The first part of a stream has come: the node is well, however long the rest takes."""
         self._has_begun = True
         if self._is_probe:
-            answered = breakers.Answered(is_probe=True)
+            answered = breakers.CallAnswered(is_probe=True)
             self._registry.advance_breaker(self.node, answered, self._registry.clock())
             self._is_probe = False
 
@@ -128,7 +128,7 @@ class Attempt:
         if request.kind == "embed":
             node.learn(request.model, work, self.sent_at, now)
         else:
-            node.learn_talk(Work(full_name(request.model), request.kind), work, seconds)
+            node.learn_talk(WorkKind(full_name(request.model), request.kind), work, seconds)
         if self._is_live:
             self._adapt(seconds, work)
         node.succeed(self.sent_at, now, vectors=vectors, tokens=tokens)
@@ -154,7 +154,7 @@ class Attempt:
         if isinstance(error, NodeTimeout) and now - self._began_at < self.predicted:
             # Its caller gave it less time than it was known to take. That is no fault of the node,
             # and a few such callers must not take it from all the others.
-            registry.advance_breaker(node, breakers.GivenUp(self._is_probe), now)
+            registry.advance_breaker(node, breakers.CallAbandoned(self._is_probe), now)
             self._leave(now, type(error).__name__)
             return
         if failure in (Failure.NODE, Failure.ANSWER, Failure.BUSY):
@@ -162,7 +162,7 @@ class Attempt:
         if self._is_live and not self.is_cold and isinstance(error, NodeTimeout | ServerBusy):
             self._adapt(now - self.sent_at, 0.0, is_overload=True)
         registry.failed(node, error, model)
-        failed = breakers.Failed(failure, self._is_probe, is_lost=self._has_begun)
+        failed = breakers.CallFailed(failure, self._is_probe, is_lost=self._has_begun)
         registry.advance_breaker(node, failed, now)
         self._leave(now, type(error).__name__)
 
@@ -171,11 +171,11 @@ class Attempt:
         registry, node = self._registry, self.node
         now = registry.clock()
         node.cancel(now)
-        event: breakers.Event = breakers.GivenUp(self._is_probe)
+        event: breakers.Event = breakers.CallAbandoned(self._is_probe)
         if node.take_outrun(self._request):
             # One that hangs is never heard of again: that others had to do it is all there is.
             registry.outrun(node, now - self.sent_at, self.predicted, now)
-            event = breakers.Failed(Failure.ANSWER, self._is_probe)
+            event = breakers.CallFailed(Failure.ANSWER, self._is_probe)
         registry.advance_breaker(node, event, now)
         self._leave(now, CANCELLED)
 
@@ -189,5 +189,5 @@ class Attempt:
 
     def _adapt(self, seconds: float, work: float, *, is_overload: bool = False) -> None:
         # A request has a price of its own, or short texts would look like congestion.
-        sample = Sample(seconds, work + _OVERHEAD_TOKENS, self._in_flight, is_overload)
-        self.node.learn_limit(Work(full_name(self._request.model), self._request.kind), sample)
+        sample = LatencySample(seconds, work + _OVERHEAD_TOKENS, self._in_flight, is_overload)
+        self.node.learn_limit(WorkKind(full_name(self._request.model), self._request.kind), sample)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import anyio
 
-from aiosollol.carriage import Carriage
+from aiosollol.carriage import EngineBatches
 from aiosollol.core.buffer import OnVectors, VectorBuffer
 from aiosollol.core.embeddings import Embeddings
 from aiosollol.core.engines import LOCAL, EngineJob
@@ -24,11 +24,11 @@ from aiosollol.errors import (
     RequestFailed,
     SollolError,
 )
-from aiosollol.exchange import Exchange
-from aiosollol.executor import Executor, Job
+from aiosollol.exchange import NodeClient
+from aiosollol.executor import BatchJob, Executor
 from aiosollol.nodes import Node
-from aiosollol.registry import Registry
-from aiosollol.roster import Roster
+from aiosollol.registry import ClusterState
+from aiosollol.roster import Eligibility
 
 OnProgress = Callable[[int, int], None]
 
@@ -39,7 +39,7 @@ class _Batch(NamedTuple):
     began: by the registry's clock. timeout: seconds for all of it, None for no limit.
     """
 
-    job: Job
+    job: BatchJob
     buffer: VectorBuffer
     tell: Callable[[int], None] | None
     began: float
@@ -53,7 +53,7 @@ class _Done(NamedTuple):
     report: BatchReport
 
 
-class Batches:
+class BatchRunner:
     """Carries out batches over the nodes of a registry, any number at a time.
 
     exchange: sends a request to a node. roster: says which nodes are fit for a model. carriage:
@@ -63,10 +63,10 @@ class Batches:
 
     def __init__(
         self,
-        registry: Registry,
-        exchange: Exchange,
-        roster: Roster,
-        carriage: Carriage,
+        registry: ClusterState,
+        exchange: NodeClient,
+        roster: Eligibility,
+        carriage: EngineBatches,
         timeout: float,
     ) -> None:
         self._registry = registry
@@ -193,14 +193,14 @@ class Batches:
         )
         return _Done(delivery.errors, report)
 
-    async def _job(self, settings: EmbedSettings, unique: Unique, options: PlanOptions) -> Job:
+    async def _job(self, settings: EmbedSettings, unique: Unique, options: PlanOptions) -> BatchJob:
         ratio = self._registry.ratio(settings.model)
         tokens = ratio.tokens_each(unique.texts)
         shape = BatchShape(len(tokens), sum(tokens))
         planned = await self.plan(settings.model, shape, options)
         self.plans[planned.mode.value] += 1
         digest = self._roster.digest_in_use(settings.model)
-        return Job(settings, unique.texts, tokens, self._timeout, planned, options, digest)
+        return BatchJob(settings, unique.texts, tokens, self._timeout, planned, options, digest)
 
     async def _run(
         self,

@@ -13,7 +13,7 @@ from aiosollol.core.address import parse_ollama_host
 from aiosollol.core.node import NodeLike, NodeSpec
 from aiosollol.core.redaction import safe_repr
 from aiosollol.errors import InvalidInput
-from aiosollol.names import Names
+from aiosollol.names import DnsCache
 from aiosollol.node_registry import NodeRegistry
 from aiosollol.ports import Transport
 from aiosollol.transport import HttpTransport
@@ -51,7 +51,7 @@ def begin(
     # asyncio's clock, without the detour by which anyio finds out which loop it runs in.
     registry = NodeRegistry(
         clock=time.monotonic,
-        names=None if transport_factory is HttpTransport else Names(_nobody),
+        names=None if transport_factory is HttpTransport else DnsCache(_nobody),
         transport_factory=transport_factory,
     )
     if nodes is not None:

@@ -13,7 +13,7 @@ from aiosollol.core.engines import LOCAL, EngineJob, EngineOffer, EngineOutcome,
 from aiosollol.core.report import EngineNote
 from aiosollol.errors import EngineError, SollolError
 from aiosollol.ports import Engine, WritingEngine
-from aiosollol.registry import Registry
+from aiosollol.registry import ClusterState
 
 log = logging.getLogger("aiosollol")
 
@@ -28,10 +28,12 @@ WRITING = "dask"
 """The engine that knows collections, which workers read and write by themselves."""
 
 
-class Carriage:
+class EngineBatches:
     """The engines of a pool. threshold: items from which one is used without being asked for."""
 
-    def __init__(self, registry: Registry, engines: Mapping[str, Engine], threshold: int) -> None:
+    def __init__(
+        self, registry: ClusterState, engines: Mapping[str, Engine], threshold: int
+    ) -> None:
         self._registry = registry
         self._engines = engines
         self._threshold = threshold
@@ -107,7 +109,7 @@ class Delivery:
 
     def __init__(
         self,
-        registry: Registry,
+        registry: ClusterState,
         engine: Engine,
         job: EngineJob,
         buffer: VectorBuffer,

@@ -20,10 +20,10 @@ from aiosollol.core.hedging import Hedging
 from aiosollol.core.retry import RetryBudget
 from aiosollol.core.routing import RouteRequest
 from aiosollol.errors import NodeError
-from aiosollol.hedge import Hedger, Race
+from aiosollol.hedge import HedgeTimer, Race
 from aiosollol.loads import Spawn
 from aiosollol.nodes import Node
-from aiosollol.registry import Registry
+from aiosollol.registry import ClusterState
 
 VERY_LATE, LEAST_SECONDS = 10.0, 1.0
 """Times what was predicted, and seconds at least: answers of a chat differ by a factor of ten."""
@@ -34,7 +34,7 @@ _SUSPECT = 2.0
 _Answer = TypeVar("_Answer")
 
 
-class Chaser:
+class HedgingClient:
     """Sends live requests, and chases those that are late.
 
     admission: finds other nodes. budget: of retries, of which there are `max_retries` per request.
@@ -42,7 +42,7 @@ class Chaser:
 
     def __init__(
         self,
-        registry: Registry,
+        registry: ClusterState,
         admission: Admission,
         hedging: Hedging,
         budget: RetryBudget,
@@ -54,7 +54,7 @@ class Chaser:
         self._hedging = hedging
         self._budget = budget
         self._max_retries = max_retries
-        self._hedger = Hedger(registry.clock, spawn)
+        self._hedger = HedgeTimer(registry.clock, spawn)
 
     async def send(
         self,

@@ -18,13 +18,13 @@ from aiosollol.core.request import (
 from aiosollol.core.waiting import USUAL, check_priority
 from aiosollol.errors import InvalidInput
 from aiosollol.exchange import TalkCall
-from aiosollol.live import LiveCalls, Wishes
+from aiosollol.live import CallOptions, RequestRouter
 from aiosollol.streams import Part, ReplyStream
 from aiosollol.wire import chat as chat_wire
 from aiosollol.wire.ollama import dump
 
 
-class Conversations:
+class Generation:
     """chat and generate over the nodes of a pool: see `OllamaPool.chat` for what they do.
 
     live: sends the requests.
@@ -32,7 +32,7 @@ class Conversations:
     check_open: raises PoolClosed.
     """
 
-    def __init__(self, live: LiveCalls, timeout: float, check_open: Callable[[], None]) -> None:
+    def __init__(self, live: RequestRouter, timeout: float, check_open: Callable[[], None]) -> None:
         self._live = live
         self._timeout = timeout
         self._check_open = check_open
@@ -134,8 +134,8 @@ class Conversations:
             loading_of(options, payload["keep_alive"]),
         )
 
-    def _wishes(self, timeout: float | None, priority: int, sticky: str | None) -> Wishes:
+    def _wishes(self, timeout: float | None, priority: int, sticky: str | None) -> CallOptions:
         if sticky is not None and not isinstance(sticky, str):
             raise InvalidInput(f"sticky must be the name of a conversation, not {sticky!r}")
         seconds = self._timeout if timeout is None else check_timeout(timeout)
-        return Wishes(seconds, check_priority(priority), sticky, timeout is None)
+        return CallOptions(seconds, check_priority(priority), sticky, timeout is None)

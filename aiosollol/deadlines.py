@@ -12,7 +12,7 @@ import time
 from typing import Protocol
 
 
-class Waiting(Protocol):
+class Deadline(Protocol):
     """Something that is to be done by a time. at: as `time.monotonic` counts."""
 
     @property
@@ -27,20 +27,20 @@ class Deadlines:
     """The deadlines of one event loop's requests: who is late is told so, by `expire`."""
 
     def __init__(self) -> None:
-        self._open: set[Waiting] = set()
+        self._open: set[Deadline] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._looks_at = float("inf")
 
     def __repr__(self) -> str:
         return f"<Deadlines: {len(self._open)} open>"
 
-    def add(self, waiting: Waiting) -> None:
+    def add(self, waiting: Deadline) -> None:
         """Tell `waiting` when it is late, unless it is discarded before."""
         self._open.add(waiting)
         if waiting.at < self._looks_at:
             self._look_at(waiting.at)
 
-    def discard(self, waiting: Waiting) -> None:
+    def discard(self, waiting: Deadline) -> None:
         """Forget `waiting`: it was done in time, or is of no interest any more."""
         self._open.discard(waiting)
 

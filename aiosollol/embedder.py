@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Unpack
 from weakref import WeakSet
 
-from aiosollol.batches import Batches
+from aiosollol.batches import BatchRunner
 from aiosollol.core.arguments import EmbedArguments, OnError, OnProgress
 from aiosollol.core.buffer import OnVectors
 from aiosollol.core.embeddings import Embeddings, Vector
@@ -27,8 +27,8 @@ from aiosollol.core.waiting import USUAL, check_priority
 from aiosollol.embed_stream import EmbedStream
 from aiosollol.errors import BatchError, InvalidInput, PoolClosed
 from aiosollol.exchange import EmbedCall
-from aiosollol.live import LiveCalls, Wishes
-from aiosollol.registry import Registry
+from aiosollol.live import CallOptions, RequestRouter
+from aiosollol.registry import ClusterState
 from aiosollol.wire.embed import dump_embed, fits_base64
 
 _NOTHING = (None, None, None, None)
@@ -46,9 +46,9 @@ class Embedder:
 
     def __init__(
         self,
-        registry: Registry,
-        live: LiveCalls,
-        batches: Batches,
+        registry: ClusterState,
+        live: RequestRouter,
+        batches: BatchRunner,
         planning: PlanOptions,
         timeout: float,
         check_open: Callable[[], None],
@@ -58,7 +58,7 @@ class Embedder:
         self._batches = batches
         self._planning = planning
         self._timeout = timeout
-        self._usual = Wishes(timeout, is_patient=True)
+        self._usual = CallOptions(timeout, is_patient=True)
         self._check_open = check_open
         self._streams: WeakSet[EmbedStream] = WeakSet()
 
@@ -110,7 +110,7 @@ class Embedder:
             wishes = self._usual
         else:
             seconds = self._timeout if timeout is None else check_timeout(timeout)
-            wishes = Wishes(seconds, check_priority(priority), is_patient=timeout is None)
+            wishes = CallOptions(seconds, check_priority(priority), is_patient=timeout is None)
         began = self._registry.clock()
         answer = await self._live.embed(call, wishes)
         if isinstance(input, str):

@@ -10,13 +10,13 @@ from typing import Any
 from aiosollol.config.settings import Settings
 from aiosollol.errors import MissingExtra
 from aiosollol.ports import Engine
-from aiosollol.registry import Registry
-from aiosollol.sharing import Sharing
+from aiosollol.registry import ClusterState
+from aiosollol.sharing import LeaseClient
 
 _NEEDS = {"dask": "distributed", "ray": "ray"}
 
 
-def load_engines(settings: Settings, registry: Registry) -> Mapping[str, Engine]:
+def load_engines(settings: Settings, registry: ClusterState) -> Mapping[str, Engine]:
     """The engines that are turned on, by name. None of them starts anything before it is used.
 
     Raises MissingExtra for one whose package is not installed.
@@ -28,16 +28,16 @@ def load_engines(settings: Settings, registry: Registry) -> Mapping[str, Engine]
 def load_sharing(
     engines: Mapping[str, Engine],
     settings: Settings,
-    registry: Registry,
+    registry: ClusterState,
     probe: Callable[[str], Coroutine[Any, Any, None]],
-) -> Sharing | None:
+) -> LeaseClient | None:
     """What shares the nodes with other programs, by the engine that can; None if none is turned on.
 
     probe: asks a node, by name, how it is. Nothing is started before `Sharing.run`.
     """
     if "ray" not in engines:
         return None
-    sharing: Sharing = _module("ray").make_sharing(engines["ray"], settings, registry, probe)
+    sharing: LeaseClient = _module("ray").make_sharing(engines["ray"], settings, registry, probe)
     return sharing
 
 
@@ -47,7 +47,7 @@ def check_engine(name: str) -> None:
         raise MissingExtra(f"enable_{name}", name)
 
 
-def _load(name: str, settings: Settings, registry: Registry) -> Engine:
+def _load(name: str, settings: Settings, registry: ClusterState) -> Engine:
     check_engine(name)
     engine: Engine = _module(name).make_engine(settings, registry)
     return engine

@@ -22,10 +22,10 @@ from aiosollol.errors import (
     NodeUnreachable,
     ProtocolError,
 )
-from aiosollol.loads import LOAD_SECONDS, Load, Loads
+from aiosollol.loads import LOAD_SECONDS, Load, ModelLoader
 from aiosollol.nodes import Node
 from aiosollol.ports import CANCELLED, Span, Trace, Tracing, Transport
-from aiosollol.registry import Registry
+from aiosollol.registry import ClusterState
 from aiosollol.streams import OnEnd, Part, ReplyStream, tokens_of
 from aiosollol.wire import embed as wire
 from aiosollol.wire.ollama import dump
@@ -111,7 +111,7 @@ def _loading(asked: Mapping[str, Any] | None) -> dict[str, Any]:
     return fields
 
 
-class Exchange:
+class NodeClient:
     """Sends requests to nodes of a registry on which they have a place already (`Node.enter`).
 
     Whatever becomes of a request, its place is given back, and it is counted exactly once. What
@@ -121,9 +121,9 @@ class Exchange:
 
     def __init__(
         self,
-        registry: Registry,
+        registry: ClusterState,
         transport_of: Callable[[str], Transport],
-        loads: Loads,
+        loads: ModelLoader,
         tracing: Tracing | None = None,
     ) -> None:
         self._registry = registry

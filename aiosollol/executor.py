@@ -27,9 +27,9 @@ from aiosollol.errors import (
     SollolError,
     first_of,
 )
-from aiosollol.exchange import EmbedCall, Exchange, promised_dim
+from aiosollol.exchange import EmbedCall, NodeClient, promised_dim
 from aiosollol.nodes import Node, has_same_vectors
-from aiosollol.registry import Registry
+from aiosollol.registry import ClusterState
 from aiosollol.wire import embed as wire
 
 MAX_VAIN_RETURNS = 3
@@ -39,7 +39,7 @@ GIVE_UP_SECONDS = 5.0
 """How long a batch waits for any node to come back when all are lost."""
 
 
-class Job(NamedTuple):
+class BatchJob(NamedTuple):
     """What a batch is made of: different texts, the settings of every request, and the plan.
 
     tokens: estimated, per text. timeout: seconds for one request. options: what the plan was made
@@ -64,10 +64,10 @@ class Executor:
 
     def __init__(
         self,
-        job: Job,
+        job: BatchJob,
         buffer: VectorBuffer,
-        registry: Registry,
-        exchange: Exchange,
+        registry: ClusterState,
+        exchange: NodeClient,
         on_progress: Callable[[int], None] | None = None,
     ) -> None:
         self._job = job

@@ -9,8 +9,8 @@ from uuid import uuid4
 
 import anyio.to_thread
 
-from aiosollol.batches import Batches
-from aiosollol.carriage import Carriage
+from aiosollol.batches import BatchRunner
+from aiosollol.carriage import EngineBatches
 from aiosollol.core.arguments import EmbedArguments, FilePath, OnError, OnProgress
 from aiosollol.core.embeddings import Embeddings
 from aiosollol.core.engines import LOCAL
@@ -18,13 +18,13 @@ from aiosollol.core.planner import PlanOptions
 from aiosollol.core.request import EmbedSettings, collect_texts
 from aiosollol.core.written import WriteOrder, WriteReport
 from aiosollol.errors import BatchError, InvalidInput
-from aiosollol.roster import Roster
+from aiosollol.roster import Eligibility
 from aiosollol.wire.embed import dump_embed
 
 _SAMPLE = "a text"  # whose vector tells how long they are, before a file is begun
 
 
-class FarBatches:
+class CollectionBatches:
     """Collections that an engine's workers read, embed and write.
 
     See `OllamaPool.embed_bag` and `embed_dataframe` for what is done.
@@ -35,9 +35,9 @@ class FarBatches:
 
     def __init__(
         self,
-        batches: Batches,
-        carriage: Carriage,
-        roster: Roster,
+        batches: BatchRunner,
+        carriage: EngineBatches,
+        roster: Eligibility,
         planning: PlanOptions,
         check_open: Callable[[], None],
     ) -> None:
@@ -124,7 +124,9 @@ class WorkerAccess:
     check_open: raises PoolClosed.
     """
 
-    def __init__(self, batches: Batches, roster: Roster, check_open: Callable[[], None]) -> None:
+    def __init__(
+        self, batches: BatchRunner, roster: Eligibility, check_open: Callable[[], None]
+    ) -> None:
         self._batches = batches
         self._roster = roster
         self._check_open = check_open

@@ -12,9 +12,9 @@ from aiosollol.core.explain import Setback, after
 from aiosollol.core.request import check_timeout, loading_of, reload_key
 from aiosollol.core.waiting import USUAL, check_priority
 from aiosollol.errors import ModelMissing, NodeError, NodeUnreachable, NoNodeAvailable
-from aiosollol.live import LiveCalls, Wishes
+from aiosollol.live import CallOptions, RequestRouter
 from aiosollol.ports import Tracing, Transport
-from aiosollol.registry import Registry
+from aiosollol.registry import ClusterState
 from aiosollol.relay import (
     RelayCall,
     Relayed,
@@ -23,7 +23,7 @@ from aiosollol.relay import (
     read_vector,
     read_vectors_of_one,
 )
-from aiosollol.roster import Roster
+from aiosollol.roster import Eligibility
 
 _READERS = {"/api/embed": read_vectors_of_one, "/api/embeddings": read_vector}
 
@@ -44,9 +44,9 @@ class GatewayAccess:
 
     def __init__(
         self,
-        registry: Registry,
-        roster: Roster,
-        live: LiveCalls,
+        registry: ClusterState,
+        roster: Eligibility,
+        live: RequestRouter,
         transport_of: Callable[[str], Transport],
         tracing: Tracing,
         strategy: str,
@@ -179,7 +179,7 @@ class GatewayAccess:
         timeout: float | None = None,
         priority: int = USUAL,
         sticky: str | None = None,
-    ) -> tuple[RelayCall, Wishes]:
+    ) -> tuple[RelayCall, CallOptions]:
         self._check_open()
         if "embed" in path:
             seconds, tokens = self._embed_timeout, self._registry.ratio(model).tokens_of(texts)
@@ -198,4 +198,4 @@ class GatewayAccess:
             reload_key(options),
             loading_of(options, keep_alive),
         )
-        return call, Wishes(seconds, check_priority(priority), sticky, timeout is None)
+        return call, CallOptions(seconds, check_priority(priority), sticky, timeout is None)

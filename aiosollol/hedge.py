@@ -109,7 +109,7 @@ class Race(Generic[AnswerT]):
                 self._ended.set()
 
 
-class Hedger:
+class HedgeTimer:
     """Starts the requests that are due. clock: seconds; spawn: runs a task of the pool."""
 
     def __init__(self, clock: Callable[[], float], spawn: Spawn) -> None:

@@ -7,16 +7,16 @@ from typing import Literal
 
 import anyio
 
-from aiosollol.batches import Batches
-from aiosollol.carriage import Carriage
+from aiosollol.batches import BatchRunner
+from aiosollol.carriage import EngineBatches
 from aiosollol.embedder import Embedder
 from aiosollol.errors import PoolClosed
-from aiosollol.live import LiveCalls
-from aiosollol.loads import Loads
-from aiosollol.registry import Registry
-from aiosollol.roster import Roster
-from aiosollol.sharing import Sharing
-from aiosollol.upkeep import CLOSE_SECONDS, Upkeep
+from aiosollol.live import RequestRouter
+from aiosollol.loads import ModelLoader
+from aiosollol.registry import ClusterState
+from aiosollol.roster import Eligibility
+from aiosollol.sharing import LeaseClient
+from aiosollol.upkeep import CLOSE_SECONDS, BackgroundTasks
 
 _LOOK_SECONDS = 0.01  # while it waits for calls to end, which is seldom and not for long
 
@@ -53,15 +53,15 @@ class Lifecycle:
     def __init__(
         self,
         state: OpenState,
-        registry: Registry,
-        upkeep: Upkeep,
-        roster: Roster,
-        loads: Loads,
-        live: LiveCalls,
-        batches: Batches,
+        registry: ClusterState,
+        upkeep: BackgroundTasks,
+        roster: Eligibility,
+        loads: ModelLoader,
+        live: RequestRouter,
+        batches: BatchRunner,
         embedder: Embedder,
-        carriage: Carriage,
-        sharing: Sharing | None,
+        carriage: EngineBatches,
+        sharing: LeaseClient | None,
         close_timeout: float,
     ) -> None:
         self.state = state

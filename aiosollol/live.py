@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 from weakref import WeakSet
 
 from aiosollol.admission import Admission
-from aiosollol.chase import Chaser
+from aiosollol.chase import HedgingClient
 from aiosollol.core.events import Routed
 from aiosollol.core.explain import Setback
 from aiosollol.core.hedging import Hedging
@@ -20,12 +20,17 @@ from aiosollol.core.retry import RetryBudget, decide
 from aiosollol.core.routing import RouteRequest
 from aiosollol.core.waiting import USUAL
 from aiosollol.errors import NodeError, NoNodeAvailable, PoolClosed, RequestFailed
-from aiosollol.exchange import EmbedCall, Exchange, TalkCall, promised_dim
+from aiosollol.exchange import (
+    EmbedCall,
+    NodeClient,
+    TalkCall,
+    promised_dim,
+)
 from aiosollol.loads import Spawn
 from aiosollol.nodes import Node
 from aiosollol.ports import Trace
-from aiosollol.registry import Registry
-from aiosollol.roster import Roster
+from aiosollol.registry import ClusterState
+from aiosollol.roster import Eligibility
 from aiosollol.streams import Part, ReplyStream
 from aiosollol.wire.embed import EmbedAnswer
 
@@ -47,7 +52,7 @@ class LiveOptions(NamedTuple):
     first_byte_timeout: float = 120.0
 
 
-class Wishes(NamedTuple):
+class CallOptions(NamedTuple):
     """What a caller wishes for one request. timeout: seconds for all of it.
 
     priority: 1 to 10, see `core.waiting`. sticky: names a conversation, whose requests should go
@@ -61,7 +66,7 @@ class Wishes(NamedTuple):
     is_patient: bool = False
 
 
-class LiveCalls:
+class RequestRouter:
     """Sends live requests over the nodes of a registry.
 
     roster: says which are fit for a model. admission: chooses among them. exchange: sends.
@@ -70,10 +75,10 @@ class LiveCalls:
 
     def __init__(
         self,
-        registry: Registry,
-        roster: Roster,
+        registry: ClusterState,
+        roster: Eligibility,
         admission: Admission,
-        exchange: Exchange,
+        exchange: NodeClient,
         options: LiveOptions,
         spawn: Spawn,
         rng: random.Random,
@@ -85,7 +90,7 @@ class LiveCalls:
         self._options = options
         self._budget = RetryBudget(options.retry_budget)
         hedging = Hedging(options.hedge_rate)
-        self._chaser = Chaser(
+        self._chaser = HedgingClient(
             registry, admission, hedging, self._budget, options.max_retries, spawn
         )
         self._rng = rng
@@ -110,7 +115,7 @@ class LiveCalls:
         for stream in list(self._streams):
             await stream.aclose(PoolClosed("the pool was closed during this stream"))
 
-    async def embed(self, call: EmbedCall, wishes: Wishes) -> EmbedAnswer:
+    async def embed(self, call: EmbedCall, wishes: CallOptions) -> EmbedAnswer:
         """The vectors of a call. Raises NodeError or RequestFailed."""
 
         def send(
@@ -122,7 +127,7 @@ class LiveCalls:
         return await self._run(call, call.request(), wishes, send)
 
     async def converse(
-        self, call: TalkCall[Part], wishes: Wishes, setbacks: list[Setback] | None = None
+        self, call: TalkCall[Part], wishes: CallOptions, setbacks: list[Setback] | None = None
     ) -> Part:
         """A whole answer of chat or generate. Raises NodeError or RequestFailed.
 
@@ -132,7 +137,7 @@ class LiveCalls:
         return await self._run(call, call.request(), wishes, send, setbacks)
 
     async def open_stream(
-        self, call: TalkCall[Part], wishes: Wishes, setbacks: list[Setback] | None = None
+        self, call: TalkCall[Part], wishes: CallOptions, setbacks: list[Setback] | None = None
     ) -> ReplyStream[Part]:
         """A streamed answer whose first part has arrived. Raises NodeError or RequestFailed.
 
@@ -161,7 +166,7 @@ class LiveCalls:
         self,
         call: EmbedCall | TalkCall[Any],
         request: RouteRequest,
-        wishes: Wishes,
+        wishes: CallOptions,
         send: _Send[_Answer],
         setbacks: list[Setback] | None = None,
     ) -> _Answer:

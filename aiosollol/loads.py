@@ -56,7 +56,7 @@ class Load:
             self._done.set()
 
 
-class Loads:
+class ModelLoader:
     """The loads under way. spawn: runs the task of one."""
 
     def __init__(self, spawn: Spawn) -> None:

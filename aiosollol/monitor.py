@@ -13,7 +13,7 @@ from aiosollol.core.health import Described, Measured, Probed, ProbeFailed
 from aiosollol.core.resilience import Failure, classify
 from aiosollol.errors import NodeError
 from aiosollol.ports import Transport
-from aiosollol.registry import Registry
+from aiosollol.registry import ClusterState
 from aiosollol.wire import ollama
 from aiosollol.wire.agent import AGENT_PATH, load_report
 
@@ -27,7 +27,7 @@ DOWN_INTERVAL = 2.0
 _FIRST_LOOK = 0.25
 
 
-class Monitor:
+class HealthMonitor:
     """Asks nodes what they are and have, and tells the registry.
 
     transport_of: how to reach a node, by name. agent_of: the same for its agent, None where it has
@@ -37,7 +37,7 @@ class Monitor:
 
     def __init__(
         self,
-        registry: Registry,
+        registry: ClusterState,
         transport_of: Callable[[str], Transport],
         *,
         agent_of: Callable[[str], Transport | None] = lambda name: None,

@@ -13,7 +13,7 @@ _TIMEOUT_SECONDS = 2.0
 _TTL_SECONDS = 300.0
 
 
-class Names:
+class DnsCache:
     """Asks DNS, by the system's resolver. lookup: another way to ask, for tests."""
 
     def __init__(self, lookup: Lookup | None = None) -> None:

@@ -14,11 +14,11 @@ from aiosollol.core.discovered import Discovered
 from aiosollol.core.locality import is_loopback, is_name
 from aiosollol.core.node import NodeLike, NodeSpec
 from aiosollol.errors import InvalidInput
-from aiosollol.monitor import Monitor
-from aiosollol.names import Names
+from aiosollol.monitor import HealthMonitor
+from aiosollol.names import DnsCache
 from aiosollol.nodes import Node
 from aiosollol.ports import Transport
-from aiosollol.registry import Registry
+from aiosollol.registry import ClusterState
 from aiosollol.transport import HttpTransport
 
 log = logging.getLogger("aiosollol")
@@ -29,7 +29,7 @@ Search = Callable[..., AsyncIterable[Discovered]]
 _CHECK_SECONDS = 7.0
 
 
-class NodeRegistry(Registry):
+class NodeRegistry(ClusterState):
     """All nodes. Give it to a pool, and change it while the pool runs.
 
     A collection of `Node`, by name; `nodes` has them by URL. A lower priority number is used first.
@@ -47,14 +47,14 @@ class NodeRegistry(Registry):
         clock: Callable[[], float] = anyio.current_time,
         search: Search | None = None,
         watch: Callable[..., Any] | None = None,
-        names: Names | None = None,
+        names: DnsCache | None = None,
         transport_factory: Callable[[NodeSpec], Transport] = HttpTransport,
     ) -> None:
         super().__init__(nodes, clock=clock)
         self.auto_discover = auto_discover
         self._search = search or _discover
         self._watch = watch or _follow
-        self._names = names or Names()
+        self._names = names or DnsCache()
         self._transport_factory = transport_factory
 
     # One node.
@@ -101,7 +101,7 @@ class NodeRegistry(Registry):
 
     async def _check(self, nodes: Sequence[Node]) -> None:
         transports = {node.name: self._transport_factory(node.spec) for node in nodes}
-        monitor = Monitor(self, transports.__getitem__)
+        monitor = HealthMonitor(self, transports.__getitem__)
         try:
             with anyio.move_on_after(_CHECK_SECONDS):
                 async with anyio.create_task_group() as group:

@@ -9,29 +9,30 @@ from typing import NamedTuple
 from aiosollol.core import breaker as breakers
 from aiosollol.core import concurrency, memory
 from aiosollol.core.breaker import Breaker
-from aiosollol.core.concurrency import Concurrency, Sample
+from aiosollol.core.concurrency import Concurrency, LatencySample
 from aiosollol.core.cost import Cost
 from aiosollol.core.discovered import Source
 from aiosollol.core.node import NodeSpec, NodeState, full_name
 from aiosollol.core.routing import RouteRequest
-from aiosollol.core.share import Backlog, Standing, Steady
+from aiosollol.core.share import Backlog, NodeHealth, Steady
 from aiosollol.core.stats import NodeCounters, NodeStats
-from aiosollol.places import Places, Room
+from aiosollol.places import NodeSlots, Room
 
 _GUESSED_LOAD_SECONDS = 5.0
 
 
-class Work(NamedTuple):
+class WorkKind(NamedTuple):
     """What a cost or a limit is learned for: a model by its full name, and a kind of request."""
 
     model: str
     kind: str
 
 
-class Node(Places):
+class Node(NodeSlots):
     """One node in use. `state` is what is known of it; everything else is what it is doing.
 
-    Its attributes are changed here and by the `Registry` that it belongs to; others call the verbs.
+    Its attributes are changed here and by the `ClusterState` that it belongs to; others call the
+    verbs.
 
     costs: of embedding, by full model name; talk_costs: of other requests.
     speaks_base64: whether it answers vectors in base64, None until it was asked.
@@ -75,7 +76,7 @@ class Node(Places):
         self.state = NodeState(spec)
         self.counters = NodeCounters()
         self.costs: dict[str, Cost] = {}
-        self.talk_costs: dict[Work, Cost] = {}
+        self.talk_costs: dict[WorkKind, Cost] = {}
         self.speaks_base64: bool | None = None
         self.source = source
         self.last_done = 0.0
@@ -84,7 +85,7 @@ class Node(Places):
         self.is_draining = False
         self.outrun: set[int] = set()
         self.backlog = Backlog()
-        self.standing = Standing()
+        self.standing = NodeHealth()
         self.breaker: Breaker = breakers.CLOSED
         self.loading: set[str] = set()
         self.distrusted: set[str] = set()
@@ -92,7 +93,7 @@ class Node(Places):
         self._warmed: set[str] = set()
         self._options: dict[str, object] = {}
         self._load_seconds: dict[str, float] = {}
-        self._concurrency: dict[Work, Concurrency] = {}
+        self._concurrency: dict[WorkKind, Concurrency] = {}
 
     def __repr__(self) -> str:
         condition = "down" if self.state.is_down else "up" if self.is_known else "unknown"
@@ -206,7 +207,7 @@ class Node(Places):
             return known
         worked_from = max(sent_at, self.last_done)
         self.costs[name] = cost = known.observe(tokens, now - worked_from)
-        self._follow(Work(name, "embed"), cost)
+        self._follow(WorkKind(name, "embed"), cost)
         return cost
 
     def teach(self, model: str, tokens: float, sent_at: float, now: float) -> None:
@@ -226,20 +227,20 @@ class Node(Places):
         self.costs = other.costs
         self.counters = other.counters
 
-    def learn_talk(self, work: Work, tokens: float, seconds: float) -> None:
+    def learn_talk(self, work: WorkKind, tokens: float, seconds: float) -> None:
         """A chat or generate with a prompt of `tokens` was answered in `seconds`."""
         known = self.talk_costs.get(work) or Cost.unknown()
         self.talk_costs[work] = cost = known.observe(tokens, seconds)
         self._follow(work, cost)
 
-    def _follow(self, work: Work, cost: Cost) -> None:
+    def _follow(self, work: WorkKind, cost: Cost) -> None:
         steady = self._steady.get(work)
         if steady is None:
             self._steady[work] = Steady(cost)
         else:
             steady.follow(cost)
 
-    def learn_limit(self, work: Work, sample: Sample) -> None:
+    def learn_limit(self, work: WorkKind, sample: LatencySample) -> None:
         """A live request ended: adapt how many there should be at once."""
         known = self._concurrency.get(work) or concurrency.start(self.spec.max_concurrency)
         self._concurrency[work] = adapted = concurrency.adapt(known, sample)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import anyio
 
-from aiosollol.batches import Batches
+from aiosollol.batches import BatchRunner
 from aiosollol.core.agreement import CANARIES, Agreement, Vectors, compare
 from aiosollol.core.explain import RouteExplanation, explain
 from aiosollol.core.node import NodeLike, NodeState, full_name
@@ -29,11 +29,16 @@ from aiosollol.core.routing import RouteRequest, RoutingFunction
 from aiosollol.core.stats import pool_stats
 from aiosollol.errors import InvalidInput, NoNodeAvailable, PoolClosed, RequestFailed, SollolError
 from aiosollol.events import EventStream
-from aiosollol.exchange import GENERATE_PATH, EmbedCall, Exchange, TalkCall
+from aiosollol.exchange import (
+    GENERATE_PATH,
+    EmbedCall,
+    NodeClient,
+    TalkCall,
+)
 from aiosollol.lifecycle import OpenState
 from aiosollol.node_registry import NodeRegistry
 from aiosollol.nodes import Node
-from aiosollol.roster import Roster
+from aiosollol.roster import Eligibility
 from aiosollol.wire.chat import load_text
 from aiosollol.wire.embed import dump_embed, fits_base64
 
@@ -56,7 +61,7 @@ class Strategy(NamedTuple):
     name: str
 
 
-class Operations:
+class PoolAdmin:
     """Operations on the nodes of a pool: see the methods of `OllamaPool` that have their names.
 
     roster, exchange, batches: as for the pool's calls.
@@ -68,9 +73,9 @@ class Operations:
     def __init__(
         self,
         registry: NodeRegistry,
-        roster: Roster,
-        exchange: Exchange,
-        batches: Batches,
+        roster: Eligibility,
+        exchange: NodeClient,
+        batches: BatchRunner,
         strategy: Strategy,
         planning: PlanOptions,
         rng: Random,

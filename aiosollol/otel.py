@@ -72,7 +72,7 @@ class OpenTelemetry:
 
     def serve(
         self, passed: Mapping[str, str] | None, method: str, route: str, path: str
-    ) -> _Serving:
+    ) -> _ServerSpan:
         """See `ports.Tracing`."""
         known = method if method in _METHODS else "_OTHER"
         attributes = {
@@ -89,7 +89,7 @@ class OpenTelemetry:
             name, parent, self._trace.SpanKind.SERVER, attributes=attributes
         )
         token = self._context.attach(self._trace.set_span_in_context(span, parent))
-        return _Serving(self, span, token)
+        return _ServerSpan(self, span, token)
 
     def _headers_of(self, context: Context) -> dict[str, str]:
         headers: dict[str, str] = {}
@@ -154,7 +154,7 @@ class _Span:
         self._otel._end(self._span, problem)
 
 
-class _Serving:
+class _ServerSpan:
     """A request that is served: see `ports.Serving`."""
 
     __slots__ = ("_otel", "_span", "_token")

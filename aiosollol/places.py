@@ -49,7 +49,7 @@ class Waiter:
 Room = WaitingRoom[Waiter]
 
 
-class Places:
+class NodeSlots:
     """The base of `Node` that counts requests. One request has one place, from first to last.
 
     in_flight: requests of this process under way. queued: live requests that wait in `room`.
@@ -90,7 +90,7 @@ class Places:
         self._chunks = 0  # those of `in_flight` that are of batches
         self._room = Room(0) if room is None else room
         self._left: anyio.Event | None = None
-        self._on_pressure: Callable[[Places], object] | None = None
+        self._on_pressure: Callable[[NodeSlots], object] | None = None
         self._waiting_chunks: deque[anyio.Event] = deque()
         self._own_cap = math.inf if max_concurrency is None else max_concurrency
         self._adapted = concurrency.start(max_concurrency).allowed
@@ -110,7 +110,7 @@ class Places:
         return self.in_flight + self.queued + len(self._waiting_chunks)
 
     def allow(
-        self, places: int | None, on_pressure: Callable[[Places], object] | None = None
+        self, places: int | None, on_pressure: Callable[[NodeSlots], object] | None = None
     ) -> None:
         """Let it have so many requests of this program at once; None for no limit but the user's.
 

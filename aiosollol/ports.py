@@ -11,7 +11,7 @@ from aiosollol.core.engines import EngineJob, EngineOutcome
 from aiosollol.core.node import NodeSpec
 from aiosollol.core.parcels import Partition, PartitionAnswer
 from aiosollol.core.routing import RouteRequest
-from aiosollol.core.sharing import Answer, Report
+from aiosollol.core.sharing import CoordinatorReply, MemberReport
 from aiosollol.core.written import WriteOrder, WriteReport
 
 CANCELLED = "cancelled"
@@ -215,7 +215,7 @@ class Coordinator(Protocol):
         """
         ...
 
-    async def exchange(self, report: Report) -> Answer:
+    async def exchange(self, report: MemberReport) -> CoordinatorReply:
         """Tell how this program is, and get what it may use. One at a time for each member.
 
         Raises EngineError if there is no coordinator, and for one that speaks another protocol.

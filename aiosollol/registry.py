@@ -19,7 +19,7 @@ from aiosollol.core.locality import NO_FACTS, MachineFacts, duplicates, machines
 from aiosollol.core.node import ClusterView, NodeLike, NodeSpec, full_name
 from aiosollol.core.planner import Candidate
 from aiosollol.core.redaction import safe_repr
-from aiosollol.core.share import Standing
+from aiosollol.core.share import NodeHealth
 from aiosollol.core.stats import NodeCounters
 from aiosollol.core.trial import Finding
 from aiosollol.errors import InvalidInput, NodeError
@@ -32,7 +32,7 @@ log = logging.getLogger("aiosollol")
 _UNKNOWN_RATIO = TokenRatio()
 
 
-class Registry:
+class ClusterState:
     """All nodes, by name. Changes are made here and nowhere else; whoever waits is told.
 
     A collection of `Node`: iterate over it, ask for ``registry[name]`` or ``name in registry``.
@@ -224,7 +224,7 @@ class Registry:
         elif before.is_down and not node.state.is_down:
             log.info("node %s is back", name)
             now = node.returned_at = self.clock()
-            node.breaker = breakers.advance(node.breaker, breakers.Returned(), now)
+            node.breaker = breakers.advance(node.breaker, breakers.NodeReturned(), now)
             self.tell(NodeChanged(self.clock(), name, "up"))
             self._offer()
         elif before.models is None and node.state.models is not None:
@@ -281,11 +281,11 @@ class Registry:
         """
         node.standing.answered(seconds, predicted, now)
         if is_well:
-            node.standing = Standing(now)
+            node.standing = NodeHealth(now)
         if self.stained or node.standing.is_stained:
             self._restain(node)
         if node.breaker is not breakers.CLOSED:
-            self.advance_breaker(node, breakers.Answered(is_probe), now)
+            self.advance_breaker(node, breakers.CallAnswered(is_probe), now)
         state = node.state
         if (state.failures or state.missed or state.is_down) and self._is_current(node):
             self.apply(node.name, Answered())
@@ -325,7 +325,7 @@ class Registry:
                 self.tell(NodeChanged(now, node.name, "breaker half-open"))
         elif before.opens_at is not None and after.opens_at is None:
             node.returned_at = now
-            node.standing = Standing(now)  # what was wrong is over, as two probes have shown
+            node.standing = NodeHealth(now)  # what was wrong is over, as two probes have shown
             self._restain(node)
             self.tell(NodeChanged(now, node.name, "breaker closed"))
         elif after.ejections != before.ejections:

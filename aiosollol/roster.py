@@ -13,7 +13,7 @@ from aiosollol.core.agreement import DigestGroup, comparable, names_of
 from aiosollol.core.node import full_name
 from aiosollol.errors import ModelNotFound, NoNodeAvailable, PoolClosed
 from aiosollol.nodes import Node
-from aiosollol.registry import Registry
+from aiosollol.registry import ClusterState
 
 log = logging.getLogger("aiosollol")
 
@@ -24,7 +24,7 @@ _LOOK_AGAIN_SECONDS = 1.0
 _MAX_NAMES = 256  # of models: callers choose them, so not every typo must be kept
 
 
-class Roster:
+class Eligibility:
     """Finds the nodes fit for a model, and waits for them if need be.
 
     probe: asks a node, by name, what it has; it never raises. require_digest: model -> the digest
@@ -33,7 +33,7 @@ class Roster:
 
     def __init__(
         self,
-        registry: Registry,
+        registry: ClusterState,
         probe: Callable[[str], Coroutine[Any, Any, None]],
         require_digest: Mapping[str, str] | None = None,
     ) -> None:

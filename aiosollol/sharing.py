@@ -19,12 +19,20 @@ import anyio
 from anyio.abc import TaskGroup
 
 from aiosollol.core.cost import Cost
-from aiosollol.core.sharing import Answer, CostKey, KnownCost, NodeUse, Report, node_id, slots_of
+from aiosollol.core.sharing import (
+    CoordinatorReply,
+    CostKey,
+    KnownCost,
+    MemberReport,
+    NodeUse,
+    node_id,
+    slots_of,
+)
 from aiosollol.errors import EngineError
 from aiosollol.nodes import Node
-from aiosollol.places import Places
+from aiosollol.places import NodeSlots
 from aiosollol.ports import Coordinator
-from aiosollol.registry import Registry
+from aiosollol.registry import ClusterState
 
 log = logging.getLogger("aiosollol")
 
@@ -66,7 +74,7 @@ class Renewal:
             self._pause.deadline = min(self._pause.deadline, self._renewed_at + seconds)
 
 
-class Sharing:
+class LeaseClient:
     """Keeps the leases of one program. `run` it in a task; cancel that to leave.
 
     member: what the program is called, like no other. group, weight: see `core.leases`. machine:
@@ -76,7 +84,7 @@ class Sharing:
 
     def __init__(
         self,
-        registry: Registry,
+        registry: ClusterState,
         coordinator: Coordinator,
         probe: Callable[[str], Coroutine[Any, Any, None]],
         *,
@@ -96,7 +104,7 @@ class Sharing:
         self._rng = rng or random.Random()
         self._serial = 0
         self._ends_at: float | None = None
-        self._answer: Answer | None = None
+        self._answer: CoordinatorReply | None = None
         self._is_renewed = anyio.Event()
         self._told: dict[CostKey, int] = {}
         self._hearsay: dict[CostKey, Cost] = {}
@@ -162,7 +170,7 @@ class Sharing:
         names = self._names()
         asked_at = self._registry.clock()
         costs = self._own_costs(names)
-        report = Report(
+        report = MemberReport(
             self._member,
             self._group,
             self._weight,
@@ -207,7 +215,7 @@ class Sharing:
     # The answer.
 
     def _take(
-        self, answer: Answer, asked_at: float, names: dict[str, Node], group: TaskGroup
+        self, answer: CoordinatorReply, asked_at: float, names: dict[str, Node], group: TaskGroup
     ) -> None:
         # From when it was asked for: then it ends here first, however long the answer took.
         ends_at = asked_at + answer.seconds
@@ -233,7 +241,7 @@ class Sharing:
         self._adopt(answer, names)
         self._look_at_suspects(answer.down, names, group)
 
-    def _adopt(self, answer: Answer, names: dict[str, Node]) -> None:
+    def _adopt(self, answer: CoordinatorReply, names: dict[str, Node]) -> None:
         """Take the costs of others for nodes of which nothing is known: the first own answer
         replaces them."""
         for (known, model), told in answer.costs.items():
@@ -303,7 +311,7 @@ class Sharing:
             return URGENT_INTERVAL
         return INTERVAL * jitter
 
-    def _press(self, node: Places) -> None:
+    def _press(self, node: NodeSlots) -> None:
         """A request waits, or what our workers use has changed."""
         if self._complaint is None and _is_starved(node):
             self._renewal.hurry(URGENT_INTERVAL)
@@ -318,10 +326,10 @@ class Sharing:
                 self._renewal.hurry(0.0)
 
 
-def _is_starved(node: Places) -> bool:
+def _is_starved(node: NodeSlots) -> bool:
     """Whether a request waits for a place, and it is the lease that keeps it waiting."""
     return node.taken >= node.share < _wants(node)
 
 
-def _wants(node: Places) -> int:
+def _wants(node: NodeSlots) -> int:
     return node.wanted + node.far_wants

@@ -9,9 +9,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from aiosollol.connection.dial import Dialer
-from aiosollol.connection.exchange import Exchange, Late
-from aiosollol.connection.kept import Closed, Connections
+from aiosollol.connection.dial import Connector
+from aiosollol.connection.exchange import HttpExchange, Late
+from aiosollol.connection.kept import Closed, ConnectionPool
 from aiosollol.connection.protocol import SLICE_BYTES, Connection
 from aiosollol.deadlines import Deadlines
 from aiosollol.errors import (
@@ -50,7 +50,7 @@ class HttpTransport:
         self._headers = {**ours, **spec.headers}
         self._host = _host_field(spec.address)
         self._prefix = spec.address.path
-        self._connections = Connections(Dialer(spec.address, spec.fingerprint))
+        self._connections = ConnectionPool(Connector(spec.address, spec.fingerprint))
         self._deadlines = Deadlines()
         # What is made from a path once need not be made for every request.
         self._heads: dict[tuple[str, str], bytes] = {}
@@ -98,7 +98,7 @@ class HttpTransport:
         headers: Mapping[str, str] | None,
         *,
         is_streamed: bool,
-    ) -> Exchange:
+    ) -> HttpExchange:
         """Make a request. The exchange is over, or it is a stream whose status is 200."""
         at = time.monotonic() + timeout
         head = self._heads.get((method, path)) or self._make_head(method, path)
@@ -130,7 +130,7 @@ class HttpTransport:
                     continue
             return exchange
 
-    def _end(self, exchange: Exchange) -> None:
+    def _end(self, exchange: HttpExchange) -> None:
         """Nobody wants the rest: unless it is over, its connection is closed.
 
         That is what cancels the work on the node.
@@ -171,7 +171,7 @@ class HttpTransport:
         except (OSError, ValueError) as error:
             raise NodeUnreachable(self._node, f"no connection: {_in_words(error)}") from error
 
-    def _failure(self, exchange: Exchange, timeout: float) -> NodeError:
+    def _failure(self, exchange: HttpExchange, timeout: float) -> NodeError:
         """What is wrong with an answer that is over: by its status, if it came that far."""
         if exchange.status in (0, 200):
             assert exchange.error is not None
@@ -214,7 +214,7 @@ class _Pieces:
         self._body = body
         self._timeout = timeout
         self._headers = headers
-        self._exchange: Exchange | None = None
+        self._exchange: HttpExchange | None = None
 
     async def __aenter__(self) -> _Pieces:
         transport, timeout = self._transport, self._timeout

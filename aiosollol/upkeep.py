@@ -14,7 +14,7 @@ import anyio
 from aiosollol.asyncio_parts import FutureGate, TaskScope
 from aiosollol.core.node import NodeSpec
 from aiosollol.errors import PoolClosed, SollolError
-from aiosollol.monitor import Monitor
+from aiosollol.monitor import HealthMonitor
 from aiosollol.node_registry import NodeRegistry
 from aiosollol.nodes import Node
 from aiosollol.ports import Transport
@@ -31,12 +31,12 @@ SEARCH_INTERVAL = 30.0
 """How long a pool without nodes waits before it searches again."""
 
 
-class Upkeep:
+class BackgroundTasks:
     """The connections to the nodes of a registry, and the tasks that watch and find nodes.
 
     transport_factory: makes the way to a node. search: options of `discovery.discover` if the
     network is to be searched for nodes, else None; follows: whether it is to be followed after
-    that, for nodes that come and go. metrics_interval, check_interval: see `Monitor`.
+    that, for nodes that come and go. metrics_interval, check_interval: see `HealthMonitor`.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Upkeep:
         self._watchers: dict[str, tuple[Node, asyncio.Task[None]]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._is_closed = False
-        self.monitor = Monitor(
+        self.monitor = HealthMonitor(
             registry,
             self.transport_of,
             agent_of=self._agent_of,

@@ -18,7 +18,7 @@ from aiosollol.core.breaker import CLOSED
 from aiosollol.core.cost import Cost
 from aiosollol.core.resilience import Failure
 from aiosollol.core.routing import RouteRequest, route, strategy_of
-from aiosollol.core.share import Backlog, Standing, Steady
+from aiosollol.core.share import Backlog, NodeHealth, Steady
 from aiosollol.core.waiting import WaitingRoom
 from benchmarks.live_shapes import Shape
 
@@ -72,7 +72,7 @@ class Known:
         self.cpu_load: float | None = None
         self.gpu_free_mem: float | None = None
         self.returned_at = -float("inf")
-        self.standing = Standing()
+        self.standing = NodeHealth()
         self.backlog = Backlog()
         self.breaker = CLOSED
         self.cost = Cost.unknown()
@@ -99,7 +99,7 @@ class Known:
         job.predicted = Cost.unknown().seconds(request.tokens) if own is None else own
         job.is_probe = self.breaker.opens_at is not None
         if job.is_probe:
-            self.breaker = breakers.advance(self.breaker, breakers.Sent(), now)
+            self.breaker = breakers.advance(self.breaker, breakers.CallSent(), now)
         self.in_flight += 1
         self.backlog.enter(job.predicted, now)
         self.standing.asked(now)
@@ -114,7 +114,7 @@ class Known:
         self.last_done = now
         self.standing.answered(seconds, job.expected, now)
         if self.breaker is not CLOSED:
-            self._advance(breakers.Answered(job.is_probe), now)
+            self._advance(breakers.CallAnswered(job.is_probe), now)
 
     def learn(self, tokens: float, seconds: float) -> None:
         self.cost = self.cost.observe(tokens, seconds)
@@ -127,7 +127,7 @@ class Known:
         self._leave(job, now)
         self.disturbed_at = now
         self.standing.failed(now)
-        self._advance(breakers.Failed(failure, job.is_probe), now)
+        self._advance(breakers.CallFailed(failure, job.is_probe), now)
 
     def _leave(self, job: _Job, now: float) -> None:
         self.in_flight -= 1

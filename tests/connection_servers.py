@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from aiosollol.connection.dial import Dialer
-from aiosollol.connection.exchange import Exchange
-from aiosollol.connection.kept import Connections
+from aiosollol.connection.dial import Connector
+from aiosollol.connection.exchange import HttpExchange
+from aiosollol.connection.kept import ConnectionPool
 from aiosollol.core.address import Address
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -74,8 +74,8 @@ async def served(handle: Handler, tls: ssl.SSLContext | None = None) -> AsyncIte
 @asynccontextmanager
 async def connections_to(
     port: int, *, scheme: str = "http", host: str = "127.0.0.1", fingerprint: str | None = None
-) -> AsyncIterator[Connections]:
-    connections = Connections(Dialer(Address(scheme, host, port), fingerprint))
+) -> AsyncIterator[ConnectionPool]:
+    connections = ConnectionPool(Connector(Address(scheme, host, port), fingerprint))
     try:
         yield connections
     finally:
@@ -94,13 +94,13 @@ async def turns(count: int = 20) -> None:
         await asyncio.sleep(0)
 
 
-async def over(begun: Exchange) -> Exchange:
+async def over(begun: HttpExchange) -> HttpExchange:
     while not begun.is_over:
         await begun.changed()
     return begun
 
 
-async def asked(connections: Connections, request: bytes = HEAD) -> Exchange:
+async def asked(connections: ConnectionPool, request: bytes = HEAD) -> HttpExchange:
     """One exchange, to its end."""
     connection = connections.take() or await connections.make(5)
     begun = connection.begin(FOREVER)

@@ -17,8 +17,8 @@ import anyio.abc
 import trio.testing
 
 from aiosollol.admission import Admission
-from aiosollol.batches import Batches, OnProgress
-from aiosollol.carriage import Carriage
+from aiosollol.batches import BatchRunner, OnProgress
+from aiosollol.carriage import EngineBatches
 from aiosollol.core.embeddings import Embeddings
 from aiosollol.core.events import PoolEvent
 from aiosollol.core.planner import PlanOptions
@@ -27,15 +27,15 @@ from aiosollol.core.request import EmbedSettings, loading_of, reload_key
 from aiosollol.core.routing import RoutingFunction, strategy_of
 from aiosollol.core.stats import pool_stats
 from aiosollol.errors import PoolClosed
-from aiosollol.exchange import EmbedCall, Exchange, TalkCall
-from aiosollol.live import LiveCalls, LiveOptions, Wishes
-from aiosollol.loads import Loads
-from aiosollol.monitor import Monitor
+from aiosollol.exchange import EmbedCall, NodeClient, TalkCall
+from aiosollol.live import CallOptions, LiveOptions, RequestRouter
+from aiosollol.loads import ModelLoader
+from aiosollol.monitor import HealthMonitor
 from aiosollol.nodes import Node
-from aiosollol.operations import Operations, Strategy
+from aiosollol.operations import PoolAdmin, Strategy
 from aiosollol.ports import Engine
-from aiosollol.registry import Registry
-from aiosollol.roster import Roster
+from aiosollol.registry import ClusterState
+from aiosollol.roster import Eligibility
 from aiosollol.streams import ReplyStream
 from aiosollol.testing import FakeModel, FakeTransport, fake_vector
 from aiosollol.wire.chat import load_chat
@@ -67,22 +67,22 @@ class Cluster:
         seed: int = 1,
         **options: Any,
     ) -> None:
-        self.registry = Registry(max_waiting=max_waiting)
+        self.registry = ClusterState(max_waiting=max_waiting)
         self.transports: dict[str, FakeTransport] = {}
         self.group = group
         self.is_closed = False
         for name, given in nodes.items():
             self.add(name, **given)
-        self.monitor = Monitor(self.registry, self.transport_of, rng=random.Random(seed))
-        self.roster = Roster(self.registry, self.monitor.probe, require_digest)
-        self.loads = Loads(self.spawn)
-        self.exchange = Exchange(self.registry, self.transport_of, self.loads)
+        self.monitor = HealthMonitor(self.registry, self.transport_of, rng=random.Random(seed))
+        self.roster = Eligibility(self.registry, self.monitor.probe, require_digest)
+        self.loads = ModelLoader(self.spawn)
+        self.exchange = NodeClient(self.registry, self.transport_of, self.loads)
         rng = random.Random(seed)
         function = strategy_of(strategy)
         self.admission = Admission(
             self.registry, self.roster, function, wait_timeout, rng, self.spawn
         )
-        self.live = LiveCalls(
+        self.live = RequestRouter(
             self.registry,
             self.roster,
             self.admission,
@@ -92,10 +92,10 @@ class Cluster:
             rng,
         )
         self.engines: dict[str, Engine] = {}
-        self.carriage = Carriage(self.registry, self.engines, threshold=100)
-        self.batches = Batches(self.registry, self.exchange, self.roster, self.carriage, 60.0)
+        self.carriage = EngineBatches(self.registry, self.engines, threshold=100)
+        self.batches = BatchRunner(self.registry, self.exchange, self.roster, self.carriage, 60.0)
         state: Any = SimpleNamespace(name="open", check=lambda: None)  # of no event loop
-        self.care = Operations(
+        self.care = PoolAdmin(
             cast(Any, self.registry),
             self.roster,
             self.exchange,
@@ -186,7 +186,7 @@ class Cluster:
             options=reload_key(options),
             loading=loading_of(options, keep_alive),
         )
-        answer = await self.live.embed(call, Wishes(timeout, priority, sticky, is_patient))
+        answer = await self.live.embed(call, CallOptions(timeout, priority, sticky, is_patient))
         return answer.floats.tobytes()
 
     def _talk(
@@ -220,13 +220,13 @@ class Cluster:
         options: Mapping[str, Any] | None = None,
     ) -> ChatReply:
         call = self._talk(text, model, options, stream=False)
-        return await self.live.converse(call, Wishes(timeout, priority, sticky))
+        return await self.live.converse(call, CallOptions(timeout, priority, sticky))
 
     async def stream(
         self, text: str = "one two three four", *, timeout: float = 300.0, sticky: str | None = None
     ) -> ReplyStream[ChatReply]:
         call = self._talk(text, TALKER, None, stream=True)
-        return await self.live.open_stream(call, Wishes(timeout, 5, sticky))
+        return await self.live.open_stream(call, CallOptions(timeout, 5, sticky))
 
     async def embed_batch(
         self,

@@ -12,11 +12,11 @@ import pytest
 from aiosollol import OllamaPool
 from aiosollol.autobatch import AutoBatch
 from aiosollol.autobatch.submission import new_job
-from aiosollol.conversations import Conversations
+from aiosollol.conversations import Generation
 from aiosollol.core import arguments
 from aiosollol.embedder import Embedder
-from aiosollol.far_batches import FarBatches
-from aiosollol.operations import Operations
+from aiosollol.far_batches import CollectionBatches
+from aiosollol.operations import PoolAdmin
 
 pytestmark = pytest.mark.anyio
 
@@ -24,14 +24,14 @@ METHODS: list[tuple[Callable[..., Any], Callable[..., Any], Any]] = [
     (OllamaPool.embed, Embedder.embed, arguments.CallArguments),
     (OllamaPool.embed_batch, Embedder.embed_batch, arguments.BatchArguments),
     (OllamaPool.embed_stream, Embedder.embed_stream, arguments.StreamArguments),
-    (OllamaPool.embed_bag, FarBatches.embed_bag, arguments.WriteArguments),
-    (OllamaPool.embed_bag, FarBatches.embed_dataframe, arguments.WriteArguments),
-    (OllamaPool.chat, Conversations.chat, arguments.ChatArguments),
-    (OllamaPool.chat, Conversations.chat, arguments.StreamChatArguments),
-    (OllamaPool.generate, Conversations.generate, arguments.GenerateArguments),
-    (OllamaPool.generate, Conversations.generate, arguments.StreamGenerateArguments),
-    (OllamaPool.plan, Operations.plan, arguments.PlanArguments),
-    (OllamaPool.parallelism_report, Operations.parallelism_report, arguments.SizeArguments),
+    (OllamaPool.embed_bag, CollectionBatches.embed_bag, arguments.WriteArguments),
+    (OllamaPool.embed_bag, CollectionBatches.embed_dataframe, arguments.WriteArguments),
+    (OllamaPool.chat, Generation.chat, arguments.ChatArguments),
+    (OllamaPool.chat, Generation.chat, arguments.StreamChatArguments),
+    (OllamaPool.generate, Generation.generate, arguments.GenerateArguments),
+    (OllamaPool.generate, Generation.generate, arguments.StreamGenerateArguments),
+    (OllamaPool.plan, PoolAdmin.plan, arguments.PlanArguments),
+    (OllamaPool.parallelism_report, PoolAdmin.parallelism_report, arguments.SizeArguments),
     (AutoBatch.submit, new_job, arguments.SubmitArguments),
 ]
 

@@ -17,8 +17,8 @@ from aiosollol.autobatch.pace import (
     DOCUMENT_BACKOFF,
     LOOK_SECONDS,
     NODE_BACKOFF,
+    BatchPacing,
     Line,
-    Pace,
     Turn,
     delay,
     retry_after,
@@ -100,7 +100,7 @@ def test_rules_that_cannot_be(given: dict[str, Any], words: str) -> None:
     ],
 )
 def test_when_a_batch_begins(ready: int, is_idle: Any, after: float, begins: bool) -> None:
-    pace = Pace()
+    pace = BatchPacing()
     lines = [Line(1, "m", ready)]
     pace.choose(lines, 1000.0, RULES, busy)
     turn = pace.choose(lines, 1000.0 + after, RULES, is_idle)
@@ -108,7 +108,7 @@ def test_when_a_batch_begins(ready: int, is_idle: Any, after: float, begins: boo
 
 
 def test_a_busy_pool_gets_one_batch_per_interval() -> None:
-    pace = Pace()
+    pace = BatchPacing()
     lines = [Line(1, "m", 100)]
     began = [
         now for now in range(300) if pace.choose(lines, float(now), RULES, busy).group is not None
@@ -117,32 +117,32 @@ def test_a_busy_pool_gets_one_batch_per_interval() -> None:
 
 
 def test_documents_that_have_gone_do_not_shorten_the_wait_of_others() -> None:
-    pace = Pace()
+    pace = BatchPacing()
     pace.choose([Line(1, "m", 1)], 0.0, RULES, busy)
     pace.choose([], 50.0, RULES, busy)
     assert pace.choose([Line(1, "m", 1)], 70.0, RULES, busy).group is None
 
 
 def test_nothing_ready_is_nothing_to_do() -> None:
-    assert Pace().choose([Line(1, "m", 0)], 0.0, RULES, idle) == Turn(None, LOOK_SECONDS)
-    assert Pace().choose([], 0.0, RULES, idle) == Turn(None, LOOK_SECONDS)
+    assert BatchPacing().choose([Line(1, "m", 0)], 0.0, RULES, idle) == Turn(None, LOOK_SECONDS)
+    assert BatchPacing().choose([], 0.0, RULES, idle) == Turn(None, LOOK_SECONDS)
 
 
 def test_a_wait_ends_when_the_interval_does() -> None:
-    pace = Pace()
+    pace = BatchPacing()
     pace.choose([Line(1, "m", 1)], 0.0, RULES, busy)
     assert pace.choose([Line(1, "m", 1)], 59.75, RULES, busy) == Turn(None, 0.25)
 
 
 def test_a_group_is_gone_on_with_and_then_the_others_have_their_turn() -> None:
-    pace = Pace()
+    pace = BatchPacing()
     lines = [Line(group, "m", 100) for group in (3, 5, 8)]
     chosen = [pace.choose(lines, float(now), RULES, idle).group for now in range(0, 300, 20)]
     assert chosen == [3, 3, 3, 5, 5, 5, 8, 8, 8, 3, 3, 3, 5, 5, 5]
 
 
 def test_a_group_that_failed_rests_and_others_do_not() -> None:
-    pace = Pace()
+    pace = BatchPacing()
     both = [Line(1, "m", 100), Line(2, "n", 100)]
     assert pace.choose(both, 0.0, RULES, idle).group == 1
     assert pace.failed(1, 0.0, NODE_BACKOFF) == 1
@@ -156,7 +156,7 @@ def test_a_group_that_failed_rests_and_others_do_not() -> None:
 
 
 def test_failures_of_another_kind_are_counted_anew() -> None:
-    pace = Pace()
+    pace = BatchPacing()
     assert [pace.failed(1, 0.0, NODE_BACKOFF) for _ in range(3)] == [1, 2, 3]
     assert pace.failed(1, 0.0, DOCUMENT_BACKOFF) == 1
 
@@ -175,7 +175,7 @@ def test_who_waits_never_waits_longer_than_it_has_to(
     steps: list[tuple[float, bool, list[tuple[int, int]]]],
 ) -> None:
     """Whatever happens: a batch is of a group that has documents, and no wait is endless."""
-    pace, now = Pace(), 0.0
+    pace, now = BatchPacing(), 0.0
     for seconds, is_idle, groups in steps:
         now += seconds
         lines = [Line(group, "m", ready) for group, ready in dict(groups).items()]

@@ -32,7 +32,12 @@ from aiosollol import (
 )
 from aiosollol.autobatch import AutoBatch, schema, store, taking
 from aiosollol.autobatch.lock import WorkerLock
-from aiosollol.autobatch.outcome import Again, Document, Failed, Outcome
+from aiosollol.autobatch.outcome import (
+    Document,
+    FailedDocument,
+    Outcome,
+    RetriedDocument,
+)
 from aiosollol.autobatch.reading import DAMAGED_VECTOR, totals
 from aiosollol.autobatch.rules import Rules
 from aiosollol.errors import InvalidInput
@@ -488,9 +493,11 @@ class Tables(RuleBasedStateMachine):
             if fate == "d":
                 found.done.append((document, memoryview(array("f", [1.0, 2.0]))))
             elif fate == "f":
-                found.failed.append(Failed(document, "words"))
+                found.failed.append(FailedDocument(document, "words"))
             elif fate == "a":
-                found.again.append(Again(document._replace(attempts=1), self.now + 5.0, "words"))
+                found.again.append(
+                    RetriedDocument(document._replace(attempts=1), self.now + 5.0, "words")
+                )
         taking.settle(self.connection, found, self.now, 1.0)
         if forget:
             self.batch = None

@@ -16,13 +16,13 @@ from aiosollol.core.breaker import (
     FAILURES_TO_OPEN,
     LONGEST_EJECTION,
     SUCCESSES_TO_CLOSE,
-    Answered,
     Breaker,
+    CallAbandoned,
+    CallAnswered,
+    CallFailed,
+    CallSent,
     Event,
-    Failed,
-    GivenUp,
-    Returned,
-    Sent,
+    NodeReturned,
     advance,
     ejection_seconds,
     last_resort,
@@ -36,17 +36,17 @@ def event_of(words: str) -> Event:
     what, is_probe = words.removeprefix("probe "), words.startswith("probe ")
     match what:
         case "sent":
-            return Sent()
+            return CallSent()
         case "answered":
-            return Answered(is_probe)
+            return CallAnswered(is_probe)
         case "given up":
-            return GivenUp(is_probe)
+            return CallAbandoned(is_probe)
         case "returned":
-            return Returned()
+            return NodeReturned()
         case "lost":
-            return Failed(Failure.ANSWER, is_probe, is_lost=True)
+            return CallFailed(Failure.ANSWER, is_probe, is_lost=True)
         case _:
-            return Failed(Failure(what), is_probe)
+            return CallFailed(Failure(what), is_probe)
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["case"] for case in CASES])
@@ -62,7 +62,8 @@ def test_lives(case: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "event", [Answered(), Sent(), GivenUp(), Returned(), Failed(Failure.INPUT)]
+    "event",
+    [CallAnswered(), CallSent(), CallAbandoned(), NodeReturned(), CallFailed(Failure.INPUT)],
 )
 def test_no_news_is_the_same_object(event: Event) -> None:
     # The usual case of every request: it must cost nothing, and nobody must be told.
@@ -70,22 +71,22 @@ def test_no_news_is_the_same_object(event: Event) -> None:
 
 
 def test_trouble_that_is_long_past_is_forgotten() -> None:
-    breaker = advance(CLOSED, Failed(Failure.ANSWER), 0.0)
-    assert advance(breaker, Answered(), 1.0) != CLOSED
-    assert advance(breaker, Answered(), 600.0) == CLOSED
+    breaker = advance(CLOSED, CallFailed(Failure.ANSWER), 0.0)
+    assert advance(breaker, CallAnswered(), 1.0) != CLOSED
+    assert advance(breaker, CallAnswered(), 600.0) == CLOSED
 
 
 def test_a_second_probe_is_a_mistake_of_the_caller() -> None:
-    breaker = advance(advance(CLOSED, Failed(Failure.NODE), 0.0), Sent(), 1.0)
+    breaker = advance(advance(CLOSED, CallFailed(Failure.NODE), 0.0), CallSent(), 1.0)
     with pytest.raises(ValueError, match="probe"):
-        advance(breaker, Sent(), 2.0)
+        advance(breaker, CallSent(), 2.0)
 
 
 def test_in_words() -> None:
-    breaker = advance(CLOSED, Failed(Failure.NODE), 0.0)
+    breaker = advance(CLOSED, CallFailed(Failure.NODE), 0.0)
     assert breaker.describe(0.25) == "open after failures, for 0.8 s more"
     assert breaker.describe(1.0) == ""
-    assert advance(breaker, Sent(), 1.0).describe(1.0) == "a probe is under way after failures"
+    assert advance(breaker, CallSent(), 1.0).describe(1.0) == "a probe is under way after failures"
 
 
 def test_ejections_double_up_to_four_seconds() -> None:
@@ -95,17 +96,17 @@ def test_ejections_double_up_to_four_seconds() -> None:
 
 
 def test_last_resort() -> None:
-    first = advance(CLOSED, Failed(Failure.NODE), 0.0)
-    second = advance(CLOSED, Failed(Failure.NODE), 0.5)
+    first = advance(CLOSED, CallFailed(Failure.NODE), 0.0)
+    second = advance(CLOSED, CallFailed(Failure.NODE), 0.5)
     assert last_resort([("b", second), ("a", first)], 0.6) == "a"
-    assert last_resort([("b", second), ("a", advance(first, Sent(), 0.6))], 0.6) == "b"
-    assert last_resort([("a", advance(first, Sent(), 0.6))], 0.6) is None  # wait for that one
+    assert last_resort([("b", second), ("a", advance(first, CallSent(), 0.6))], 0.6) == "b"
+    assert last_resort([("a", advance(first, CallSent(), 0.6))], 0.6) is None  # wait for that one
     assert last_resort([("a", first), ("c", CLOSED)], 0.6) is None  # ask c
     assert last_resort([("b", second), ("a", first)], 1.0) is None  # a admits a probe
     assert last_resort([], 0.0) is None
 
 
-LOST = Failed(Failure.ANSWER, is_lost=True)
+LOST = CallFailed(Failure.ANSWER, is_lost=True)
 
 
 class Life(RuleBasedStateMachine):
@@ -127,29 +128,31 @@ class Life(RuleBasedStateMachine):
     @rule(is_last_resort=st.booleans())
     def send(self, is_last_resort: bool) -> None:
         if self.breaker.opens_at is None:
-            self.breaker = advance(self.breaker, Sent(), self.now)
+            self.breaker = advance(self.breaker, CallSent(), self.now)
             self.plain += 1
             return
         asked = is_last_resort and last_resort([("n", self.breaker)], self.now) == "n"
         if self.breaker.admits(self.now) or asked:
-            self.breaker = advance(self.breaker, Sent(), self.now)
+            self.breaker = advance(self.breaker, CallSent(), self.now)
             self.probes += 1
 
     @rule()
     def can_be_reached_again(self) -> None:
-        self.breaker = advance(self.breaker, Returned(), self.now)
+        self.breaker = advance(self.breaker, NodeReturned(), self.now)
         if self.breaker.opens_at is not None:
             assert self.breaker.phase(self.now) == "half_open"
 
     @precondition(lambda self: self.plain)
-    @rule(event=st.sampled_from([Answered(), GivenUp(), LOST, *map(Failed, Failure)]))
+    @rule(event=st.sampled_from([CallAnswered(), CallAbandoned(), LOST, *map(CallFailed, Failure)]))
     def end(self, event: Event) -> None:
         self.plain -= 1
         self._end(event)
 
     @precondition(lambda self: self.probes)
     @rule(
-        event=st.sampled_from([Answered(True), GivenUp(True), *(Failed(f, True) for f in Failure)])
+        event=st.sampled_from(
+            [CallAnswered(True), CallAbandoned(True), *(CallFailed(f, True) for f in Failure)]
+        )
     )
     def end_probe(self, event: Event) -> None:
         self.probes -= 1
@@ -189,19 +192,19 @@ class Life(RuleBasedStateMachine):
     def closes_after_enough_answers(self) -> None:
         breaker, now = self.breaker, self.now
         if breaker.is_probing:
-            breaker = advance(breaker, GivenUp(True), now)
+            breaker = advance(breaker, CallAbandoned(True), now)
         for _ in range(SUCCESSES_TO_CLOSE):
             if breaker.opens_at is None:
                 break
             now = max(now, breaker.opens_at)
-            breaker = advance(advance(breaker, Sent(), now), Answered(True), now)
+            breaker = advance(advance(breaker, CallSent(), now), CallAnswered(True), now)
         assert breaker.phase(now) == "closed"
 
     @invariant()
     def opens_after_enough_failures(self) -> None:
         breaker = self.breaker
         for _ in range(FAILURES_TO_OPEN):
-            breaker = advance(breaker, Failed(Failure.ANSWER), self.now)
+            breaker = advance(breaker, CallFailed(Failure.ANSWER), self.now)
         assert breaker.opens_at is not None
 
     @invariant()
@@ -217,7 +220,9 @@ TestLife = Life.TestCase
 
 @given(
     st.lists(
-        st.tuples(st.floats(0.0, 100.0), st.sampled_from([Answered(), *map(Failed, Failure)])),
+        st.tuples(
+            st.floats(0.0, 100.0), st.sampled_from([CallAnswered(), *map(CallFailed, Failure)])
+        ),
         max_size=40,
     )
 )

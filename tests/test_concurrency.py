@@ -11,7 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiosollol.core.concurrency import GOOD_DELAY, START, Concurrency, Sample, adapt, start
+from aiosollol.core.concurrency import (
+    GOOD_DELAY,
+    START,
+    Concurrency,
+    LatencySample,
+    adapt,
+    start,
+)
 
 Work = tuple[float, float]
 
@@ -44,7 +51,7 @@ class Server:
                 self._send(slowness(self.now))
             self.now, sent_at, work, in_flight = heapq.heappop(self.under_way)
             self.done += work
-            self.state = adapt(self.state, Sample(self.now - sent_at, work, in_flight))
+            self.state = adapt(self.state, LatencySample(self.now - sent_at, work, in_flight))
             self.limits.append(self.state.allowed)
 
     def _send(self, slowness: float) -> None:
@@ -115,10 +122,10 @@ def test_it_comes_down_after_an_overload_and_up_again() -> None:
     server.run(2000)
     before = server.state.allowed
     for _ in range(before):  # they fail together, which counts once
-        server.state = adapt(server.state, Sample(60.0, 0.0, before, is_overload=True))
+        server.state = adapt(server.state, LatencySample(60.0, 0.0, before, is_overload=True))
     assert server.state.allowed == pytest.approx(0.7 * before, abs=1)
     for _ in range(200):
-        server.state = adapt(server.state, Sample(60.0, 0.0, 16, is_overload=True))
+        server.state = adapt(server.state, LatencySample(60.0, 0.0, 16, is_overload=True))
     assert server.state.allowed <= 2
     server.run(3000)
     assert server.state.allowed >= 12
@@ -145,7 +152,7 @@ def test_a_node_that_is_slow_for_a_while_is_not_given_up() -> None:
 @given(
     st.lists(
         st.builds(
-            Sample,
+            LatencySample,
             st.floats(-1.0, 1e6),
             st.floats(-1.0, 1e6),
             st.integers(0, 600),
@@ -155,7 +162,7 @@ def test_a_node_that_is_slow_for_a_while_is_not_given_up() -> None:
     ),
     st.one_of(st.none(), st.integers(1, 20)),
 )
-def test_whatever_comes_the_limit_is_sound(samples: list[Sample], most: int | None) -> None:
+def test_whatever_comes_the_limit_is_sound(samples: list[LatencySample], most: int | None) -> None:
     state = start(most)
     for sample in samples:
         before = Concurrency(*state)

@@ -21,8 +21,8 @@ from connection_servers import (
 )
 
 from aiosollol.connection import dial
-from aiosollol.connection.dial import Dialer
-from aiosollol.connection.kept import Closed, Connections
+from aiosollol.connection.dial import Connector
+from aiosollol.connection.kept import Closed, ConnectionPool
 from aiosollol.core.address import Address
 
 pytestmark = pytest.mark.anyio
@@ -56,8 +56,8 @@ async def test_closing_ends_dialling(monkeypatch: pytest.MonkeyPatch) -> None:
     async def hang(*_: Any) -> Any:
         await asyncio.get_running_loop().create_future()
 
-    monkeypatch.setattr(dial.Dialer, "dial", hang)
-    connections = Connections(Dialer(Address("http", "127.0.0.1", 1)))
+    monkeypatch.setattr(dial.Connector, "dial", hang)
+    connections = ConnectionPool(Connector(Address("http", "127.0.0.1", 1)))
     making = [asyncio.ensure_future(connections.make(60)) for _ in range(3)]
     await turns()
     await connections.aclose()
@@ -65,7 +65,7 @@ async def test_closing_ends_dialling(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(Closed):
             await each
     with pytest.raises(TimeoutError):
-        await Connections(Dialer(Address("http", "127.0.0.1", 1))).make(0.0)
+        await ConnectionPool(Connector(Address("http", "127.0.0.1", 1))).make(0.0)
 
 
 async def test_closing_does_not_wait_for_what_the_server_will_not_read() -> None:
@@ -86,14 +86,14 @@ async def test_closing_does_not_wait_for_what_the_server_will_not_read() -> None
 async def test_a_connection_that_is_made_while_all_is_closed_is_not_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real = Dialer.dial
+    real = Connector.dial
 
-    async def made_too_late(self: Dialer, factory: Any) -> Any:
+    async def made_too_late(self: Connector, factory: Any) -> Any:
         connection = await real(self, factory)
         connections._is_closed = True
         return connection
 
-    monkeypatch.setattr(Dialer, "dial", made_too_late)
+    monkeypatch.setattr(Connector, "dial", made_too_late)
     async with served(polite) as server, connections_to(server.port) as connections:
         with pytest.raises(Closed):
             await connections.make(5)
@@ -110,7 +110,7 @@ async def test_whoever_is_cancelled_wherever_leaves_nothing_behind(size: int) ->
             await reader.readexactly(size)
             writer.write(http(b"{}" * 1000))
 
-    async def ask(connections: Connections) -> bytes:
+    async def ask(connections: ConnectionPool) -> bytes:
         connection = connections.take() or await connections.make(5)
         begun = connection.begin(FOREVER)
         try:

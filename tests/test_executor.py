@@ -15,11 +15,11 @@ from aiosollol.core.health import Probed, ProbeFailed
 from aiosollol.core.planner import BatchShape, PlanOptions, plan
 from aiosollol.core.request import EmbedSettings
 from aiosollol.errors import BadRequest, NodeUnreachable, NoNodeAvailable
-from aiosollol.exchange import Exchange
-from aiosollol.executor import Executor, Job
-from aiosollol.loads import Loads
-from aiosollol.monitor import Monitor
-from aiosollol.registry import Registry
+from aiosollol.exchange import NodeClient
+from aiosollol.executor import BatchJob, Executor
+from aiosollol.loads import ModelLoader
+from aiosollol.monitor import HealthMonitor
+from aiosollol.registry import ClusterState
 from aiosollol.testing import FakeModel, FakeTransport, Fault, fake_vector
 
 pytestmark = pytest.mark.anyio
@@ -39,7 +39,7 @@ class Cluster:
         self.transports = {
             name: FakeTransport(name, models=[MODEL], **options) for name, options in nodes.items()
         }
-        self.registry = Registry(
+        self.registry = ClusterState(
             {"url": f"http://{name}.test", "name": name} for name in self.transports
         )
 
@@ -47,25 +47,25 @@ class Cluster:
         return self.transports[name]
 
     async def probe(self) -> None:
-        monitor = Monitor(self.registry, self.transports.__getitem__)
+        monitor = HealthMonitor(self.registry, self.transports.__getitem__)
         for name in self.transports:
             await monitor.probe(name)
 
-    def exchange(self, group: anyio.abc.TaskGroup) -> Exchange:
+    def exchange(self, group: anyio.abc.TaskGroup) -> NodeClient:
         async def run(work: Any) -> None:
             await work
 
-        loads = Loads(lambda work, name: group.start_soon(run, work))
-        return Exchange(self.registry, self.transports.__getitem__, loads)
+        loads = ModelLoader(lambda work, name: group.start_soon(run, work))
+        return NodeClient(self.registry, self.transports.__getitem__, loads)
 
-    def job(self, texts: list[str], timeout: float = 60.0) -> Job:
+    def job(self, texts: list[str], timeout: float = 60.0) -> BatchJob:
         tokens = [len(text) / 4 + 2 for text in texts]
         options = PlanOptions()
         up = [node for node in self.registry if node.state.has_model(MODEL.name)]
         view = self.registry.candidates(MODEL.name, up)
         planned = plan(view, BatchShape(len(tokens), sum(tokens)), options)
         settings = EmbedSettings(model="nomic-embed-text")
-        return Job(settings, texts, tokens, timeout, planned, options)
+        return BatchJob(settings, texts, tokens, timeout, planned, options)
 
     async def embed(
         self,

@@ -17,7 +17,7 @@ from aiohttp import web
 
 from aiosollol.error_log import ErrorLog
 from aiosollol.gateway import accepting, connections
-from aiosollol.gateway.connections import Connection, ConnectionLimits, Gate
+from aiosollol.gateway.connections import ClientConnection, ConnectionLimiter, ConnectionLimits
 from aiosollol.gateway.serving import Listener
 
 pytestmark = pytest.mark.anyio
@@ -170,7 +170,7 @@ async def test_a_connection_is_idle_from_one_request_to_the_next() -> None:
     async with serving() as server:
         reader, writer = await asyncio.open_connection(*server.listener.address)
         await server.reaches(lambda: server.gate.open == 1)
-        (connection,) = cast(list[Connection], server.listener._connections())
+        (connection,) = cast(list[ClientConnection], server.listener._connections())
         await server.reaches(lambda: connection.is_idle)
         assert [connection.idle_for(now) for now in (5.0, 7.0)] == [0.0, 2.0]
         writer.write(HEAD % b"quick")
@@ -294,7 +294,7 @@ async def test_when_a_gate_is_full(
 ) -> None:
     monkeypatch.setattr(connections, "file_limit", lambda: files)
     filled: list[bool] = []
-    gate = Gate(
+    gate = ConnectionLimiter(
         ConnectionLimits(max_connections=most), ErrorLog("gateway"), lambda: filled.append(True)
     )
     for number in numbers:
@@ -311,7 +311,7 @@ async def test_when_a_gate_is_full(
 
 async def test_a_gate_that_was_full_opens_when_a_sixteenth_has_left() -> None:
     filled: list[bool] = []
-    gate = Gate(
+    gate = ConnectionLimiter(
         ConnectionLimits(max_connections=160), ErrorLog("gateway"), lambda: filled.append(True)
     )
     for number in range(160):

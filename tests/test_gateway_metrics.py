@@ -17,7 +17,7 @@ from aiosollol import MissingExtra
 from aiosollol.core.events import AttemptFailed, Hedged, Loading, NodeChanged, PoolEvent, Routed
 from aiosollol.core.stats import NodeCounters, NodeStats, pool_stats
 from aiosollol.gateway.metrics import (
-    Metrics,
+    GatewayMetrics,
     counter,
     endpoint_name,
     exposed,
@@ -99,9 +99,9 @@ def read(text: bytes) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
     return found
 
 
-async def full() -> Metrics:
+async def full() -> GatewayMetrics:
     """Metrics with a sample of everything."""
-    metrics = Metrics(Pool(*EVENTS, tokens=90, plans={"fan-out": 2}))
+    metrics = GatewayMetrics(Pool(*EVENTS, tokens=90, plans={"fan-out": 2}))
     await metrics.watch()
     metrics.on_request(Served("/api/chat", "POST", 200, 0.2, "gpu1"))
     metrics.on_request(Served("/api/chat", "POST", 503, 0.02, ""))
@@ -223,7 +223,7 @@ def test_names_of_endpoints(path: str, name: str) -> None:
 
 
 def test_families_survive_the_way_to_a_sibling() -> None:
-    metrics = Metrics(Pool())
+    metrics = GatewayMetrics(Pool())
     metrics.on_request(Served("/api/chat", "POST", 200, 0.2, ""))
     families = metrics.families()
     again = from_data(json.loads(json.dumps(as_data(families))))
@@ -301,4 +301,4 @@ def test_without_prometheus_client(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_watching_ends_with_the_pool() -> None:
     async with asyncio.timeout(10):
-        await Metrics(Pool()).watch()
+        await GatewayMetrics(Pool()).watch()

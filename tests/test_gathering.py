@@ -9,7 +9,7 @@ import pytest
 
 from aiosollol.core.embeddings import Embeddings
 from aiosollol.errors import PoolSaturated
-from aiosollol.gateway.gathering import Gathered, Gatherer, Key
+from aiosollol.gateway.gathering import Gathered, Key, MicroBatcher
 
 pytestmark = pytest.mark.anyio
 
@@ -18,7 +18,7 @@ LISTS = 2  # under way at once, over one node
 
 
 class OneNode:
-    """What a `Gatherer` needs of a pool. A list is answered when `answer` says so, with vectors
+    """What a `MicroBatcher` needs of a pool. A list is answered when `answer` says so, with vectors
     that are the numbers of its texts. lists: all that came."""
 
     def __init__(self, wait_timeout: float = 3600.0) -> None:
@@ -52,7 +52,7 @@ class Gathering:
 
     def __init__(self, pool: OneNode) -> None:
         self.pool = pool
-        self.gatherer = Gatherer(pool, 1e-6, 1)  # type: ignore[arg-type]  # all that it uses
+        self.gatherer = MicroBatcher(pool, 1e-6, 1)  # type: ignore[arg-type]  # all that it uses
         self.tasks: list[asyncio.Task[Gathered]] = []
 
     async def _embed(self, text: str) -> Gathered:

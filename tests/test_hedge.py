@@ -11,7 +11,7 @@ from live_cluster import Cluster, Watcher, cluster, gather, vector, virtual_time
 
 from aiosollol.core.events import Hedged
 from aiosollol.errors import NodeError, NoNodeAvailable, PoolClosed, RunnerFailed
-from aiosollol.hedge import Hedger, Race
+from aiosollol.hedge import HedgeTimer, Race
 from aiosollol.testing import Fault
 
 pytestmark = pytest.mark.anyio
@@ -52,7 +52,7 @@ async def race(
         async def run(work: Any) -> None:
             await work
 
-        hedger = Hedger(anyio.current_time, lambda work, name: group.start_soon(run, work))
+        hedger = HedgeTimer(anyio.current_time, lambda work, name: group.start_soon(run, work))
         made: Race[str] = Race(due, nobody if second is None else answers(*second, ended))
         hedger.enter(made)
         try:
@@ -107,7 +107,7 @@ async def test_who_leaves_cancels_all(at: float) -> None:
         async def run(work: Any) -> None:
             await work
 
-        hedger = Hedger(anyio.current_time, lambda work, name: group.start_soon(run, work))
+        hedger = HedgeTimer(anyio.current_time, lambda work, name: group.start_soon(run, work))
         made: Race[str] = Race(1.0, answers("two", 5.0, ended))
         hedger.enter(made)
         with anyio.move_on_after(at):
@@ -133,7 +133,7 @@ async def test_a_pool_that_closes_in_between_is_no_crash() -> None:
         async def run(work: Any) -> None:
             await work
 
-        hedger = Hedger(anyio.current_time, lambda work, name: group.start_soon(run, work))
+        hedger = HedgeTimer(anyio.current_time, lambda work, name: group.start_soon(run, work))
         made: Race[str] = Race(1.0, closed)
         hedger.enter(made)
         assert await made.run_first(answers("one", 3.0, [])) == "one"
@@ -151,7 +151,7 @@ async def test_one_timer_serves_many_and_ends_when_there_is_nothing_to_do() -> N
             tasks.append(name)
             group.start_soon(run, work)
 
-        hedger = Hedger(anyio.current_time, spawn)
+        hedger = HedgeTimer(anyio.current_time, spawn)
         ended: list[str] = []
 
         async def one(number: int) -> None:

@@ -22,7 +22,7 @@ from discovery_servers import (
 
 from aiosollol.core.address import Address
 from aiosollol.discovery.channel import PlainChannel, TlsChannel, pinning_context
-from aiosollol.discovery.identify import MOST_BODY_BYTES, Answer, identify
+from aiosollol.discovery.identify import MOST_BODY_BYTES, ServerIdentity, identify
 from aiosollol.discovery.probe import connect
 from aiosollol.errors import NodeError
 from aiosollol.wire.http1 import BadResponse
@@ -61,7 +61,7 @@ def reply(body: bytes, status: int = 200, more: str = "") -> bytes:
     return f"HTTP/1.1 {status} OK\r\nContent-Length: {len(body)}\r\n{more}\r\n".encode() + body
 
 
-async def ask(*pieces: bytes) -> Answer:
+async def ask(*pieces: bytes) -> ServerIdentity:
     return await identify(Script(pieces).connect, ADDRESS)
 
 

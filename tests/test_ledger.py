@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiosollol.core.ledger import Ledger
+from aiosollol.core.ledger import ItemLedger
 from aiosollol.errors import SollolError
 
 FIRST, SECOND = SollolError("first"), SollolError("second")
 
 
 def test_at_first_everything_is_open() -> None:
-    ledger = Ledger(3)
+    ledger = ItemLedger(3)
     assert (ledger.count, ledger.open, ledger.errors) == (3, 3, {})
     assert ledger.unsettled(range(3)) == [0, 1, 2]
     assert not ledger.are_settled([0])
@@ -21,7 +21,7 @@ def test_at_first_everything_is_open() -> None:
 
 
 def test_the_first_answer_counts() -> None:
-    ledger = Ledger(4)
+    ledger = ItemLedger(4)
     assert ledger.answer([0, 1]) == 2
     assert ledger.answer([1, 2]) == 1
     assert ledger.answer([0, 1, 2]) == 0
@@ -33,7 +33,7 @@ def test_the_first_answer_counts() -> None:
 
 @pytest.mark.parametrize("is_answered_first", [True, False])
 def test_an_answer_and_an_error_whichever_comes_first(is_answered_first: bool) -> None:
-    ledger = Ledger(1)
+    ledger = ItemLedger(1)
     if is_answered_first:
         ledger.answer([0])
         ledger.give_up(0, FIRST)
@@ -47,7 +47,7 @@ def test_an_answer_and_an_error_whichever_comes_first(is_answered_first: bool) -
 
 
 def test_giving_up_spares_what_is_answered() -> None:
-    ledger = Ledger(3)
+    ledger = ItemLedger(3)
     ledger.answer([1])
     ledger.give_up(2, FIRST)
     ledger.give_up_all(SECOND)
@@ -57,7 +57,7 @@ def test_giving_up_spares_what_is_answered() -> None:
 
 
 def test_attempts_are_those_of_the_worst_item() -> None:
-    ledger = Ledger(4)
+    ledger = ItemLedger(4)
     assert ledger.attempt([0, 1]) == 1
     assert ledger.attempt([1, 2]) == 2
     # Who was with the guilty is under suspicion as well.
@@ -66,7 +66,7 @@ def test_attempts_are_those_of_the_worst_item() -> None:
 
 
 def test_copies_are_remembered() -> None:
-    ledger = Ledger(4)
+    ledger = ItemLedger(4)
     ledger.copy([1, 2])
     assert ledger.is_copy([0, 2])
     assert not ledger.is_copy([0, 3])
@@ -84,7 +84,7 @@ def test_copies_are_remembered() -> None:
 )
 def test_every_item_is_counted_once(case: tuple[int, list[tuple[bool, set[int]]]]) -> None:
     count, events = case
-    ledger, answered, failed = Ledger(count), set[int](), set[int]()
+    ledger, answered, failed = ItemLedger(count), set[int](), set[int]()
     for is_answer, items in events:
         new = items - answered - failed
         if is_answer:

@@ -29,7 +29,7 @@ from aiosollol.errors import (
     PoolClosed,
     RunnerFailed,
 )
-from aiosollol.loads import Load, Loads
+from aiosollol.loads import Load, ModelLoader
 from aiosollol.testing import FakeTransport, Fault
 from aiosollol.wire.ollama import load_tags
 
@@ -277,7 +277,7 @@ async def test_another_model_is_not_moved_by_the_options_of_one() -> None:
 
 async def test_closing_wakes_those_who_wait_even_if_the_task_never_ran() -> None:
     started: list[Any] = []
-    loads = Loads(lambda work, name: (started.append(name), work.close()))
+    loads = ModelLoader(lambda work, name: (started.append(name), work.close()))
     ends: list[str] = []
     load = Load("a", "m", lambda: ends.append("a"))
 
@@ -311,7 +311,7 @@ async def test_waiting_has_an_end_and_a_failure_is_a_copy_for_each() -> None:
         async def run(work: Any) -> None:
             await work
 
-        loads = Loads(lambda work, name: group.start_soon(run, work))
+        loads = ModelLoader(lambda work, name: group.start_soon(run, work))
         load = Load("a", "m", lambda: None)
 
         async def send() -> None:

@@ -17,9 +17,9 @@ from aiosollol.monitor import (
     DOWN_INTERVAL,
     METRICS_INTERVAL,
     PROBE_SECONDS,
-    Monitor,
+    HealthMonitor,
 )
-from aiosollol.registry import Registry
+from aiosollol.registry import ClusterState
 from aiosollol.testing import FakeModel, FakeTransport, Fault
 from aiosollol.wire.agent import AgentReport, Gpu, dump_report
 
@@ -49,9 +49,9 @@ class SlowPs(FakeTransport):
         return await super().request(method, path, body, timeout=timeout, headers=headers)
 
 
-def watched(fake: FakeTransport) -> tuple[Registry, Monitor]:
-    registry = Registry([{"url": "http://a.test", "name": "a"}])
-    return registry, Monitor(registry, lambda name: fake, rng=random.Random(1))
+def watched(fake: FakeTransport) -> tuple[ClusterState, HealthMonitor]:
+    registry = ClusterState([{"url": "http://a.test", "name": "a"}])
+    return registry, HealthMonitor(registry, lambda name: fake, rng=random.Random(1))
 
 
 async def test_a_node_tells_what_it_is_and_has() -> None:
@@ -151,8 +151,8 @@ async def test_an_agent_is_read_where_there_is_one() -> None:
             return dump_report(report)
 
     fake, agent = FakeTransport("a", models=["m"]), Agent("a agent")
-    registry = Registry([{"url": "http://a.test", "name": "a"}])
-    monitor = Monitor(registry, lambda name: fake, agent_of=lambda name: agent)
+    registry = ClusterState([{"url": "http://a.test", "name": "a"}])
+    monitor = HealthMonitor(registry, lambda name: fake, agent_of=lambda name: agent)
     await monitor.measure("a")
     state = registry["a"].state
     assert (state.cpu_load, state.gpu_memory_free, state.machine) == (0.25, 2**29, "id")

@@ -14,7 +14,7 @@ from aiosollol.core.discovered import Discovered
 from aiosollol.core.locality import THIS_MACHINE, MachineFacts
 from aiosollol.core.node import NodeSpec
 from aiosollol.discovery.watch import Arrived, Departed
-from aiosollol.names import Names
+from aiosollol.names import DnsCache
 from aiosollol.testing import FakeModel, FakeTransport, Fault
 
 pytestmark = pytest.mark.anyio
@@ -44,7 +44,7 @@ class FakeSearch:
 def registry_with(*found: Discovered, **more: Any) -> tuple[NodeRegistry, FakeSearch]:
     search = FakeSearch(*found)
     more.setdefault("transport_factory", fakes())
-    return NodeRegistry(search=search, names=Names(nobody), **more), search
+    return NodeRegistry(search=search, names=DnsCache(nobody), **more), search
 
 
 async def nobody(host: str) -> list[str]:
@@ -252,7 +252,7 @@ async def test_names_are_resolved_and_duplicates_folded(
     async def lookup(host: str) -> list[str]:
         return {"gpu.lan": ["10.0.0.3"], "gone.lan": []}[host]
 
-    registry = NodeRegistry(["10.0.0.3", "gpu.lan", "gone.lan"], names=Names(lookup))
+    registry = NodeRegistry(["10.0.0.3", "gpu.lan", "gone.lan"], names=DnsCache(lookup))
     await registry.locate()
     assert [node.name for node in registry] == ["10.0.0.3:11434", "gone.lan:11434"]
     assert "are one server" in caplog.text
@@ -262,7 +262,7 @@ async def test_loopback_alone_asks_nobody() -> None:
     async def lookup(host: str) -> list[str]:
         raise AssertionError(host)
 
-    registry = NodeRegistry(["127.0.0.1:1", "localhost:2"], names=Names(lookup))
+    registry = NodeRegistry(["127.0.0.1:1", "localhost:2"], names=DnsCache(lookup))
     await registry.locate()
     assert registry.facts == MachineFacts()
     assert set(registry.machines.values()) == {THIS_MACHINE}
@@ -282,7 +282,7 @@ async def test_a_name_server_that_fails_or_hangs_is_passed_over(
             raise OSError("no such host")
         return ["10.0.0.2"]
 
-    names = Names(lookup)
+    names = DnsCache(lookup)
     assert await names.resolve(["hang", "fail", "good", "good"]) == {"good": {"10.0.0.2"}}
     await names.resolve(["good"])
     assert asked.count("good") == 1

@@ -19,7 +19,7 @@ from aiosollol.core.parallelism import (
 )
 from aiosollol.core.planner import Candidate, Mode, PlanOptions, Reason
 from aiosollol.errors import InvalidInput
-from aiosollol.registry import Registry
+from aiosollol.registry import ClusterState
 
 
 def node(name: str, seconds_per_token: float, machine: str = "") -> Candidate:
@@ -129,7 +129,7 @@ def test_what_is_recommended_is_what_is_planned(
     ],
 )
 def test_machines_are_counted_by_address_and_label(nodes: list[Any], machines: int) -> None:
-    assert len(set(Registry(nodes).machines.values())) == machines
+    assert len(set(ClusterState(nodes).machines.values())) == machines
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiosollol.core.breaker import CLOSED, Breaker, Failed, Sent, advance
+from aiosollol.core.breaker import (
+    CLOSED,
+    Breaker,
+    CallFailed,
+    CallSent,
+    advance,
+)
 from aiosollol.core.cost import Cost
 from aiosollol.core.explain import explain, why_less, why_not
 from aiosollol.core.resilience import Failure
@@ -30,7 +36,12 @@ from aiosollol.core.routing import (
     score_terms,
     strategy_of,
 )
-from aiosollol.core.share import Backlog, Standing, Steady, share
+from aiosollol.core.share import (
+    Backlog,
+    NodeHealth,
+    Steady,
+    share,
+)
 from aiosollol.errors import InvalidInput
 from benchmarks import routing as benchmark
 from benchmarks.routing import Shape, Simulation
@@ -68,7 +79,7 @@ class Node:
     models: tuple[str, ...] = ("m",)
     failures: int = 0
     peak: float = 1.0
-    standing: Standing = field(default_factory=lambda: Standing(NOW))
+    standing: NodeHealth = field(default_factory=lambda: NodeHealth(NOW))
 
     def __post_init__(self) -> None:
         for _ in range(self.failures):
@@ -239,8 +250,8 @@ def test_a_function_that_answers_nonsense_is_told_so() -> None:
 
 # Who is eligible.
 
-OPEN = advance(CLOSED, Failed(Failure.NODE), NOW - 0.5)
-PROBED = advance(advance(CLOSED, Failed(Failure.NODE), NOW - 1), Sent(), NOW)
+OPEN = advance(CLOSED, CallFailed(Failure.NODE), NOW - 0.5)
+PROBED = advance(advance(CLOSED, CallFailed(Failure.NODE), NOW - 1), CallSent(), NOW)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +267,7 @@ PROBED = advance(advance(CLOSED, Failed(Failure.NODE), NOW - 1), Sent(), NOW)
         (Node("n", digest_=""), "f" * 64, "vectors differ: digest unknown, not ffffffffffff"),
         (Node("n", breaker=OPEN), None, "open after failures, for 0.5 s more"),
         (Node("n", breaker=PROBED), None, "a probe is under way after failures"),
-        (Node("n", breaker=advance(CLOSED, Failed(Failure.NODE), NOW - 1)), None, ""),
+        (Node("n", breaker=advance(CLOSED, CallFailed(Failure.NODE), NOW - 1)), None, ""),
     ],
 )
 def test_why_not(node: Node, digest: str | None, reason: str) -> None:
@@ -376,7 +387,7 @@ def test_backlog_is_empty_when_all_have_left(entries: list[float], rng: random.R
 
 
 def test_a_slow_answer_counts_at_once_and_fades() -> None:
-    standing = Standing()
+    standing = NodeHealth()
     standing.asked(0.0)
     standing.answered(0.1, 0.1, 0.0)
     assert standing.factor(0.0) == 1.0
@@ -395,7 +406,7 @@ def test_a_slow_answer_counts_at_once_and_fades() -> None:
 
 
 def test_success_rate_fades_back() -> None:
-    standing = Standing()
+    standing = NodeHealth()
     assert standing.success_rate(0.0) == 1.0
     standing.failed(0.0)
     assert standing.success_rate(0.0) == pytest.approx(0.8)
@@ -410,7 +421,7 @@ def test_success_rate_fades_back() -> None:
 
 
 def test_who_was_not_asked_for_long_is_worth_a_try() -> None:
-    standing = Standing()
+    standing = NodeHealth()
     assert standing.factor(1e6) == 1.0  # nothing is known of it that could be outdated
     standing.asked(100.0)
     assert standing.factor(130.0) == 1.0

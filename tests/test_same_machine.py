@@ -8,15 +8,15 @@ import anyio
 import pytest
 import trio.testing
 
-from aiosollol.batches import Batches
-from aiosollol.carriage import Carriage
+from aiosollol.batches import BatchRunner
+from aiosollol.carriage import EngineBatches
 from aiosollol.core.planner import PlanOptions, Reason
 from aiosollol.core.request import EmbedSettings
-from aiosollol.exchange import Exchange
-from aiosollol.loads import Loads
-from aiosollol.monitor import Monitor
-from aiosollol.registry import Registry
-from aiosollol.roster import Roster
+from aiosollol.exchange import NodeClient
+from aiosollol.loads import ModelLoader
+from aiosollol.monitor import HealthMonitor
+from aiosollol.registry import ClusterState
+from aiosollol.roster import Eligibility
 from aiosollol.testing import FakeModel, FakeTransport
 
 pytestmark = pytest.mark.anyio
@@ -57,12 +57,12 @@ class Machine:
         self.nodes["a"].other, self.nodes["b"].other = self.nodes["b"], self.nodes["a"]
         for node in self.nodes.values():
             node.factor = factor
-        self.registry = Registry(
+        self.registry = ClusterState(
             {"url": f"http://127.0.0.1:{port}", "name": name}
             for port, name in enumerate(self.nodes, 1000)
         )
-        monitor = Monitor(self.registry, self.nodes.__getitem__)
-        self.roster = Roster(self.registry, monitor.probe)
+        monitor = HealthMonitor(self.registry, self.nodes.__getitem__)
+        self.roster = Eligibility(self.registry, monitor.probe)
         self.options = PlanOptions(same_machine=same_machine)
 
     async def embed(self, count: int) -> Any:
@@ -73,10 +73,10 @@ class Machine:
             async def run(work: Any) -> None:
                 await work
 
-            loads = Loads(lambda work, name: group.start_soon(run, work))
-            exchange = Exchange(self.registry, self.nodes.__getitem__, loads)
-            carriage = Carriage(self.registry, {}, 0)
-            batches = Batches(self.registry, exchange, self.roster, carriage, timeout=60.0)
+            loads = ModelLoader(lambda work, name: group.start_soon(run, work))
+            exchange = NodeClient(self.registry, self.nodes.__getitem__, loads)
+            carriage = EngineBatches(self.registry, {}, 0)
+            batches = BatchRunner(self.registry, exchange, self.roster, carriage, timeout=60.0)
             embeddings = await batches.embed(SETTINGS, texts, {}, self.options)
         assert not embeddings.errors
         return embeddings.report

@@ -37,8 +37,8 @@ from discovery_servers import (
 from aiosollol.core.discovered import Discovered
 from aiosollol.core.networks import Interface, Kind
 from aiosollol.discovery import Search, discover, discover_ollama_nodes
-from aiosollol.discovery.hunt import Hunt
-from aiosollol.discovery.interfaces import Surroundings
+from aiosollol.discovery.hunt import SearchRun
+from aiosollol.discovery.interfaces import NetworkNeighbourhood
 from aiosollol.discovery.mdns import Gone, Heard, News
 from aiosollol.discovery.options import SearchOptions
 from aiosollol.errors import ConfigError, InvalidInput, NodeUnreachable
@@ -118,8 +118,8 @@ def heard(*urls: str, **fields: Any) -> Heard:
 def searching(
     *, around: Sequence[Interface] = (), host_name: str = "", browse: Any = nobody, **given: Any
 ) -> Search:
-    async def surroundings() -> Surroundings:
-        return Surroundings(tuple(around), (), host_name)
+    async def surroundings() -> NetworkNeighbourhood:
+        return NetworkNeighbourhood(tuple(around), (), host_name)
 
     options = SearchOptions.parse(**{**DEFAULTS, **given})
     return Search(options, surroundings=surroundings, browse=browse)
@@ -474,7 +474,7 @@ async def test_a_search_that_never_began() -> None:
 
 
 async def test_what_goes_wrong_in_it_is_raised() -> None:
-    async def surroundings() -> Surroundings:
+    async def surroundings() -> NetworkNeighbourhood:
         raise ZeroDivisionError
 
     search = Search(SearchOptions.parse(**DEFAULTS), surroundings=surroundings, browse=nobody)
@@ -485,7 +485,7 @@ async def test_what_goes_wrong_in_it_is_raised() -> None:
 async def test_a_machine_that_does_not_tell_its_networks(
     servers: Servers, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def surroundings() -> Surroundings:
+    async def surroundings() -> NetworkNeighbourhood:
         raise ImportError("no netifaces here")
 
     node = await servers.start(ollama(), HOSTS[0])
@@ -631,7 +631,7 @@ async def test_of_two_equal_containers_one_is_the_published_one(servers: Servers
 
 @pytest.fixture
 def loopback_may_announce(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Hunt, "_may_be_announced", lambda self, address: True)
+    monkeypatch.setattr(SearchRun, "_may_be_announced", lambda self, address: True)
 
 
 @pytest.mark.usefixtures("loopback_may_announce")

@@ -12,19 +12,30 @@ import anyio
 import pytest
 import trio.testing
 
-from aiosollol.batches import Batches
-from aiosollol.carriage import Carriage
+from aiosollol.batches import BatchRunner
+from aiosollol.carriage import EngineBatches
 from aiosollol.core.cost import Cost
 from aiosollol.core.planner import PlanOptions
 from aiosollol.core.request import EmbedSettings
-from aiosollol.core.sharing import DEFAULT_SLOTS, TERM, Answer, Commons, Report
+from aiosollol.core.sharing import (
+    DEFAULT_SLOTS,
+    TERM,
+    CoordinatorReply,
+    LeaseCoordinator,
+    MemberReport,
+)
 from aiosollol.errors import EngineError
-from aiosollol.exchange import Exchange
-from aiosollol.loads import Loads
-from aiosollol.monitor import Monitor
-from aiosollol.registry import Registry
-from aiosollol.roster import Roster
-from aiosollol.sharing import INTERVAL, MOST_RETRY_INTERVAL, URGENT_INTERVAL, Sharing
+from aiosollol.exchange import NodeClient
+from aiosollol.loads import ModelLoader
+from aiosollol.monitor import HealthMonitor
+from aiosollol.registry import ClusterState
+from aiosollol.roster import Eligibility
+from aiosollol.sharing import (
+    INTERVAL,
+    MOST_RETRY_INTERVAL,
+    URGENT_INTERVAL,
+    LeaseClient,
+)
 from aiosollol.testing import FakeModel, FakeTransport
 
 pytestmark = pytest.mark.anyio
@@ -43,7 +54,7 @@ class InMemory:
     name = "memory"
 
     def __init__(self) -> None:
-        self.commons = Commons()
+        self.commons = LeaseCoordinator()
         self.is_gone = False
         self.seconds = 0.0
         self.asked: Counter[str] = Counter()
@@ -53,13 +64,13 @@ class InMemory:
     async def start(self) -> None:
         await anyio.sleep(self.start_seconds)
 
-    async def exchange(self, report: Report) -> Answer:
+    async def exchange(self, report: MemberReport) -> CoordinatorReply:
         self.asked[report.member] += 1
         await anyio.sleep(self.seconds)
         if self.is_gone:
             raise EngineError("memory", "is gone")
-        told = self.commons.exchange(Report.load(report.dump()), anyio.current_time())
-        return Answer.load(told.dump())
+        told = self.commons.exchange(MemberReport.load(report.dump()), anyio.current_time())
+        return CoordinatorReply.load(told.dump())
 
     async def leave(self, member: str) -> None:
         self.left.append(member)
@@ -79,9 +90,9 @@ class Program:
         group: str | None = None,
         machine: str = "here",
     ) -> None:
-        self.registry = Registry(nodes)
+        self.registry = ClusterState(nodes)
         self.probed: list[str] = []
-        self.sharing = Sharing(
+        self.sharing = LeaseClient(
             self.registry,
             coordinator,
             self.probe,
@@ -243,7 +254,7 @@ class Recorded(InMemory):
         super().__init__()
         self.asked_at: dict[str, list[float]] = {"a": [], "b": []}
 
-    async def exchange(self, report: Report) -> Answer:
+    async def exchange(self, report: MemberReport) -> CoordinatorReply:
         self.asked_at[report.member].append(anyio.current_time())
         return await super().exchange(report)
 
@@ -309,7 +320,7 @@ async def test_without_a_coordinator_it_goes_on_alone_and_says_so_once(
         assert len(warned) == 2  # each once
         assert "memory is gone" in warned[0].getMessage()
         coordinator.is_gone = False
-        coordinator.commons = Commons()  # another one, that knows nobody
+        coordinator.commons = LeaseCoordinator()  # another one, that knows nobody
         await anyio.sleep(MOST_RETRY_INTERVAL * 1.1 + 2.0)
         assert program.caps == {ONE: 2}
         told = [r.getMessage() for r in caplog.records if r.levelno == logging.INFO]
@@ -433,7 +444,7 @@ async def test_a_new_coordinator_is_told_again_what_was_learned() -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(one.sharing.run)
         await anyio.sleep(2.0)
-        coordinator.commons = Commons()
+        coordinator.commons = LeaseCoordinator()
         await anyio.sleep(2.0)
         two = Program(coordinator, "two")
         group.start_soon(two.sharing.run)
@@ -507,8 +518,8 @@ class Cluster:
 
     async def work(self, program: Program, done: Counter[str], name: str) -> None:
         registry = program.registry
-        monitor = Monitor(registry, self.nodes.__getitem__)
-        roster = Roster(registry, monitor.probe)
+        monitor = HealthMonitor(registry, self.nodes.__getitem__)
+        roster = Eligibility(registry, monitor.probe)
         await roster.probe_all()
         texts = [f"passage {index:06d}" for index in range(400)]
         async with anyio.create_task_group() as group:
@@ -516,10 +527,10 @@ class Cluster:
             async def run(work: Any) -> None:
                 await work
 
-            loads = Loads(lambda work, name: group.start_soon(run, work))
-            exchange = Exchange(registry, self.nodes.__getitem__, loads)
-            carriage = Carriage(registry, {}, 1000)
-            batches = Batches(registry, exchange, roster, carriage, 60.0)
+            loads = ModelLoader(lambda work, name: group.start_soon(run, work))
+            exchange = NodeClient(registry, self.nodes.__getitem__, loads)
+            carriage = EngineBatches(registry, {}, 1000)
+            batches = BatchRunner(registry, exchange, roster, carriage, 60.0)
             settings = EmbedSettings(model="nomic-embed-text")
 
             def count(settled: int, of: int) -> None:

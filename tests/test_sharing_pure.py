@@ -15,11 +15,11 @@ from aiosollol.core.sharing import (
     DEFAULT_SLOTS,
     PROTOCOL,
     TERM,
-    Answer,
-    Commons,
+    CoordinatorReply,
     KnownCost,
+    LeaseCoordinator,
+    MemberReport,
     NodeUse,
-    Report,
     node_id,
     slots_of,
 )
@@ -28,10 +28,10 @@ from aiosollol.errors import InvalidInput
 COST = KnownCost(0.01, 0.001, 5, 300.0)
 
 
-def report(member: str, nodes: dict[str, NodeUse] | None = None, **fields: Any) -> Report:
+def report(member: str, nodes: dict[str, NodeUse] | None = None, **fields: Any) -> MemberReport:
     known = {"n": NodeUse(2)} if nodes is None else nodes
     values = {"group": "", "weight": 1.0, "serial": 0, **fields}
-    return Report(member, nodes=known, **values)
+    return MemberReport(member, nodes=known, **values)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ costs = st.dictionaries(
 
 @given(
     st.builds(
-        Report,
+        MemberReport,
         texts,
         texts,
         positive,
@@ -76,14 +76,16 @@ costs = st.dictionaries(
         costs,
     )
 )
-def test_a_report_is_the_same_after_its_way(told: Report) -> None:
-    assert Report.load(told.dump()) == told
-    assert Report.load(json.loads(json.dumps(told.dump()))) == told  # plain values all through
+def test_a_report_is_the_same_after_its_way(told: MemberReport) -> None:
+    assert MemberReport.load(told.dump()) == told
+    assert (
+        MemberReport.load(json.loads(json.dumps(told.dump()))) == told
+    )  # plain values all through
 
 
 @given(
     st.builds(
-        Answer,
+        CoordinatorReply,
         st.dictionaries(texts, counts, max_size=3),
         positive,
         counts,
@@ -95,8 +97,8 @@ def test_a_report_is_the_same_after_its_way(told: Report) -> None:
         st.dictionaries(texts, positive, max_size=3),
     )
 )
-def test_an_answer_is_the_same_after_its_way(told: Answer) -> None:
-    assert Answer.load(json.loads(json.dumps(told.dump()))) == told
+def test_an_answer_is_the_same_after_its_way(told: CoordinatorReply) -> None:
+    assert CoordinatorReply.load(json.loads(json.dumps(told.dump()))) == told
 
 
 @pytest.mark.parametrize(
@@ -105,18 +107,18 @@ def test_an_answer_is_the_same_after_its_way(told: Answer) -> None:
 )
 def test_what_is_no_report_is_refused(told: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput, match="not a report"):
-        Report.load(told)
+        MemberReport.load(told)
 
 
 @pytest.mark.parametrize("change", [{"protocol": PROTOCOL + 1}, {"slots": None}, {"costs": [()]}])
 def test_what_is_no_answer_is_refused(change: dict[str, Any]) -> None:
-    told = Answer({"n": 1}, TERM, 1).dump()
+    told = CoordinatorReply({"n": 1}, TERM, 1).dump()
     with pytest.raises(InvalidInput, match="not an answer"):
-        Answer.load({**told, **change})
+        CoordinatorReply.load({**told, **change})
 
 
 def test_two_members_divide_a_node_and_the_least_capacity_counts() -> None:
-    commons = Commons()
+    commons = LeaseCoordinator()
     four, two = {"n": NodeUse(4, wants=4)}, {"n": NodeUse(2, wants=4)}
     first = commons.exchange(report("a", four), 0.0)
     assert (dict(first.slots), first.is_new, first.members) == ({"n": 4}, True, 1)
@@ -129,7 +131,7 @@ def test_two_members_divide_a_node_and_the_least_capacity_counts() -> None:
 
 
 def test_who_does_not_ask_is_forgotten_and_so_are_the_nodes_that_only_he_named() -> None:
-    commons = Commons()
+    commons = LeaseCoordinator()
     commons.exchange(report("a", {"n": NodeUse(2), "m": NodeUse(2)}), 0.0)
     answer = commons.exchange(report("b"), 1.0)
     assert answer.elsewhere == ("m",)
@@ -139,7 +141,7 @@ def test_who_does_not_ask_is_forgotten_and_so_are_the_nodes_that_only_he_named()
 
 
 def test_who_leaves_is_gone_at_once() -> None:
-    commons = Commons()
+    commons = LeaseCoordinator()
     commons.exchange(report("a", {"n": NodeUse(2, wants=2)}), 0.0)
     commons.leave("a", 0.1)
     assert not commons.members
@@ -147,14 +149,14 @@ def test_who_leaves_is_gone_at_once() -> None:
 
 
 def test_a_group_is_told_by_the_greatest_weight_in_it() -> None:
-    commons = Commons()
+    commons = LeaseCoordinator()
     commons.exchange(report("a", group="g", weight=2.0), 0.0)
     commons.exchange(report("b", group="g", weight=3.0), 0.0)
     assert commons.exchange(report("c"), 0.0).groups == {"g": 3.0, "c": 1.0}
 
 
 def test_down_is_what_all_others_find_down() -> None:
-    commons = Commons()
+    commons = LeaseCoordinator()
     down, up = {"n": NodeUse(2, is_down=True)}, {"n": NodeUse(2)}
     assert commons.exchange(report("a", down), 0.0).down == frozenset()  # nobody else knows it
     assert commons.exchange(report("b", up), 0.0).down == {"n"}
@@ -164,7 +166,7 @@ def test_down_is_what_all_others_find_down() -> None:
 
 
 def test_costs_go_to_those_who_have_the_node_and_once() -> None:
-    commons = Commons()
+    commons = LeaseCoordinator()
     key = ("n", "model:latest")
     assert commons.exchange(report("a", costs={key: COST}), 0.0).costs == {}
     assert commons.exchange(report("b"), 0.0).costs == {key: COST}
@@ -176,7 +178,7 @@ def test_costs_go_to_those_who_have_the_node_and_once() -> None:
 
 
 def test_costs_outlive_who_told_them_but_not_their_node() -> None:
-    commons = Commons()
+    commons = LeaseCoordinator()
     key = ("n", "model:latest")
     commons.exchange(report("a", costs={key: COST}), 0.0)
     commons.exchange(report("b"), 0.0)
@@ -202,13 +204,13 @@ def test_costs_that_cannot_be_are_nobody_s(change: dict[str, Any]) -> None:
     cost = COST._replace(**change)
     assert COST.is_sound
     assert not cost.is_sound
-    commons = Commons()
+    commons = LeaseCoordinator()
     commons.exchange(report("a", costs={("n", "m"): cost}), 0.0)
     assert commons.exchange(report("b"), 0.0).costs == {}
 
 
 def test_nonsense_is_refused_and_changes_nothing() -> None:
-    commons = Commons()
+    commons = LeaseCoordinator()
     for wrong in (report("a", weight=0.0), report(""), report("a", {"n": NodeUse(-1)})):
         with pytest.raises(InvalidInput):
             commons.exchange(wrong, 0.0)

@@ -18,15 +18,15 @@ import pytest
 import aiosollol
 from aiosollol.node_registry import NodeRegistry
 from aiosollol.nodes import Node
-from aiosollol.registry import Registry
+from aiosollol.registry import ClusterState
 
 ROOT = pathlib.Path(aiosollol.__file__).parent
-CLASSES = [each for each in (*Node.__mro__, *Registry.__mro__) if each is not object]
+CLASSES = [each for each in (*Node.__mro__, *ClusterState.__mro__) if each is not object]
 WRITERS = {inspect.getsourcefile(each) for each in CLASSES}
 SUBCLASSES = {NodeRegistry.__name__}  # of Registry: their own `self` counts as well
 
 STATE = {slot for each in CLASSES for slot in vars(each).get("__slots__", ())} | set(
-    vars(Registry())
+    vars(ClusterState())
 )
 STATE.discard("name")  # a string, and far too common a name
 READS = {  # methods that change nothing, of what those attributes hold

@@ -17,7 +17,7 @@ from aiosollol.core.explain import Setback
 from aiosollol.core.node import NodeSpec
 from aiosollol.core.routing import RouteRequest
 from aiosollol.errors import SollolError
-from aiosollol.live import Wishes
+from aiosollol.live import CallOptions
 from aiosollol.ports import CANCELLED
 from aiosollol.relay import RelayCall, read_talk
 from aiosollol.testing import Fault
@@ -222,7 +222,7 @@ def relayed(text: str = "one two") -> RelayCall:
 async def test_setbacks_tell_who_failed_and_who_was_late() -> None:
     async with cluster(**NODES, strategy="priority") as made:
         await made.warm_up()
-        wishes = Wishes(60.0)
+        wishes = CallOptions(60.0)
         setbacks: list[Setback] = []
         await made.live.converse(relayed(), wishes, setbacks)
         assert setbacks == []

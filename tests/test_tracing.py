@@ -14,7 +14,7 @@ from gateway_cluster import MODELS, Cluster, cluster
 from aiosollol.core.embeddings import Embeddings
 from aiosollol.core.node import NodeSpec
 from aiosollol.errors import ProtocolError
-from aiosollol.gateway.gathering import Gatherer, Key
+from aiosollol.gateway.gathering import Key, MicroBatcher
 from aiosollol.gateway.options import GatewayOptions
 from aiosollol.testing import FakeOllama, FakeTransport, Fault, fake_tokens
 from aiosollol.transport import HttpTransport
@@ -109,7 +109,7 @@ async def test_a_gathered_list_carries_the_trace_of_its_first_text() -> None:
 
 
 class ListsOnly:
-    """What a `Gatherer` needs of a pool: it notes each list, and whose it is, and answers late."""
+    """What a `MicroBatcher` needs of a pool: it notes each list, and whose it is, and answers late."""
 
     def __init__(self) -> None:
         self.lists: list[tuple[str, list[str]]] = []
@@ -137,7 +137,7 @@ CALLER: ContextVar[str] = ContextVar("caller", default="")
 
 async def test_a_list_that_waited_for_another_has_the_trace_of_its_own_first_text() -> None:
     pool = ListsOnly()
-    gatherer = Gatherer(pool, 1e-6, 1)  # type: ignore[arg-type]  # all that it uses of a pool
+    gatherer = MicroBatcher(pool, 1e-6, 1)  # type: ignore[arg-type]  # all that it uses of a pool
 
     async def embed(name: str) -> None:
         CALLER.set(name)

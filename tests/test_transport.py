@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from aiosollol import transport as module
-from aiosollol.connection.dial import Dialer
+from aiosollol.connection.dial import Connector
 from aiosollol.connection.exchange import MAX_ERROR_BODY
 from aiosollol.connection.protocol import SLICE_BYTES
 from aiosollol.core.node import NodeSpec
@@ -342,7 +342,7 @@ async def test_a_connection_that_takes_too_long_is_unreachable_or_late(
     async def hang(*_: object) -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(Dialer, "dial", hang)
+    monkeypatch.setattr(Connector, "dial", hang)
     async with connected("http://127.0.0.1:1") as transport:
         with pytest.raises(NodeTimeout, match=r"no answer within 0\.01 s"):
             await transport.request("GET", "/", timeout=0.01)

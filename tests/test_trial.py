@@ -7,14 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiosollol.core.cost import Cost
-from aiosollol.core.trial import ENOUGH_GAIN, Finding, Trial
+from aiosollol.core.trial import ENOUGH_GAIN, ColocationTrial, Finding
 
 ALONE = Cost(0.0, 0.01, observations=5)  # 100 tokens a second
 
 
-def measured(first: float, second: float, answers: int = 2) -> Trial:
+def measured(first: float, second: float, answers: int = 2) -> ColocationTrial:
     """A trial in which the two did so many tokens per second at the same time, from 10 on."""
-    trial = Trial("a", "b", ALONE, began=10.0)
+    trial = ColocationTrial("a", "b", ALONE, began=10.0)
     for index in range(answers):
         trial.answered("a", first, 10.0 + index, 11.0 + index)
         trial.answered("b", second, 10.0 + index, 11.0 + index)
@@ -43,7 +43,7 @@ def test_both_work_if_they_are_a_tenth_faster(first: float, second: float, is_fa
 
 @pytest.mark.parametrize("names", ["", "a", "b", "ab", "aab", "abb", "aaa", "bbb"])
 def test_two_answers_of_each_are_needed(names: str) -> None:
-    trial = Trial("a", "b", ALONE, began=0.0)
+    trial = ColocationTrial("a", "b", ALONE, began=0.0)
     for index, name in enumerate(names):
         trial.answered(name, 10.0, index, index + 1.0)
     assert trial.finding is None
@@ -65,7 +65,7 @@ def test_other_nodes_do_not_count() -> None:
 
 def test_alone_is_reckoned_for_the_same_requests() -> None:
     # Half of what a short request takes is overhead: slow as it looks, it is as fast as alone.
-    trial = Trial("a", "b", Cost(1.0, 0.01, observations=5), began=0.0)
+    trial = ColocationTrial("a", "b", Cost(1.0, 0.01, observations=5), began=0.0)
     for index in range(2):
         trial.answered("a", 100.0, 2.0 * index, 2.0 * index + 2.0)
         trial.answered("b", 100.0, 2.0 * index, 2.0 * index + 2.0)
@@ -73,7 +73,7 @@ def test_alone_is_reckoned_for_the_same_requests() -> None:
 
 
 def test_answers_that_took_no_time_are_no_error() -> None:
-    trial = Trial("a", "b", Cost(0.0, 0.0, observations=5), began=0.0)
+    trial = ColocationTrial("a", "b", Cost(0.0, 0.0, observations=5), began=0.0)
     for name in "aabb":
         trial.answered(name, 10.0, 1.0, 1.0)
     assert trial.finding is not None

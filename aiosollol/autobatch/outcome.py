@@ -34,7 +34,7 @@ class Document(NamedTuple):
     size: int
 
 
-class Again(NamedTuple):
+class RetriedDocument(NamedTuple):
     """A document that is to be tried again, at `due_at` in seconds since the epoch."""
 
     document: Document
@@ -42,7 +42,7 @@ class Again(NamedTuple):
     error: str
 
 
-class Failed(NamedTuple):
+class FailedDocument(NamedTuple):
     document: Document
     error: str
 
@@ -57,8 +57,8 @@ class Outcome:
     """
 
     done: list[tuple[Document, Vector]] = field(default_factory=list)
-    failed: list[Failed] = field(default_factory=list)
-    again: list[Again] = field(default_factory=list)
+    failed: list[FailedDocument] = field(default_factory=list)
+    again: list[RetriedDocument] = field(default_factory=list)
     wait: str = ""
     missing: str = ""
     log: str = ""
@@ -101,7 +101,7 @@ def outcome(
             continue
         match judge(error):
             case "fail":
-                found.failed.append(Failed(document, words(error)))
+                found.failed.append(FailedDocument(document, words(error)))
             case "wait":
                 found.wait, found.log = words(error), summary(error)
             case "missing":
@@ -110,10 +110,12 @@ def outcome(
                 attempts = document.attempts + 1
                 tried = document._replace(attempts=attempts)
                 if attempts >= max_attempts:
-                    found.failed.append(Failed(tried, f"{words(error)} (tried {attempts} times)"))
+                    found.failed.append(
+                        FailedDocument(tried, f"{words(error)} (tried {attempts} times)")
+                    )
                 else:
                     due_at = now + delay(attempts, DOCUMENT_BACKOFF)
-                    found.again.append(Again(tried, due_at, words(error)))
+                    found.again.append(RetriedDocument(tried, due_at, words(error)))
     return found
 
 

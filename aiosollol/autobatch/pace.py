@@ -38,7 +38,7 @@ class Turn(NamedTuple):
     seconds: float = 0.0
 
 
-class Pace:
+class BatchPacing:
     """Says when a batch begins. `now` is in seconds and never goes back.
 
     A group that was begun with is gone on with for `interval`, so that nodes need not load another

@@ -17,7 +17,7 @@ from aiosollol.autobatch.pace import LOOK_SECONDS
 from aiosollol.autobatch.reading import ResultPage
 from aiosollol.autobatch.rules import DAY, GIB, Rules
 from aiosollol.autobatch.submission import new_job
-from aiosollol.autobatch.worker import Worker
+from aiosollol.autobatch.worker import QueueWorker
 from aiosollol.core.arguments import SubmitArguments
 from aiosollol.core.engines import EngineName
 from aiosollol.errors import InvalidInput, PoolClosed
@@ -84,7 +84,7 @@ class AutoBatch:
         self._clock = SystemClock() if clock is None else clock
         self._lock_seconds = lock_seconds
         self._database: Database | None = None
-        self._worker: Worker | None = None
+        self._worker: QueueWorker | None = None
         self._task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self._state: Literal["new", "open", "closed"] = "new"
@@ -126,7 +126,7 @@ class AutoBatch:
         self._database = database
         self._state = "open"
         if self._pool is not None:
-            self._worker = Worker(self._pool, database, self._rules, self._clock, self._tell)
+            self._worker = QueueWorker(self._pool, database, self._rules, self._clock, self._tell)
             self._task = asyncio.create_task(self._worker.run(), name="autobatch")
 
     async def aclose(self, timeout: float = STOP_SECONDS) -> None:

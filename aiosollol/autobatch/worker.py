@@ -14,12 +14,12 @@ from aiosollol.autobatch import taking
 from aiosollol.autobatch.clock import Clock
 from aiosollol.autobatch.database import Database, told_as_ours
 from aiosollol.autobatch.lock import WorkerLock
-from aiosollol.autobatch.outcome import Failed, Outcome, outcome
+from aiosollol.autobatch.outcome import FailedDocument, Outcome, outcome
 from aiosollol.autobatch.pace import (
     DOCUMENT_BACKOFF,
     LOOK_SECONDS,
     NODE_BACKOFF,
-    Pace,
+    BatchPacing,
     delay,
 )
 from aiosollol.autobatch.rules import Rules
@@ -36,7 +36,7 @@ _EXPIRE_SECONDS = 60.0
 _DAMAGED_TEXT = "StorageError: the text is damaged on the disk; submit this document again"
 
 
-class Worker:
+class QueueWorker:
     """Works as long as `run` runs, whenever it can have the lock of the queue.
 
     rules: may be changed at any time. told: called when documents were settled.
@@ -56,7 +56,7 @@ class Worker:
         self._clock = clock
         self._told = told
         self._lock = WorkerLock(database.path)
-        self._pace = Pace()
+        self._pace = BatchPacing()
         self._wake = asyncio.Event()
         self._is_stopping = False
         self._failures = 0
@@ -184,7 +184,7 @@ class Worker:
             result = await self._embed(batch)
             now = self._clock.now()
             found = outcome(batch.documents, result, now, self.rules.max_attempts)
-        found.failed += [Failed(document, _DAMAGED_TEXT) for document in batch.damaged]
+        found.failed += [FailedDocument(document, _DAMAGED_TEXT) for document in batch.damaged]
         if found.done or found.failed or found.again:
             now = self._clock.monotonic()
             since = began if self._settled_at is None else self._settled_at

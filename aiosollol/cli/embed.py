@@ -83,7 +83,7 @@ def embed_files(options: EmbedOptions) -> int:
     except BaseException:
         sink.discard()
         raise
-    job = Job(options, reader.read(sources), total, sink, trace)
+    job = EmbedJob(options, reader.read(sources), total, sink, trace)
     try:
         run(job.work())
     except BrokenPipeError:
@@ -94,7 +94,7 @@ def embed_files(options: EmbedOptions) -> int:
     return int(job.missing > 0)
 
 
-class Job:
+class EmbedJob:
     """One run of the command: what is done so far, and what becomes of it at the end."""
 
     def __init__(

@@ -18,23 +18,23 @@ _GIB = 2**30
 
 def show_nodes(nodes: Sequence[str], *, as_json: bool) -> int:
     """Ask every node, print what is known, and return the exit code: 1 if one does not answer."""
-    view, registry = run(_ask(nodes, is_quiet=as_json))
+    view, registry = run(_ask_nodes(nodes, is_quiet=as_json))
     sources = {node.name: node.source for node in registry if node.source is not None}
     if as_json:
-        shown = [_as_dict(node, sources.get(node.name)) for node in view.nodes.values()]
+        shown = [_node_dict(node, sources.get(node.name)) for node in view.nodes.values()]
         write_json({"nodes": shown}, sys.stdout)
     else:
-        _print_table(view, sources)
+        _print_nodes(view, sources)
     return int(any(node.is_down for node in view.nodes.values()))
 
 
-async def _ask(nodes: Sequence[str], *, is_quiet: bool) -> tuple[ClusterView, NodeRegistry]:
+async def _ask_nodes(nodes: Sequence[str], *, is_quiet: bool) -> tuple[ClusterView, NodeRegistry]:
     registry = await registry_of(nodes, Screen(sys.stderr), is_quiet=is_quiet)
     async with OllamaPool(registry) as pool:
         return await pool.refresh(), registry
 
 
-def _print_table(view: ClusterView, sources: Mapping[str, str]) -> None:
+def _print_nodes(view: ClusterView, sources: Mapping[str, str]) -> None:
     screen = Screen(sys.stdout)
     nodes = view.nodes.values()
     columns = {
@@ -90,7 +90,7 @@ def _loaded(node: NodeState) -> list[str]:
     ]
 
 
-def _as_dict(node: NodeState, source: str | None) -> dict[str, Any]:
+def _node_dict(node: NodeState, source: str | None) -> dict[str, Any]:
     return {
         "name": node.name,
         "url": node.spec.url,

@@ -38,7 +38,7 @@ class PlanRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class _PlanAnswer:
     """Everything that is shown. `costs`: of the nodes that may take part."""
 
     view: ClusterView
@@ -68,7 +68,7 @@ def show_plan(request: PlanRequest) -> int:
     return int(bool(answer.measurement and answer.measurement.failures))
 
 
-async def _ask(request: PlanRequest) -> _Answer:
+async def _ask(request: PlanRequest) -> _PlanAnswer:
     told = Screen(sys.stderr)
     registry = await registry_of(request.nodes, told, is_quiet=request.as_json)
     model, measurement = request.model, None
@@ -89,14 +89,14 @@ async def _ask(request: PlanRequest) -> _Answer:
                 model, request.sizes, tokens_per_item=request.tokens_per_item
             )
         names = [node.name for node in pool.view.having(model)]
-        return _Answer(pool.view, _costs(registry, names, model), entries, measurement)
+        return _PlanAnswer(pool.view, _costs(registry, names, model), entries, measurement)
 
 
 def _costs(registry: NodeRegistry, names: Sequence[str], model: str) -> dict[str, Cost]:
     return {name: registry[name].cost(model) for name in names}
 
 
-def _print_report(screen: Screen, request: PlanRequest, answer: _Answer) -> None:
+def _print_report(screen: Screen, request: PlanRequest, answer: _PlanAnswer) -> None:
     tokens = request.tokens_per_item
     screen.line(
         f"Batches for {request.model}, {tokens:g} tokens an item, policy {request.policy}",
@@ -136,7 +136,7 @@ def _print_report(screen: Screen, request: PlanRequest, answer: _Answer) -> None
         screen.line("Where speeds are not known, times are guesses.", style="yellow", indent=2)
 
 
-def _print_nodes(screen: Screen, request: PlanRequest, answer: _Answer) -> None:
+def _print_nodes(screen: Screen, request: PlanRequest, answer: _PlanAnswer) -> None:
     rows = [
         (
             name,
@@ -162,7 +162,7 @@ def _trials(entries: Sequence[ParallelismEntry]) -> dict[str, list[str]]:
     return trials
 
 
-def _as_dict(request: PlanRequest, answer: _Answer) -> dict[str, Any]:
+def _as_dict(request: PlanRequest, answer: _PlanAnswer) -> dict[str, Any]:
     return {
         "model": request.model,
         "tokens_per_item": request.tokens_per_item,

@@ -25,17 +25,17 @@ class _Answer:
 
 def show_stats(nodes: Sequence[str], model: str | None, *, as_json: bool) -> int:
     """Print the table, and return the exit code: 1 if a node is down or cannot be measured."""
-    answer = run(_ask(nodes, model, is_quiet=as_json))
+    answer = run(_ask_stats(nodes, model, is_quiet=as_json))
     measurement = answer.measurement
     if as_json:
-        write_json(_as_dict(answer), sys.stdout)
+        write_json(_stats_dict(answer), sys.stdout)
     else:
-        _print_table(Screen(sys.stdout), model, answer)
+        _print_stats(Screen(sys.stdout), model, answer)
     has_failed = measurement is not None and (measurement.failures or not measurement.nodes)
     return int(bool(has_failed) or any(node.is_down for node in answer.view.nodes.values()))
 
 
-async def _ask(nodes: Sequence[str], model: str | None, *, is_quiet: bool) -> _Answer:
+async def _ask_stats(nodes: Sequence[str], model: str | None, *, is_quiet: bool) -> _Answer:
     told = Screen(sys.stderr)
     registry = await registry_of(nodes, told, is_quiet=is_quiet)
     measurement = None
@@ -71,7 +71,7 @@ def _rows(answer: _Answer) -> list[dict[str, Any]]:
     return rows
 
 
-def _print_table(screen: Screen, model: str | None, answer: _Answer) -> None:
+def _print_stats(screen: Screen, model: str | None, answer: _Answer) -> None:
     measurement = answer.measurement
     if measurement is not None:
         screen.line(str(measurement))
@@ -101,7 +101,7 @@ def _print_table(screen: Screen, model: str | None, answer: _Answer) -> None:
         screen.line(f"No node that answers has the model {model!r}.", style="red")
 
 
-def _as_dict(answer: _Answer) -> dict[str, Any]:
+def _stats_dict(answer: _Answer) -> dict[str, Any]:
     measurement = answer.measurement
     return {
         "nodes": _rows(answer),

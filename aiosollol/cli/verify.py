@@ -20,7 +20,7 @@ def show_agreement(nodes: Sequence[str], model: str, *, as_json: bool) -> int:
     agreement, view = run(_ask(nodes, model, is_quiet=as_json))
     missing = absent(view, model)
     if as_json:
-        write_json(_as_dict(agreement, missing), sys.stdout)
+        write_json(_agreement_dict(agreement, missing), sys.stdout)
     else:
         _print(Screen(sys.stdout), agreement, missing)
     is_silent = any(node.is_down for node in view.nodes.values())
@@ -66,7 +66,7 @@ def _print(screen: Screen, agreement: Agreement, missing: dict[str, str]) -> Non
         )
 
 
-def _as_dict(agreement: Agreement, missing: dict[str, str]) -> dict[str, Any]:
+def _agreement_dict(agreement: Agreement, missing: dict[str, str]) -> dict[str, Any]:
     return {
         "model": agreement.model,
         "reference": agreement.reference or None,

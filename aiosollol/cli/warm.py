@@ -28,7 +28,7 @@ def warm_nodes(nodes: Sequence[str], model: str, *, as_json: bool) -> int:
     result = run(_warm(nodes, model, is_quiet=as_json))
     missing = absent(result.view, model)
     if as_json:
-        write_json({"model": model, **_as_dict(result), "absent": missing}, sys.stdout)
+        write_json({"model": model, **_warm_dict(result), "absent": missing}, sys.stdout)
     else:
         screen = Screen(sys.stdout)
         for name, why in missing.items():
@@ -67,7 +67,7 @@ def _tell(screen: Screen, name: str, result: float | SollolError) -> None:
         screen.line(f"{name}: in memory after {seconds_text(result)}")
 
 
-def _as_dict(result: _Result) -> dict[str, Any]:
+def _warm_dict(result: _Result) -> dict[str, Any]:
     return {
         "seconds": {n: round(r, 3) for n, r in result.nodes.items() if isinstance(r, float)},
         "failed": {n: str(r) for n, r in result.nodes.items() if isinstance(r, SollolError)},

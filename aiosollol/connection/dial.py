@@ -27,7 +27,7 @@ class WrongCertificate(OSError):
     """A server has another certificate than the one that it must have."""
 
 
-class Dialer:
+class Connector:
     """Makes connections to one server.
 
     fingerprint: SHA-256 of its certificate in hexadecimal; then that certificate is trusted and no

@@ -23,7 +23,7 @@ class Late(Exception):
     """The deadline of an exchange has passed."""
 
 
-class Exchange:
+class HttpExchange:
     """One request, and its answer as it comes. Look at it again whenever `changed` is done.
 
     at: when its deadline is, as `Deadlines` counts. is_repeat: whether the connection had answered

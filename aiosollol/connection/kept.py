@@ -1,11 +1,11 @@
-"""`Connections`: those to one server, kept for reuse."""
+"""`ConnectionPool`: those to one server, kept for reuse."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 
-from aiosollol.connection.dial import Dialer
+from aiosollol.connection.dial import Connector
 from aiosollol.connection.protocol import Connection
 
 KEEP_SECONDS = 60.0
@@ -16,13 +16,13 @@ class Closed(ConnectionError):
     """The connections were closed by us."""
 
 
-class Connections:
+class ConnectionPool:
     """The connections to one server: as many as are needed at once, and the idle ones kept.
 
     All of it belongs to the event loop in which the first connection is made.
     """
 
-    def __init__(self, dialer: Dialer) -> None:
+    def __init__(self, dialer: Connector) -> None:
         self._dialer = dialer
         self._open: set[Connection] = set()
         self._idle: list[Connection] = []  # the one that was used last is the last

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, cast
 
-from aiosollol.connection.exchange import Exchange
+from aiosollol.connection.exchange import HttpExchange
 
 if TYPE_CHECKING:
-    from aiosollol.connection.kept import Connections
+    from aiosollol.connection.kept import ConnectionPool
 
 _READ_BYTES = 1 << 15
 _MOST_READ_BYTES = 1 << 18
@@ -22,12 +22,12 @@ class Connection(asyncio.BufferedProtocol):
     idle_since: for the owner to note.
     """
 
-    def __init__(self, owner: Connections, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, owner: ConnectionPool, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.idle_since = 0.0
         self._owner = owner
         self._transport: asyncio.Transport | None = None
-        self._exchange: Exchange | None = None
+        self._exchange: HttpExchange | None = None
         self._has_answered = False
         self._is_choked = False
         # To read into memory that is there costs less than to let the loop ask the system for it
@@ -45,10 +45,10 @@ class Connection(asyncio.BufferedProtocol):
 
     # For who makes requests.
 
-    def begin(self, at: float, *, is_streamed: bool = False) -> Exchange:
+    def begin(self, at: float, *, is_streamed: bool = False) -> HttpExchange:
         """A new exchange with its deadline, to be followed by `send`. The one before is over."""
         assert self._exchange is None
-        self._exchange = exchange = Exchange(
+        self._exchange = exchange = HttpExchange(
             self, at, is_repeat=self._has_answered, is_streamed=is_streamed
         )
         if self._transport is None or self._transport.is_closing():
@@ -81,7 +81,7 @@ class Connection(asyncio.BufferedProtocol):
         exchange.is_sent = True
 
     def close(self) -> None:
-        """Close it politely, if it is idle. `Connections.lost` tells when that is done."""
+        """Close it politely, if it is idle. `ConnectionPool.lost` tells when that is done."""
         if self._exchange is not None:
             self._exchange.fail(ConnectionAbortedError("it was closed on this side"))
         elif self._transport is not None and self._transport.get_write_buffer_size():

@@ -78,17 +78,17 @@ class Breaker(NamedTuple):
 CLOSED = Breaker()
 
 
-class Sent(NamedTuple):
+class CallSent(NamedTuple):
     """A request was sent as a probe: the breaker was not closed. Others need not be told."""
 
 
-class Answered(NamedTuple):
+class CallAnswered(NamedTuple):
     """A request was answered. `is_probe`: `Sent` was told of it."""
 
     is_probe: bool = False
 
 
-class Failed(NamedTuple):
+class CallFailed(NamedTuple):
     """A request failed. `is_probe`: `Sent` was told of it. `is_lost`: nobody else can do it any
     more, as part of its answer has been delivered. One of those is enough: the next would be lost
     as well, where other failures only cost another attempt."""
@@ -98,17 +98,17 @@ class Failed(NamedTuple):
     is_lost: bool = False
 
 
-class GivenUp(NamedTuple):
+class CallAbandoned(NamedTuple):
     """A request was cancelled by us, so it tells nothing. `is_probe`: `Sent` was told of it."""
 
     is_probe: bool = False
 
 
-class Returned(NamedTuple):
+class NodeReturned(NamedTuple):
     """A node that could not be reached can be: it may be probed at once."""
 
 
-Event: TypeAlias = Sent | Answered | Failed | GivenUp | Returned
+Event: TypeAlias = CallSent | CallAnswered | CallFailed | CallAbandoned | NodeReturned
 
 
 def advance(breaker: Breaker, event: Event, now: float) -> Breaker:
@@ -118,19 +118,19 @@ def advance(breaker: Breaker, event: Event, now: float) -> Breaker:
     they are of the past. Raises ValueError if a second probe is sent.
     """
     match event:
-        case Answered(is_probe):
+        case CallAnswered(is_probe):
             return _answered(breaker, is_probe, now)
-        case Failed(Failure.INPUT | Failure.MODEL, is_probe):
+        case CallFailed(Failure.INPUT | Failure.MODEL, is_probe):
             return _answered(breaker, is_probe, now)  # it lives, and is right
-        case GivenUp(is_probe):
+        case CallAbandoned(is_probe):
             return breaker._replace(is_probing=False) if is_probe else breaker
-        case Failed(failure, is_probe, is_lost):
+        case CallFailed(failure, is_probe, is_lost):
             return _failed(breaker, is_lost or failure is Failure.NODE, is_probe, now)
-        case Returned():
+        case NodeReturned():
             if breaker.opens_at is None or breaker.opens_at <= now:
                 return breaker
             return breaker._replace(opens_at=now)
-        case Sent():
+        case CallSent():
             if breaker.opens_at is None:
                 return breaker
             if breaker.is_probing:

@@ -11,7 +11,12 @@ from __future__ import annotations
 import math
 from typing import TypeVar
 
-from aiosollol.core.division import Group, NodeSlots, Party, Sharing
+from aiosollol.core.division import (
+    Group,
+    Party,
+    SlotDivision,
+    SlotShares,
+)
 
 _CREDIT_TURNS = 10.0
 """Turns of one slot that a group may be owed, or owe. More would be a grudge: who is owed c
@@ -23,7 +28,7 @@ _WORK = 200
 KeyT = TypeVar("KeyT")
 
 
-class Claims:
+class SlotDemand:
     """Who is to have how many slots of which node.
 
     turn: seconds between two moves of slots on a node for the sake of fractions; and the time in
@@ -31,16 +36,16 @@ class Claims:
     """
 
     def __init__(self, turn: float) -> None:
-        self.nodes: dict[str, NodeSlots] = {}  # those looked at longest ago first
+        self.nodes: dict[str, SlotShares] = {}  # those looked at longest ago first
         self.groups: dict[tuple[str, str], Group] = {}
         self._turn = turn
         self._now = self._parted_at = -math.inf
         self._changed: dict[str, bool] = {}  # node -> whether who had nothing began to want it
 
-    def set_capacity(self, name: str, capacity: int, now: float) -> NodeSlots:
+    def set_capacity(self, name: str, capacity: int, now: float) -> SlotShares:
         node = self.nodes.get(name)
         if node is None:
-            node = self.nodes[name] = NodeSlots(capacity, now)
+            node = self.nodes[name] = SlotShares(capacity, now)
         node.capacity = capacity
         self._changed.setdefault(name, False)
         return node
@@ -200,7 +205,7 @@ class Claims:
         node.seen_at = now
         node.fill()
         may_turn = is_new or now >= node.rotated_at + self._turn
-        sharing = Sharing(node, self._turn, may_turn=may_turn)
+        sharing = SlotDivision(node, self._turn, may_turn=may_turn)
         sharing.run()
         if sharing.moves:
             node.rotated_at = now

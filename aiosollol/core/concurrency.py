@@ -37,7 +37,7 @@ _LOOK_EVERY = 60
 """Rounds (as many answers as the limit) between two looks at what a request takes alone."""
 
 
-class Sample(NamedTuple):
+class LatencySample(NamedTuple):
     """One request that ended. in_flight: how many there were when it was sent, itself included.
 
     is_overload: it failed because there was too much to do: a timeout, or 503. Leave out others
@@ -82,7 +82,7 @@ def start(max_concurrency: int | None = None) -> Concurrency:
     return Concurrency(limit=min(START, most), most=most)
 
 
-def adapt(state: Concurrency, sample: Sample) -> Concurrency:
+def adapt(state: Concurrency, sample: LatencySample) -> Concurrency:
     """The state after `sample`."""
     seconds, work, in_flight, is_overload = sample
     limit, alone, busy, seen, until_look, looking, settling, most = state

@@ -99,7 +99,7 @@ class Party:
         return self.target < self.wanted
 
 
-class NodeSlots:
+class SlotShares:
     """The slots of one node. By member: `wants` and `targets`, without zeros. By group: `claims`,
     the sums of wants, and `fair`, its share in fractions."""
 
@@ -143,7 +143,7 @@ class NodeSlots:
         self.fair = shares
 
 
-class Sharing:
+class SlotDivision:
     """One division of one node's slots, which changes its targets. `moves` counts the slots moved.
 
     turn: seconds in which a credit is to be made good. may_turn: whether a slot may move for the
@@ -151,7 +151,7 @@ class Sharing:
     whole slots that are not fair at all need not wait for their turn.
     """
 
-    def __init__(self, node: NodeSlots, turn: float, *, may_turn: bool) -> None:
+    def __init__(self, node: SlotShares, turn: float, *, may_turn: bool) -> None:
         self._node = node
         self._turn = turn
         self._may_turn = may_turn

@@ -69,7 +69,7 @@ class Flight:
 
 
 @dataclass(slots=True, eq=False)
-class Worker:
+class BatchNode:
     """One node at work. `free_at`: when it will be done with what it has, as predicted."""
 
     name: str
@@ -134,7 +134,7 @@ class Worker:
         self.free_at = at
 
 
-class Fleet:
+class BatchNodes:
     """The workers of a batch, by name.
 
     chunk_seconds: how long a chunk usually takes; each has its overhead to pay, which lowers the
@@ -143,7 +143,7 @@ class Fleet:
 
     def __init__(self, chunk_seconds: float) -> None:
         self._chunk_seconds = chunk_seconds
-        self._workers: dict[str, Worker] = {}
+        self._workers: dict[str, BatchNode] = {}
         self._rate = 0.0
         self._filled = 0.0
         self._latest_free = 0.0
@@ -151,16 +151,16 @@ class Fleet:
         self._exact = float("-inf")
         self._updates = 0
 
-    def __iter__(self) -> Iterator[Worker]:
+    def __iter__(self) -> Iterator[BatchNode]:
         return iter(self._workers.values())
 
-    def __getitem__(self, name: str) -> Worker:
+    def __getitem__(self, name: str) -> BatchNode:
         return self._workers[name]
 
-    def get(self, name: str) -> Worker | None:
+    def get(self, name: str) -> BatchNode | None:
         return self._workers.get(name)
 
-    def put(self, worker: Worker) -> None:
+    def put(self, worker: BatchNode) -> None:
         """Add a worker, or replace the one of the same name."""
         self._workers[worker.name] = worker
         self.update(worker)
@@ -168,7 +168,7 @@ class Fleet:
     def any_active(self) -> bool:
         return any(worker.is_active for worker in self._workers.values())
 
-    def update(self, worker: Worker) -> None:
+    def update(self, worker: BatchNode) -> None:
         """Bring the sums up to date. Call it whenever a worker changed."""
         self._rate -= worker.rate
         self._filled -= worker.rate * worker.counted_free
@@ -206,7 +206,7 @@ class Fleet:
             tokens,
         )
 
-    def ranking(self, now: float, tokens: float) -> list[tuple[float, int, Worker]]:
+    def ranking(self, now: float, tokens: float) -> list[tuple[float, int, BatchNode]]:
         """The active workers as a heap, by when they could be done with one more item of `tokens`.
 
         The second of each entry is unique, so that workers are never compared.

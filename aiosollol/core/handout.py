@@ -8,11 +8,16 @@ from dataclasses import dataclass
 from heapq import heappop, heapreplace
 from typing import NamedTuple, TypeAlias
 
-from aiosollol.core.fleet import Chunk, Fleet, Flight, Worker
-from aiosollol.core.ledger import Ledger
+from aiosollol.core.fleet import (
+    BatchNode,
+    BatchNodes,
+    Chunk,
+    Flight,
+)
+from aiosollol.core.ledger import ItemLedger
 from aiosollol.core.queue import WorkQueue
 from aiosollol.core.sizing import MIN_CHUNK_SECONDS, Portion, portion, probe
-from aiosollol.core.trial import TRIAL_CHUNK_SECONDS, Trials
+from aiosollol.core.trial import TRIAL_CHUNK_SECONDS, ColocationTrials
 
 _COPY_GAIN = 0.9
 """A copy must be expected within this fraction of the time that the original still needs."""
@@ -45,7 +50,7 @@ class Cancel(NamedTuple):
 Instruction: TypeAlias = Send | Cancel
 
 
-class Handout:
+class Dispatcher:
     """Fills the free places of a fleet from a queue. The other half of `BatchState`.
 
     flights: the chunks under way, by id, in the order in which they were sent.
@@ -56,9 +61,9 @@ class Handout:
         tokens: Sequence[float],
         options: ScheduleOptions,
         queue: WorkQueue,
-        fleet: Fleet,
-        ledger: Ledger,
-        trials: Trials,
+        fleet: BatchNodes,
+        ledger: ItemLedger,
+        trials: ColocationTrials,
     ) -> None:
         self._tokens = tokens
         self._options = options
@@ -71,14 +76,14 @@ class Handout:
         self._started_at = math.inf
         # Nodes with a free place for which there was nothing to do. They are asked again only
         # when something happened that may change that: `stir`.
-        self._idle: dict[str, Worker] = {}
+        self._idle: dict[str, BatchNode] = {}
         self._is_stirred = False
         self._changed_at = 0.0
         # For whom the last items wait, and when it should be done with one of them.
-        self._awaited: Worker | None = None
+        self._awaited: BatchNode | None = None
         self._awaited_finish = math.inf
 
-    def rest(self, node: Worker) -> None:
+    def rest(self, node: BatchNode) -> None:
         """Take note that a node has, or no longer has, a free place."""
         if node.is_active and len(node.flights) < node.window:
             self._idle[node.name] = node
@@ -108,7 +113,7 @@ class Handout:
             waits.append(now + max(MIN_CHUNK_SECONDS, (now - self._changed_at) / 4))
         return min(waits, default=None)
 
-    def dispatch(self, now: float, freed: Worker | None = None) -> list[Instruction]:
+    def dispatch(self, now: float, freed: BatchNode | None = None) -> list[Instruction]:
         """Give work to the node that just became free, or to all idle ones if things changed."""
         instructions: list[Instruction] = []
         if not self._ledger.open or now < self._started_at:
@@ -154,7 +159,7 @@ class Handout:
             if send is not None:
                 instructions.append(send)
 
-    def _due(self, node: Worker, now: float) -> Portion | None:
+    def _due(self, node: BatchNode, now: float) -> Portion | None:
         """What `node` should get next; None if that is less than one item."""
         queue, options = self._queue, self._options
         if node.cost.observations == 0:
@@ -172,7 +177,7 @@ class Handout:
             max_tokens=options.max_tokens,
         )
 
-    def _hand_out_last(self, freed: Worker, now: float) -> list[Instruction]:
+    def _hand_out_last(self, freed: BatchNode, now: float) -> list[Instruction]:
         """Give each of the last items to whoever would be done with it first.
 
         That may be a node that is busy now: then it is waited for.
@@ -201,11 +206,11 @@ class Handout:
             self._awaited_finish, _, self._awaited = ranking[0]
         return instructions
 
-    def _send(self, node: Worker, now: float, due: Portion) -> Send | None:
+    def _send(self, node: BatchNode, now: float, due: Portion) -> Send | None:
         items, tokens = self._queue.take(node.name, due.tokens, due.items, shortest=due.shortest)
         return self._launch(node, items, tokens, now) if items else None
 
-    def _launch(self, node: Worker, items: Sequence[int], tokens: float, now: float) -> Send:
+    def _launch(self, node: BatchNode, items: Sequence[int], tokens: float, now: float) -> Send:
         is_copy = self._ledger.is_copy(items)
         chunk = Chunk(self._next_id, node.name, items, tokens, is_copy)
         self._next_id += 1
@@ -220,13 +225,13 @@ class Handout:
 
     # Nodes on one machine work in small chunks while they are compared.
 
-    def is_to_be_tried(self, first: Worker, now: float) -> bool:
+    def is_to_be_tried(self, first: BatchNode, now: float) -> bool:
         """Whether it is time to try another node beside `first`."""
         return self._trials.waits_beside(first.name) and self._trials.pays(
             first.cost, self._fleet.horizon(now, self._queue.tokens) - now
         )
 
-    def _chunk_seconds(self, node: Worker, now: float) -> float:
+    def _chunk_seconds(self, node: BatchNode, now: float) -> float:
         """How long a chunk of a node should take at most."""
         if self._trials.concerns(node.name) or self.is_to_be_tried(node, now):
             return TRIAL_CHUNK_SECONDS

@@ -29,8 +29,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from aiosollol.core.claims import Claims
-from aiosollol.core.division import NodeSlots, Party
+from aiosollol.core.claims import SlotDemand
+from aiosollol.core.division import Party, SlotShares
 from aiosollol.errors import InvalidInput
 
 _MOST_LEASES = 32
@@ -147,7 +147,7 @@ class _Node:
 
     __slots__ = ("division", "held", "ranks", "taken")
 
-    def __init__(self, division: NodeSlots) -> None:
+    def __init__(self, division: SlotShares) -> None:
         self.division = division
         self.held: dict[str, int] = {}
         self.taken = 0
@@ -175,7 +175,7 @@ class LeaseBook:
     def __init__(self, *, term: float = 10.0, turn: float = 2.0) -> None:
         self._term = _positive(term, "the term of a lease")
         self._turn = _positive(turn, "a turn")
-        self._claims = Claims(self._turn)
+        self._claims = SlotDemand(self._turn)
         self._members: dict[str, _Member] = {}
         self._nodes: dict[str, _Node] = {}
         self._given: dict[str, int] = {}

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from aiosollol.errors import SollolError
 
 
-class Ledger:
+class ItemLedger:
     """The account of a batch of `count` items. An item is settled once and for all.
 
     open: items that are not settled. errors: item -> its error, for those settled by one.

@@ -75,7 +75,7 @@ PartitionAnswer = PartitionResult | SollolError | WorkerDied
 
 
 @dataclass(slots=True, eq=False)
-class Parcel:
+class PendingPartition:
     """A partition on its way. index: its number in the batch. tries: workers that were given it,
     `worker` the last of them, `tried` all by name."""
 
@@ -86,7 +86,7 @@ class Parcel:
     tried: set[str] = field(default_factory=set)
 
 
-class Parcels:
+class PendingPartitions:
     """Decides which partition goes to which worker.
 
     cut: all partitions, in order; made as they are needed.
@@ -98,8 +98,8 @@ class Parcels:
         self._most_tries = most_tries
         self._count = 0
         self._next = next(cut, None)
-        self._again: deque[Parcel] = deque()
-        self._out: dict[int, Parcel] = {}
+        self._again: deque[PendingPartition] = deque()
+        self._out: dict[int, PendingPartition] = {}
         self._load: Counter[str] = Counter()
 
     @property
@@ -107,7 +107,7 @@ class Parcels:
         """Whether every partition is settled."""
         return self._next is None and not self._again and not self._out
 
-    def give(self, rooms: Mapping[str, int]) -> list[Parcel]:
+    def give(self, rooms: Mapping[str, int]) -> list[PendingPartition]:
         """What to give to workers now, so that each has as many partitions as it has room for.
 
         rooms: of all workers that can do the batch. One without room is given nothing but what
@@ -127,14 +127,14 @@ class Parcels:
                     given.append(self._hand(self._cut_next(), name))
         return given
 
-    def _cut_next(self) -> Parcel:
+    def _cut_next(self) -> PendingPartition:
         assert self._next is not None
-        parcel = Parcel(self._count, self._next)
+        parcel = PendingPartition(self._count, self._next)
         self._next = next(self._cut, None)
         self._count += 1
         return parcel
 
-    def _hand(self, parcel: Parcel, worker: str) -> Parcel:
+    def _hand(self, parcel: PendingPartition, worker: str) -> PendingPartition:
         parcel.worker = worker
         parcel.tries += 1
         parcel.tried.add(worker)
@@ -142,7 +142,9 @@ class Parcels:
         self._load[worker] += 1
         return parcel
 
-    def answered(self, parcel: Parcel, answer: PartitionAnswer, workers: Collection[str]) -> bool:
+    def answered(
+        self, parcel: PendingPartition, answer: PartitionAnswer, workers: Collection[str]
+    ) -> bool:
         """A worker has answered. Returns whether the partition is to be done again.
 
         workers: that can do the batch. What failed at one is done again if there is another.
@@ -155,12 +157,12 @@ class Parcels:
         self.settle(parcel)
         return False
 
-    def settle(self, parcel: Parcel) -> None:
+    def settle(self, parcel: PendingPartition) -> None:
         """It is done, or is given up."""
         del self._out[parcel.index]
         self._load[parcel.worker] -= 1
 
-    def lost(self, parcel: Parcel) -> bool:
+    def lost(self, parcel: PendingPartition) -> bool:
         """A worker died over it. Returns whether it is to be done again."""
         self.settle(parcel)
         if parcel.tries >= self._most_tries:

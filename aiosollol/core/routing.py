@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, cast
 
-from aiosollol.core.share import RETURN_SECONDS, Standing, share
+from aiosollol.core.share import RETURN_SECONDS, NodeHealth, share
 from aiosollol.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class NodeLoad(Protocol):
     @property
     def returned_at(self) -> float: ...
     @property
-    def standing(self) -> Standing: ...
+    def standing(self) -> NodeHealth: ...
     def seconds(self, request: RouteRequest) -> float | None: ...
     def ahead(self, now: float) -> float: ...
     def load_seconds(self, model: str) -> float: ...
@@ -144,7 +144,7 @@ def predict(nodes: Iterable[NodeLoad], request: RouteRequest, now: float) -> lis
     """Seconds until each node would have answered.
 
     (work ahead + (queued + 1) x its own seconds + loading the model) x
-    `Standing.factor`. Who waits in line is taken to need what this request needs. Loading counts
+    `NodeHealth.factor`. Who waits in line is taken to need what this request needs. Loading counts
     twice where another model must make room: that one will have to be loaded again.
 
     A node that never answered such a request, does nothing, and has the model in memory: 0, so it

@@ -18,13 +18,24 @@ import math
 from collections.abc import Iterable, Sequence
 
 from aiosollol.core.cost import Cost
-from aiosollol.core.fleet import Chunk, Fleet, Flight, Tally, Worker
-from aiosollol.core.handout import Cancel, Handout, Instruction, ScheduleOptions
-from aiosollol.core.ledger import Ledger
+from aiosollol.core.fleet import (
+    BatchNode,
+    BatchNodes,
+    Chunk,
+    Flight,
+    Tally,
+)
+from aiosollol.core.handout import (
+    Cancel,
+    Dispatcher,
+    Instruction,
+    ScheduleOptions,
+)
+from aiosollol.core.ledger import ItemLedger
 from aiosollol.core.queue import WorkQueue
 from aiosollol.core.resilience import Failure
 from aiosollol.core.trace import Outcome, Slice
-from aiosollol.core.trial import TRIAL_CHUNK_SECONDS, Finding, Trials
+from aiosollol.core.trial import TRIAL_CHUNK_SECONDS, ColocationTrials, Finding
 from aiosollol.errors import SollolError
 
 _PLAN_TOLERANCE = 1.5
@@ -48,10 +59,10 @@ class BatchState:
         """
         self._options = options or ScheduleOptions()
         self._queue = WorkQueue(tokens)
-        self._fleet = Fleet(self._options.chunk_seconds)
-        self._ledger = Ledger(len(tokens))
-        self._trials = Trials(trials)
-        self._handout = Handout(
+        self._fleet = BatchNodes(self._options.chunk_seconds)
+        self._ledger = ItemLedger(len(tokens))
+        self._trials = ColocationTrials(trials)
+        self._handout = Dispatcher(
             tokens, self._options, self._queue, self._fleet, self._ledger, self._trials
         )
         self._flights = self._handout.flights
@@ -122,7 +133,7 @@ class BatchState:
         if known is not None and not known.is_lost:
             return []
         tally = self.tallies.setdefault(name, Tally())
-        node = Worker(name, cost, window, now + ahead, standby, tally)
+        node = BatchNode(name, cost, window, now + ahead, standby, tally)
         if known is not None:
             node.flights = known.flights
             node.busy_since = known.busy_since
@@ -213,7 +224,7 @@ class BatchState:
 
     # Failures.
 
-    def _punish(self, node: Worker, failure: Failure, error: SollolError, now: float) -> None:
+    def _punish(self, node: BatchNode, failure: Failure, error: SollolError, now: float) -> None:
         if failure is Failure.BUSY:
             node.busy_answers += 1
             node.retry_at = now + self._options.busy_pause * 2 ** (node.busy_answers - 1)
@@ -258,7 +269,7 @@ class BatchState:
             elsewhere.update(flight.chunk.items)
         return [item for item in items if item not in elsewhere]
 
-    def _lose(self, node: Worker, error: SollolError | None) -> None:
+    def _lose(self, node: BatchNode, error: SollolError | None) -> None:
         if error is not None:
             self.last_errors[node.name] = error
         if node.is_lost:
@@ -273,7 +284,7 @@ class BatchState:
             if spare is not None:
                 self._set_standby(spare, False)
 
-    def _set_standby(self, node: Worker, is_standby: bool) -> None:
+    def _set_standby(self, node: BatchNode, is_standby: bool) -> None:
         node.is_standby = is_standby
         self._fleet.update(node)
         self._handout.rest(node)
@@ -289,7 +300,7 @@ class BatchState:
 
     # Nodes on one machine.
 
-    def _judge(self, node: Worker, chunk: Chunk, worked_from: float, now: float) -> None:
+    def _judge(self, node: BatchNode, chunk: Chunk, worked_from: float, now: float) -> None:
         """Begin, continue or end the measurement of two nodes on one machine."""
         finding = self._trials.answered(node.name, chunk.tokens, worked_from, now)
         if finding is not None:

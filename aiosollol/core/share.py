@@ -98,8 +98,8 @@ class Steady:
     `Cost` forgets within four answers. That is right for a batch, whose plan follows what a node
     does now; but to choose among many that are nearly equal by such figures is to choose whichever
     was last lucky. This follows the line of `Cost` at a tenth of the way for each answer. When a
-    node becomes slow, `Backlog.ahead` and `Standing.pace` notice it at once. It takes away a third
-    to a half of the distance to the oracle (benchmarks/routing.py).
+    node becomes slow, `Backlog.ahead` and `NodeHealth.pace` notice it at once. It takes away a
+    third to a half of the distance to the oracle (benchmarks/routing.py).
     """
 
     __slots__ = ("_answers", "overhead", "seconds_per_token")
@@ -121,7 +121,7 @@ class Steady:
         return self.overhead + self.seconds_per_token * tokens
 
 
-class Standing:
+class NodeHealth:
     """How a node did lately: its success rate, its last very slow answer, and when it was asked.
 
     All of it fades with time: a node that nobody asks is given another chance.

@@ -1,4 +1,5 @@
-"""What programs that share nodes tell one another: a `Report` out, an `Answer` back, `Commons`.
+"""What programs that share nodes tell one another: a `Report` out, an `Answer` back,
+`LeaseCoordinator`.
 
 Whoever carries these (a Ray actor, a pipe, a test) carries dictionaries of plain values, with a
 number of the protocol in them: programs of two versions must find out that they are two.
@@ -66,7 +67,7 @@ CostKey = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class MemberReport:
     """What a member tells. nodes: by `node_id`. costs: those that are new since its last report.
 
     group, weight, serial: see `core.leases`.
@@ -91,7 +92,7 @@ class Report:
         }
 
     @classmethod
-    def load(cls, told: Mapping[str, Any]) -> Report:
+    def load(cls, told: Mapping[str, Any]) -> MemberReport:
         """Raises InvalidInput for what no member of this version tells."""
         try:
             return cls(
@@ -107,7 +108,7 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class CoordinatorReply:
     """What a member is answered. slots: node -> requests it may have under way there.
 
     seconds: for which that holds, from when the member asked. serial: of this lease. is_new:
@@ -142,7 +143,7 @@ class Answer:
         }
 
     @classmethod
-    def load(cls, told: Mapping[str, Any]) -> Answer:
+    def load(cls, told: Mapping[str, Any]) -> CoordinatorReply:
         """Raises InvalidInput for what no coordinator of this version answers."""
         try:
             if told["protocol"] != PROTOCOL:
@@ -190,7 +191,7 @@ class _Learned:
         self.count = count
 
 
-class Commons:
+class LeaseCoordinator:
     """What the members have in common: leases of slots, who finds what down, learned costs.
 
     Pure: `now` is an argument, in seconds of any clock that does not go back. Costs outlive those
@@ -206,7 +207,7 @@ class Commons:
         self._told: dict[str, int] = {}
         self._parties: dict[str, tuple[str, float]] = {}
 
-    def exchange(self, report: Report, now: float) -> Answer:
+    def exchange(self, report: MemberReport, now: float) -> CoordinatorReply:
         """Take a member's report; its lease, and what others know. Raises InvalidInput."""
         self._forget(self._book.expire(now))
         member, nodes = report.member, report.nodes
@@ -226,7 +227,7 @@ class Commons:
         self._learn(report)
         news = self._news(member, nodes)
         self._told[member] = self._count
-        return Answer(
+        return CoordinatorReply(
             lease.slots,
             self._term,
             lease.serial,
@@ -274,7 +275,7 @@ class Commons:
         ]
         return bool(found) and all(found)
 
-    def _learn(self, report: Report) -> None:
+    def _learn(self, report: MemberReport) -> None:
         for key, cost in report.costs.items():
             if cost.is_sound and key[0] in report.nodes:
                 self._count += 1

@@ -55,7 +55,7 @@ def portion(
     floor = max(_FLOOR_OVERHEADS * cost.overhead, MIN_CHUNK_SECONDS)
     seconds = left if left < 2 * floor else max(left / _SHARE_DIVISOR, floor)
     seconds = min(seconds, max(batch_seconds / _CHUNKS_PER_NODE, floor))
-    # At least half of a chunk is to be work, as `Fleet` and the planner reckon.
+    # At least half of a chunk is to be work, as `BatchNodes` and the planner reckon.
     seconds = min(seconds, max(chunk_seconds, 2 * cost.overhead))
     tokens = (seconds - cost.overhead) / cost.seconds_per_token
     tokens = min(tokens, _EXTRAPOLATION * cost.reach, max_tokens)

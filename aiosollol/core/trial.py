@@ -51,7 +51,7 @@ class Finding(NamedTuple):
 
 
 @dataclass(slots=True)
-class Trial:
+class ColocationTrial:
     """A measurement under way. Tell it of every answer of either node; ask for the `finding`.
 
     alone: what the first costs by itself, as known when the trial begins at `began`.
@@ -96,7 +96,7 @@ class Trial:
         return Finding(self.first, self.second, alone, first + second)
 
 
-class Trials:
+class ColocationTrials:
     """The measurements of one batch, one after another.
 
     pairs: (first, second) nodes to be measured. findings: the results so far.
@@ -104,7 +104,7 @@ class Trials:
 
     def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
         self._pairs = deque(pairs)
-        self._current: Trial | None = None
+        self._current: ColocationTrial | None = None
         self.findings: list[Finding] = []
 
     def waits_beside(self, first: str) -> bool:
@@ -124,7 +124,7 @@ class Trials:
     def begin(self, alone: Cost, now: float) -> str:
         """Begin the next measurement. Returns the name of the node that is to work as well."""
         first, second = self._pairs.popleft()
-        self._current = Trial(first, second, alone, now)
+        self._current = ColocationTrial(first, second, alone, now)
         return second
 
     def drop(self) -> None:

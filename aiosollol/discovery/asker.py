@@ -34,7 +34,7 @@ class _NotListed(OSError):
     """The certificate of a server is none that the user trusts."""
 
 
-class Asker:
+class Prober:
     """Asks addresses, as the options of a search allow.
 
     asked: how many addresses so far. left_out: those that were not, because nobody listed them as

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from aiosollol.core.address import Address
 from aiosollol.core.discovered import Discovered, Source
 from aiosollol.core.networks import Interface, IPAddress, Kind
-from aiosollol.discovery.identify import Answer
+from aiosollol.discovery.identify import ServerIdentity
 from aiosollol.wire.announcement import Announcement
 
 LOOPBACK = ("127.0.0.1", "::1")
@@ -27,7 +27,7 @@ class Found(NamedTuple):
 
     address: Address
     ip: IPAddress
-    answer: Answer
+    answer: ServerIdentity
     fingerprint: str = ""
     source: Source = "scan"
 
@@ -51,7 +51,7 @@ class Found(NamedTuple):
         )
 
 
-class Home:
+class LocalMachine:
     """The addresses and names of this machine."""
 
     def __init__(self, interfaces: Sequence[Interface] = (), host_name: str = "") -> None:

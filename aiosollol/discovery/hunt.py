@@ -11,9 +11,14 @@ from typing import NamedTuple, TypeAlias
 from aiosollol.core.address import Address
 from aiosollol.core.discovered import Discovered, Source
 from aiosollol.core.networks import Skipped, SweepPlan, plan_sweep
-from aiosollol.discovery.asker import Asker
-from aiosollol.discovery.home import Found, Home, as_ip, identity
-from aiosollol.discovery.interfaces import Surroundings
+from aiosollol.discovery.asker import Prober
+from aiosollol.discovery.home import (
+    Found,
+    LocalMachine,
+    as_ip,
+    identity,
+)
+from aiosollol.discovery.interfaces import NetworkNeighbourhood
 from aiosollol.discovery.mdns import Heard, News
 from aiosollol.discovery.options import SearchOptions
 from aiosollol.discovery.probe import Sockets
@@ -54,7 +59,7 @@ def home_seconds(timeout: float) -> float:
     return min(1.0, 0.4 * timeout)
 
 
-class Hunt:
+class SearchRun:
     """The sources of one search. `plan` comes first, then `run`, which ends with the search.
 
     deadline: when listening ends, by the clock of the loop. tell: is given each node.
@@ -64,19 +69,19 @@ class Hunt:
         self,
         options: SearchOptions,
         sockets: Sockets,
-        around: Surroundings,
+        around: NetworkNeighbourhood,
         trust: Trust | None,
         *,
         browse: Browse | None,
         tell: Callable[[Discovered], None],
         deadline: float,
     ) -> None:
-        self.asker = Asker(options, sockets, trust)
+        self.asker = Prober(options, sockets, trust)
         self.skipped: tuple[Skipped, ...] = ()
         self._options = options
         self._sockets = sockets
         self._around = around
-        self._home = Home(around.interfaces, around.host_name)
+        self._home = LocalMachine(around.interfaces, around.host_name)
         self._browse = browse
         self._tell = tell
         self._deadline = deadline

@@ -25,7 +25,7 @@ _MOST_NAME = 512
 _HEADERS = {"Accept": "application/json", "User-Agent": "aiosollol"}
 
 
-class Answer(NamedTuple):
+class ServerIdentity(NamedTuple):
     """What a server said that is an Ollama. `seconds`: from the first question to its answer."""
 
     version: str
@@ -40,7 +40,7 @@ class Answer(NamedTuple):
 
 async def identify(
     connect: Callable[[], AbstractAsyncContextManager[Channel]], address: Address
-) -> Answer:
+) -> ServerIdentity:
     """What a server says that is an Ollama.
 
     Both questions go over one connection, unless the server closes it after the first.
@@ -56,9 +56,9 @@ async def identify(
         seconds = clock() - began
         version = _checked_version(address.netloc, body)
         if keeps_alive:
-            return Answer(version, await _models(channel, address), seconds)
+            return ServerIdentity(version, await _models(channel, address), seconds)
     async with connect() as channel:
-        return Answer(version, await _models(channel, address), seconds)
+        return ServerIdentity(version, await _models(channel, address), seconds)
 
 
 async def _models(channel: Channel, address: Address) -> Mapping[str, ModelInfo]:

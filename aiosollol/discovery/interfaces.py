@@ -19,7 +19,7 @@ _UNREADABLE = (OSError, RuntimeError, ValueError, AssertionError)
 _COMPLETE = 0x2  # ATF_COM in linux/if_arp.h: the neighbour has answered
 
 
-class Surroundings(NamedTuple):
+class NetworkNeighbourhood(NamedTuple):
     """The addresses of this machine, the IPv4 neighbours that have answered lately, its name."""
 
     interfaces: tuple[Interface, ...] = ()
@@ -27,7 +27,7 @@ class Surroundings(NamedTuple):
     host_name: str = ""
 
 
-async def read_surroundings() -> Surroundings:
+async def read_surroundings() -> NetworkNeighbourhood:
     """What this machine knows without sending a packet. Takes a few milliseconds.
 
     Where the system does not tell, nothing is known: never raises OSError.
@@ -36,8 +36,10 @@ async def read_surroundings() -> Surroundings:
     return await asyncio.to_thread(_read)
 
 
-def _read() -> Surroundings:
-    return Surroundings(tuple(_read_interfaces()), tuple(_read_neighbours()), socket.gethostname())
+def _read() -> NetworkNeighbourhood:
+    return NetworkNeighbourhood(
+        tuple(_read_interfaces()), tuple(_read_neighbours()), socket.gethostname()
+    )
 
 
 def _read_interfaces() -> list[Interface]:

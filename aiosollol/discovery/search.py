@@ -9,8 +9,8 @@ from types import TracebackType
 
 from aiosollol.core.discovered import Discovered
 from aiosollol.core.networks import Skipped
-from aiosollol.discovery.hunt import Browse, Enough, Hunt
-from aiosollol.discovery.interfaces import Surroundings, read_surroundings
+from aiosollol.discovery.hunt import Browse, Enough, SearchRun
+from aiosollol.discovery.interfaces import NetworkNeighbourhood, read_surroundings
 from aiosollol.discovery.mdns import browse
 from aiosollol.discovery.options import SearchOptions
 from aiosollol.discovery.probe import Sockets
@@ -34,7 +34,7 @@ class Search:
         self,
         options: SearchOptions,
         *,
-        surroundings: Callable[[], Awaitable[Surroundings]] = read_surroundings,
+        surroundings: Callable[[], Awaitable[NetworkNeighbourhood]] = read_surroundings,
         browse: Browse = browse,
     ) -> None:
         self.seconds = 0.0
@@ -42,7 +42,7 @@ class Search:
         self._surroundings = surroundings
         self._browse = browse
         self._sockets = Sockets(options.max_open)
-        self._hunt: Hunt | None = None
+        self._hunt: SearchRun | None = None
         self._arrived: asyncio.Queue[Discovered | None] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
         self._is_entered = False
@@ -121,13 +121,13 @@ class Search:
             if self._hunt is not None:
                 self._hunt.asker.tell_left_out()
 
-    async def _prepare(self, deadline: float) -> Hunt:
+    async def _prepare(self, deadline: float) -> SearchRun:
         """What is to be known before anybody is asked: a few milliseconds, and no packet but to
         the resolver, if host names are trusted."""
         options = self._options
         trust = options.trust
         around, trust = await asyncio.gather(self._look_around(), _resolved(trust, options.timeout))
-        hunt = Hunt(
+        hunt = SearchRun(
             options,
             self._sockets,
             around,
@@ -139,7 +139,7 @@ class Search:
         await hunt.plan()
         return hunt
 
-    async def _look_around(self) -> Surroundings:
+    async def _look_around(self) -> NetworkNeighbourhood:
         try:
             async with asyncio.timeout(self._options.timeout):
                 return await self._surroundings()
@@ -147,7 +147,7 @@ class Search:
             _log.warning(
                 "the networks of this machine are not known, so none is searched: %s", error
             )
-            return Surroundings()
+            return NetworkNeighbourhood()
 
 
 async def _resolved(trust: Trust | None, timeout: float) -> Trust | None:

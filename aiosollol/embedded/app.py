@@ -18,7 +18,7 @@ from aiohttp import web
 from aiosollol.core.node import full_name
 from aiosollol.embedded.backend import Backend
 from aiosollol.wire import answers, asked, dialects
-from aiosollol.wire.answers import Answer, ModelCard
+from aiosollol.wire.answers import HttpResponse, ModelCard
 from aiosollol.wire.asked import ChatAsked, EmbedAsked, GenerateAsked, Refusal
 
 VERSION = "0.33.0-aiosollol"
@@ -38,7 +38,7 @@ def make_app(backend: Backend, *, delay: float = 0.0) -> web.Application:
     delay: seconds that each text takes longer, to stand for a slower machine. Run it with
     ``handler_cancellation=True``, so that a client that leaves stops what it asked for.
     """
-    node = _Node(backend, delay)
+    node = _EmbeddedServer(backend, delay)
     app = web.Application(middlewares=[_in_ollamas_words])
     for method, path, handler in (
         ("GET", "/", node.root),
@@ -73,7 +73,7 @@ class _Vectors:
     nanoseconds: int = 0
 
 
-class _Node:
+class _EmbeddedServer:
     """The endpoints. All work on the backend is done by one thread, slice by slice."""
 
     def __init__(self, backend: Backend, delay: float) -> None:
@@ -92,32 +92,32 @@ class _Node:
 
     # ---- the server and its model
 
-    async def root(self, request: web.Request) -> Answer:
+    async def root(self, request: web.Request) -> HttpResponse:
         return answers.root()
 
-    async def version(self, request: web.Request) -> Answer:
+    async def version(self, request: web.Request) -> HttpResponse:
         return answers.version(VERSION)
 
-    async def tags(self, request: web.Request) -> Answer:
+    async def tags(self, request: web.Request) -> HttpResponse:
         card = await self._card()
         return answers.tags(replace(card, name=name) for name in self._backend.names)
 
-    async def ps(self, request: web.Request) -> Answer:
+    async def ps(self, request: web.Request) -> HttpResponse:
         card = await self._card()
         until = answers.timestamp(time.time_ns() + answers.FOR_EVER_NS)
         return answers.ps((replace(card, name=name), 0, until) for name in self._backend.names)
 
-    async def show(self, request: web.Request) -> Answer:
+    async def show(self, request: web.Request) -> HttpResponse:
         name = full_name(await self._read(request, asked.read_show))
         if not self._has(name):
             raise answers.unknown_model(name)
         return answers.show(replace(await self._card(), name=name))
 
-    async def openai_models(self, request: web.Request) -> Answer:
+    async def openai_models(self, request: web.Request) -> HttpResponse:
         created = await self._created()
         return answers.openai_models((name, created) for name in self._backend.names)
 
-    async def openai_model(self, request: web.Request) -> Answer:
+    async def openai_model(self, request: web.Request) -> HttpResponse:
         name = request.match_info["name"]
         if not self._has(name):
             raise answers.unknown_model(full_name(name))
@@ -125,7 +125,7 @@ class _Node:
 
     # ---- embeddings
 
-    async def embed(self, request: web.Request) -> Answer:
+    async def embed(self, request: web.Request) -> HttpResponse:
         began = time.monotonic_ns()
         wanted = self._checked(await self._read(request, asked.read_embed))
         vectors = await self._vectors(wanted)
@@ -137,12 +137,12 @@ class _Node:
             tokens=vectors.tokens,
         )
 
-    async def embeddings(self, request: web.Request) -> Answer:
+    async def embeddings(self, request: web.Request) -> HttpResponse:
         wanted = self._checked(await self._read(request, asked.read_embeddings))
         vectors = await self._vectors(wanted)
         return answers.embeddings(vectors.json[0] if vectors.json else None)
 
-    async def openai_embeddings(self, request: web.Request) -> Answer:
+    async def openai_embeddings(self, request: web.Request) -> HttpResponse:
         wanted = self._checked(await self._read(request, asked.read_openai_embeddings))
         vectors = await self._vectors(wanted)
         return answers.openai_embeddings(wanted.model, vectors.json, tokens=vectors.tokens)
@@ -179,19 +179,19 @@ class _Node:
 
     # ---- what the model cannot do
 
-    async def chat(self, request: web.Request) -> Answer:
+    async def chat(self, request: web.Request) -> HttpResponse:
         wanted = await self._read(request, asked.read_chat)
         if self._is_let_go(wanted, bool(wanted.messages)):
             return answers.json_answer(answers.chat_final(wanted.model, _now(), "unload"))
         raise self._cannot(wanted.model, "chat")
 
-    async def generate(self, request: web.Request) -> Answer:
+    async def generate(self, request: web.Request) -> HttpResponse:
         wanted = await self._read(request, asked.read_generate)
         if self._is_let_go(wanted, bool(wanted.prompt)):
             return answers.json_answer(answers.generate_final(wanted.model, _now(), "unload"))
         raise self._cannot(wanted.model, "generate")
 
-    async def talk(self, request: web.Request) -> Answer:
+    async def talk(self, request: web.Request) -> HttpResponse:
         question = await self._read(request, dialects.READERS[request.path])
         raise self._cannot(question.model, question.path.removeprefix("/api/"))
 
@@ -235,7 +235,7 @@ def _slices(texts: Sequence[str], most: int) -> Iterator[list[str]]:
         yield chunk
 
 
-def _sending(handler: Callable[[web.Request], Awaitable[Answer]]) -> _Handler:
+def _sending(handler: Callable[[web.Request], Awaitable[HttpResponse]]) -> _Handler:
     async def send(request: web.Request) -> web.StreamResponse:
         return _response(await handler(request))
 
@@ -256,7 +256,7 @@ async def _in_ollamas_words(request: web.Request, handler: _Handler) -> web.Stre
         return _response(answers.not_found())
 
 
-def _response(answer: Answer) -> web.Response:
+def _response(answer: HttpResponse) -> web.Response:
     return web.Response(
         status=answer.status, body=answer.body, headers={"Content-Type": answer.content_type}
     )

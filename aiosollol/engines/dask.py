@@ -17,15 +17,15 @@ from aiosollol.config.settings import TABLE, Settings
 from aiosollol.core.embeddings import Embeddings
 from aiosollol.core.engines import EngineJob, EngineOutcome
 from aiosollol.core.written import WriteOrder, WriteReport
-from aiosollol.engines.dispatcher import Dispatcher
+from aiosollol.engines.dispatcher import PartitionDispatcher
 from aiosollol.errors import EngineError, NodeError
 from aiosollol.nodes import has_same_vectors
-from aiosollol.registry import Registry
+from aiosollol.registry import ClusterState
 from aiosollol.server_process import ServerProcess
 
 if TYPE_CHECKING:
-    from aiosollol.engines.dask_link import Link
-    from aiosollol.engines.leading import Leader
+    from aiosollol.engines.dask_link import DaskLink
+    from aiosollol.engines.leading import LeaseLeader
 
 log = logging.getLogger("aiosollol")
 
@@ -34,7 +34,7 @@ _GUESSED_START = 6.0  # of a local cluster of two workers, until one was seen
 _GUESSED_CONNECT = 1.0
 
 
-def make_engine(settings: Settings, registry: Registry) -> DaskEngine:
+def make_engine(settings: Settings, registry: ClusterState) -> DaskEngine:
     """The engine of a pool with these settings and nodes. It starts when it is first used."""
     return DaskEngine(settings, registry)
 
@@ -48,7 +48,7 @@ class DaskEngine:
 
     name = "dask"
 
-    def __init__(self, settings: Settings, registry: Registry) -> None:
+    def __init__(self, settings: Settings, registry: ClusterState) -> None:
         self._settings = settings
         self._registry = registry
         self._address = settings.dask_address
@@ -76,7 +76,7 @@ class DaskEngine:
             nodes = self._having(job)
             await leader.wait_fit(nodes)
             workers = DaskWorkers(link, leader, nodes)
-            return await Dispatcher(workers, job, put, self._numbers, link.dashboard).run()
+            return await PartitionDispatcher(workers, job, put, self._numbers, link.dashboard).run()
 
     def _having(self, job: EngineJob) -> list[str]:
         """The nodes that can do `job`, as this process sees them."""
@@ -167,7 +167,11 @@ class Session:
     """A connection to a cluster, which may be its own, and the task that leads the workers."""
 
     def __init__(
-        self, cluster: ServerProcess | None, link: Link, leader: Leader, task: asyncio.Task[None]
+        self,
+        cluster: ServerProcess | None,
+        link: DaskLink,
+        leader: LeaseLeader,
+        task: asyncio.Task[None],
     ) -> None:
         self.cluster = cluster
         self.link = link
@@ -175,10 +179,10 @@ class Session:
         self._task = task
 
     @classmethod
-    async def start(cls, settings: Settings, registry: Registry) -> Session:
+    async def start(cls, settings: Settings, registry: ClusterState) -> Session:
         """Connect, or start a cluster and connect to that. Raises EngineError."""
-        from aiosollol.engines.dask_link import Link
-        from aiosollol.engines.leading import Leader
+        from aiosollol.engines.dask_link import DaskLink
+        from aiosollol.engines.leading import LeaseLeader
 
         cluster = None
         address = settings.dask_address
@@ -190,13 +194,13 @@ class Session:
                 raise EngineError("dask", f"could not start a cluster: {error.detail}") from error
         values: Mapping[str, Any] = {name: getattr(settings, name) for name in TABLE}
         try:
-            link = await Link.connect(address, values)
+            link = await DaskLink.connect(address, values)
         except BaseException:
             if cluster is not None:
                 with anyio.CancelScope(shield=True):
                     await cluster.aclose()
             raise
-        leader = Leader("dask", link, registry)
+        leader = LeaseLeader("dask", link, registry)
         link.on_begun = leader.wake  # only now does that worker know what it wants
         task = asyncio.create_task(leader.run(), name="lead the workers of Dask")
         return cls(cluster, link, leader, task)

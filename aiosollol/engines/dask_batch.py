@@ -9,8 +9,8 @@ from typing import Any
 from aiosollol.core.parcels import Partition, PartitionAnswer, WorkerDied
 from aiosollol.core.workers import fitness, nobody_fit, room, taking_part
 from aiosollol.engines import dask_worker
-from aiosollol.engines.dask_link import Link
-from aiosollol.engines.leading import Leader
+from aiosollol.engines.dask_link import DaskLink
+from aiosollol.engines.leading import LeaseLeader
 from aiosollol.errors import EngineError
 
 LONELY_SECONDS = 30.0
@@ -27,8 +27,8 @@ class WorkerWatch:
 
     def __init__(
         self,
-        link: Link,
-        leader: Leader,
+        link: DaskLink,
+        leader: LeaseLeader,
         nodes: Callable[[], Collection[str]],
         is_usable: Callable[[str], bool] = bool,
     ) -> None:
@@ -53,19 +53,19 @@ class WorkerWatch:
             raise EngineError("dask", LOST_ALL)
 
 
-def scheduler_lost(link: Link) -> EngineError:
+def scheduler_lost(link: DaskLink) -> EngineError:
     return EngineError("dask", f"has lost its scheduler at {link.scheduler}")
 
 
 class DaskWorkers:
-    """A `ports.WorkerLink`. Make one within `Leader.leading`, after `Leader.wait_fit`.
+    """A `ports.WorkerLink`. Make one within `LeaseLeader.leading`, after `LeaseLeader.wait_fit`.
 
     nodes: names of those that have the model.
     """
 
     engine = "dask"
 
-    def __init__(self, link: Link, leader: Leader, nodes: Collection[str]) -> None:
+    def __init__(self, link: DaskLink, leader: LeaseLeader, nodes: Collection[str]) -> None:
         self._link = link
         self._leader = leader
         self._nodes = nodes

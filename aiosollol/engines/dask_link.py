@@ -33,7 +33,7 @@ CLOSE_SECONDS = 3.0
 log = logging.getLogger("aiosollol")
 
 
-class Link:
+class DaskLink:
     """A connection to a scheduler, and through it to its workers. `connect` makes one.
 
     name: of what this client keeps in workers. scheduler: the address. begun: how often workers
@@ -52,7 +52,7 @@ class Link:
         self._fetching: set[asyncio.Task[Any]] = set()
 
     @classmethod
-    async def connect(cls, address: str, settings: Mapping[str, Any]) -> Link:
+    async def connect(cls, address: str, settings: Mapping[str, Any]) -> DaskLink:
         """A link to the scheduler at `address`. Raises EngineError if none answers within 10 s."""
         try:
             client = distributed.Client(

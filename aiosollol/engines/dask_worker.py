@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from aiosollol.core.parcels import Partition, PartitionResult
 from aiosollol.core.written import BadPart, WriteOrder, WrittenPart
-from aiosollol.engines.worker import FarEnd, Look, Terms
+from aiosollol.engines.worker import Look, RemotePool, Terms
 from aiosollol.errors import EngineError, SollolError
 
 if TYPE_CHECKING:  # it is hardly typed, and need not be there where types are checked
@@ -45,7 +45,7 @@ class FarEndPlugin(distributed.WorkerPlugin):  # type: ignore[misc]  # of a type
 
     def setup(self, worker: Any) -> None:
         self._worker = worker
-        self._end: FarEnd | None = None
+        self._end: RemotePool | None = None
         self._running: dict[str, asyncio.Task[Any]] = {}
         self._forgetting: asyncio.TimerHandle | None = None
         self._closing: set[asyncio.Task[None]] = set()
@@ -72,7 +72,7 @@ class FarEndPlugin(distributed.WorkerPlugin):  # type: ignore[misc]  # of a type
 
     async def obey(self, terms: Terms) -> Look:
         if self._end is None:
-            self._end = FarEnd(self._worker.address, self._settings)
+            self._end = RemotePool(self._worker.address, self._settings)
         if self._forgetting is not None:
             self._forgetting.cancel()
         loop = asyncio.get_running_loop()

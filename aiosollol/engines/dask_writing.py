@@ -18,10 +18,10 @@ from aiosollol.core.workers import confined, is_within
 from aiosollol.core.written import BadPart, WriteOrder, WriteReport, WrittenPart
 from aiosollol.engines import dask_worker
 from aiosollol.engines.dask_batch import WorkerWatch
-from aiosollol.engines.dask_link import Link
-from aiosollol.engines.leading import Leader
+from aiosollol.engines.dask_link import DaskLink
+from aiosollol.engines.leading import LeaseLeader
 from aiosollol.errors import EngineError, InvalidInput, RequestFailed, SollolError, first_of
-from aiosollol.registry import Registry
+from aiosollol.registry import ClusterState
 
 if TYPE_CHECKING:  # they are not typed, and need not be there where types are checked
     dask: Any
@@ -32,16 +32,16 @@ _FILE = re.compile(r"part-\d{5,}\.parquet")
 
 
 class Writing:
-    """One collection on its way. Make one within `Leader.leading`, and await `run` once.
+    """One collection on its way. Make one within `LeaseLeader.leading`, and await `run` once.
 
     numbers: of partitions, no two of a client alike.
     """
 
     def __init__(
         self,
-        link: Link,
-        leader: Leader,
-        registry: Registry,
+        link: DaskLink,
+        leader: LeaseLeader,
+        registry: ClusterState,
         collection: Any,
         order: WriteOrder,
         numbers: Iterator[int],
@@ -148,7 +148,7 @@ class Writing:
         return [node.name for node in self._registry if node.has_model(model)]
 
 
-async def _result(link: Link, future: Any) -> WrittenPart | BadPart:
+async def _result(link: DaskLink, future: Any) -> WrittenPart | BadPart:
     try:
         answer: WrittenPart | BadPart = await link.result(future)
         return answer

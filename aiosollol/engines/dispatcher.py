@@ -12,7 +12,13 @@ import anyio
 
 from aiosollol.core.embeddings import Embeddings
 from aiosollol.core.engines import EngineJob, EngineOutcome, partitions
-from aiosollol.core.parcels import Parcel, Parcels, Partition, PartitionAnswer, WorkerDied
+from aiosollol.core.parcels import (
+    Partition,
+    PartitionAnswer,
+    PendingPartition,
+    PendingPartitions,
+    WorkerDied,
+)
 from aiosollol.core.workers import failures
 from aiosollol.errors import EngineError, PoolClosed, SollolError, first_of
 from aiosollol.ports import WorkerLink
@@ -20,7 +26,7 @@ from aiosollol.ports import WorkerLink
 log = logging.getLogger("aiosollol")
 
 
-class Dispatcher:
+class PartitionDispatcher:
     """One batch on its way. Await `run` once.
 
     put: as for `ports.Engine.carry`.
@@ -42,7 +48,7 @@ class Dispatcher:
         self._outcome = EngineOutcome(dashboard=dashboard)
         workers = sum(room > 0 for room in link.rooms().values())
         cut = partitions(job.texts, job.tokens, job.predicted_seconds, workers)
-        self._parcels = Parcels(cut)
+        self._parcels = PendingPartitions(cut)
         self._wake = anyio.Event()
         self._watching = anyio.CancelScope()
         self._has_put = False
@@ -72,7 +78,7 @@ class Dispatcher:
                 await self._link.wait_changed()
                 self._wake.set()
 
-    async def _carry(self, parcel: Parcel) -> None:
+    async def _carry(self, parcel: PendingPartition) -> None:
         """Let a worker do a partition, and take what comes of it."""
         job, items, worker = self._job, parcel.items, parcel.worker
         texts = list(job.texts[items.start : items.stop])
@@ -90,7 +96,7 @@ class Dispatcher:
             await self._link.recover(worker)
             self._wake.set()
 
-    def _settle(self, parcel: Parcel, answer: PartitionAnswer) -> None:
+    def _settle(self, parcel: PendingPartition, answer: PartitionAnswer) -> None:
         if isinstance(answer, WorkerDied):
             why = f"lost {parcel.tries} workers over this partition: {answer.why}"
             answer = EngineError(self._link.engine, why)

@@ -21,7 +21,7 @@ from aiosollol.core.workers import Fitness, WorkerState, fitness, nobody_fit
 from aiosollol.engines.worker import LEASE_SECONDS, Look, NodeEntry, Terms, entries_of
 from aiosollol.errors import EngineError
 from aiosollol.places import BATCH_WINDOW
-from aiosollol.registry import Registry
+from aiosollol.registry import ClusterState
 from aiosollol.sharing import INTERVAL, URGENT_INTERVAL, Renewal
 
 IDLE_SECONDS = 15.0
@@ -42,7 +42,7 @@ _SELF = "the client"
 log = logging.getLogger("aiosollol")
 
 
-class Link(Protocol):
+class LeaseLink(Protocol):
     """The way to the workers. All raise EngineError, within a deadline of their own."""
 
     @property
@@ -89,13 +89,13 @@ class _Worker:
         return self.look is not None and any(self.look.wants.values()) and not has_any
 
 
-class Leader:
+class LeaseLeader:
     """Leads the workers of one engine. `run` is a task of the engine's; it ends when cancelled.
 
     registry: the client's nodes.
     """
 
-    def __init__(self, engine: str, link: Link, registry: Registry) -> None:
+    def __init__(self, engine: str, link: LeaseLink, registry: ClusterState) -> None:
         self._engine = engine
         self._link = link
         self._registry = registry

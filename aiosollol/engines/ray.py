@@ -23,14 +23,14 @@ from aiosollol.config.settings import TABLE, Settings
 from aiosollol.core.embeddings import Embeddings
 from aiosollol.core.engines import EngineJob, EngineOutcome
 from aiosollol.core.parcels import Partition, PartitionAnswer, WorkerDied
-from aiosollol.core.sharing import Answer, Report, slots_of
-from aiosollol.engines.dispatcher import Dispatcher
+from aiosollol.core.sharing import CoordinatorReply, MemberReport, slots_of
+from aiosollol.engines.dispatcher import PartitionDispatcher
 from aiosollol.engines.ray_contract import DONE, Contract, Greeting
 from aiosollol.engines.ray_link import RayLink
 from aiosollol.engines.worker import entries_of
 from aiosollol.errors import EngineError, InvalidInput, PoolClosed
-from aiosollol.registry import Registry
-from aiosollol.sharing import Sharing
+from aiosollol.registry import ClusterState
+from aiosollol.sharing import LeaseClient
 
 log = logging.getLogger("aiosollol")
 
@@ -45,7 +45,7 @@ IDLE_SECONDS = 30.0
 """After a batch, until workers are dismissed: they have slots in advance."""
 
 
-def make_engine(settings: Settings, registry: Registry) -> RayEngine:
+def make_engine(settings: Settings, registry: ClusterState) -> RayEngine:
     """The engine of a pool with `enable_ray`. Starts nothing."""
     return RayEngine(settings, registry)
 
@@ -53,11 +53,11 @@ def make_engine(settings: Settings, registry: Registry) -> RayEngine:
 def make_sharing(
     engine: RayEngine,
     settings: Settings,
-    registry: Registry,
+    registry: ClusterState,
     probe: Callable[[str], Coroutine[Any, Any, None]],
-) -> Sharing:
+) -> LeaseClient:
     """What keeps the leases of a pool with this engine. See `sharing.Sharing`."""
-    engine.sharing = Sharing(
+    engine.sharing = LeaseClient(
         registry,
         engine.coordinator,
         probe,
@@ -84,11 +84,11 @@ class RayCoordinator:
         except PoolClosed as error:
             raise EngineError("ray", str(error)) from error
 
-    async def exchange(self, report: Report) -> Answer:
+    async def exchange(self, report: MemberReport) -> CoordinatorReply:
         """See `ports.Coordinator`."""
         try:
             told = await self._link.call("exchange", report.dump(), timeout=EXCHANGE_SECONDS)
-            return Answer.load(told)
+            return CoordinatorReply.load(told)
         except (InvalidInput, PoolClosed) as error:
             raise EngineError("ray", str(error)) from error
 
@@ -109,12 +109,12 @@ class RayEngine:
 
     name = "ray"
 
-    def __init__(self, settings: Settings, registry: Registry) -> None:
+    def __init__(self, settings: Settings, registry: ClusterState) -> None:
         self._settings = settings
         self._registry = registry
         self._link = RayLink(settings.ray_address)
         self.coordinator = RayCoordinator(self._link)
-        self.sharing: Sharing | None = None
+        self.sharing: LeaseClient | None = None
         self.member = f"{settings.app_name or socket.gethostname()} {secrets.token_hex(6)}"
         self.group = settings.app_name or self.member
         self._crew: _Crew | None = None
@@ -162,7 +162,7 @@ class RayEngine:
             info = self._link.info
             workers = RayWorkers(self._link, self._registry, crew)
             dashboard = info.dashboard if info else None
-            return await Dispatcher(workers, job, put, self._numbers, dashboard).run()
+            return await PartitionDispatcher(workers, job, put, self._numbers, dashboard).run()
         finally:
             self._batches -= 1
             self._dismiss_when_idle()
@@ -228,7 +228,7 @@ class RayWorkers:
 
     engine = "ray"
 
-    def __init__(self, link: RayLink, registry: Registry, crew: _Crew) -> None:
+    def __init__(self, link: RayLink, registry: ClusterState, crew: _Crew) -> None:
         self._link = link
         self._registry = registry
         self._crew = crew

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from aiosollol import __version__
-from aiosollol.core.sharing import PROTOCOL, Commons, Report
+from aiosollol.core.sharing import PROTOCOL, LeaseCoordinator, MemberReport
 from aiosollol.errors import EngineError, InvalidInput
 
 ACTOR_NAME = "aiosollol-coordinator"
@@ -20,7 +20,7 @@ class CoordinatorActor:
     """
 
     def __init__(self) -> None:
-        self._commons = Commons()
+        self._commons = LeaseCoordinator()
 
     def exchange(self, told: dict[str, Any]) -> dict[str, Any]:
         """The dumped answer to a dumped report, or a dictionary with ``error``."""
@@ -30,7 +30,7 @@ class CoordinatorActor:
         if told.get("protocol") != PROTOCOL:
             return {**answer, "protocol": PROTOCOL, "error": "protocol"}
         try:
-            return answer | self._commons.exchange(Report.load(told), now).dump()
+            return answer | self._commons.exchange(MemberReport.load(told), now).dump()
         except InvalidInput as error:
             return {**answer, "protocol": PROTOCOL, "error": str(error)}
 

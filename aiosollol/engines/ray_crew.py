@@ -17,7 +17,7 @@ GREET_SECONDS = 45.0
 _LOOK_SECONDS = 0.2
 
 
-class Crew:
+class WorkerGroup:
     """Workers that live until they are dismissed, or the sidecar ends. Starting takes a while."""
 
     def __init__(self, name: str, most: int, contract: bytes) -> None:

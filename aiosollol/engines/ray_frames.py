@@ -10,7 +10,7 @@ import pickle
 import struct
 from typing import Any, BinaryIO
 
-DONE, REFUSED, FAILED = "done", "refused", "failed"
+FRAME_DONE, REFUSED, FAILED = "done", "refused", "failed"
 """What became of an order: done, refused by our own code, or failed in Ray."""
 
 _LENGTH = struct.Struct("<Q")

@@ -206,7 +206,7 @@ class RayLink:
                 waiting = self._waiting.pop(number, None)
                 if waiting is None or waiting.done():
                     continue  # given up
-                if outcome == ray_frames.DONE:
+                if outcome == ray_frames.FRAME_DONE:
                     waiting.set_result(value)
                 else:
                     waiting.set_exception(EngineError("ray", value))

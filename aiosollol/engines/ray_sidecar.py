@@ -20,11 +20,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from aiosollol.engines import ray_cluster, ray_coordinator, ray_frames
-from aiosollol.engines.ray_frames import DONE, FAILED, REFUSED
+from aiosollol.engines.ray_frames import FAILED, FRAME_DONE, REFUSED
 from aiosollol.errors import EngineError
 
 if TYPE_CHECKING:
-    from aiosollol.engines.ray_crew import Crew
+    from aiosollol.engines.ray_crew import WorkerGroup
 
 LEAVE_SECONDS = 1.0
 END_SECONDS = 8.0
@@ -37,7 +37,7 @@ class Sidecar:
     def __init__(self) -> None:
         self._cluster: ray_cluster.Cluster | None = None
         self._coordinator: Any = None
-        self._crews: dict[str, Crew] = {}
+        self._crews: dict[str, WorkerGroup] = {}
         self._members: set[str] = set()
 
     async def do_join(self, address: str | None) -> dict[str, Any]:
@@ -80,9 +80,11 @@ class Sidecar:
 
     async def do_hire(self, crew: str, most: int, contract: bytes) -> list[bytes]:
         """Workers for batches, at most so many; what each says when it has started."""
-        from aiosollol.engines.ray_crew import Crew  # loads all of aiosollol, for those who need it
+        from aiosollol.engines.ray_crew import (
+            WorkerGroup,  # loads all of aiosollol, for those who need it
+        )
 
-        self._crews[crew] = made = Crew(crew, most, contract)
+        self._crews[crew] = made = WorkerGroup(crew, most, contract)
         try:
             return await made.greetings()
         except BaseException:
@@ -149,7 +151,7 @@ async def serve(orders: asyncio.Queue[Any], answer: Callable[[Any], None]) -> No
             # Whatever Ray raises: the other end decides what becomes of it.
             answer((number, *in_words(error)))
         else:
-            answer((number, DONE, result))
+            answer((number, FRAME_DONE, result))
 
     while (order := await orders.get()) is not None:
         number, name, arguments = order

@@ -9,10 +9,16 @@ import time
 
 from aiosollol import __version__
 from aiosollol.core.parcels import Partition
-from aiosollol.core.sharing import Answer, NodeUse, Report, node_id, slots_of
+from aiosollol.core.sharing import (
+    CoordinatorReply,
+    MemberReport,
+    NodeUse,
+    node_id,
+    slots_of,
+)
 from aiosollol.engines.ray_contract import Contract, Greeting
 from aiosollol.engines.ray_coordinator import check, find_coordinator
-from aiosollol.engines.worker import FarEnd, Look, Terms
+from aiosollol.engines.worker import Look, RemotePool, Terms
 from aiosollol.errors import EngineError, SollolError
 from aiosollol.sharing import INTERVAL, URGENT_INTERVAL
 
@@ -32,7 +38,7 @@ class WorkerActor:
         self._contract: Contract = pickle.loads(contract)
         self._nodes = self._contract.nodes
         self._machine = socket.gethostname()
-        self._far: FarEnd | None = None
+        self._far: RemotePool | None = None
         self._starting: asyncio.Task[None] | None = None
         self._renewing: asyncio.Task[None] | None = None
         self._running: dict[int, asyncio.Task[bytes]] = {}
@@ -77,7 +83,7 @@ class WorkerActor:
 
     # Its leases.
 
-    async def _started(self) -> FarEnd:
+    async def _started(self) -> RemotePool:
         if self._starting is None or (self._starting.done() and self._starting.exception()):
             self._starting = asyncio.create_task(self._start())
         await asyncio.shield(self._starting)
@@ -86,7 +92,7 @@ class WorkerActor:
 
     async def _start(self) -> None:
         if self._far is None:
-            self._far = FarEnd(self._name, self._contract.settings)
+            self._far = RemotePool(self._name, self._contract.settings)
         self._look = await self._far.obey(Terms(nodes=self._nodes))
         if self._renewing is None or self._renewing.done():
             self._renewing = asyncio.create_task(self._renew(self._far))
@@ -96,9 +102,9 @@ class WorkerActor:
         except TimeoutError:
             raise EngineError("ray", "gave a worker no lease within 10 s") from None
 
-    async def _renew(self, far: FarEnd) -> None:
+    async def _renew(self, far: RemotePool) -> None:
         """Ask for leases as long as this worker lives. A lease that is not renewed ends by itself
-        (`FarEnd`), so whatever fails here is tried again."""
+        (`RemotePool`), so whatever fails here is tried again."""
         # Another name for each life: what the one before it held is not known to be free.
         member = f"{self._name} {time.monotonic():.6f}"
         coordinator = find_coordinator()
@@ -107,7 +113,7 @@ class WorkerActor:
             try:
                 look = self._look = await far.obey(Terms())
                 answered = await coordinator.exchange.remote(self._report(member, look).dump())
-                answer = Answer.load(check(answered))
+                answer = CoordinatorReply.load(check(answered))
             except Exception:
                 await asyncio.sleep(INTERVAL)
                 coordinator = find_coordinator()
@@ -124,7 +130,7 @@ class WorkerActor:
     def _ids(self) -> dict[str, str]:
         return {node_id(entry.spec, self._machine): entry.spec.name for entry in self._nodes}
 
-    def _report(self, member: str, look: Look) -> Report:
+    def _report(self, member: str, look: Look) -> MemberReport:
         specs = {entry.spec.name: entry.spec for entry in self._nodes}
         # Slots of a node that it does not reach would be of no use to it.
         nodes = {
@@ -133,4 +139,4 @@ class WorkerActor:
             if name in look.up or look.using.get(name, 0)
         }
         contract = self._contract
-        return Report(member, contract.group, contract.weight, look.serial, nodes)
+        return MemberReport(member, contract.group, contract.weight, look.serial, nodes)

@@ -21,7 +21,7 @@ from aiosollol.core.node import NodeSpec
 from aiosollol.core.parcels import Partition, PartitionResult
 from aiosollol.core.stats import NodeCounters
 from aiosollol.node_registry import NodeRegistry
-from aiosollol.registry import Registry
+from aiosollol.registry import ClusterState
 
 LEASE_SECONDS = 10.0
 """How long a worker goes on with a lease that nobody renews."""
@@ -65,7 +65,7 @@ class Look(NamedTuple):
     down: Mapping[str, str]
 
 
-class FarEnd:
+class RemotePool:
     """A pool that obeys the terms of its client. Use it in one event loop; `aclose` it.
 
     name: what its results are signed with. settings: the client's.
@@ -187,14 +187,14 @@ def far_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def entries_of(registry: Registry) -> tuple[NodeEntry, ...]:
+def entries_of(registry: ClusterState) -> tuple[NodeEntry, ...]:
     """The nodes of a client, for its workers."""
     return tuple(
         NodeEntry(node.spec, node.is_draining, frozenset(node.distrusted)) for node in registry
     )
 
 
-def follow_nodes(registry: Registry, entries: Sequence[NodeEntry]) -> bool:
+def follow_nodes(registry: ClusterState, entries: Sequence[NodeEntry]) -> bool:
     """Make the nodes of a worker those of its client. Returns whether any is new."""
     wanted = {entry.spec.name: entry for entry in entries}
     for node in list(registry):

@@ -13,7 +13,7 @@ import math
 import socket
 from collections.abc import Callable
 
-from aiosollol.gateway.connections import Connection, Gate, Refused
+from aiosollol.gateway.connections import ClientConnection, ConnectionLimiter, Refused
 
 log = logging.getLogger("aiosollol")
 
@@ -38,7 +38,10 @@ class Acceptor:
     """
 
     def __init__(
-        self, gate: Gate, make: Callable[[], Connection], idle: Callable[[], list[Connection]]
+        self,
+        gate: ConnectionLimiter,
+        make: Callable[[], ClientConnection],
+        idle: Callable[[], list[ClientConnection]],
     ) -> None:
         self._gate = gate
         self._make = make

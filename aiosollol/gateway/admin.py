@@ -17,7 +17,7 @@ from aiosollol.gateway.ollama import error_line
 from aiosollol.gateway.refusals import json_object, message_of
 from aiosollol.gateway.sending import STATE, begin, routed, whole
 from aiosollol.wire import answers, asked
-from aiosollol.wire.answers import NDJSON, Answer
+from aiosollol.wire.answers import NDJSON, HttpResponse
 from aiosollol.wire.asked import Refusal
 from aiosollol.wire.gojson import quoted
 from aiosollol.wire.ndjson import LineSplitter
@@ -32,7 +32,7 @@ _CHANGE_SECONDS = 60.0
 _SUCCESS = "success"
 
 
-class Admin:
+class AdminEndpoints:
     """The endpoints that change what nodes have."""
 
     def __init__(self, pool: OllamaPool) -> None:
@@ -79,7 +79,9 @@ class Admin:
         for result in failed:
             if not isinstance(result, ModelMissing) or len(failed) == len(results):
                 raise result
-        return whole(Answer(200, "", b""), routed(request, ",".join(names), f"all {len(names)}"))
+        return whole(
+            HttpResponse(200, "", b""), routed(request, ",".join(names), f"all {len(names)}")
+        )
 
     # ---- what takes minutes
 

@@ -15,17 +15,17 @@ from aiohttp.typedefs import Handler, Middleware
 
 from aiosollol.error_log import ErrorLog, origin_of
 from aiosollol.errors import SollolError, summary
-from aiosollol.gateway.admin import Admin
+from aiosollol.gateway.admin import AdminEndpoints
 from aiosollol.gateway.batch_jobs import BatchJobs
 from aiosollol.gateway.bodies import add_workers
-from aiosollol.gateway.embedding import Embedding
-from aiosollol.gateway.ollama import Native
-from aiosollol.gateway.openai import Compatible
-from aiosollol.gateway.openapi import Documents
+from aiosollol.gateway.embedding import EmbeddingEndpoints
+from aiosollol.gateway.ollama import OllamaEndpoints
+from aiosollol.gateway.openai import CompatibleEndpoints
+from aiosollol.gateway.openapi import DocumentationEndpoints
 from aiosollol.gateway.options import GatewayOptions, Served
-from aiosollol.gateway.refusals import Trouble, trouble
+from aiosollol.gateway.refusals import ErrorResponse, trouble
 from aiosollol.gateway.sending import REQUEST_ID, STATE, RequestState, whole
-from aiosollol.gateway.sollol import Original
+from aiosollol.gateway.sollol import SollolEndpoints
 from aiosollol.http_server import ContentFreeLogger, fault_of
 from aiosollol.ports import CANCELLED, Tracing
 from aiosollol.wire import answers, dialects
@@ -62,16 +62,16 @@ def make_app(
     for on the node.
     """
     options = options or GatewayOptions()
-    native, embedding = Native(pool), Embedding(pool, options)
+    native, embedding = OllamaEndpoints(pool), EmbeddingEndpoints(pool, options)
     routes = [
         *native.routes(),
         *embedding.routes(),
-        *Compatible(pool, native).routes(),
-        *Original(pool).routes(),
+        *CompatibleEndpoints(pool, native).routes(),
+        *SollolEndpoints(pool).routes(),
         *BatchJobs(pool, autobatch, options).routes(),
-        *(Admin(pool).routes() if options.allow_admin else ()),
+        *(AdminEndpoints(pool).routes() if options.allow_admin else ()),
     ]
-    routes += Documents(routes).routes()
+    routes += DocumentationEndpoints(routes).routes()
     errors = ErrorLog("gateway")
     app = web.Application(
         middlewares=[
@@ -170,23 +170,23 @@ class _Front:
                 return whole(answers.not_found())
             case web.HTTPRequestEntityTooLarge():
                 most = self._options.max_body_bytes
-                found = Trouble(Refusal(413, f"the request is larger than {most} bytes"))
+                found = ErrorResponse(Refusal(413, f"the request is larger than {most} bytes"))
             case web.RequestPayloadError():
-                found = Trouble(Refusal(400, f"the request was refused: {fault_of(error)}"))
+                found = ErrorResponse(Refusal(400, f"the request was refused: {fault_of(error)}"))
                 response = self._refused(found, path, state)
                 response.force_close()  # what follows on the connection cannot be read
                 return response
             case web.HTTPException():
-                found = Trouble(Refusal(error.status, error.reason))
+                found = ErrorResponse(Refusal(error.status, error.reason))
             case _:
                 # The path as it is registered, and no message: both may hold content.
                 where = (state.id, _route(request) or "no endpoint")
                 log.error("request %s to %s failed, which is a bug: %s", *where, origin_of(error))
                 message = f"internal error, see the log for request {state.id}"
-                found = Trouble(Refusal(500, message))
+                found = ErrorResponse(Refusal(500, message))
         return self._refused(found, path, state)
 
-    def _refused(self, found: Trouble, path: str, state: RequestState) -> web.Response:
+    def _refused(self, found: ErrorResponse, path: str, state: RequestState) -> web.Response:
         headers: dict[str, Any] = {}
         if found.retry_after:
             headers["Retry-After"] = str(found.retry_after)

@@ -17,7 +17,7 @@ LARGE = 1 << 20
 T = TypeVar("T")
 
 
-class _Workers:
+class _BodyThreads:
     """Two threads: one for large bodies, and one for the others, which don't wait for them.
 
     More would not be faster, as only one runs at a time; but the event loop would wait for each.
@@ -35,12 +35,12 @@ class _Workers:
             worker.shutdown(wait=False, cancel_futures=True)
 
 
-_WORKERS = web.AppKey("aiosollol_bodies", _Workers)
+_WORKERS = web.AppKey("aiosollol_bodies", _BodyThreads)
 
 
 def add_workers(app: web.Application) -> None:
     """Give an application the threads in which `parse` reads bodies."""
-    workers = app[_WORKERS] = _Workers()
+    workers = app[_WORKERS] = _BodyThreads()
 
     async def stop(app: web.Application) -> None:
         workers.stop()

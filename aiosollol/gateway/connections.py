@@ -48,7 +48,7 @@ class ConnectionLimits:
             raise InvalidInput("max_connections must be at least 1")
 
 
-class Gate:
+class ConnectionLimiter:
     """What all connections of one listener share: how many there are, and whether it is full.
 
     It is full when there are `max_connections`, or when a connection has one of the last files that
@@ -129,12 +129,14 @@ class Gate:
         server.request_factory = made
 
 
-class Connection(HttpConnection):
+class ClientConnection(HttpConnection):
     """A connection with deadlines. Made by the listener, one for each client."""
 
     __slots__ = ("_gate", "_head_timer", "_seen_idle", "_stall_timer")
 
-    def __init__(self, gate: Gate, server: web.Server, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, gate: ConnectionLimiter, server: web.Server, loop: asyncio.AbstractEventLoop
+    ) -> None:
         super().__init__(
             gate.errors,
             server,

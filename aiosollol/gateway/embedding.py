@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from aiohttp import web
 
 from aiosollol.gateway.bodies import parse
-from aiosollol.gateway.gathering import Gatherer, Key
+from aiosollol.gateway.gathering import Key, MicroBatcher
 from aiosollol.gateway.ollama import plain_keep_alive
 from aiosollol.gateway.options import GatewayOptions
 from aiosollol.gateway.permissions import check_model
 from aiosollol.gateway.sending import STATE, VectorWriter, Write, plain, routed, whole
 from aiosollol.wire import answers, asked
-from aiosollol.wire.answers import Answer
+from aiosollol.wire.answers import HttpResponse
 from aiosollol.wire.asked import EmbedAsked
 from aiosollol.wire.embed import load_embeddings
 from aiosollol.wire.gojson import loads
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from aiosollol.pool import OllamaPool
 
 
-class _Vectors(NamedTuple):
+class _PooledVectors(NamedTuple):
     """Vectors as an answer has them, and who made them."""
 
     json: list[bytes]
@@ -33,14 +33,14 @@ class _Vectors(NamedTuple):
     reason: str
 
 
-class Embedding:
+class EmbeddingEndpoints:
     """The three endpoints that embed."""
 
     def __init__(self, pool: OllamaPool, options: GatewayOptions) -> None:
         self._pool = pool
         self._access = pool.gateway_access
         self._options = options
-        self._gatherer = Gatherer(pool, options.gather_seconds, options.gather_above)
+        self._gatherer = MicroBatcher(pool, options.gather_seconds, options.gather_above)
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -120,7 +120,7 @@ class Embedding:
                 return await self._forward(request, body, wanted)
             gathered = await self._gatherer.embed(key, wanted.texts[0])
         json = write(gathered.vector.cast("B"), len(gathered.vector))
-        vectors = _Vectors(json, gathered.tokens, gathered.nodes, "gathered with others")
+        vectors = _PooledVectors(json, gathered.tokens, gathered.nodes, "gathered with others")
         is_native = request.path == "/api/embed"
         answer = _native(wanted, vectors, began) if is_native else _openai(wanted, vectors)
         return _sent(request, answer, vectors)
@@ -140,17 +140,17 @@ class Embedding:
         reason = self._access.reason(wanted.model, relayed.setbacks)
         headers = routed(request, relayed.node, reason)
         if not request.path.startswith("/v1/"):
-            return whole(Answer(200, answers.API_JSON, relayed.body), headers)
+            return whole(HttpResponse(200, answers.API_JSON, relayed.body), headers)
         if wanted.encoding == "base64" and b'"embedding":"' not in relayed.body:
             # Servers before 0.12.7 answer with numbers whatever is asked for.
             read = load_embeddings(relayed.node, relayed.body, 1)
             json = answers.base64_vectors(read.floats.cast("B"), read.dim)
             return whole(answers.openai_embeddings(wanted.model, json, tokens=read.tokens), headers)
-        return whole(Answer(200, answers.OPENAI_JSON, relayed.body), headers)
+        return whole(HttpResponse(200, answers.OPENAI_JSON, relayed.body), headers)
 
     # ---- many texts
 
-    async def _many(self, wanted: EmbedAsked, write: Write) -> _Vectors:
+    async def _many(self, wanted: EmbedAsked, write: Write) -> _PooledVectors:
         with VectorWriter(len(wanted.texts), write) as writer:
             embeddings = await self._pool.embed_batch(
                 wanted.model,
@@ -164,14 +164,14 @@ class Embedding:
             json = await writer.finish()
         report = embeddings.report
         if report is None or report.plan is None:
-            return _Vectors(json, 0, "", "")
+            return _PooledVectors(json, 0, "", "")
         shares = {name: share for name, share in report.nodes.items() if share.items}
         tokens = sum(share.tokens for share in shares.values())
         reason = f"{report.plan.mode.value}: {report.plan.reason.value}"
-        return _Vectors(json, tokens, ",".join(shares), reason)
+        return _PooledVectors(json, tokens, ",".join(shares), reason)
 
 
-def _native(wanted: EmbedAsked, vectors: _Vectors, began: int) -> Answer:
+def _native(wanted: EmbedAsked, vectors: _PooledVectors, began: int) -> HttpResponse:
     return answers.embed(
         wanted.model,
         vectors.json,
@@ -181,15 +181,17 @@ def _native(wanted: EmbedAsked, vectors: _Vectors, began: int) -> Answer:
     )
 
 
-def _with_first(answer: Answer, vectors: _Vectors) -> Answer:
+def _with_first(answer: HttpResponse, vectors: _PooledVectors) -> HttpResponse:
     """The original's clients look for the vector of the one text in "embedding"."""
     body = b'%b,"embedding":%b}' % (answer.body[:-1], vectors.json[0])
-    return Answer(answer.status, answer.content_type, body)
+    return HttpResponse(answer.status, answer.content_type, body)
 
 
-def _openai(wanted: EmbedAsked, vectors: _Vectors) -> Answer:
+def _openai(wanted: EmbedAsked, vectors: _PooledVectors) -> HttpResponse:
     return answers.openai_embeddings(wanted.model, vectors.json, tokens=vectors.tokens)
 
 
-def _sent(request: web.Request, answer: Answer, vectors: _Vectors) -> web.StreamResponse:
+def _sent(
+    request: web.Request, answer: HttpResponse, vectors: _PooledVectors
+) -> web.StreamResponse:
     return whole(answer, routed(request, vectors.node, plain(vectors.reason)))

@@ -67,7 +67,7 @@ class _Group:
         self.lists: set[asyncio.Task[None]] = set()
 
 
-class Gatherer:
+class MicroBatcher:
     """Makes lists of texts. seconds: how long the first of a list waits for others; 0 never does.
 
     above: how many texts per node are to be under way before it begins.

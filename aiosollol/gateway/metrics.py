@@ -43,7 +43,7 @@ class Watched(Protocol):
     def events(self) -> AsyncIterator[PoolEvent]: ...
 
 
-class Metrics:
+class GatewayMetrics:
     """Counts requests (`on_request`) and events (`watch`), and reads the pool when asked.
 
     Raises MissingExtra without prometheus-client.

@@ -15,7 +15,7 @@ from aiosollol.gateway.bodies import parse
 from aiosollol.gateway.permissions import may_use
 from aiosollol.gateway.sending import STATE, routed, stream, whole
 from aiosollol.wire import answers, asked
-from aiosollol.wire.answers import NDJSON, Answer
+from aiosollol.wire.answers import NDJSON, HttpResponse
 from aiosollol.wire.asked import ChatAsked, GenerateAsked, Refusal
 from aiosollol.wire.ollama import load
 
@@ -28,7 +28,7 @@ _PATIENCE_SECONDS = 1.0
 """For the other nodes, once one has answered: one that hangs must not hold up what all tell."""
 
 
-class Native:
+class OllamaEndpoints:
     """The endpoints that a real Ollama server has, but for embeddings."""
 
     def __init__(self, pool: OllamaPool) -> None:
@@ -94,7 +94,7 @@ class Native:
             options=options,
             keep_alive=keep_alive,
         )
-        answer = Answer(200, answers.API_JSON, relayed.body)
+        answer = HttpResponse(200, answers.API_JSON, relayed.body)
         reason = access.reason(model, relayed.setbacks)
         return whole(answer, routed(request, relayed.node, reason))
 
@@ -107,7 +107,7 @@ class Native:
         found = await self._ask_each(names, "POST", request.path, body)
         node, answer = next(iter(found.items()))
         return whole(
-            Answer(200, answers.API_JSON, answer), routed(request, node, f"all {len(names)}")
+            HttpResponse(200, answers.API_JSON, answer), routed(request, node, f"all {len(names)}")
         )
 
     # ---- the server and its models
@@ -120,7 +120,7 @@ class Native:
         known = [node.version for node in self._pool.view.nodes.values() if node.version]
         if not known:
             node, body = next(iter((await self._ask_all("GET", "/api/version")).items()))
-            return whole(Answer(200, answers.API_JSON, body), routed(request, node, "first"))
+            return whole(HttpResponse(200, answers.API_JSON, body), routed(request, node, "first"))
         return whole(answers.version(min(known, key=_numbers)))
 
     async def tags(self, request: web.Request) -> web.StreamResponse:
@@ -153,7 +153,7 @@ class Native:
         model = await parse(request, asked.read_show)
         request[STATE].model = full_name(model)  # which is how its errors call it
         relayed = await self._access.ask_any(model, "POST", "/api/show", body, timeout=ASK_SECONDS)
-        answer = Answer(200, answers.API_JSON, relayed.body)
+        answer = HttpResponse(200, answers.API_JSON, relayed.body)
         reason = self._access.reason(model, relayed.setbacks)
         return whole(answer, routed(request, relayed.node, reason))
 

@@ -11,7 +11,7 @@ from aiohttp import web
 from aiosollol.core.node import full_name
 from aiosollol.errors import BadRequest, ProtocolError
 from aiosollol.gateway.bodies import parse
-from aiosollol.gateway.ollama import ASK_SECONDS, Native
+from aiosollol.gateway.ollama import ASK_SECONDS, OllamaEndpoints
 from aiosollol.gateway.permissions import may_use
 from aiosollol.gateway.sending import STATE, routed, stream, whole
 from aiosollol.wire import answers, openai
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from aiosollol.pool import OllamaPool
 
 
-class Compatible:
+class CompatibleEndpoints:
     """The endpoints under /v1 but for embeddings. native: asks the nodes for their models."""
 
-    def __init__(self, pool: OllamaPool, native: Native) -> None:
+    def __init__(self, pool: OllamaPool, native: OllamaEndpoints) -> None:
         self._access = pool.gateway_access
         self._native = native
 

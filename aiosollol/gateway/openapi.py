@@ -53,7 +53,7 @@ def _plain_path(route: web.RouteDef) -> str:
     return _EXPRESSION.sub(r"{\1}", route.path)
 
 
-class Documents:
+class DocumentationEndpoints:
     """The endpoints that describe `routes` and themselves."""
 
     def __init__(self, routes: Sequence[web.RouteDef]) -> None:

@@ -42,40 +42,40 @@ _OPENAI_WORDS: Mapping[int, tuple[str, str | None]] = {
 }
 
 
-class Trouble(NamedTuple):
+class ErrorResponse(NamedTuple):
     """A refusal, and after how many seconds it is worth while to ask again; 0 if never."""
 
     refusal: Refusal
     retry_after: int = 0
 
 
-def trouble(error: SollolError, path: str, model: str = "") -> Trouble:
+def trouble(error: SollolError, path: str, model: str = "") -> ErrorResponse:
     """What to tell the client of `path` about `error`. model: that it asked for, as it wrote it."""
     match error:
         case Refusal():
-            return Trouble(error)
+            return ErrorResponse(error)
         case ModelNotFound():
-            return Trouble(_unknown(path, model or error.model))
+            return ErrorResponse(_unknown(path, model or error.model))
         case PoolSaturated():
-            return Trouble(Refusal(503, str(error)), _SECONDS)
+            return ErrorResponse(Refusal(503, str(error)), _SECONDS)
         case QueueFull():
-            return Trouble(Refusal(429, str(error)), max(1, round(error.retry_after)))
+            return ErrorResponse(Refusal(429, str(error)), max(1, round(error.retry_after)))
         case UnknownJob():
-            return Trouble(Refusal(404, str(error)))
+            return ErrorResponse(Refusal(404, str(error)))
         case BatchError():
             return trouble(next(iter(error.errors.values())), path, model)
         case InvalidInput():
-            return Trouble(Refusal(400, str(error)))
+            return ErrorResponse(Refusal(400, str(error)))
         case StorageError():
             return _of_storage(error)
         case PoolClosed():
-            return Trouble(Refusal(503, str(error)), _SECONDS)
+            return ErrorResponse(Refusal(503, str(error)), _SECONDS)
         case NoNodeAvailable():
             return _no_node(error, path, model)
         case NodeError():
             return _of_node(error, path, model)
         case _:
-            return Trouble(Refusal(500, str(error)))
+            return ErrorResponse(Refusal(500, str(error)))
 
 
 _OF_STORAGE = {
@@ -86,32 +86,32 @@ _OF_STORAGE = {
 }
 
 
-def _of_storage(error: StorageError) -> Trouble:
+def _of_storage(error: StorageError) -> ErrorResponse:
     """The file itself is named in the log only: it is none of the client's business."""
     status, words, seconds = _OF_STORAGE.get(
         error.reason, (503, "its file cannot be used; the gateway's log says more", 0)
     )
-    return Trouble(Refusal(status, f"the queue of documents does not work: {words}"), seconds)
+    return ErrorResponse(Refusal(status, f"the queue of documents does not work: {words}"), seconds)
 
 
-def _no_node(error: NoNodeAvailable, path: str, model: str) -> Trouble:
+def _no_node(error: NoNodeAvailable, path: str, model: str) -> ErrorResponse:
     """Every attempt failed, and the last one says most; or there was nobody to ask."""
     if not error.attempts:
-        return Trouble(Refusal(503, str(error)), _SECONDS)
+        return ErrorResponse(Refusal(503, str(error)), _SECONDS)
     return _of_node(error.attempts[-1], path, model)
 
 
-def _of_node(error: NodeError, path: str, model: str) -> Trouble:
+def _of_node(error: NodeError, path: str, model: str) -> ErrorResponse:
     if isinstance(error, ModelMissing):
-        return Trouble(_unknown(path, model) if model else Refusal(404, error.message))
+        return ErrorResponse(_unknown(path, model) if model else Refusal(404, error.message))
     if isinstance(error, ServerBusy):
-        return Trouble(Refusal(503, error.message), _SECONDS)
+        return ErrorResponse(Refusal(503, error.message), _SECONDS)
     if isinstance(error, BadRequest):
-        return Trouble(Refusal(error.status, error.message))
+        return ErrorResponse(Refusal(error.status, error.message))
     if isinstance(error, ResponseError):
-        return Trouble(Refusal(max(error.status, 500), error.message))
+        return ErrorResponse(Refusal(max(error.status, 500), error.message))
     status = 504 if isinstance(error, NodeTimeout) else 502
-    return Trouble(Refusal(status, str(error)))
+    return ErrorResponse(Refusal(status, str(error)))
 
 
 def _unknown(path: str, model: str) -> Refusal:

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from aiosollol.errors import SollolError
 from aiosollol.gateway.refusals import message_of
-from aiosollol.wire.answers import Answer, Floats
+from aiosollol.wire.answers import Floats, HttpResponse
 
 Write = Callable[[Floats, int], list[bytes]]
 """`answers.json_vectors` or `answers.base64_vectors`."""
@@ -58,7 +58,7 @@ class Stream(Protocol):
     async def aclose(self) -> None: ...
 
 
-def whole(answer: Answer, headers: Mapping[str, str] | None = None) -> web.Response:
+def whole(answer: HttpResponse, headers: Mapping[str, str] | None = None) -> web.Response:
     """`answer` as a response."""
     return web.Response(
         status=answer.status,

@@ -16,7 +16,7 @@ from aiosollol.core.redaction import without_userinfo
 from aiosollol.error_log import ErrorLog
 from aiosollol.errors import InvalidInput
 from aiosollol.gateway.accepting import Acceptor
-from aiosollol.gateway.connections import Connection, ConnectionLimits, Gate
+from aiosollol.gateway.connections import ClientConnection, ConnectionLimiter, ConnectionLimits
 
 _LAST_WORDS_SECONDS = 0.5
 """How long a kept connection may still bring a request after the listener has closed: its client
@@ -75,7 +75,7 @@ class Listener:
         settings: ListenSettings = GATEWAY,
     ) -> None:
         self._errors = ErrorLog(name)
-        self.gate = Gate(limits or ConnectionLimits(), self._errors)
+        self.gate = ConnectionLimiter(limits or ConnectionLimits(), self._errors)
         self._settings = settings
         self._runner = web.AppRunner(
             app, access_log=None, handler_cancellation=True, shutdown_timeout=_CANCELLED_SECONDS
@@ -105,7 +105,7 @@ class Listener:
             server = self._runner.server
             assert server is not None
             self.gate.attach(server)
-            make = partial(Connection, self.gate, server, asyncio.get_running_loop())
+            make = partial(ClientConnection, self.gate, server, asyncio.get_running_loop())
             acceptor = Acceptor(self.gate, make, self._idle)
             self.address = await acceptor.start(host, port, reuse_port=reuse_port)
         except (OSError, ValueError) as error:  # ValueError: a host that is no name
@@ -146,15 +146,15 @@ class Listener:
                     await hurry.wait()
         return 0
 
-    def _idle(self) -> list[Connection]:
+    def _idle(self) -> list[ClientConnection]:
         return [connection for connection in self._connections() if connection.is_idle]
 
-    def _connections(self) -> list[Connection]:
+    def _connections(self) -> list[ClientConnection]:
         server = self._runner.server
         if server is None:
             return []
         return [
             connection
-            for connection in cast("list[Connection]", server.connections)
+            for connection in cast("list[ClientConnection]", server.connections)
             if connection.transport is not None
         ]

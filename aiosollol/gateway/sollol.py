@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from aiosollol.pool import OllamaPool
 
 
-class Original:
+class SollolEndpoints:
     """The endpoints of the original's gateway that Ollama does not have, but for `BatchJobs`."""
 
     def __init__(self, pool: OllamaPool) -> None:

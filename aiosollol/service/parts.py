@@ -21,8 +21,8 @@ from aiosollol.gateway.guard import Guard
 from aiosollol.gateway.keys import KeyRing
 from aiosollol.gateway.limits import Limits
 from aiosollol.gateway.metrics import (
+    GatewayMetrics,
     Gather,
-    Metrics,
     counter,
     gauge,
     handler_of,
@@ -173,7 +173,7 @@ async def _open(
         ),
         allow_admin=config.allow_admin,
     )
-    metrics = Metrics(pool) if config.metrics_enabled else None
+    metrics = GatewayMetrics(pool) if config.metrics_enabled else None
     app = make_app(
         pool,
         options=GatewayOptions(allow_admin=config.allow_admin, max_body_bytes=config.max_body),

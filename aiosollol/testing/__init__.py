@@ -10,7 +10,7 @@ from aiosollol.testing.fault import Fault
 from aiosollol.testing.model import FakeModel, fake_tokens, fake_vector
 from aiosollol.testing.node import FakeNode, FakeOptions
 from aiosollol.testing.process import FakeOllamaProcess
-from aiosollol.testing.reply import Record
+from aiosollol.testing.reply import RecordedRequest
 from aiosollol.testing.server import FakeOllama
 from aiosollol.testing.transport import FakeTransport
 
@@ -23,7 +23,7 @@ __all__ = [
     "FakeOptions",
     "FakeTransport",
     "Fault",
-    "Record",
+    "RecordedRequest",
     "fake_tokens",
     "fake_vector",
 ]

@@ -12,7 +12,7 @@ from anyio.lowlevel import checkpoint
 from aiosollol.core.node import full_name
 from aiosollol.testing.fault import Fault
 from aiosollol.testing.model import FakeModel, fake_tokens, fake_vector
-from aiosollol.testing.reply import Reply, Work, whole
+from aiosollol.testing.reply import Reply, SimulatedRequest, whole
 from aiosollol.testing.slots import Pace, nanoseconds
 from aiosollol.wire import answers, asked
 from aiosollol.wire.asked import Refusal
@@ -32,7 +32,9 @@ class _Embedded:
     load_seconds: float = 0.0
 
 
-async def api_embed(node: FakeNode, work: Work, body: bytes, fault: Fault | None) -> Reply:
+async def api_embed(
+    node: FakeNode, work: SimulatedRequest, body: bytes, fault: Fault | None
+) -> Reply:
     request = asked.read_embed(body)
     done = await _embed(node, work, request, fault)
     vectors = answers.json_vectors(done.floats, done.dim)
@@ -47,13 +49,17 @@ async def api_embed(node: FakeNode, work: Work, body: bytes, fault: Fault | None
     )
 
 
-async def api_embeddings(node: FakeNode, work: Work, body: bytes, fault: Fault | None) -> Reply:
+async def api_embeddings(
+    node: FakeNode, work: SimulatedRequest, body: bytes, fault: Fault | None
+) -> Reply:
     done = await _embed(node, work, asked.read_embeddings(body), fault)
     vectors = answers.json_vectors(done.floats, done.dim)
     return whole(answers.embeddings(vectors[0] if vectors else None))
 
 
-async def openai_embeddings(node: FakeNode, work: Work, body: bytes, fault: Fault | None) -> Reply:
+async def openai_embeddings(
+    node: FakeNode, work: SimulatedRequest, body: bytes, fault: Fault | None
+) -> Reply:
     request = asked.read_openai_embeddings(body, knows_base64=_knows_base64(node.version))
     done = await _embed(node, work, request, fault)
     is_base64 = request.encoding == "base64"
@@ -64,7 +70,7 @@ async def openai_embeddings(node: FakeNode, work: Work, body: bytes, fault: Faul
 
 
 async def _embed(
-    node: FakeNode, work: Work, request: asked.EmbedAsked, fault: Fault | None
+    node: FakeNode, work: SimulatedRequest, request: asked.EmbedAsked, fault: Fault | None
 ) -> _Embedded:
     model = node.models.get(full_name(request.model))
     if model is None:

@@ -9,7 +9,7 @@ import anyio
 
 from aiosollol.testing.reply import Reply
 from aiosollol.wire import answers, dialects
-from aiosollol.wire.answers import Answer
+from aiosollol.wire.answers import HttpResponse
 from aiosollol.wire.asked import Refusal
 
 _PAGE = (
@@ -45,7 +45,7 @@ class Fault(Enum):
     REFUSE = "refuses connections and breaks those there are, as a dead process does"
 
 
-def answer_instead(fault: Fault | None, path: str, unique: str) -> Answer | None:
+def answer_instead(fault: Fault | None, path: str, unique: str) -> HttpResponse | None:
     """The answer of a node that does not come to read the request, which is known as `unique`."""
     match fault:
         case Fault.ERROR_500:
@@ -55,9 +55,9 @@ def answer_instead(fault: Fault | None, path: str, unique: str) -> Answer | None
         case Fault.BAD_400_RUNNER:
             refusal = Refusal(400, _LOST_RUNNER)
         case Fault.HTML:
-            return Answer(200, "text/html", _PAGE % (b"Welcome", b"Welcome"))
+            return HttpResponse(200, "text/html", _PAGE % (b"Welcome", b"Welcome"))
         case Fault.HTML_502:
-            return Answer(502, "text/html", _PAGE % (b"502 Bad Gateway", b"502 Bad Gateway"))
+            return HttpResponse(502, "text/html", _PAGE % (b"502 Bad Gateway", b"502 Bad Gateway"))
         case _:
             return None
     return dialects.refuse(path, refusal, unique)

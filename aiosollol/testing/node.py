@@ -17,7 +17,12 @@ from aiosollol.testing.fault import Fault, answer_instead, spoil
 from aiosollol.testing.memory import Memory
 from aiosollol.testing.model import FakeModel, fake_vector
 from aiosollol.testing.probes import probe
-from aiosollol.testing.reply import Record, Reply, Work, whole
+from aiosollol.testing.reply import (
+    RecordedRequest,
+    Reply,
+    SimulatedRequest,
+    whole,
+)
 from aiosollol.testing.slots import Slots
 from aiosollol.wire import answers, dialects
 from aiosollol.wire.asked import ChatAsked, EmbedAsked, GenerateAsked, Refusal
@@ -121,7 +126,7 @@ class FakeNode:
         self.in_flight = 0
         self.max_in_flight = 0
         self.cancelled = 0
-        self.log: deque[Record] = deque(maxlen=1000)
+        self.log: deque[RecordedRequest] = deque(maxlen=1000)
         self.embedded: Counter[str] = Counter()
 
         self._fault: Fault | None = None
@@ -199,10 +204,10 @@ class FakeNode:
         not handled here: it is a matter of connections.
         """
         is_work = path in _WORK and method == "POST"
-        record = Record(anyio.current_time(), method, path)
+        record = RecordedRequest(anyio.current_time(), method, path)
         if headers:
             record.headers = headers
-        work = Work(record, self._slots)
+        work = SimulatedRequest(record, self._slots)
         self._begin(is_work)
         reply = None
         try:
@@ -230,7 +235,7 @@ class FakeNode:
         else:
             self.probes += 1
 
-    def _end(self, record: Record, is_work: bool, is_finished: bool) -> None:
+    def _end(self, record: RecordedRequest, is_work: bool, is_finished: bool) -> None:
         record.seconds = anyio.current_time() - record.at
         self.log.append(record)
         if is_work:
@@ -243,7 +248,7 @@ class FakeNode:
         return self._fault if is_work or self.faults_probes else None
 
     async def _reply(
-        self, work: Work, method: str, path: str, body: bytes, fault: Fault | None
+        self, work: SimulatedRequest, method: str, path: str, body: bytes, fault: Fault | None
     ) -> Reply:
         unique = str(self.requests)
         instead = answer_instead(fault, path, unique)

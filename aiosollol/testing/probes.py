@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from aiosollol.core.node import full_name
 from aiosollol.wire import answers, asked
-from aiosollol.wire.answers import Answer
+from aiosollol.wire.answers import HttpResponse
 
 if TYPE_CHECKING:
     from aiosollol.testing.node import FakeNode
@@ -17,7 +17,7 @@ _CREATED = 1_795_248_354  # seconds since 1970: when the models of the captures 
 _MODEL = "/v1/models/"
 
 
-def probe(node: FakeNode, method: str, path: str, body: bytes) -> Answer:
+def probe(node: FakeNode, method: str, path: str, body: bytes) -> HttpResponse:
     """The answer on any path that does not compute. Raises Refusal."""
     if path.startswith(_MODEL) and path != _MODEL:
         methods: dict[str, _Probe] = {"GET": lambda node, _: _openai_model(node, path)}
@@ -28,19 +28,19 @@ def probe(node: FakeNode, method: str, path: str, body: bytes) -> Answer:
     return methods[method](node, body) if method in methods else answers.method_not_allowed()
 
 
-def _root(node: FakeNode, body: bytes) -> Answer:
+def _root(node: FakeNode, body: bytes) -> HttpResponse:
     return answers.root()
 
 
-def _version(node: FakeNode, body: bytes) -> Answer:
+def _version(node: FakeNode, body: bytes) -> HttpResponse:
     return answers.version(node.version)
 
 
-def _tags(node: FakeNode, body: bytes) -> Answer:
+def _tags(node: FakeNode, body: bytes) -> HttpResponse:
     return answers.tags(model.card() for model in node.models.values())
 
 
-def _ps(node: FakeNode, body: bytes) -> Answer:
+def _ps(node: FakeNode, body: bytes) -> HttpResponse:
     return answers.ps(
         (model.card(), model.size if model.gpu else 0, until)
         for name, until in node.memory
@@ -48,36 +48,36 @@ def _ps(node: FakeNode, body: bytes) -> Answer:
     )
 
 
-def _show(node: FakeNode, body: bytes) -> Answer:
+def _show(node: FakeNode, body: bytes) -> HttpResponse:
     name = full_name(asked.read_show(body))
     if name not in node.models:
         raise answers.unknown_model(name)
     return answers.show(node.models[name].card())
 
 
-def _copy(node: FakeNode, body: bytes) -> Answer:
+def _copy(node: FakeNode, body: bytes) -> HttpResponse:
     source, destination = asked.read_copy(body)
     node.add_model(replace(node.find_model(source), name=destination))
-    return Answer(200, "", b"")
+    return HttpResponse(200, "", b"")
 
 
-def _delete(node: FakeNode, body: bytes) -> Answer:
+def _delete(node: FakeNode, body: bytes) -> HttpResponse:
     node.remove_model(node.find_model(asked.read_delete(body)).name)
-    return Answer(200, "", b"")
+    return HttpResponse(200, "", b"")
 
 
-def _openai_models(node: FakeNode, body: bytes) -> Answer:
+def _openai_models(node: FakeNode, body: bytes) -> HttpResponse:
     return answers.openai_models((name, _CREATED) for name in node.models)
 
 
-def _openai_model(node: FakeNode, path: str) -> Answer:
+def _openai_model(node: FakeNode, path: str) -> HttpResponse:
     name = path.removeprefix(_MODEL)
     if full_name(name) not in node.models:
         raise answers.unknown_model(full_name(name))
     return answers.openai_model(name, _CREATED)
 
 
-_Probe = Callable[["FakeNode", bytes], Answer]
+_Probe = Callable[["FakeNode", bytes], HttpResponse]
 _PROBES: dict[str, dict[str, _Probe]] = {
     "/": {"GET": _root, "HEAD": _root},
     "/api/version": {"GET": _version, "HEAD": _version},

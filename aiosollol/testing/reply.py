@@ -6,11 +6,11 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 
 from aiosollol.testing.slots import Slots
-from aiosollol.wire.answers import Answer
+from aiosollol.wire.answers import HttpResponse
 
 
 @dataclass(slots=True)
-class Record:
+class RecordedRequest:
     """One request in a fake node's `log`.
 
     at: when it came, on the event loop's clock. seconds: how long it took.
@@ -45,10 +45,10 @@ class Reply:
     is_finished: bool = False
 
 
-class Work:
+class SimulatedRequest:
     """A request being answered, and whether it has a slot."""
 
-    def __init__(self, record: Record, slots: Slots) -> None:
+    def __init__(self, record: RecordedRequest, slots: Slots) -> None:
         self.record = record
         self._slots = slots
         self._has_slot = False
@@ -63,6 +63,6 @@ class Work:
             self._slots.release()
 
 
-def whole(answer: Answer) -> Reply:
+def whole(answer: HttpResponse) -> Reply:
     """A reply that is all there."""
     return Reply(answer.status, answer.content_type, answer.body)

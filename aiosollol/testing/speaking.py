@@ -16,10 +16,10 @@ import anyio
 
 from aiosollol.testing.fault import Fault
 from aiosollol.testing.model import FakeModel, fake_tokens
-from aiosollol.testing.reply import Reply, Work, whole
+from aiosollol.testing.reply import Reply, SimulatedRequest, whole
 from aiosollol.testing.slots import Pace, nanoseconds
 from aiosollol.wire import answers, asked
-from aiosollol.wire.answers import Answer
+from aiosollol.wire.answers import HttpResponse
 from aiosollol.wire.asked import Refusal
 from aiosollol.wire.dialect import EVENT_STREAM, Question, Stamp
 from aiosollol.wire.dialects import READERS
@@ -27,7 +27,7 @@ from aiosollol.wire.dialects import READERS
 if TYPE_CHECKING:
     from aiosollol.testing.node import FakeNode
 
-_Handler = Callable[["FakeNode", Work, bytes, Fault | None], Awaitable[Reply]]
+_Handler = Callable[["FakeNode", SimulatedRequest, bytes, Fault | None], Awaitable[Reply]]
 
 
 class Tongue:
@@ -35,7 +35,7 @@ class Tongue:
 
     content_type = answers.NDJSON
 
-    def whole(self, final: dict[str, Any]) -> Answer:
+    def whole(self, final: dict[str, Any]) -> HttpResponse:
         """An answer that is all there."""
         return answers.json_answer(final)
 
@@ -77,7 +77,7 @@ class _Said:
 
 
 async def api_chat(
-    node: FakeNode, work: Work, body: bytes, fault: Fault | None, tongue: Tongue = _OWN
+    node: FakeNode, work: SimulatedRequest, body: bytes, fault: Fault | None, tongue: Tongue = _OWN
 ) -> Reply:
     request = asked.read_chat(body)
     model = _speaker(node, work, request.model, "chat")
@@ -89,7 +89,7 @@ async def api_chat(
 
 
 async def api_generate(
-    node: FakeNode, work: Work, body: bytes, fault: Fault | None, tongue: Tongue = _OWN
+    node: FakeNode, work: SimulatedRequest, body: bytes, fault: Fault | None, tongue: Tongue = _OWN
 ) -> Reply:
     request = asked.read_generate(body)
     model = _speaker(node, work, request.model, "generate")
@@ -98,7 +98,7 @@ async def api_generate(
     return await _speak(node, work, model, request, prompt, voice, fault)
 
 
-def _speaker(node: FakeNode, work: Work, name: str, what: str) -> FakeModel:
+def _speaker(node: FakeNode, work: SimulatedRequest, name: str, what: str) -> FakeModel:
     if not name:
         raise Refusal(400, "model is required")
     model = node.find_model(name)
@@ -110,7 +110,7 @@ def _speaker(node: FakeNode, work: Work, name: str, what: str) -> FakeModel:
 
 async def _speak(
     node: FakeNode,
-    work: Work,
+    work: SimulatedRequest,
     model: FakeModel,
     request: asked.ChatAsked | asked.GenerateAsked,
     prompt: list[str],
@@ -135,7 +135,7 @@ async def _speak(
         now = anyio.current_time()
         node.after(model, request)
         work.release()
-        metrics = answers.Metrics(
+        metrics = answers.ResponseTimings(
             total_duration=nanoseconds(now - work.record.at),
             load_duration=nanoseconds(load_seconds),
             prompt_eval_count=prompt_tokens,
@@ -185,7 +185,11 @@ async def _lines(
 
 
 def _generate_final(
-    model: str, now: str, reason: str, metrics: answers.Metrics | None = None, content: str = ""
+    model: str,
+    now: str,
+    reason: str,
+    metrics: answers.ResponseTimings | None = None,
+    content: str = "",
 ) -> dict[str, Any]:
     # Token ids mean nothing here, but a client that hands them back must find some.
     context = range(metrics.prompt_eval_count + metrics.eval_count) if metrics else ()
@@ -218,9 +222,9 @@ class _Foreign(Tongue):
         self._stamp = stamp
         self._events = question.events(stamp)
 
-    def whole(self, final: dict[str, Any]) -> Answer:
+    def whole(self, final: dict[str, Any]) -> HttpResponse:
         if self._question.stream:
-            return Answer(200, EVENT_STREAM, self._events.feed(final))
+            return HttpResponse(200, EVENT_STREAM, self._events.feed(final))
         return self._question.answer(final, self._stamp)
 
     def part(self, part: dict[str, Any]) -> bytes:
@@ -232,7 +236,9 @@ class _Foreign(Tongue):
 
 
 def _handler(read: Callable[[bytes], Question]) -> _Handler:
-    async def handle(node: FakeNode, work: Work, body: bytes, fault: Fault | None) -> Reply:
+    async def handle(
+        node: FakeNode, work: SimulatedRequest, body: bytes, fault: Fault | None
+    ) -> Reply:
         question = read(body)
         tongue = _Foreign(question, Stamp(str(node.requests), int(time.time())))
         answer = api_chat if question.path == "/api/chat" else api_generate

@@ -44,7 +44,7 @@ class FakeTransport(FakeNode):
         with self._wait(deadline, timeout):
             self._connect()
             async with self.exchange(method, path, body or b"", headers) as reply:
-                content = b"".join([piece async for piece in _Pieces(self, reply)])
+                content = b"".join([piece async for piece in _FakePieces(self, reply)])
         if reply.status != 200:
             raise error_for(self.name, reply.status, content)
         return content
@@ -65,9 +65,9 @@ class FakeTransport(FakeNode):
                 exchange = self.exchange("POST", path, body, headers)
                 reply = await stack.enter_async_context(exchange)
                 if reply.status != 200:
-                    content = b"".join([piece async for piece in _Pieces(self, reply)])
+                    content = b"".join([piece async for piece in _FakePieces(self, reply)])
                     raise error_for(self.name, reply.status, content)
-            yield _Pieces(self, reply, deadline, timeout)
+            yield _FakePieces(self, reply, deadline, timeout)
 
     async def aclose(self) -> None:
         self.is_closed = True
@@ -108,7 +108,7 @@ class FakeTransport(FakeNode):
             raise NodeTimeout(self.name, f"no answer within {timeout:g} s") from None
 
 
-class _Pieces:
+class _FakePieces:
     """The body of a reply. Not a generator: one that is left half-way needs no clean-up."""
 
     def __init__(

@@ -38,7 +38,7 @@ FOR_EVER_NS = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpResponse:
     """A whole answer: HTTP status, content type ("" for none) and body."""
 
     status: int
@@ -92,20 +92,20 @@ def seconds_of(moment: str) -> int:
     return int(datetime.fromisoformat(whole).replace(tzinfo=UTC).timestamp())
 
 
-def json_answer(value: Any, *, openai: bool = False, status: int = 200) -> Answer:
+def json_answer(value: Any, *, openai: bool = False, status: int = 200) -> HttpResponse:
     """`value` as the body of an answer of Ollama's own API, or of its OpenAI-compatible one."""
-    return Answer(status, OPENAI_JSON if openai else API_JSON, orjson.dumps(value))
+    return HttpResponse(status, OPENAI_JSON if openai else API_JSON, orjson.dumps(value))
 
 
 # ---- errors
 
 
-def refuse(error: Refusal, *, openai: bool = False) -> Answer:
+def refuse(error: Refusal, *, openai: bool = False) -> HttpResponse:
     """The answer to a request that was refused, in the form of the API that was used."""
     if not openai:
         return json_answer({"error": error.message}, status=error.status)
     answer = json_answer(openai_error(error.status, error.message), status=error.status)
-    return Answer(error.status, API_JSON if error.is_early else OPENAI_JSON, answer.body)
+    return HttpResponse(error.status, API_JSON if error.is_early else OPENAI_JSON, answer.body)
 
 
 def openai_error(status: int, message: str) -> dict[str, Any]:
@@ -114,14 +114,14 @@ def openai_error(status: int, message: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": None, "code": None}}
 
 
-def not_found() -> Answer:
+def not_found() -> HttpResponse:
     """The answer on a path that does not exist."""
-    return Answer(404, PLAIN, b"404 page not found")
+    return HttpResponse(404, PLAIN, b"404 page not found")
 
 
-def method_not_allowed() -> Answer:
+def method_not_allowed() -> HttpResponse:
     """The answer to a method that a path does not have."""
-    return Answer(405, PLAIN, b"405 method not allowed")
+    return HttpResponse(405, PLAIN, b"405 method not allowed")
 
 
 def unknown_model(model: str) -> Refusal:
@@ -154,15 +154,15 @@ def cannot_use_tools(model: str) -> Refusal:
 # ---- the server and its models
 
 
-def root() -> Answer:
-    return Answer(200, "text/plain; charset=utf-8", b"Ollama is running")
+def root() -> HttpResponse:
+    return HttpResponse(200, "text/plain; charset=utf-8", b"Ollama is running")
 
 
-def version(text: str) -> Answer:
+def version(text: str) -> HttpResponse:
     return json_answer({"version": text})
 
 
-def tags(cards: Iterable[ModelCard]) -> Answer:
+def tags(cards: Iterable[ModelCard]) -> HttpResponse:
     """/api/tags: the models on disk."""
     models = [
         {
@@ -183,7 +183,7 @@ def tags(cards: Iterable[ModelCard]) -> Answer:
     return json_answer({"models": models})
 
 
-def ps(loaded: Iterable[tuple[ModelCard, int, str]]) -> Answer:
+def ps(loaded: Iterable[tuple[ModelCard, int, str]]) -> HttpResponse:
     """/api/ps: the models in memory, each with its bytes in GPU memory and when it is unloaded."""
     models = [
         {
@@ -201,7 +201,7 @@ def ps(loaded: Iterable[tuple[ModelCard, int, str]]) -> Answer:
     return json_answer({"models": models})
 
 
-def show(card: ModelCard, model_info: Mapping[str, Any] | None = None) -> Answer:
+def show(card: ModelCard, model_info: Mapping[str, Any] | None = None) -> HttpResponse:
     """/api/show: one model. `model_info` adds to what the card says."""
     family = card.family
     return json_answer(
@@ -222,13 +222,13 @@ def show(card: ModelCard, model_info: Mapping[str, Any] | None = None) -> Answer
     )
 
 
-def openai_models(names_created: Iterable[tuple[str, int]]) -> Answer:
+def openai_models(names_created: Iterable[tuple[str, int]]) -> HttpResponse:
     """/v1/models: each model's name and its time in seconds since 1970, sorted by name."""
     data = [_openai_model(name, created) for name, created in sorted(names_created)]
     return json_answer({"object": "list", "data": data}, openai=True)
 
 
-def openai_model(name: str, created: int) -> Answer:
+def openai_model(name: str, created: int) -> HttpResponse:
     """/v1/models/NAME."""
     return json_answer(_openai_model(name, created), openai=True)
 
@@ -274,7 +274,7 @@ def embed(
     total_duration: int = 0,
     load_duration: int = 0,
     tokens: int = 0,
-) -> Answer:
+) -> HttpResponse:
     """/api/embed: `vectors` come from `json_vectors`, durations are nanoseconds.
 
     Ollama leaves out what is zero, which is all three where there was no input.
@@ -289,12 +289,12 @@ def embed(
     return json_answer(value)
 
 
-def embeddings(vector: bytes | None) -> Answer:
+def embeddings(vector: bytes | None) -> HttpResponse:
     """The legacy /api/embeddings: one vector, or an empty one for an empty prompt."""
     return json_answer({"embedding": orjson.Fragment(vector or b"[]")})
 
 
-def openai_embeddings(model: str, vectors: Sequence[bytes], *, tokens: int = 0) -> Answer:
+def openai_embeddings(model: str, vectors: Sequence[bytes], *, tokens: int = 0) -> HttpResponse:
     """/v1/embeddings: `vectors` come from `json_vectors` or `base64_vectors`."""
     data = [
         {"object": "embedding", "embedding": orjson.Fragment(vector), "index": index}
@@ -322,7 +322,7 @@ def _numpy() -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Metrics:
+class ResponseTimings:
     """The numbers at the end of an answer; durations are nanoseconds."""
 
     total_duration: int
@@ -347,7 +347,11 @@ def chat_part(model: str, created_at: str, content: str) -> dict[str, Any]:
 
 
 def chat_final(
-    model: str, created_at: str, reason: str, metrics: Metrics | None = None, content: str = ""
+    model: str,
+    created_at: str,
+    reason: str,
+    metrics: ResponseTimings | None = None,
+    content: str = "",
 ) -> dict[str, Any]:
     """The last piece of a chat, or all of it.
 
@@ -372,7 +376,7 @@ def generate_final(
     model: str,
     created_at: str,
     reason: str,
-    metrics: Metrics | None = None,
+    metrics: ResponseTimings | None = None,
     content: str = "",
     context: Sequence[int] = (),
 ) -> dict[str, Any]:

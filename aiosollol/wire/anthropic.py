@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from aiosollol.wire import answers, images
-from aiosollol.wire.answers import Answer
+from aiosollol.wire.answers import HttpResponse
 from aiosollol.wire.anthropic_stream import (
     MessageEvents,
     error_of,
@@ -29,11 +29,11 @@ from aiosollol.wire.fields import Fields, early
 PATH = "/v1/messages"
 
 
-def refuse(refusal: Refusal, unique: str) -> Answer:
+def refuse(refusal: Refusal, unique: str) -> HttpResponse:
     """An error in Anthropic's form. `unique` stands in the id of the request."""
     value = {**error_of(refusal.status, refusal.message), "request_id": f"req_{unique}"}
     kind = answers.API_JSON if refusal.is_early else answers.OPENAI_JSON
-    return Answer(refusal.status, kind, orjson.dumps(value))
+    return HttpResponse(refusal.status, kind, orjson.dumps(value))
 
 
 class MessageQuestion(Question):
@@ -49,7 +49,7 @@ class MessageQuestion(Question):
         super().__init__("/api/chat", payload)
         self.estimate = estimate
 
-    def answer(self, reply: Mapping[str, Any], stamp: Stamp) -> Answer:
+    def answer(self, reply: Mapping[str, Any], stamp: Stamp) -> HttpResponse:
         message = message_of(reply)
         content: list[dict[str, Any]] = []
         if thinking := text_of(message, "thinking"):
@@ -76,7 +76,7 @@ class MessageQuestion(Question):
             **({"stop_reason": reason} if reason else {}),
             "usage": usage(reply),
         }
-        return Answer(200, answers.OPENAI_JSON, dumps(value))
+        return HttpResponse(200, answers.OPENAI_JSON, dumps(value))
 
     def events(self, stamp: Stamp) -> Events:
         return MessageEvents(stamp, self.model, self.estimate)

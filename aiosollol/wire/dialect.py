@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from aiosollol.errors import InvalidInput
-from aiosollol.wire.answers import Answer
+from aiosollol.wire.answers import HttpResponse
 from aiosollol.wire.asked import Refusal
 from aiosollol.wire.fields import early
 from aiosollol.wire.ndjson import LineSplitter
@@ -65,7 +65,7 @@ class Question(ABC):
         return f"<{type(self).__name__} to {self.path} of {self.model!r}{streamed}>"
 
     @abstractmethod
-    def answer(self, reply: Mapping[str, Any], stamp: Stamp) -> Answer:
+    def answer(self, reply: Mapping[str, Any], stamp: Stamp) -> HttpResponse:
         """The whole answer to the client, from Ollama's. Raises Refusal, with status 502."""
 
     @abstractmethod

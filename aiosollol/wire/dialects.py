@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from aiosollol.wire import answers, anthropic, openai, openai_responses
-from aiosollol.wire.answers import Answer
+from aiosollol.wire.answers import HttpResponse
 from aiosollol.wire.asked import Refusal
 from aiosollol.wire.dialect import Question
 
@@ -18,7 +18,7 @@ READERS: Mapping[str, Callable[[bytes], Question]] = {
 """What reads the body of a POST to each path. Each raises Refusal, and nothing else."""
 
 
-def refuse(path: str, refusal: Refusal, unique: str) -> Answer:
+def refuse(path: str, refusal: Refusal, unique: str) -> HttpResponse:
     """The answer to a request that was refused, in the form of the API that `path` belongs to."""
     if path == anthropic.PATH or path.startswith(f"{anthropic.PATH}/"):
         return anthropic.refuse(refusal, unique)

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from aiosollol.wire import answers
-from aiosollol.wire.answers import Answer
+from aiosollol.wire.answers import HttpResponse
 from aiosollol.wire.asked import Refusal
 from aiosollol.wire.dialect import Events, Question, Stamp, calls_of, dumps, message_of, text_of
 from aiosollol.wire.fields import Fields, early
@@ -31,7 +31,7 @@ CHAT_PATH = "/v1/chat/completions"
 COMPLETION_PATH = "/v1/completions"
 
 
-def refuse(refusal: Refusal) -> Answer:
+def refuse(refusal: Refusal) -> HttpResponse:
     """An error in OpenAI's form."""
     return answers.refuse(refusal, openai=True)
 
@@ -46,7 +46,7 @@ class ChatQuestion(Question):
         super().__init__("/api/chat", payload)
         self.include_usage = include_usage
 
-    def answer(self, reply: Mapping[str, Any], stamp: Stamp) -> Answer:
+    def answer(self, reply: Mapping[str, Any], stamp: Stamp) -> HttpResponse:
         message = message_of(reply)
         calls = calls_of(message, stamp.unique)
         said: dict[str, Any] = {
@@ -133,7 +133,7 @@ class CompletionQuestion(Question):
         self.include_usage = include_usage
         self.echo = echo
 
-    def answer(self, reply: Mapping[str, Any], stamp: Stamp) -> Answer:
+    def answer(self, reply: Mapping[str, Any], stamp: Stamp) -> HttpResponse:
         choice = {
             "text": self.echo + text_of(reply, "response"),
             "index": 0,
@@ -183,14 +183,14 @@ def _prompt(fields: Fields) -> str:
 # ---- models
 
 
-def models(entries: Iterable[Mapping[str, Any]]) -> Answer:
+def models(entries: Iterable[Mapping[str, Any]]) -> HttpResponse:
     """``/v1/models``, from the entries of ``/api/tags``, sorted by name."""
     named = {text_of(entry, "model") or text_of(entry, "name"): entry for entry in entries}
     data = [_model(name, entry) for name, entry in sorted(named.items())]
     return _answer({"object": "list", "data": data})
 
 
-def model(name: str, shown: Mapping[str, Any]) -> Answer:
+def model(name: str, shown: Mapping[str, Any]) -> HttpResponse:
     """``/v1/models/NAME``, from what ``/api/show`` or ``/api/tags`` says of it."""
     return _answer(_model(name, shown))
 
@@ -261,5 +261,5 @@ def _given(name: str, value: Any) -> dict[str, Any]:
     return {name: value} if value else {}
 
 
-def _answer(value: dict[str, Any]) -> Answer:
-    return Answer(200, answers.OPENAI_JSON, dumps(value))
+def _answer(value: dict[str, Any]) -> HttpResponse:
+    return HttpResponse(200, answers.OPENAI_JSON, dumps(value))

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aiosollol.wire import answers
-from aiosollol.wire.answers import Answer
+from aiosollol.wire.answers import HttpResponse
 from aiosollol.wire.dialect import (
     Events,
     Question,
@@ -44,7 +44,7 @@ class ResponseQuestion(Question):
         super().__init__("/api/chat", payload)
         self.echoed = echoed
 
-    def answer(self, reply: Mapping[str, Any], stamp: Stamp) -> Answer:
+    def answer(self, reply: Mapping[str, Any], stamp: Stamp) -> HttpResponse:
         message = message_of(reply)
         calls = calls_of(message, stamp.unique)
         output: list[dict[str, Any]] = []
@@ -56,7 +56,7 @@ class ResponseQuestion(Question):
             output.append(message_item(f"msg_{stamp.unique}", text_of(message, "content")))
         value = self.describe(stamp, "completed", output, response_usage(reply))
         value["completed_at"] = stamp.created + count_of(reply, "total_duration") // 1_000_000_000
-        return Answer(200, answers.OPENAI_JSON, dumps(value))
+        return HttpResponse(200, answers.OPENAI_JSON, dumps(value))
 
     def events(self, stamp: Stamp) -> Events:
         return ResponseEvents(self.describe, stamp)

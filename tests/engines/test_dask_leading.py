@@ -13,10 +13,10 @@ import trio.testing
 
 from aiosollol.core.node import NodeSpec
 from aiosollol.engines import leading
-from aiosollol.engines.leading import Leader
+from aiosollol.engines.leading import LeaseLeader
 from aiosollol.engines.worker import LEASE_SECONDS, Look, Terms
 from aiosollol.errors import EngineError
-from aiosollol.registry import Registry
+from aiosollol.registry import ClusterState
 
 pytestmark = pytest.mark.anyio
 
@@ -128,8 +128,8 @@ class Cluster:
     def __init__(self) -> None:
         self.nodes = Nodes()
         self.link = FakeLink()
-        self.registry = Registry(SPECS)
-        self.leader = Leader("dask", self.link, self.registry)
+        self.registry = ClusterState(SPECS)
+        self.leader = LeaseLeader("dask", self.link, self.registry)
         self.scopes: dict[str, anyio.CancelScope] = {}
         self.group: Any = None
 
@@ -320,7 +320,7 @@ async def test_a_hung_worker_does_not_keep_a_batch_waiting_for_ever() -> None:
 async def test_a_leader_that_ends_lifts_the_limits() -> None:
     async with running("u") as cluster:
         async with anyio.create_task_group() as group:
-            leader = Leader("dask", cluster.link, cluster.registry)
+            leader = LeaseLeader("dask", cluster.link, cluster.registry)
             group.start_soon(leader.run)
             async with leader.leading():
                 await anyio.sleep(3.0)

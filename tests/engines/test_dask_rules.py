@@ -33,8 +33,8 @@ from aiosollol.core.workers import (
 from aiosollol.core.written import WriteReport, file_name, unfinished_name
 from aiosollol.engines import worker
 from aiosollol.engines.worker import (
-    FarEnd,
     NodeEntry,
+    RemotePool,
     Terms,
     entries_of,
     far_settings,
@@ -228,9 +228,9 @@ def test_the_nodes_of_a_worker_follow_those_of_its_client() -> None:
 # The far end itself, in this process.
 
 
-async def far_end(*nodes: FakeOllama) -> tuple[FarEnd, Terms]:
+async def far_end(*nodes: FakeOllama) -> tuple[RemotePool, Terms]:
     entries = tuple(NodeEntry(NodeSpec(node.url, name=f"n{i}")) for i, node in enumerate(nodes))
-    return FarEnd("w", {}), Terms(entries)
+    return RemotePool("w", {}), Terms(entries)
 
 
 def partition(*texts: str, digest: str | None = None) -> Partition:
@@ -294,7 +294,7 @@ async def test_a_far_end_is_deaf_to_its_environment(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("SOLLOL_TRUSTED", "nonsense")
     monkeypatch.setenv("SOLLOL_CONFIG", "/nowhere/config.toml")
     monkeypatch.setenv("OLLAMA_HOST", "10.255.255.1")
-    end = FarEnd("w", {"embed_timeout": 7.0, "max_retries": 1})
+    end = RemotePool("w", {"embed_timeout": 7.0, "max_retries": 1})
     assert list(end._registry) == []
     assert end._parts.embedder._timeout == 7.0
     await end.aclose()

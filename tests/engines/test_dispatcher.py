@@ -1,4 +1,5 @@
-"""How the partitions of a batch reach workers: decided by `Parcels`, carried by `Dispatcher`."""
+"""How the partitions of a batch reach workers: decided by `PendingPartitions`, carried by
+`PartitionDispatcher`."""
 
 from __future__ import annotations
 
@@ -16,17 +17,17 @@ from hypothesis import strategies as st
 from aiosollol.core.embeddings import Embeddings
 from aiosollol.core.engines import EngineJob, EngineOutcome
 from aiosollol.core.parcels import (
-    Parcel,
-    Parcels,
     Partition,
     PartitionAnswer,
     PartitionResult,
+    PendingPartition,
+    PendingPartitions,
     WorkerDied,
 )
 from aiosollol.core.planner import PlanOptions
 from aiosollol.core.request import EmbedSettings
 from aiosollol.core.workers import MOST_TRIES
-from aiosollol.engines.dispatcher import Dispatcher
+from aiosollol.engines.dispatcher import PartitionDispatcher
 from aiosollol.errors import BadRequest, EngineError, NoNodeAvailable, PoolClosed, SollolError
 
 pytestmark = pytest.mark.anyio
@@ -44,11 +45,11 @@ def anyio_backend() -> Any:
 # What is decided.
 
 
-def parcels(count: int) -> Parcels:
-    return Parcels(iter([range(n, n + 1) for n in range(count)]))
+def parcels(count: int) -> PendingPartitions:
+    return PendingPartitions(iter([range(n, n + 1) for n in range(count)]))
 
 
-def placed(given: list[Parcel]) -> list[tuple[int, str]]:
+def placed(given: list[PendingPartition]) -> list[tuple[int, str]]:
     return [(each.index, each.worker) for each in given]
 
 
@@ -111,7 +112,7 @@ def test_every_partition_is_settled_once(
     partitions: int, rooms: dict[str, int], data: st.DataObject
 ) -> None:
     waiting = parcels(partitions)
-    under_way: list[Parcel] = []
+    under_way: list[PendingPartition] = []
     tries: Counter[int] = Counter()
     settled = []
     while not waiting.is_over:
@@ -201,7 +202,9 @@ class Batch:
     async def run(self, put: Any = None) -> EngineOutcome:
         settings = EmbedSettings(model="m")
         job = EngineJob(settings, self.texts, [1.0] * len(self.texts), PlanOptions(), 1e9, 60.0)
-        return await Dispatcher(self.workers, job, put or self.put, count(7), "http://d").run()
+        return await PartitionDispatcher(
+            self.workers, job, put or self.put, count(7), "http://d"
+        ).run()
 
     @property
     def is_whole(self) -> bool:

@@ -19,10 +19,10 @@ import pytest
 from aiosollol import OllamaPool, __version__
 from aiosollol.config.settings import TABLE, Settings
 from aiosollol.core.node import NodeSpec
-from aiosollol.core.parcels import Parcel, Parcels, Partition
+from aiosollol.core.parcels import Partition, PendingPartition, PendingPartitions
 from aiosollol.core.planner import PlanOptions
 from aiosollol.core.request import EmbedSettings
-from aiosollol.core.sharing import Commons, NodeUse, Report
+from aiosollol.core.sharing import LeaseCoordinator, MemberReport, NodeUse
 from aiosollol.engines import ray_cluster, ray_coordinator, ray_frames, ray_sidecar, ray_worker
 from aiosollol.engines.ray import fit_workers
 from aiosollol.engines.ray_contract import Contract, Greeting
@@ -43,11 +43,11 @@ STUB = str(pathlib.Path(__file__).with_name("ray_stub.py"))
 # Partitions.
 
 
-def parcels(count: int, most_tries: int = 2) -> Parcels:
-    return Parcels(iter([range(n, n + 1) for n in range(count)]), most_tries)
+def parcels(count: int, most_tries: int = 2) -> PendingPartitions:
+    return PendingPartitions(iter([range(n, n + 1) for n in range(count)]), most_tries)
 
 
-def take(waiting: Parcels) -> Parcel | None:
+def take(waiting: PendingPartitions) -> PendingPartition | None:
     """What a new worker with room for one is given."""
     given = waiting.give({f"w{next(NUMBERS)}": 1})
     return given[0] if given else None
@@ -130,7 +130,7 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_actor_answers_and_tells_versions_apart() -> None:
     actor = CoordinatorActor()
-    told = Report("a", "", 1.0, 0, {"n": NodeUse(2)}).dump()
+    told = MemberReport("a", "", 1.0, 0, {"n": NodeUse(2)}).dump()
     answer = check(actor.exchange(told))
     assert answer["slots"] == {"n": 2}
     assert answer["version"] == __version__
@@ -576,4 +576,4 @@ async def close(worker: ray_worker.WorkerActor) -> None:
 def test_nothing_here_has_loaded_ray() -> None:
     assert "ray" not in sys.modules
     assert ray_coordinator.ACTOR_NAME == "aiosollol-coordinator"
-    assert Commons().members is not None
+    assert LeaseCoordinator().members is not None
