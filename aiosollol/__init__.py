@@ -7,9 +7,10 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from aiosollol._version import __version__
+from aiosollol.cluster.event_hub import EventStream
 from aiosollol.config.settings import PoolSettings
 from aiosollol.core.agreement import Agreement, NodeAgreement
-from aiosollol.core.discovered import Discovered
 from aiosollol.core.embeddings import Embeddings, Vector
 from aiosollol.core.events import (
     AttemptFailed,
@@ -19,14 +20,15 @@ from aiosollol.core.events import (
     PoolEvent,
     Routed,
 )
-from aiosollol.core.explain import NodeExplanation, RouteExplanation
+from aiosollol.core.networks import Discovered
 from aiosollol.core.node import ClusterView, NodeSpec, NodeState
-from aiosollol.core.parallelism import ParallelismEntry
-from aiosollol.core.planner import Mode, Plan, Reason
+from aiosollol.core.offload.write_report import WriteReport
 from aiosollol.core.reply import ChatReply, GeneratedText
 from aiosollol.core.report import BatchReport, EngineNote, NodeShare
-from aiosollol.core.routing import NodeLoad, RouteRequest, RoutingFunction
-from aiosollol.core.written import WriteReport
+from aiosollol.core.routing.explain import NodeExplanation, RouteExplanation
+from aiosollol.core.routing.strategies import NodeLoad, RouteRequest, RoutingFunction
+from aiosollol.core.scheduling.parallelism import ParallelismEntry
+from aiosollol.core.scheduling.planner import Mode, Plan, Reason
 from aiosollol.errors import (
     BadRequest,
     BatchError,
@@ -54,16 +56,13 @@ from aiosollol.errors import (
     StreamCutOff,
     UnknownJob,
 )
-from aiosollol.events import EventStream
-from aiosollol.node_registry import NodeRegistry
-from aiosollol.pool import OllamaPool
-from aiosollol.streams import ReplyStream
+from aiosollol.live.streaming import ReplyStream
+from aiosollol.pool.facade import OllamaPool
+from aiosollol.pool.registry import NodeRegistry
 
 if TYPE_CHECKING:
     from aiosollol.discovery import discover, discover_ollama_nodes
     from aiosollol.service import SOLLOL, SOLLOLConfig
-
-__version__ = "0.1.0"
 
 __all__ = [
     "SOLLOL",
@@ -127,6 +126,7 @@ __all__ = [
     "UnknownJob",
     "Vector",
     "WriteReport",
+    "__version__",
     "discover",
     "discover_ollama_nodes",
 ]
@@ -148,4 +148,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
+    return sorted(__all__)

@@ -7,12 +7,12 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 from aiosollol.core.embeddings import Embeddings
-from aiosollol.core.engines import EngineJob, EngineOutcome
+from aiosollol.core.leasing.protocol import CoordinatorReply, MemberReport
 from aiosollol.core.node import NodeSpec
-from aiosollol.core.parcels import Partition, PartitionAnswer
-from aiosollol.core.routing import RouteRequest
-from aiosollol.core.sharing import CoordinatorReply, MemberReport
-from aiosollol.core.written import WriteOrder, WriteReport
+from aiosollol.core.offload.engine_choice import EngineJob, EngineOutcome
+from aiosollol.core.offload.partitions import Partition, PartitionAnswer
+from aiosollol.core.offload.write_report import WriteOrder, WriteReport
+from aiosollol.core.routing.strategies import RouteRequest
 
 CANCELLED = "cancelled"
 """What a `Span` is told of a request that nobody waits for any more."""
@@ -64,7 +64,8 @@ class Transport(Protocol):
 class Engine(Protocol):
     """A place outside of this process where batches are computed, with the nodes of a pool.
 
-    `engines.dask` and `engines.ray` have one each, `testing.FakeEngine` needs neither.
+    `engines.dask.engine` and `engines.ray.engine` have one each, `testing.FakeEngine` needs
+    neither.
     """
 
     @property
@@ -177,7 +178,7 @@ class Tracing(Protocol):
     ) -> Serving | None:
         """A request came to a gateway: from now on the running task's requests belong to it.
 
-        passed: the headers of its trace, see `wire.tracecontext`. route: the path as it is
+        passed: the headers of its trace, see `telemetry.tracing`. route: the path as it is
         registered, "" if there is none. `Serving.end` must follow, where one is given.
         """
         ...
@@ -200,7 +201,7 @@ class WritingEngine(Engine, Protocol):
 class Coordinator(Protocol):
     """What divides the nodes among programs: one for all of them, wherever it is.
 
-    `engines.ray` has one, and tests have one in memory.
+    `engines.ray.engine` has one, and tests have one in memory.
     """
 
     @property

@@ -3,7 +3,7 @@
 Requests of different lengths arrive at random (Poisson). Each node computes one after another, as
 Ollama does with an embedding model, and needs more or less than it should (lognormal noise). The
 programs know nothing of that at first: they learn it from answers, by the code that the pool uses,
-and choose by `core.routing`.
+and choose by `core.routing.strategies`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import random
 import sys
 from dataclasses import dataclass, field
 
-from aiosollol.core import breaker as breakers
-from aiosollol.core.breaker import CLOSED
-from aiosollol.core.cost import Cost
-from aiosollol.core.resilience import Failure
-from aiosollol.core.routing import RouteRequest, route, strategy_of
-from aiosollol.core.share import Backlog, NodeHealth, Steady
-from aiosollol.core.waiting import WaitingRoom
+from aiosollol.core.routing import circuit_breaker as breakers
+from aiosollol.core.routing.circuit_breaker import CLOSED
+from aiosollol.core.routing.node_health import Backlog, NodeHealth, Steady
+from aiosollol.core.routing.retry import Failure
+from aiosollol.core.routing.strategies import RouteRequest, route, strategy_of
+from aiosollol.core.routing.wait_queue import WaitingRoom
+from aiosollol.core.scheduling.cost import Cost
 from benchmarks.live_shapes import Shape
 
 _OVERHEAD, _PER_TOKEN = 0.0015, 1e-3  # seconds, of a node of speed 1

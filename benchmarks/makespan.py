@@ -28,9 +28,9 @@ from aiosollol import Embeddings, OllamaPool
 from aiosollol.core.node import NodeSpec
 from aiosollol.core.report import BatchReport
 from aiosollol.core.request import EmbedSettings
+from aiosollol.net.transport import HttpTransport
 from aiosollol.testing import FakeModel, fake_vector
-from aiosollol.transport import HttpTransport
-from aiosollol.wire import embed
+from aiosollol.wire.ollama import embeddings as embed
 from benchmarks.cluster import DIM, MODEL, Cluster
 from benchmarks.scenarios import Scenario, all_scenarios
 from benchmarks.simulator import SimNode

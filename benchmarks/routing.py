@@ -5,9 +5,10 @@
 Requests of different lengths arrive at random (Poisson) at 70 % of what the nodes can do together.
 Each node computes one after another, as Ollama does with an embedding model, and needs up to twice
 or half of what it should (lognormal noise). The programs that ask know nothing of that at first:
-they learn it from answers, by the code that the pool uses, and choose by `core.routing`. The oracle
-sends each request to the node that will be done with it first (join the shortest expected delay):
-it knows every node's true speed, and what is left of all requests under way, of all programs.
+they learn it from answers, by the code that the pool uses, and choose by `core.routing.strategies`.
+The oracle sends each request to the node that will be done with it first (join the shortest
+expected delay): it knows every node's true speed, and what is left of all requests under way, of
+all programs.
 
 Two targets: a mean latency of at most 1.3 times the oracle's, and of at most half of round robin's.
 Plain round robin, and "random" too, give a slow node more than it can do, so their figures grow
@@ -26,7 +27,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from aiosollol.core.routing import RouteRequest, performance, route
+from aiosollol.core.routing.strategies import RouteRequest, performance, route
 from benchmarks.live_shapes import Shape, all_shapes
 from benchmarks.live_simulator import Known, Simulation
 

@@ -22,8 +22,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from aiosollol.core.cost import Cost
-from aiosollol.core.planner import BatchShape, Candidate, plan
+from aiosollol.core.scheduling.cost import Cost
+from aiosollol.core.scheduling.planner import BatchShape, Candidate, plan
 from benchmarks.scenarios import OVERHEAD, Scenario, all_scenarios
 from benchmarks.simulator import Outcome, SimNode, Simulation, lower_bound
 from benchmarks.table import Row, Target, print_targets, table, targets

@@ -1,4 +1,5 @@
-"""A cluster that exists only as numbers: drives `core.schedule` by a simulated clock.
+"""A cluster that exists only as numbers: drives `core.scheduling.state_machine` by a simulated
+clock.
 
 Each node computes one request after another, as Ollama does with an embedding model, and pays an
 overhead per request, a cost per item and a cost per token. It can slow down, die and come back at
@@ -14,11 +15,16 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 
-from aiosollol.core.cost import Cost
-from aiosollol.core.fleet import Chunk
-from aiosollol.core.handout import Cancel, Instruction, ScheduleOptions, Send
-from aiosollol.core.resilience import Failure
-from aiosollol.core.schedule import BatchState
+from aiosollol.core.routing.retry import Failure
+from aiosollol.core.scheduling.batch_nodes import Chunk
+from aiosollol.core.scheduling.cost import Cost
+from aiosollol.core.scheduling.dispatcher import (
+    Cancel,
+    Instruction,
+    ScheduleOptions,
+    Send,
+)
+from aiosollol.core.scheduling.state_machine import BatchState
 from aiosollol.errors import BadRequest, NodeError, NodeUnreachable, RunnerFailed
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from aiosollol import OllamaPool
-from aiosollol.cli import cluster as beginning
+from aiosollol.cli import measure as beginning
 from aiosollol.core.node import NodeSpec
 from aiosollol.testing import FakeTransport, Fault
 

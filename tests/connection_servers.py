@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from aiosollol.connection.dial import Connector
-from aiosollol.connection.exchange import HttpExchange
-from aiosollol.connection.kept import ConnectionPool
 from aiosollol.core.address import Address
+from aiosollol.net.connection_pool import ConnectionPool
+from aiosollol.net.connector import Connector
+from aiosollol.net.http_exchange import HttpExchange
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

@@ -14,7 +14,7 @@ from aiohttp import web
 from aiosollol import OllamaPool
 from aiosollol.gateway.app import make_app
 from aiosollol.gateway.options import GatewayOptions, Served
-from aiosollol.http_server import listening
+from aiosollol.net.http_server import listening
 from aiosollol.testing import FakeModel, FakeOllama
 
 MODELS = (

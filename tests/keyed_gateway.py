@@ -15,9 +15,14 @@ from gateway_cluster import MODELS, Answer, Cluster, served
 from aiosollol import OllamaPool
 from aiosollol.autobatch import AutoBatch
 from aiosollol.gateway.app import make_app
-from aiosollol.gateway.batch_jobs import BINARY, NDJSON
-from aiosollol.gateway.guard import Guard
-from aiosollol.gateway.keys import KeyRing, keys_in_variable, new_key, parse_keys
+from aiosollol.gateway.endpoints.batch_jobs import BINARY, NDJSON
+from aiosollol.gateway.middleware.guard import Guard
+from aiosollol.gateway.middleware.keys import (
+    KeyRing,
+    keys_in_variable,
+    new_key,
+    parse_keys,
+)
 from aiosollol.gateway.options import GatewayOptions
 from aiosollol.testing import FakeModel, FakeOllama
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from aiosollol.core.leases import Lease, LeaseBook
+from aiosollol.core.leasing.book import Lease, LeaseBook
 
 TERM, TURN, INTERVAL = 10.0, 2.0, 0.5
 """Seconds: of a lease, between two moves of a slot, between two questions of a member."""

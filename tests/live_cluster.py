@@ -16,31 +16,31 @@ import anyio
 import anyio.abc
 import trio.testing
 
-from aiosollol.admission import Admission
-from aiosollol.batches import BatchRunner, OnProgress
-from aiosollol.carriage import EngineBatches
+from aiosollol.batch.engine_batches import EngineBatches
+from aiosollol.batch.runner import BatchRunner, OnProgress
+from aiosollol.cluster.eligibility import Eligibility
+from aiosollol.cluster.health_monitor import HealthMonitor
+from aiosollol.cluster.node import Node
+from aiosollol.cluster.state import ClusterState
 from aiosollol.core.embeddings import Embeddings
 from aiosollol.core.events import PoolEvent
-from aiosollol.core.planner import PlanOptions
 from aiosollol.core.reply import ChatReply
 from aiosollol.core.request import EmbedSettings, loading_of, reload_key
-from aiosollol.core.routing import RoutingFunction, strategy_of
+from aiosollol.core.routing.strategies import RoutingFunction, strategy_of
+from aiosollol.core.scheduling.planner import PlanOptions
 from aiosollol.core.stats import pool_stats
 from aiosollol.errors import PoolClosed
-from aiosollol.exchange import EmbedCall, NodeClient, TalkCall
-from aiosollol.live import CallOptions, LiveOptions, RequestRouter
-from aiosollol.loads import ModelLoader
-from aiosollol.monitor import HealthMonitor
-from aiosollol.nodes import Node
-from aiosollol.operations import PoolAdmin, Strategy
+from aiosollol.live.admission import Admission
+from aiosollol.live.model_loader import ModelLoader
+from aiosollol.live.node_client import EmbedCall, NodeClient, TalkCall
+from aiosollol.live.router import CallOptions, LiveOptions, RequestRouter
+from aiosollol.live.streaming import ReplyStream
+from aiosollol.pool.admin import PoolAdmin, Strategy
 from aiosollol.ports import Engine
-from aiosollol.registry import ClusterState
-from aiosollol.roster import Eligibility
-from aiosollol.streams import ReplyStream
 from aiosollol.testing import FakeModel, FakeTransport, fake_vector
-from aiosollol.wire.chat import load_chat
-from aiosollol.wire.embed import dump_embed, fits_base64
-from aiosollol.wire.ollama import dump
+from aiosollol.wire.ollama.chat import load_chat
+from aiosollol.wire.ollama.client import dump
+from aiosollol.wire.ollama.embeddings import dump_embed, fits_base64
 
 EMBED = FakeModel("nomic-embed-text", dim=8)
 CHAT = FakeModel("llama3.2", kind="chat")

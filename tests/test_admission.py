@@ -12,9 +12,10 @@ import anyio
 import pytest
 from live_cluster import CHAT, EMBED, MODEL, cluster, gather, vector, virtual_time
 
-from aiosollol.core.health import ProbeFailed
+from aiosollol.cluster.node import Node
 from aiosollol.core.node import NodeSpec
-from aiosollol.core.routing import NodeLoad, RouteRequest
+from aiosollol.core.node_transitions import ProbeFailed
+from aiosollol.core.routing.strategies import NodeLoad, RouteRequest
 from aiosollol.errors import (
     InvalidInput,
     ModelNotFound,
@@ -22,7 +23,6 @@ from aiosollol.errors import (
     NoNodeAvailable,
     PoolSaturated,
 )
-from aiosollol.nodes import Node
 from aiosollol.testing import FakeModel, Fault
 
 pytestmark = pytest.mark.anyio

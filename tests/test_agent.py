@@ -16,10 +16,15 @@ import aiohttp
 import pytest
 
 from aiosollol import __version__
-from aiosollol.agent import MachineSensors, Readings, serve, serving, stated_gpu
-from aiosollol.agent import readings as readings_module
-from aiosollol.agent.gpus import Gpus
-from aiosollol.agent.sensors import CpuLoad, Metrics
+from aiosollol.agent import (
+    MachineSensors,
+    Readings,
+    serve,
+    server,
+    stated_gpu,
+)
+from aiosollol.agent import sensors as readings_module
+from aiosollol.agent.sensors import CpuLoad, Gpus, Metrics
 from aiosollol.errors import InvalidInput, MissingExtra, SollolError
 from aiosollol.wire.agent import AgentReport, Gpu, load_report
 
@@ -507,7 +512,7 @@ async def test_sensors_that_fail_are_an_error_of_the_server(
 @pytest.mark.anyio
 async def test_sensors_that_hang_are_no_answer_for_now(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readings_module, "FRESH_SECONDS", 0)
-    monkeypatch.setattr(serving, "Readings", lambda sensors: Readings(sensors, timeout=0))
+    monkeypatch.setattr(server, "Readings", lambda sensors: Readings(sensors, timeout=0))
     sensors = FakeSensors()
     async with served(sensors) as url, aiohttp.ClientSession() as session:
         sensors.may_go_on.clear()
@@ -539,8 +544,8 @@ async def test_a_port_that_cannot_be_is_refused(port: int) -> None:
 
 @pytest.mark.anyio
 async def test_sensors_that_hang_at_the_start_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "START_SECONDS", 0)
-    monkeypatch.setattr(serving, "Readings", lambda sensors: Readings(sensors, timeout=0))
+    monkeypatch.setattr(server, "START_SECONDS", 0)
+    monkeypatch.setattr(server, "Readings", lambda sensors: Readings(sensors, timeout=0))
     sensors = FakeSensors()
     sensors.may_go_on.clear()
     with pytest.raises(SollolError, match="is a GPU stuck"):
@@ -580,7 +585,7 @@ def gpu(free: int | None, *, name: str = "x", total: int | None = 1000) -> Agent
     ],
 )
 def test_what_is_news(then: AgentReport, now: AgentReport, expected: bool) -> None:
-    assert serving.is_material(then, now) is expected
+    assert server.is_material(then, now) is expected
 
 
 class FakeAnnouncer:
@@ -613,7 +618,7 @@ class Beats:
         self._beat = asyncio.Event()
 
     async def __call__(self, seconds: float) -> None:
-        assert seconds == serving.BEAT_SECONDS
+        assert seconds == server.BEAT_SECONDS
         self._waiting.put_nowait(None)
         await self._beat.wait()
         self._beat.clear()
@@ -681,7 +686,7 @@ async def test_sensors_that_fail_do_not_end_it(caplog: pytest.LogCaptureFixture)
 async def test_the_port_is_announced_where_others_can_reach_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(serving, "is_loopback", lambda address: False)
+    monkeypatch.setattr(server, "is_loopback", lambda address: False)
     announcer = FakeAnnouncer()
     async with served(FakeSensors(), advertise=announcer) as url:
         port = int(url.split(":")[2].partition("/")[0])
@@ -704,7 +709,7 @@ async def test_the_port_is_announced_where_others_can_reach_it(
     ],
 )
 def test_loopback_is_known(address: str, expected: bool) -> None:
-    assert serving.is_loopback(address) is expected
+    assert server.is_loopback(address) is expected
 
 
 @pytest.mark.anyio

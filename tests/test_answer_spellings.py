@@ -12,8 +12,18 @@ from hypothesis import strategies as st
 from spellings import BOM, KEYS, LAST, VALUES, WRITERS, compact, every_spelling, part
 
 from aiosollol.errors import BadRequest, ProtocolError, RunnerFailed
-from aiosollol.relay import Relayed, read_talk, read_vector, read_vectors_of_one
-from aiosollol.wire.ollama import load_tags, load_version, loads, outline
+from aiosollol.live.relay import (
+    Relayed,
+    read_talk,
+    read_vector,
+    read_vectors_of_one,
+)
+from aiosollol.wire.ollama.client import (
+    load_tags,
+    load_version,
+    loads,
+    outline,
+)
 
 NUMBERS = [index / 7 for index in range(300)]
 TEXT = "A" * 2000

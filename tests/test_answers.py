@@ -15,7 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiosollol.errors import BadRequest, ModelMissing, RunnerFailed, ServerBusy
-from aiosollol.wire import answers, asked, gojson, ollama
+from aiosollol.wire.ollama import (
+    client,
+    go_json,
+    server_requests,
+    server_responses,
+)
 
 # ---- what Go says of bad JSON
 
@@ -64,8 +69,8 @@ from aiosollol.wire import answers, asked, gojson, ollama
     ],
 )
 def test_bad_json_is_refused_in_gos_words(text: str, message: str) -> None:
-    with pytest.raises(gojson.GoJSONError) as caught:
-        gojson.loads(text.encode())
+    with pytest.raises(go_json.GoJSONError) as caught:
+        go_json.loads(text.encode())
     assert str(caught.value) == message
 
 
@@ -91,7 +96,7 @@ def test_bad_json_is_refused_in_gos_words(text: str, message: str) -> None:
     ],
 )
 def test_go_forgives(body: bytes, value: object) -> None:
-    assert gojson.loads(body) == value
+    assert go_json.loads(body) == value
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
@@ -106,14 +111,14 @@ json_values: st.SearchStrategy[Any] = st.recursive(
 @given(json_values, st.text("{}[]:,x \"'", max_size=4))
 def test_what_stands_behind_a_value_does_not_matter(value: Any, rest: str) -> None:
     body = f"{json.dumps(value)} {rest}".encode()
-    assert gojson.loads(body) == value
+    assert go_json.loads(body) == value
 
 
 @given(st.binary(max_size=30) | st.text('{}[]:,"\\u0d8e1-.tfn ', max_size=20).map(str.encode))
 def test_any_bytes_are_read_or_refused(body: bytes) -> None:
     try:
-        value = gojson.loads(body)
-    except gojson.GoJSONError as error:
+        value = go_json.loads(body)
+    except go_json.GoJSONError as error:
         value = str(error)
         words = value.partition("'")[0]
         assert words in ("EOF", "unexpected EOF", "invalid character ")
@@ -126,77 +131,81 @@ def test_any_bytes_are_read_or_refused(body: bytes) -> None:
 @pytest.mark.parametrize(
     ("read", "body", "message"),
     [
-        (asked.read_embed, b"", "missing request body"),
-        (asked.read_openai_embeddings, b"", "EOF"),
+        (server_requests.read_embed, b"", "missing request body"),
+        (server_requests.read_openai_embeddings, b"", "EOF"),
         (
-            asked.read_chat,
+            server_requests.read_chat,
             b"[]",
             "json: cannot unmarshal array into Go value of type api.ChatRequest",
         ),
         (
-            asked.read_embed,
+            server_requests.read_embed,
             b'{"model":3,"input":4}',
             "json: cannot unmarshal number into Go struct field EmbedRequest.model of type string",
         ),
         (
-            asked.read_embed,
+            server_requests.read_embed,
             b'{"dimensions":"8"}',
             "json: cannot unmarshal string into Go struct field EmbedRequest.dimensions "
             "of type int",
         ),
         (
-            asked.read_embed,
+            server_requests.read_embed,
             b'{"dimensions":true}',
             "json: cannot unmarshal bool into Go struct field EmbedRequest.dimensions of type int",
         ),
         (
-            asked.read_embed,
+            server_requests.read_embed,
             b'{"dimensions":9223372036854775808}',
             "json: cannot unmarshal number 9223372036854775808 into Go struct field "
             "EmbedRequest.dimensions of type int",
         ),
         (
-            asked.read_embed,
+            server_requests.read_embed,
             b'{"dimensions":1.5}',
             "json: cannot unmarshal number 1.5 into Go struct field EmbedRequest.dimensions "
             "of type int",
         ),
         (
-            asked.read_embed,
+            server_requests.read_embed,
             b'{"dimensions":%b}' % (b"1" * 5000),
             f"json: cannot unmarshal number {'1' * 40} into Go value of type float64",
         ),
         (
-            asked.read_generate,
+            server_requests.read_generate,
             b'{"options":[]}',
             "json: cannot unmarshal array into Go struct field GenerateRequest.options "
             "of type map[string]interface {}",
         ),
         (
-            asked.read_chat,
+            server_requests.read_chat,
             b'{"messages":["hello"]}',
             "json: cannot unmarshal string into Go struct field ChatRequest.messages "
             "of type api.Message",
         ),
-        (asked.read_embed, b'{"input":{}}', "invalid input type"),
-        (asked.read_embed, b'{"input":[null]}', "invalid input type"),
-        (asked.read_embed, b'{"input":false}', "invalid input type"),
-        (asked.read_openai_embeddings, b'{"input":[1,2]}', "invalid input type"),
-        (asked.read_openai_embeddings, b"{}", "invalid input"),
-        (asked.read_embed, b'{"keep_alive":"5"}', 'time: missing unit in duration "5"'),
-        (asked.read_embed, b'{"keep_alive":"soon"}', 'time: invalid duration "soon"'),
-        (asked.read_embed, b'{"keep_alive":"5mx"}', 'time: unknown unit "mx" in duration "5mx"'),
+        (server_requests.read_embed, b'{"input":{}}', "invalid input type"),
+        (server_requests.read_embed, b'{"input":[null]}', "invalid input type"),
+        (server_requests.read_embed, b'{"input":false}', "invalid input type"),
+        (server_requests.read_openai_embeddings, b'{"input":[1,2]}', "invalid input type"),
+        (server_requests.read_openai_embeddings, b"{}", "invalid input"),
+        (server_requests.read_embed, b'{"keep_alive":"5"}', 'time: missing unit in duration "5"'),
+        (server_requests.read_embed, b'{"keep_alive":"soon"}', 'time: invalid duration "soon"'),
         (
-            asked.read_chat,
+            server_requests.read_embed,
+            b'{"keep_alive":"5mx"}',
+            'time: unknown unit "mx" in duration "5mx"',
+        ),
+        (
+            server_requests.read_chat,
             b'{"keep_alive":"%b"}' % (b"1" * 1400),
             f'time: invalid duration "{"1" * 1400}"',
         ),
-        (asked.read_embed, b'{"keep_alive":true}', "Unsupported type: 'bool'"),
-        (asked.read_show, b"{}", "model is required"),
+        (server_requests.read_embed, b'{"keep_alive":true}', "Unsupported type: 'bool'"),
+        (server_requests.read_show, b"{}", "model is required"),
     ],
 )
 def test_requests_are_refused_in_ollamas_words(read: Any, body: bytes, message: str) -> None:
-    with pytest.raises(asked.Refusal) as caught:
+    with pytest.raises(server_requests.Refusal) as caught:
         read(body)
     assert (caught.value.status, caught.value.message) == (400, message)
 
@@ -206,13 +215,13 @@ def test_requests_are_refused_in_ollamas_words(read: Any, body: bytes, message: 
     [('"a"', ["a"]), ('""', []), ("null", []), ("[]", []), ('["",""]', ["", ""])],
 )
 def test_input_to_embed(given_input: str, texts: list[str]) -> None:
-    request = asked.read_embed(b'{"model":"m","input":%b}' % given_input.encode())
+    request = server_requests.read_embed(b'{"model":"m","input":%b}' % given_input.encode())
     assert list(request.texts) == texts
 
 
 def test_input_to_openai_embeddings() -> None:
     """An empty string is a text there, and none on Ollama's own endpoint."""
-    assert list(asked.read_openai_embeddings(b'{"input":""}').texts) == [""]
+    assert list(server_requests.read_openai_embeddings(b'{"input":""}').texts) == [""]
 
 
 @pytest.mark.parametrize(
@@ -237,15 +246,20 @@ def test_input_to_openai_embeddings() -> None:
 )
 def test_keep_alive(value: str, seconds: float | None) -> None:
     body = b'{"model":"m","keep_alive":%b}' % value.encode()
-    for read in (asked.read_embed, asked.read_embeddings, asked.read_chat, asked.read_generate):
+    for read in (
+        server_requests.read_embed,
+        server_requests.read_embeddings,
+        server_requests.read_chat,
+        server_requests.read_generate,
+    ):
         assert read(body).keep_alive == seconds
 
 
 def test_old_servers_ignore_encoding_format() -> None:
     body = b'{"input":"x","encoding_format":"hex"}'
-    assert asked.read_openai_embeddings(body, knows_base64=False).encoding == "float"
-    with pytest.raises(asked.Refusal, match="Invalid value for 'encoding_format' = hex"):
-        asked.read_openai_embeddings(body)
+    assert server_requests.read_openai_embeddings(body, knows_base64=False).encoding == "float"
+    with pytest.raises(server_requests.Refusal, match="Invalid value for 'encoding_format' = hex"):
+        server_requests.read_openai_embeddings(body)
 
 
 # ---- errors: what a server writes, our own client reads as what it is
@@ -255,23 +269,25 @@ def test_old_servers_ignore_encoding_format() -> None:
 @pytest.mark.parametrize(
     ("refusal", "kind"),
     [
-        (answers.unknown_model("m"), ModelMissing),
-        (answers.unknown_model_try_pulling("m"), ModelMissing),
-        (answers.unknown_model_try_pulling(""), ModelMissing),
-        (answers.cannot("m", "chat"), BadRequest),
-        (answers.cannot_use_tools("m"), BadRequest),
-        (asked.Refusal(501, answers.NO_EMBEDDINGS), BadRequest),
-        (asked.Refusal(400, answers.TOO_LONG), BadRequest),
-        (asked.Refusal(503, answers.BUSY), ServerBusy),
-        (asked.Refusal(500, answers.NAN), RunnerFailed),
-        (asked.Refusal(500, answers.RUNNER_GONE), RunnerFailed),
+        (server_responses.unknown_model("m"), ModelMissing),
+        (server_responses.unknown_model_try_pulling("m"), ModelMissing),
+        (server_responses.unknown_model_try_pulling(""), ModelMissing),
+        (server_responses.cannot("m", "chat"), BadRequest),
+        (server_responses.cannot_use_tools("m"), BadRequest),
+        (server_requests.Refusal(501, server_responses.NO_EMBEDDINGS), BadRequest),
+        (server_requests.Refusal(400, server_responses.TOO_LONG), BadRequest),
+        (server_requests.Refusal(503, server_responses.BUSY), ServerBusy),
+        (server_requests.Refusal(500, server_responses.NAN), RunnerFailed),
+        (server_requests.Refusal(500, server_responses.RUNNER_GONE), RunnerFailed),
     ],
 )
-def test_errors_are_understood(refusal: asked.Refusal, kind: type[Exception], openai: bool) -> None:
-    answer = answers.refuse(refusal, openai=openai)
-    error = ollama.error_for("node", answer.status, answer.body)
+def test_errors_are_understood(
+    refusal: server_requests.Refusal, kind: type[Exception], openai: bool
+) -> None:
+    answer = server_responses.refuse(refusal, openai=openai)
+    error = client.error_for("node", answer.status, answer.body)
     assert type(error) is kind
-    assert ollama.error_message(answer.body) == refusal.message
+    assert client.error_message(answer.body) == refusal.message
 
 
 @pytest.mark.parametrize(
@@ -283,7 +299,7 @@ def test_errors_are_understood(refusal: asked.Refusal, kind: type[Exception], op
     ],
 )
 def test_the_name_in_the_tools_error(model: str, name: str) -> None:
-    assert answers.cannot_use_tools(model).message == f"{name} does not support tools"
+    assert server_responses.cannot_use_tools(model).message == f"{name} does not support tools"
 
 
 # ---- vectors
@@ -298,13 +314,16 @@ def without_numpy() -> None:
 @pytest.fixture(params=["with numpy", "without numpy"])
 def _numpy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "without numpy":
-        monkeypatch.setattr(answers, "_numpy", without_numpy)
+        monkeypatch.setattr(server_responses, "_numpy", without_numpy)
 
 
 @given(float32s)
 def test_json_vectors_are_exact(numbers: list[float]) -> None:
     floats = array("f", numbers).tobytes()
-    for shown in (answers.json_vectors(floats, 1), answers.json_vectors(floats, len(numbers))):
+    for shown in (
+        server_responses.json_vectors(floats, 1),
+        server_responses.json_vectors(floats, len(numbers)),
+    ):
         values = orjson.loads(b"[" + b",".join(shown) + b"]")
         flat = [number for vector in values for number in vector]
         assert array("f", flat) == array("f", numbers)
@@ -312,7 +331,7 @@ def test_json_vectors_are_exact(numbers: list[float]) -> None:
 
 @given(float32s)
 def test_base64_vectors_are_little_endian_float32(numbers: list[float]) -> None:
-    (shown,) = answers.base64_vectors(array("f", numbers).tobytes(), len(numbers))
+    (shown,) = server_responses.base64_vectors(array("f", numbers).tobytes(), len(numbers))
     raw = base64.b64decode(orjson.loads(shown), validate=True)
     assert raw == struct.pack(f"<{len(numbers)}f", *numbers)
 
@@ -320,17 +339,17 @@ def test_base64_vectors_are_little_endian_float32(numbers: list[float]) -> None:
 @pytest.mark.usefixtures("_numpy")
 def test_vectors_are_cut_apart_in_order() -> None:
     floats = array("f", [0.5, 1.5, -2.5, 3.0, 4.0, 5.0])
-    assert [orjson.loads(row) for row in answers.json_vectors(floats.tobytes(), 3)] == [
+    assert [orjson.loads(row) for row in server_responses.json_vectors(floats.tobytes(), 3)] == [
         [0.5, 1.5, -2.5],
         [3.0, 4.0, 5.0],
     ]
-    assert answers.json_vectors(b"", 3) == answers.base64_vectors(b"", 3) == []
+    assert server_responses.json_vectors(b"", 3) == server_responses.base64_vectors(b"", 3) == []
 
 
 def test_numbers_are_as_short_as_gos() -> None:
     """The digits of a real answer, from the captures, come out as they went in."""
     numbers = [-0.034432307, 0.030898793, 0.006729784, -0.1604086, -0.03498432, 0.0018894251]
-    (shown,) = answers.json_vectors(array("f", numbers).tobytes(), len(numbers))
+    (shown,) = server_responses.json_vectors(array("f", numbers).tobytes(), len(numbers))
     assert shown.decode() == str(numbers).replace(" ", "")
 
 
@@ -346,12 +365,12 @@ def test_numbers_are_as_short_as_gos() -> None:
     ],
 )
 def test_timestamps(nanoseconds: int, text: str) -> None:
-    assert answers.timestamp(nanoseconds) == text
-    assert answers.seconds_of(text) == nanoseconds // 1_000_000_000
+    assert server_responses.timestamp(nanoseconds) == text
+    assert server_responses.seconds_of(text) == nanoseconds // 1_000_000_000
 
 
 def test_what_is_zero_is_left_out() -> None:
-    assert answers.embed("m", []).body == b'{"model":"m","embeddings":[]}'
-    assert answers.embeddings(None).body == b'{"embedding":[]}'
-    final = answers.chat_final("m", "now", "load")
+    assert server_responses.embed("m", []).body == b'{"model":"m","embeddings":[]}'
+    assert server_responses.embeddings(None).body == b'{"embedding":[]}'
+    final = server_responses.chat_final("m", "now", "load")
     assert list(final) == ["model", "created_at", "message", "done", "done_reason"]

@@ -11,12 +11,12 @@ import pytest
 
 from aiosollol import OllamaPool
 from aiosollol.autobatch import AutoBatch
-from aiosollol.autobatch.submission import new_job
-from aiosollol.conversations import Generation
+from aiosollol.autobatch.job_queries import new_job
 from aiosollol.core import arguments
-from aiosollol.embedder import Embedder
-from aiosollol.far_batches import CollectionBatches
-from aiosollol.operations import PoolAdmin
+from aiosollol.pool.admin import PoolAdmin
+from aiosollol.pool.collections import CollectionBatches
+from aiosollol.pool.embedding import Embedder
+from aiosollol.pool.generation import Generation
 
 pytestmark = pytest.mark.anyio
 

@@ -9,7 +9,7 @@ import anyio
 import pytest
 from live_cluster import CHAT, EMBED, Cluster, cluster, gather, vector, virtual_time
 
-from aiosollol.core.breaker import FIRST_EJECTION
+from aiosollol.core.routing.circuit_breaker import FIRST_EJECTION
 from aiosollol.errors import BadRequest, ModelNotFound, NoNodeAvailable, PoolSaturated
 from aiosollol.testing import Fault
 

@@ -329,7 +329,7 @@ async def test_what_is_changed_counts_at_once(tmp_path: Path) -> None:
 async def test_long_texts_make_small_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiosollol.autobatch.taking.BATCH_BYTES", 25)
+    monkeypatch.setattr("aiosollol.autobatch.worker_queries.BATCH_BYTES", 25)
     async with bench(tmp_path) as b:
         await b.queue.submit(["ten bytes!"] * 5 + ["more than twenty-five bytes"], MODEL)
         await b.clock.asleep()
@@ -501,7 +501,7 @@ async def test_results_are_kept_for_a_time(tmp_path: Path) -> None:
 async def test_clearing_away_is_done_in_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiosollol.autobatch.taking._SWEPT", 2)
+    monkeypatch.setattr("aiosollol.autobatch.worker_queries._SWEPT", 2)
     async with bench(tmp_path, keep_results=10.0) as b:
         b.pool.wrong = lambda text: BadRequest("a", 400, "bad") if text == "text 1" else None
         await b.submit(9)

@@ -11,20 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiosollol.autobatch.jobs import JobStatus, QueueStatus
-from aiosollol.autobatch.outcome import Document, judge, outcome
-from aiosollol.autobatch.pace import (
+from aiosollol.autobatch.jobs import Document, JobStatus, QueueStatus, judge, outcome
+from aiosollol.autobatch.pacing import (
     DOCUMENT_BACKOFF,
     LOOK_SECONDS,
     NODE_BACKOFF,
     BatchPacing,
     Line,
+    Rules,
     Turn,
     delay,
     retry_after,
     smoothed_rate,
 )
-from aiosollol.autobatch.rules import Rules
 from aiosollol.core.embeddings import Embeddings
 from aiosollol.errors import (
     BadRequest,

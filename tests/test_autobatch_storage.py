@@ -30,16 +30,21 @@ from aiosollol import (
     StorageError,
     UnknownJob,
 )
-from aiosollol.autobatch import AutoBatch, schema, store, taking
-from aiosollol.autobatch.lock import WorkerLock
-from aiosollol.autobatch.outcome import (
+from aiosollol.autobatch import (
+    AutoBatch,
+    job_queries,
+    schema,
+    worker_queries,
+)
+from aiosollol.autobatch.database import WorkerLock
+from aiosollol.autobatch.jobs import (
     Document,
     FailedDocument,
     Outcome,
     RetriedDocument,
 )
-from aiosollol.autobatch.reading import DAMAGED_VECTOR, totals
-from aiosollol.autobatch.rules import Rules
+from aiosollol.autobatch.pacing import Rules
+from aiosollol.autobatch.result_queries import DAMAGED_VECTOR, totals
 from aiosollol.errors import InvalidInput
 from aiosollol.testing import FakeModel, FakeTransport, fake_vector
 
@@ -200,8 +205,8 @@ async def test_vectors_wait_for_room_and_are_not_computed_again(
 
             async def limited(function: Any, *args: Any, **kwargs: Any) -> Any:
                 nonlocal settlings
-                settlings += function is taking.settle
-                is_full = function is taking.settle and settlings < 4
+                settlings += function is worker_queries.settle
+                is_full = function is worker_queries.settle and settlings < 4
 
                 def run(connection: sqlite3.Connection) -> Any:
                     most = 1 if is_full else 100_000  # 1: no more than there are already
@@ -341,12 +346,12 @@ def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("healthy") / "queue.db"
     connection = schema.open_database(str(path), 1.0)
     for name in ("done", "half", "queued"):
-        job = store.NewJob(name, MODEL, "{}", "{}", TEXTS)
-        store.submit(connection, job, Rules(), 1.0)
+        job = job_queries.NewJob(name, MODEL, "{}", "{}", TEXTS)
+        job_queries.submit(connection, job, Rules(), 1.0)
     for count in (200, 100):
-        batch = taking.take(connection, 1, count, 2.0)
+        batch = worker_queries.take(connection, 1, count, 2.0)
         done = [(each, memoryview(array("f", fake(each)))) for each in batch.documents]
-        taking.settle(connection, Outcome(done=done), 3.0)
+        worker_queries.settle(connection, Outcome(done=done), 3.0)
     connection.close()
     return path
 
@@ -375,7 +380,7 @@ async def test_flipped_bytes_are_never_taken_for_data(
                 assert set(errors.values()) <= {DAMAGED_VECTOR}
                 if job == "done":
                     assert found.keys() | errors.keys() == set(range(len(TEXTS)))
-            batch = await queue._open_database().change(taking.take, 1, 1000, 1e9)
+            batch = await queue._open_database().change(worker_queries.take, 1, 1000, 1e9)
             assert {each.text for each in batch.documents} <= set(TEXTS)
 
 
@@ -385,7 +390,7 @@ async def test_a_damaged_text_fails_and_a_damaged_vector_is_told(
     path = tmp_path / "queue.db"
     shutil.copy(healthy, path)
     for table, column, position in (("documents", "text", 150), ("vectors", "vector", 3)):
-        key = (2 << store.POSITION_BITS) + position
+        key = (2 << job_queries.POSITION_BITS) + position
         execute_committed(path, f"UPDATE {table} SET {column} = x'00112233' WHERE key = {key}")
     async with fake_pool() as (pool, _), AutoBatch(pool, path) as queue:
         status = await queue.wait("half")
@@ -453,7 +458,7 @@ class Tables(RuleBasedStateMachine):
         self.rules = Rules(max_documents=30, max_bytes=200)
         self.now = 0.0
         self.jobs: dict[str, int] = {}
-        self.batch: taking.Batch | None = None
+        self.batch: worker_queries.Batch | None = None
 
     def teardown(self) -> None:
         self.connection.close()
@@ -470,17 +475,17 @@ class Tables(RuleBasedStateMachine):
     def submit(self, count: int, model: str, owner: str | None) -> None:
         name = f"job {len(self.jobs)}"
         texts = [f"text {at}" for at in range(count)]
-        job = store.NewJob(name, model, "{}", "{}", texts, owner)
+        job = job_queries.NewJob(name, model, "{}", "{}", texts, owner)
         with contextlib.suppress(QueueFull):
-            store.submit(self.connection, job, self.rules, self.now)
+            job_queries.submit(self.connection, job, self.rules, self.now)
             self.jobs[name] = count
 
     @rule(most=st.integers(1, 8), pick=st.integers(0, 1))
     def take(self, most: int, pick: int) -> None:
-        lines = [x for x in taking.lines(self.connection, most, self.now) if x.ready]
+        lines = [x for x in worker_queries.lines(self.connection, most, self.now) if x.ready]
         if lines:
             line = lines[pick % len(lines)]
-            self.batch = taking.take(self.connection, line.group, most, self.now)
+            self.batch = worker_queries.take(self.connection, line.group, most, self.now)
             assert len(self.batch.documents) == line.ready
 
     @rule(fates=st.lists(st.sampled_from("dfaw"), min_size=8, max_size=8), forget=st.booleans())
@@ -498,7 +503,7 @@ class Tables(RuleBasedStateMachine):
                 found.again.append(
                     RetriedDocument(document._replace(attempts=1), self.now + 5.0, "words")
                 )
-        taking.settle(self.connection, found, self.now, 1.0)
+        worker_queries.settle(self.connection, found, self.now, 1.0)
         if forget:
             self.batch = None
 
@@ -506,14 +511,16 @@ class Tables(RuleBasedStateMachine):
     def cancel_or_retry(self, pick: int, what: str) -> None:
         names = list(self._known())
         if names and what == "cancel":
-            store.cancel(self.connection, names[pick % len(names)], None, self.now)
+            job_queries.cancel(self.connection, names[pick % len(names)], None, self.now)
         elif names:
             with contextlib.suppress(QueueFull, InvalidInput):
-                store.retry(self.connection, names[pick % len(names)], None, self.rules, self.now)
+                job_queries.retry(
+                    self.connection, names[pick % len(names)], None, self.rules, self.now
+                )
 
     @rule()
     def fail_group(self) -> None:
-        taking.fail_group(self.connection, 1, "words", self.now)
+        worker_queries.fail_group(self.connection, 1, "words", self.now)
 
     @rule(seconds=st.floats(0.0, 10.0))
     def pass_time(self, seconds: float) -> None:
@@ -521,11 +528,11 @@ class Tables(RuleBasedStateMachine):
 
     @rule()
     def expire(self) -> None:
-        taking.expire(self.connection, self.now - 5.0)
+        worker_queries.expire(self.connection, self.now - 5.0)
 
     @rule()
     def sweep(self) -> None:
-        taking.sweep(self.connection)
+        worker_queries.sweep(self.connection)
 
     @invariant()
     def counters_agree(self) -> None:
@@ -538,7 +545,7 @@ class Tables(RuleBasedStateMachine):
             " completed_at FROM jobs"
         ).fetchall()
         for number, total, queued, size, completed, failed, is_cancelled, completed_at in rows:
-            keys = store.keys_of(number)
+            keys = job_queries.keys_of(number)
             of_job = "key >= ? AND key < ?"
             counted = self.connection.execute(
                 "SELECT count(*) FILTER (WHERE NOT has_failed), count(*) FILTER (WHERE has_failed),"

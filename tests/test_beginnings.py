@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from aiosollol import ConfigError, InvalidInput, NodeRegistry
-from aiosollol.beginnings import LOCALHOST, SMALL_SUBNET, begin
 from aiosollol.config.resolve import resolve
+from aiosollol.pool.bootstrap import LOCALHOST, SMALL_SUBNET, begin
 from aiosollol.testing import FakeTransport
 
 HOST, FILE, GIVEN = "http://10.0.0.7:11434", "http://10.0.0.8:11434", "http://10.0.0.9:11434"

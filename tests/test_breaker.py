@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from aiosollol.core.breaker import (
+from aiosollol.core.routing.circuit_breaker import (
     CLOSED,
     FAILURES_TO_OPEN,
     LONGEST_EJECTION,
@@ -27,7 +27,7 @@ from aiosollol.core.breaker import (
     ejection_seconds,
     last_resort,
 )
-from aiosollol.core.resilience import Failure
+from aiosollol.core.routing.retry import Failure
 
 CASES = json.loads((pathlib.Path(__file__).parent / "data" / "breaker.json").read_text())
 

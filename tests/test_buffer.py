@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiosollol.core.buffer import VectorBuffer
 from aiosollol.core.request import unique_texts
+from aiosollol.core.scheduling.vector_buffer import VectorBuffer
 
 
 def view(*numbers: float) -> memoryview[float]:

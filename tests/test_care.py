@@ -22,7 +22,7 @@ from live_cluster import (
 )
 
 from aiosollol.core.events import NodeChanged
-from aiosollol.core.health import ProbeFailed
+from aiosollol.core.node_transitions import ProbeFailed
 from aiosollol.errors import (
     InvalidInput,
     ModelMissing,
@@ -32,7 +32,7 @@ from aiosollol.errors import (
     PoolClosed,
 )
 from aiosollol.testing import FakeModel, FakeTransport, Fault
-from aiosollol.wire.embed import load_embeddings
+from aiosollol.wire.ollama.embeddings import load_embeddings
 
 pytestmark = pytest.mark.anyio
 

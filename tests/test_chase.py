@@ -9,8 +9,8 @@ import anyio
 import pytest
 from live_cluster import EMBED, Cluster, cluster, gather, vector, virtual_time
 
-from aiosollol.core.breaker import FIRST_EJECTION, LONGEST_EJECTION
-from aiosollol.core.share import LOOK_SECONDS, RETURN_SECONDS
+from aiosollol.core.routing.circuit_breaker import FIRST_EJECTION, LONGEST_EJECTION
+from aiosollol.core.routing.node_health import LOOK_SECONDS, RETURN_SECONDS
 from aiosollol.errors import NodeError, NoNodeAvailable
 from aiosollol.testing import Fault, fake_vector
 

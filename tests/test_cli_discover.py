@@ -11,9 +11,8 @@ from discovery_servers import free_port
 
 from aiosollol.cli import discover as command
 from aiosollol.cli.discover import DiscoverOptions, hints, line_of, run_discover, specs_of
-from aiosollol.core.discovered import Discovered
-from aiosollol.core.networks import Skipped
-from aiosollol.discovery.watch import Arrived, Departed
+from aiosollol.core.networks import Discovered, Skipped
+from aiosollol.discovery.search import Arrived, Departed
 from aiosollol.errors import InvalidInput
 
 A = Discovered("http://10.77.0.1:11434", "0.33.0", ("m:latest", "n:1b"), "scan", 0.0021)

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from aiosollol.cli.sinks import npy_header, open_sink
-from aiosollol.cli.sources import Item, Reader, open_sources
+from aiosollol.cli.embed_files import Item, Reader, npy_header, open_sink, open_sources
 from aiosollol.core.embeddings import Embeddings
 from aiosollol.errors import InvalidInput, SollolError
 

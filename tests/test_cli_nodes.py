@@ -11,12 +11,20 @@ import pytest
 from cli_cluster import Cluster, use
 
 from aiosollol import NodeRegistry, OllamaPool
-from aiosollol.beginnings import Beginning
-from aiosollol.cli import cluster as beginning
-from aiosollol.cli import embed, main, measure, nodes, plan, route, stats, verify, warm
+from aiosollol.cli import (
+    embed,
+    main,
+    measure,
+    models,
+    nodes,
+    plan,
+    route,
+)
+from aiosollol.cli import measure as beginning
 from aiosollol.config.node_files import save_nodes
-from aiosollol.core.discovered import Discovered
+from aiosollol.core.networks import Discovered
 from aiosollol.core.node import NodeSpec
+from aiosollol.pool.bootstrap import Beginning
 from aiosollol.testing import FakeModel, Fault
 from aiosollol.wire.agent import AgentReport, Gpu, dump_report
 
@@ -28,7 +36,7 @@ SEARCHING = (
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    return use(monkeypatch, (embed, measure, nodes, plan, route, stats, verify, warm))
+    return use(monkeypatch, (embed, measure, nodes, plan, route, nodes, models, models))
 
 
 def out(capsys: pytest.CaptureFixture[str]) -> list[str]:

@@ -11,9 +11,17 @@ import pytest
 from cli_cluster import Cluster, use
 
 from aiosollol import NodeRegistry
-from aiosollol.cli import embed, main, measure, plan, stats
+from aiosollol.cli import (
+    embed,
+    main,
+    measure,
+    plan,
+)
+from aiosollol.cli import (
+    nodes as stats,
+)
 from aiosollol.cli.output import seconds_text
-from aiosollol.core.cost import Cost
+from aiosollol.core.scheduling.cost import Cost
 from aiosollol.testing import FakeModel, Fault
 
 MODEL = "nomic-embed-text"
@@ -24,7 +32,7 @@ SLOW = Cost(0.0, 0.1, observations=5)
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    monkeypatch.setattr("aiosollol.executor.GIVE_UP_SECONDS", 0.0)
+    monkeypatch.setattr("aiosollol.batch.executor.GIVE_UP_SECONDS", 0.0)
     return use(monkeypatch, (embed, measure, plan, stats))
 
 

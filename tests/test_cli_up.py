@@ -21,13 +21,18 @@ from typing import Any
 import aiohttp
 import pytest
 
-from aiosollol.cli import up as module
-from aiosollol.cli.up import UpOptions, greeting, print_key, source_of
-from aiosollol.gateway.keys import new_key, parse_keys
+from aiosollol.cli import gateway as module
+from aiosollol.cli.gateway import (
+    UpOptions,
+    greeting,
+    print_key,
+    source_of,
+)
+from aiosollol.gateway.middleware.keys import new_key, parse_keys
 from aiosollol.service.config import SOLLOLConfig
 from aiosollol.service.running import Running
 from aiosollol.testing import FakeModel
-from aiosollol.testing.process import FakeOllamaProcess
+from aiosollol.testing.server import FakeOllamaProcess
 
 pytestmark = pytest.mark.anyio
 
@@ -503,7 +508,7 @@ def test_what_a_user_is_told() -> None:
 def test_every_limit_has_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
     from typer.testing import CliRunner
 
-    from aiosollol.cli import gateway_commands  # noqa: F401 - adds the command
+    from aiosollol.cli import gateway as gateway_commands  # noqa: F401 - adds the command
     from aiosollol.cli.base import app
 
     told: list[UpOptions] = []
@@ -530,7 +535,7 @@ def test_every_limit_has_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_option_of_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
     from typer.testing import CliRunner
 
-    from aiosollol.cli import gateway_commands  # noqa: F401 - adds the command
+    from aiosollol.cli import gateway as gateway_commands  # noqa: F401 - adds the command
     from aiosollol.cli.base import app
 
     told: list[UpOptions] = []

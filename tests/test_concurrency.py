@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiosollol.core.concurrency import (
+from aiosollol.core.routing.concurrency_limit import (
     GOOD_DELAY,
     START,
     Concurrency,

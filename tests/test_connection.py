@@ -20,9 +20,9 @@ from connection_servers import (
     until,
 )
 
-from aiosollol.connection import exchange, kept
-from aiosollol.connection.exchange import Late
-from aiosollol.connection.protocol import SLICE_BYTES
+from aiosollol.net import connection_pool, http_exchange
+from aiosollol.net.connection import SLICE_BYTES
+from aiosollol.net.http_exchange import Late
 from aiosollol.wire.http1 import BadResponse
 
 pytestmark = pytest.mark.anyio
@@ -125,12 +125,12 @@ async def test_idle_ones_are_closed_after_a_while(monkeypatch: pytest.MonkeyPatc
             await over(begun)
         connections._sweep()
         assert "3 open, 3 idle" in repr(connections), "their time has not come"
-        used[0].idle_since = used[1].idle_since = -kept.KEEP_SECONDS
+        used[0].idle_since = used[1].idle_since = -connection_pool.KEEP_SECONDS
         connections._sweep()
         assert "1 idle" in repr(connections)
         await until(lambda: server.open == 1)
         assert connections._sweep_timer is not None
-        monkeypatch.setattr(kept, "KEEP_SECONDS", 0.0)
+        monkeypatch.setattr(connection_pool, "KEEP_SECONDS", 0.0)
         connections._sweep()
         assert connections._sweep_timer is None
         await until(lambda: not server.open)
@@ -233,7 +233,7 @@ async def test_a_reset_is_no_end() -> None:
 
 
 async def test_an_endless_answer_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "MAX_BODY", 1 << 20)
+    monkeypatch.setattr(http_exchange, "MAX_BODY", 1 << 20)
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -259,7 +259,7 @@ async def test_of_an_error_no_more_than_a_message_is_read() -> None:
     async with served(handle) as server, connections_to(server.port) as connections:
         done = await asked(connections)
         assert (done.status, done.error) == (500, None)
-        assert exchange.MAX_ERROR_BODY <= len(done.read()) < 1 << 20
+        assert http_exchange.MAX_ERROR_BODY <= len(done.read()) < 1 << 20
         await until(lambda: not server.open)
 
 
@@ -383,7 +383,7 @@ async def test_a_stream_waits_for_a_slow_reader() -> None:
         unread = begun._size
         await turns(200)
         assert begun._size == unread, "it is held up"
-        assert unread <= 2 * exchange._MANY_BYTES
+        assert unread <= 2 * http_exchange._MANY_BYTES
         received = hashlib.sha256()
         count = 0
         while True:
@@ -392,7 +392,7 @@ async def test_a_stream_waits_for_a_slow_reader() -> None:
             piece = begun.read()
             if not piece:
                 break
-            assert begun._size <= 2 * exchange._MANY_BYTES
+            assert begun._size <= 2 * http_exchange._MANY_BYTES
             received.update(piece)
             count += len(piece)
         expected = b"".join(bytes([n % 256]) * 100_000 for n in range(size // 100_000))

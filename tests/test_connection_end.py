@@ -20,10 +20,10 @@ from connection_servers import (
     until,
 )
 
-from aiosollol.connection import dial
-from aiosollol.connection.dial import Connector
-from aiosollol.connection.kept import Closed, ConnectionPool
 from aiosollol.core.address import Address
+from aiosollol.net import connector
+from aiosollol.net.connection_pool import Closed, ConnectionPool
+from aiosollol.net.connector import Connector
 
 pytestmark = pytest.mark.anyio
 
@@ -56,7 +56,7 @@ async def test_closing_ends_dialling(monkeypatch: pytest.MonkeyPatch) -> None:
     async def hang(*_: Any) -> Any:
         await asyncio.get_running_loop().create_future()
 
-    monkeypatch.setattr(dial.Connector, "dial", hang)
+    monkeypatch.setattr(connector.Connector, "dial", hang)
     connections = ConnectionPool(Connector(Address("http", "127.0.0.1", 1)))
     making = [asyncio.ensure_future(connections.make(60)) for _ in range(3)]
     await turns()

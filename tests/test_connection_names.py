@@ -17,7 +17,7 @@ from connection_servers import (
     until,
 )
 
-from aiosollol.connection import dial
+from aiosollol.net import connector
 
 pytestmark = pytest.mark.anyio
 
@@ -84,8 +84,8 @@ async def test_an_address_that_is_silent_does_not_hold_up_the_next(
                 cancelled.append(host)
         return host, None
 
-    monkeypatch.setattr(dial, "_NEXT_SECONDS", 0.0)
-    assert await dial._first(reach, ["::1", "127.0.0.1"]) == ("127.0.0.1", None)
+    monkeypatch.setattr(connector, "_NEXT_SECONDS", 0.0)
+    assert await connector._first(reach, ["::1", "127.0.0.1"]) == ("127.0.0.1", None)
     await until(lambda: cancelled)
 
 
@@ -110,7 +110,7 @@ async def test_of_two_that_connect_at_once_one_is_closed() -> None:
             await asyncio.sleep(0)  # it was there at the same moment
         return Transport(host), None
 
-    dial_first: Any = dial._first
+    dial_first: Any = connector._first
     async with asyncio.timeout(20):
         transport, _ = await dial_first(reach, ["a", "b"])
     await until(lambda: aborted)
@@ -128,8 +128,8 @@ async def test_who_is_cancelled_while_two_are_tried_ends_both(
         finally:
             ended.append(host)
 
-    monkeypatch.setattr(dial, "_NEXT_SECONDS", 0.0)
-    task = asyncio.ensure_future(dial._first(reach, ["a", "b"]))
+    monkeypatch.setattr(connector, "_NEXT_SECONDS", 0.0)
+    task = asyncio.ensure_future(connector._first(reach, ["a", "b"]))
     await turns()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -139,7 +139,7 @@ async def test_who_is_cancelled_while_two_are_tried_ends_both(
 
 def test_families_take_turns() -> None:
     found = [(10, "::1"), (10, "::2"), (10, "::3"), (2, "127.0.0.1")]
-    assert dial._interleaved(found) == ["::1", "127.0.0.1", "::2", "::3"]
+    assert connector._interleaved(found) == ["::1", "127.0.0.1", "::2", "::3"]
 
 
 @pytest.mark.parametrize(
@@ -152,4 +152,4 @@ def test_families_take_turns() -> None:
     ],
 )
 def test_a_zone_stays_with_its_address(address: tuple[Any, ...], host: str) -> None:
-    assert dial._as_host(address) == host
+    assert connector._as_host(address) == host

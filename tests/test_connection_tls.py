@@ -23,11 +23,11 @@ from connection_servers import (
     until,
 )
 
-from aiosollol.connection import dial
-from aiosollol.connection.dial import WrongCertificate
 from aiosollol.core.node import NodeSpec
 from aiosollol.errors import NodeUnreachable
-from aiosollol.transport import HttpTransport
+from aiosollol.net import connector
+from aiosollol.net.connector import WrongCertificate
+from aiosollol.net.transport import HttpTransport
 
 pytestmark = pytest.mark.anyio
 
@@ -83,7 +83,7 @@ def certificate(
 async def test_a_trusted_certificate(
     certificate: Certificate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dial, "_trusting_authorities", certificate.trust)
+    monkeypatch.setattr(connector, "_trusting_authorities", certificate.trust)
     async with (
         served(polite, certificate.server) as server,
         connections_to(server.port, scheme="https") as connections,
@@ -107,7 +107,7 @@ async def test_a_certificate_that_nobody_vouches_for(certificate: Certificate) -
 async def test_a_certificate_for_another_name(
     certificate: Certificate, monkeypatch: pytest.MonkeyPatch, names: Names
 ) -> None:
-    monkeypatch.setattr(dial, "_trusting_authorities", certificate.trust)
+    monkeypatch.setattr(connector, "_trusting_authorities", certificate.trust)
     async with (
         served(polite, certificate.server) as server,
         connections_to(server.port, scheme="https", host="node") as connections,
@@ -140,7 +140,7 @@ async def test_another_certificate_than_the_pinned_one_is_told_nothing(
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         received.append(await reader.read())
 
-    monkeypatch.setattr(dial, "_trusting_authorities", certificate.trust)
+    monkeypatch.setattr(connector, "_trusting_authorities", certificate.trust)
     async with (
         served(handle, certificate.server) as server,
         connections_to(server.port, scheme="https", fingerprint="0" * 64) as connections,
@@ -200,8 +200,8 @@ async def test_a_server_that_never_says_goodbye_does_not_hold_up_the_end(
     certificate: Certificate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The TLS of a wedged server: it reads nothing any more, so it answers no close_notify."""
-    monkeypatch.setattr(dial, "_trusting_authorities", certificate.trust)
-    monkeypatch.setattr(dial, "_GOODBYE_SECONDS", 0.01)
+    monkeypatch.setattr(connector, "_trusting_authorities", certificate.trust)
+    monkeypatch.setattr(connector, "_GOODBYE_SECONDS", 0.01)
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -220,7 +220,7 @@ async def test_a_server_that_never_says_goodbye_does_not_hold_up_the_end(
 async def test_a_large_request_and_a_slow_reader_with_tls(
     certificate: Certificate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dial, "_trusting_authorities", certificate.trust)
+    monkeypatch.setattr(connector, "_trusting_authorities", certificate.trust)
     body = bytes(range(256)) * 20_000
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

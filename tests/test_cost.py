@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiosollol.core.cost import CHARACTERS_PER_TOKEN, Cost, TokenRatio
+from aiosollol.core.scheduling.cost import CHARACTERS_PER_TOKEN, Cost, TokenRatio
 
 quiet = settings(deadline=None)
 overheads = st.floats(1e-4, 0.2)

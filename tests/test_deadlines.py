@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from aiosollol.deadlines import Deadlines
+from aiosollol.net.primitives import Deadlines
 
 pytestmark = pytest.mark.anyio
 

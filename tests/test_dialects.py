@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiosollol.core.reply import Record
-from aiosollol.wire import dialects, fields, images
-from aiosollol.wire.asked import Refusal
-from aiosollol.wire.dialect import Question, Stamp
+from aiosollol.wire import compatible_apis, json_fields, translation
+from aiosollol.wire.ollama.server_requests import Refusal
+from aiosollol.wire.translation import Question, Stamp
 
 STAMP = Stamp("1", 1_795_251_719)
 few = settings(max_examples=40, deadline=None)  # for each of four APIs; and machines are busy
-PATHS = list(dialects.READERS)
+PATHS = list(compatible_apis.READERS)
 MESSAGES = [{"role": "user", "content": "hello"}]
 SMALLEST: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"model": "m", "messages": MESSAGES},
@@ -28,12 +28,12 @@ SMALLEST: dict[str, dict[str, Any]] = {
 
 
 def question(path: str, **more: Any) -> Question:
-    return dialects.READERS[path](json.dumps({**SMALLEST[path], **more}).encode())
+    return compatible_apis.READERS[path](json.dumps({**SMALLEST[path], **more}).encode())
 
 
 def refusal(path: str, body: bytes) -> Refusal:
     with pytest.raises(Refusal) as caught:
-        dialects.READERS[path](body)
+        compatible_apis.READERS[path](body)
     return caught.value
 
 
@@ -149,7 +149,7 @@ def test_what_can_be_read_and_not_written_is_refused(path: str) -> None:
 
 def test_lone_surrogates_are_replaced_as_go_does() -> None:
     body = b'{"model":"m","messages":[{"role":"user","content":"\\ud83d!"}]}'
-    made = dialects.READERS["/v1/chat/completions"](body)
+    made = compatible_apis.READERS["/v1/chat/completions"](body)
     assert made.payload["messages"] == [{"role": "user", "content": "\ufffd!"}]
 
 
@@ -189,11 +189,11 @@ questions = st.dictionaries(names, likely, max_size=10)
 def check_any_request(path: str, body: bytes) -> None:
     made: Question | Refusal
     try:
-        made = dialects.READERS[path](body)
+        made = compatible_apis.READERS[path](body)
     except Refusal as refused:
         made = refused
     if isinstance(made, Refusal):
-        answer = dialects.refuse(path, made, "1")
+        answer = compatible_apis.refuse(path, made, "1")
         assert (made.status, answer.status) == (400, 400)
         assert orjson.loads(answer.body)["error"]["message"] == made.message
     else:
@@ -260,7 +260,7 @@ def test_any_items(items: list[Any]) -> None:
     ],
 )
 def test_errors_in_each_form(path: str, body: bytes) -> None:
-    answer = dialects.refuse(path, Refusal(404, "no"), "1")
+    answer = compatible_apis.refuse(path, Refusal(404, "no"), "1")
     assert (answer.status, answer.body) == (404, body)
 
 
@@ -368,7 +368,7 @@ def test_any_answer_is_passed_on_or_refused(path: str, parts: list[dict[str, Any
         try:
             written = asked.answer(answer, STAMP)
         except Refusal as refused:
-            written = dialects.refuse(path, refused, "1")
+            written = compatible_apis.refuse(path, refused, "1")
         assert orjson.loads(written.body)
         assert written.status in (200, 502)
     events.finish()
@@ -379,8 +379,8 @@ def test_any_answer_is_passed_on_or_refused(path: str, parts: list[dict[str, Any
 
 @pytest.mark.parametrize("kind", ["", "image/jpeg", "image/jpg", "image/png", "image/webp"])
 def test_an_image_of_a_data_url(kind: str) -> None:
-    assert images.from_url(f"data:{kind};base64,AAAA") == "AAAA"
-    assert images.from_url(f"data:{kind};base64,AA\r\nAA") == "AAAA"
+    assert translation.from_url(f"data:{kind};base64,AAAA") == "AAAA"
+    assert translation.from_url(f"data:{kind};base64,AA\r\nAA") == "AAAA"
 
 
 @pytest.mark.parametrize(
@@ -396,13 +396,13 @@ def test_an_image_of_a_data_url(kind: str) -> None:
 )
 def test_what_is_no_image(url: str) -> None:
     with pytest.raises(Refusal, match=r"^invalid image input$"):
-        images.from_url(url)
+        translation.from_url(url)
 
 
 def test_images_are_not_fetched() -> None:
     for url in ("http://127.0.0.1/x.png", "https://127.0.0.1/x.png"):
         with pytest.raises(Refusal, match="image URLs are not currently supported"):
-            images.from_url(url)
+            translation.from_url(url)
 
 
 # ---- fields
@@ -422,7 +422,7 @@ def test_images_are_not_fetched() -> None:
 )
 def test_fields_have_types(method: str, value: Any, wrong: str) -> None:
     def read(given: Any) -> Any:
-        return getattr(fields.Fields({"x": given}, "T"), method)("x")
+        return getattr(json_fields.Fields({"x": given}, "T"), method)("x")
 
     assert read(value) == value
     with pytest.raises(Refusal) as caught:
@@ -434,10 +434,10 @@ def test_fields_have_types(method: str, value: Any, wrong: str) -> None:
     ("value", "number"), [(0, 0), (-1.5, -1.5), (2**70, float(2**70)), (None, None)]
 )
 def test_numbers(value: Any, number: float | None) -> None:
-    assert fields.Fields({"x": value}, "T").number("x") == number
+    assert json_fields.Fields({"x": value}, "T").number("x") == number
 
 
 @pytest.mark.parametrize("value", [True, "1", 10**400, []])
 def test_what_is_no_number(value: Any) -> None:
     with pytest.raises(Refusal, match=r"Go struct field T\.x of type float64"):
-        fields.Fields({"x": value}, "T").number("x")
+        json_fields.Fields({"x": value}, "T").number("x")

@@ -11,10 +11,10 @@ import pytest
 from live_cluster import EMBED, MODEL, TALKER, cluster, vector, virtual_time
 
 from aiosollol.errors import NoNodeAvailable
-from aiosollol.exchange import EmbedCall, TalkCall
-from aiosollol.relay import RelayCall, read_talk
+from aiosollol.live.node_client import EmbedCall, TalkCall
+from aiosollol.live.relay import RelayCall, read_talk
 from aiosollol.testing import FakeTransport, Fault
-from aiosollol.wire.chat import load_chat
+from aiosollol.wire.ollama.chat import load_chat
 
 RIGHT, WRONG, OTHER = EMBED.dim, EMBED.dim + 1, 2 * EMBED.dim
 

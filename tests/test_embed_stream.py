@@ -16,7 +16,7 @@ from aiosollol import (
     OllamaPool,
     PoolClosed,
 )
-from aiosollol.embed_stream import SEGMENT_ITEMS
+from aiosollol.batch.stream import SEGMENT_ITEMS
 from aiosollol.testing import FakeModel, FakeTransport, Fault, fake_vector
 
 pytestmark = pytest.mark.anyio

@@ -21,10 +21,10 @@ import pytest
 from aiohttp import web
 
 from aiosollol.embedded import Backend, Computed, EmbeddedNode, make_app, serve
-from aiosollol.embedded.static_model import StaticModel
+from aiosollol.embedded.model import StaticModel
 from aiosollol.errors import InvalidInput, MissingExtra, NodeTimeout, NodeUnreachable
-from aiosollol.server_process import ServerProcess
-from aiosollol.wire.answers import ModelCard
+from aiosollol.net.subprocess import ServerProcess
+from aiosollol.wire.ollama.server_responses import ModelCard
 
 numpy = pytest.importorskip("numpy")
 pytest.importorskip("wordllama")
@@ -130,7 +130,7 @@ for name in ("connect", "connect_ex", "sendto", "sendmsg", "bind"):
 socket.getaddrinfo = socket.create_connection = refuse
 
 from aiosollol.embedded import EmbeddedNode
-from aiosollol.embedded.static_model import StaticModel
+from aiosollol.embedded.model import StaticModel
 assert not {"numpy", "wordllama", "tokenizers"} & set(sys.modules), "loaded on import"
 computed = StaticModel().embed(["hello world"])
 assert len(computed.floats) == 256 * 4

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiosollol.core.engines import (
+from aiosollol.core.offload.engine_choice import (
     PARTITION_SECONDS,
     EngineOffer,
     EngineOutcome,

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from aiosollol.error_log import INTERVAL, ErrorLog, loop_errors, origin_of
 from aiosollol.errors import (
     BadRequest,
     ConnectionLost,
@@ -22,6 +21,12 @@ from aiosollol.errors import (
     RunnerFailed,
     StreamCutOff,
     summary,
+)
+from aiosollol.net.error_log import (
+    INTERVAL,
+    ErrorLog,
+    loop_errors,
+    origin_of,
 )
 
 SECRET = "my secret prompt"

@@ -9,11 +9,11 @@ import anyio
 import pytest
 from live_cluster import MODEL, Watcher, cluster, virtual_time
 
-from aiosollol import events
+from aiosollol.cluster import event_hub
+from aiosollol.cluster.event_hub import EventHub
 from aiosollol.core.events import AttemptFailed, Hedged, Loading, NodeChanged, PoolEvent, Routed
-from aiosollol.core.health import ProbeFailed
+from aiosollol.core.node_transitions import ProbeFailed
 from aiosollol.errors import NodeUnreachable
-from aiosollol.events import EventHub
 from aiosollol.testing import Fault
 
 pytestmark = pytest.mark.anyio
@@ -65,7 +65,7 @@ async def test_a_reader_waits_for_what_comes() -> None:
 
 
 async def test_who_reads_too_slowly_loses_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "_KEPT", 5)
+    monkeypatch.setattr(event_hub, "_KEPT", 5)
     hub = EventHub()
     slow, fast = hub.watch(), hub.watch()
     for number in range(12):

@@ -10,16 +10,16 @@ import anyio.abc
 import pytest
 import trio.testing
 
-from aiosollol.core.buffer import VectorBuffer
-from aiosollol.core.health import Probed, ProbeFailed
-from aiosollol.core.planner import BatchShape, PlanOptions, plan
+from aiosollol.batch.executor import BatchJob, Executor
+from aiosollol.cluster.health_monitor import HealthMonitor
+from aiosollol.cluster.state import ClusterState
+from aiosollol.core.node_transitions import Probed, ProbeFailed
 from aiosollol.core.request import EmbedSettings
+from aiosollol.core.scheduling.planner import BatchShape, PlanOptions, plan
+from aiosollol.core.scheduling.vector_buffer import VectorBuffer
 from aiosollol.errors import BadRequest, NodeUnreachable, NoNodeAvailable
-from aiosollol.exchange import NodeClient
-from aiosollol.executor import BatchJob, Executor
-from aiosollol.loads import ModelLoader
-from aiosollol.monitor import HealthMonitor
-from aiosollol.registry import ClusterState
+from aiosollol.live.model_loader import ModelLoader
+from aiosollol.live.node_client import NodeClient
 from aiosollol.testing import FakeModel, FakeTransport, Fault, fake_vector
 
 pytestmark = pytest.mark.anyio

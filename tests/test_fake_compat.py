@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from aiosollol.testing import FakeModel, FakeOllama, Fault
-from aiosollol.wire.dialects import READERS
+from aiosollol.wire.compatible_apis import READERS
 
 pytestmark = pytest.mark.anyio
 

@@ -24,8 +24,8 @@ from aiosollol.errors import (
 )
 from aiosollol.ports import Transport
 from aiosollol.testing import FakeModel, FakeTransport, Fault, fake_tokens, fake_vector
-from aiosollol.testing import model as fake_model
-from aiosollol.wire.embed import load_embeddings
+from aiosollol.testing import models as fake_model
+from aiosollol.wire.ollama.embeddings import load_embeddings
 
 pytestmark = pytest.mark.anyio
 

@@ -13,7 +13,7 @@ from gateway_cluster import MODELS, Cluster, cluster
 from aiosollol.errors import InvalidInput
 from aiosollol.gateway.options import GatewayOptions
 from aiosollol.testing import FakeModel, FakeOllama, Fault
-from aiosollol.wire.dialect import Events
+from aiosollol.wire.translation import Events
 
 pytestmark = pytest.mark.anyio
 

@@ -15,10 +15,14 @@ import orjson
 import pytest
 from aiohttp import web
 
-from aiosollol.error_log import ErrorLog
-from aiosollol.gateway import accepting, connections
-from aiosollol.gateway.connections import ClientConnection, ConnectionLimiter, ConnectionLimits
-from aiosollol.gateway.serving import Listener
+from aiosollol.gateway.serving import accepting, connections
+from aiosollol.gateway.serving.connections import (
+    ClientConnection,
+    ConnectionLimiter,
+    ConnectionLimits,
+)
+from aiosollol.gateway.serving.listener import Listener
+from aiosollol.net.error_log import ErrorLog
 
 pytestmark = pytest.mark.anyio
 

@@ -14,8 +14,8 @@ from aiohttp import web
 from gateway_cluster import MODELS, Cluster, cluster, served
 
 from aiosollol import OllamaPool
-from aiosollol.gateway.admin import Progress
 from aiosollol.gateway.app import make_app
+from aiosollol.gateway.endpoints.admin import Progress
 from aiosollol.gateway.options import GatewayOptions
 from aiosollol.testing import FakeOllama
 
@@ -216,7 +216,7 @@ async def test_the_page_needs_no_internet() -> None:
 
 
 async def test_the_page_without_swagger_ui(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiosollol.gateway.openapi.find_spec", lambda name: None)
+    monkeypatch.setattr("aiosollol.gateway.endpoints.openapi.find_spec", lambda name: None)
     async with cluster() as gateway:
         page = await gateway.get("/docs")
         assert b"/api/embed/batch/{id}" in page.body

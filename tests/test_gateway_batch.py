@@ -16,7 +16,7 @@ from aiosollol import OllamaPool
 from aiosollol.autobatch import AutoBatch
 from aiosollol.errors import StorageError
 from aiosollol.gateway.app import make_app
-from aiosollol.gateway.batch_jobs import BINARY, NDJSON, accepted
+from aiosollol.gateway.endpoints.batch_jobs import BINARY, NDJSON, accepted
 from aiosollol.testing import FakeOllama
 
 numpy = pytest.importorskip("numpy")

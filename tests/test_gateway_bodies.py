@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from gateway_cluster import Cluster, cluster
 
-from aiosollol.gateway import bodies
-from aiosollol.gateway.guard import Guard
-from aiosollol.gateway.keys import KeyRing, new_key, parse_keys
+from aiosollol.gateway import request_bodies
+from aiosollol.gateway.middleware.guard import Guard
+from aiosollol.gateway.middleware.keys import KeyRing, new_key, parse_keys
 from aiosollol.gateway.options import GatewayOptions
-from aiosollol.wire import gojson
+from aiosollol.wire.ollama import go_json
 
 pytestmark = pytest.mark.anyio
 
@@ -52,7 +52,7 @@ class Readers:
         self.threads: list[tuple[int, str]] = []
         self.held = 0
         self.began, self.go_on = threading.Event(), threading.Event()
-        patch.setattr(gojson, "orjson", self)
+        patch.setattr(go_json, "orjson", self)
         self._loads: Callable[[bytes], Any] = json.loads
 
     JSONDecodeError = json.JSONDecodeError
@@ -68,8 +68,8 @@ class Readers:
 
 @pytest.fixture
 def readers(monkeypatch: pytest.MonkeyPatch) -> Readers:
-    monkeypatch.setattr(gojson, "WHOLE", 10 * LARGE)
-    monkeypatch.setattr(bodies, "LARGE", LARGE // 2)
+    monkeypatch.setattr(go_json, "WHOLE", 10 * LARGE)
+    monkeypatch.setattr(request_bodies, "LARGE", LARGE // 2)
     return Readers(monkeypatch)
 
 
@@ -138,4 +138,4 @@ async def test_a_refusal_comes_out_of_the_thread() -> None:
 
 
 def test_sizes() -> None:
-    assert SMALL < bodies.IN_LOOP < MEDIUM < bodies.LARGE
+    assert SMALL < request_bodies.IN_LOOP < MEDIUM < request_bodies.LARGE

@@ -20,7 +20,7 @@ from keyed_gateway import (
     visible,
 )
 
-from aiosollol.gateway.keys import KeyRing, keys_in_variable, new_key
+from aiosollol.gateway.middleware.keys import KeyRing, keys_in_variable, new_key
 from aiosollol.service import SOLLOL, SOLLOLConfig
 from aiosollol.testing import FakeOllama
 

@@ -7,7 +7,13 @@ from hashlib import sha256
 import pytest
 
 from aiosollol import ConfigError, InvalidInput
-from aiosollol.gateway.keys import ApiKey, KeyRing, keys_in_variable, new_key, parse_keys
+from aiosollol.gateway.middleware.keys import (
+    ApiKey,
+    KeyRing,
+    keys_in_variable,
+    new_key,
+    parse_keys,
+)
 
 HASH = "sha256:" + "a" * 64
 OTHER = "sha256:" + "b" * 64

@@ -13,11 +13,15 @@ import pytest
 from aiohttp import web
 
 from aiosollol import InvalidInput
-from aiosollol.gateway.guard import KEY, Guard
-from aiosollol.gateway.keys import ApiKey, KeyRing, new_key, parse_keys
-from aiosollol.gateway.limits import Limiter, Limits, client_of
-from aiosollol.gateway.origins import Origins
-from aiosollol.gateway.serving import Listener
+from aiosollol.gateway.middleware.guard import KEY, Guard, Origins
+from aiosollol.gateway.middleware.keys import (
+    ApiKey,
+    KeyRing,
+    new_key,
+    parse_keys,
+)
+from aiosollol.gateway.middleware.limits import Limiter, Limits, client_of
+from aiosollol.gateway.serving.listener import Listener
 from aiosollol.service import parts
 from aiosollol.service.config import SOLLOLConfig
 

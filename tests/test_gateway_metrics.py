@@ -27,8 +27,13 @@ from aiosollol.gateway.metrics import (
     word_of,
 )
 from aiosollol.gateway.options import Served
-from aiosollol.gateway.serving import Listener
-from aiosollol.gateway.siblings import Siblings, as_data, from_data, merged
+from aiosollol.gateway.serving.listener import Listener
+from aiosollol.gateway.serving.supervisor import (
+    Siblings,
+    as_data,
+    from_data,
+    merged,
+)
 
 if TYPE_CHECKING:
     from prometheus_client import Metric

@@ -9,8 +9,8 @@ import pytest
 from gateway_cluster import Cluster, cluster
 
 from aiosollol.errors import StorageError
+from aiosollol.gateway.middleware.error_responses import trouble
 from aiosollol.gateway.options import GatewayOptions
-from aiosollol.gateway.refusals import trouble
 
 pytestmark = pytest.mark.anyio
 

@@ -20,12 +20,11 @@ import pytest
 from aiohttp import web
 
 from aiosollol import InvalidInput, SollolError
-from aiosollol.gateway.connections import ConnectionLimits
-from aiosollol.gateway.guard import Guard
-from aiosollol.gateway.limits import Limits
-from aiosollol.gateway.serving import Listener
-from aiosollol.gateway.signals import Signals
-from aiosollol.gateway.supervisor import Supervisor
+from aiosollol.gateway.middleware.guard import Guard
+from aiosollol.gateway.middleware.limits import Limits
+from aiosollol.gateway.serving.connections import ConnectionLimits
+from aiosollol.gateway.serving.listener import Listener, Signals
+from aiosollol.gateway.serving.supervisor import Supervisor
 
 pytestmark = pytest.mark.anyio
 

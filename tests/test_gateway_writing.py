@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiosollol.gateway.sending import VectorWriter
-from aiosollol.wire.answers import Floats, json_vectors
+from aiosollol.gateway.responses import VectorWriter
+from aiosollol.wire.ollama.server_responses import Floats, json_vectors
 
 pytestmark = pytest.mark.anyio
 

@@ -9,7 +9,7 @@ import pytest
 
 from aiosollol.core.embeddings import Embeddings
 from aiosollol.errors import PoolSaturated
-from aiosollol.gateway.gathering import Gathered, Key, MicroBatcher
+from aiosollol.gateway.micro_batching import Gathered, Key, MicroBatcher
 
 pytestmark = pytest.mark.anyio
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiosollol.core.health import (
+from aiosollol.core.node import LoadedModel, ModelInfo, NodeSpec, NodeState
+from aiosollol.core.node_transitions import (
     Answered,
     Event,
     Failed,
@@ -17,7 +18,6 @@ from aiosollol.core.health import (
     ProbeFailed,
     advance,
 )
-from aiosollol.core.node import LoadedModel, ModelInfo, NodeSpec, NodeState
 from aiosollol.errors import (
     BadRequest,
     ConnectionLost,

@@ -11,7 +11,7 @@ from live_cluster import Cluster, Watcher, cluster, gather, vector, virtual_time
 
 from aiosollol.core.events import Hedged
 from aiosollol.errors import NodeError, NoNodeAvailable, PoolClosed, RunnerFailed
-from aiosollol.hedge import HedgeTimer, Race
+from aiosollol.live.hedging import HedgeTimer, Race
 from aiosollol.testing import Fault
 
 pytestmark = pytest.mark.anyio

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiosollol.core.hedging import Hedging
+from aiosollol.core.routing.hedge_policy import Hedging
 
 CASES = json.loads((pathlib.Path(__file__).parent / "data" / "hedge.json").read_text())
 

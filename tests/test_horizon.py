@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiosollol.core.horizon import earliest_finish
+from aiosollol.core.scheduling.cost import earliest_finish
 
 workers = st.lists(st.tuples(st.floats(0.0, 1e3), st.floats(1e-2, 1e3)), min_size=1, max_size=8)
 work = st.floats(1e-3, 1e4)

@@ -21,14 +21,15 @@ from typing import Any
 import pytest
 
 import aiosollol
-from aiosollol.config import settings_file
+from aiosollol.config import resolve
 from aiosollol.core.address import Address
 from aiosollol.core.durations import parse_duration
 from aiosollol.core.passages import cut_passages
 from aiosollol.errors import InvalidInput
-from aiosollol.service import source
-from aiosollol.wire import asked, gojson, tracecontext
+from aiosollol.service import config as source
+from aiosollol.telemetry import tracing
 from aiosollol.wire.announcement import read_announcement
+from aiosollol.wire.ollama import go_json, server_requests
 
 PATIENCE = 15.0
 LONG, SHORT = 200_000, 10_000  # characters: for what may be quadratic, and for what is worse
@@ -137,8 +138,8 @@ def test_patterns_are_linear(place: str) -> None:
 
 def test_all_patterns_are_found() -> None:
     assert len(USES) > 40
-    assert "aiosollol.wire.tracecontext._PARENT" in USES
-    assert any(place.startswith("aiosollol.testing.speaking:") for place in USES)
+    assert "aiosollol.telemetry.tracing._PARENT" in USES
+    assert any(place.startswith("aiosollol.testing.chat:") for place in USES)
 
 
 @pytest.mark.parametrize("slow", [r"\s*[a-z]+", r"([0-9]*\.?[0-9]+|[0-9]+\.)(s|m)", r"(a|aa)+$"])
@@ -173,7 +174,7 @@ RUNS = [
 
 def _read_embed(text: str) -> object:
     body = b'{"model":"m","keep_alive":"%b"}' % text.encode("utf-8", "surrogatepass")
-    return asked.read_embed(body.replace(b"\n", b" "))
+    return server_requests.read_embed(body.replace(b"\n", b" "))
 
 
 PARSERS: dict[str, Callable[[str], object]] = {
@@ -182,11 +183,11 @@ PARSERS: dict[str, Callable[[str], object]] = {
     "addresses": Address.parse,
     "passages": lambda text: list(cut_passages(text, 1000)),
     "passages in one": lambda text: list(cut_passages(text, LONG * 2)),
-    "JSON": lambda text: gojson.loads(text.encode("utf-8", "surrogatepass")),
-    "JSON in a list": lambda text: gojson.loads(b"[" + text.encode("utf-8", "surrogatepass")),
-    "JSON in a string": lambda text: gojson.loads(b'["' + text.encode("utf-8", "surrogatepass")),
-    "traces": lambda text: tracecontext.read_trace([text], [text]),
-    "lines of a settings file": lambda text: settings_file._line_of("x", text),
+    "JSON": lambda text: go_json.loads(text.encode("utf-8", "surrogatepass")),
+    "JSON in a list": lambda text: go_json.loads(b"[" + text.encode("utf-8", "surrogatepass")),
+    "JSON in a string": lambda text: go_json.loads(b'["' + text.encode("utf-8", "surrogatepass")),
+    "traces": lambda text: tracing.read_trace([text], [text]),
+    "lines of a settings file": lambda text: resolve._line_of("x", text),
     "lines of a service's file": lambda text: source._line_of("x", text),
     "announcements": lambda text: read_announcement(
         "name", {b"path": text.encode("utf-8", "replace"), b"version": b"1" * LONG}
@@ -198,5 +199,5 @@ PARSERS: dict[str, Callable[[str], object]] = {
 @pytest.mark.parametrize("parser", PARSERS)
 def test_parsers_are_linear(parser: str, run: str) -> None:
     for text in (run * (LONG // len(run)), run * (LONG // len(run)) + "\0", run * 2000):
-        with patience(), suppress(InvalidInput, asked.Refusal, gojson.GoJSONError):
+        with patience(), suppress(InvalidInput, server_requests.Refusal, go_json.GoJSONError):
             PARSERS[parser](text)

@@ -21,9 +21,9 @@ import aiosollol
 from aiosollol import InvalidInput, OllamaPool
 from aiosollol.errors import RunnerFailed
 from aiosollol.gateway.app import make_app
-from aiosollol.gateway.sending import begin
-from aiosollol.gateway.serving import Listener
-from aiosollol.http_server import fault_of, listening
+from aiosollol.gateway.responses import begin
+from aiosollol.gateway.serving.listener import Listener
+from aiosollol.net.http_server import fault_of, listening
 from aiosollol.testing import FakeOllama
 
 pytestmark = pytest.mark.anyio

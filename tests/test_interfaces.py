@@ -15,7 +15,7 @@ import pytest
 from netlab import NetLab
 from packaging.requirements import Requirement
 
-from aiosollol.discovery.interfaces import (
+from aiosollol.discovery.local_machine import (
     parse_arp,
     parse_interface,
     read_by_ifaddr,
@@ -112,7 +112,7 @@ fi
 """
 READ_BOTH = """
 import json
-from aiosollol.discovery.interfaces import read_by_ifaddr, read_by_netifaces
+from aiosollol.discovery.local_machine import read_by_ifaddr, read_by_netifaces
 
 print(json.dumps([
     sorted((each.name, str(each.address)) for each in read())
@@ -254,5 +254,5 @@ async def test_a_system_that_does_not_tell_its_interfaces(
 
 
 async def test_no_arp_table_is_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiosollol.discovery.interfaces._ARP_TABLE", "/nonexistent")
+    monkeypatch.setattr("aiosollol.discovery.local_machine._ARP_TABLE", "/nonexistent")
     assert (await read_surroundings()).neighbours == ()

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiosollol.wire import gojson, gojson_scan, json_slices
-from aiosollol.wire.gojson import GoJSONError, loads, loads_whole
+from aiosollol.wire import json_slices
 from aiosollol.wire.json_slices import BrokenJSON, read_value
+from aiosollol.wire.ollama import go_json
+from aiosollol.wire.ollama.go_json import GoJSONError, loads, loads_whole
 
 MIB = 1 << 20
 # The characters that mean something, for texts and for changes.
@@ -27,7 +28,7 @@ def small_slices() -> Iterator[None]:
     """Slices of 12 bytes, and no document that orjson gets whole."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_slices, "SLICE", 12)
-        patch.setattr(gojson, "WHOLE", 0)
+        patch.setattr(go_json, "WHOLE", 0)
         yield
 
 
@@ -241,12 +242,12 @@ def test_only_the_beginning_is_scanned_in_python(
 ) -> None:
     scanned = []
 
-    class Scanner(gojson_scan._Scanner):
+    class Scanner(go_json._Scanner):
         def __init__(self, text: str) -> None:
             scanned.append(len(text))
             super().__init__(text)
 
-    monkeypatch.setattr(gojson_scan, "_Scanner", Scanner)
+    monkeypatch.setattr(go_json, "_Scanner", Scanner)
     with pytest.raises(GoJSONError):
         loads(document)
     assert scanned == [64 << 10]
@@ -263,7 +264,7 @@ def test_orjson_gets_no_more_than_some_slices_at_once(monkeypatch: pytest.Monkey
             sizes.append(len(text))
             return orjson.loads(text)
 
-    for module in (gojson, json_slices):
+    for module in (go_json, json_slices):
         monkeypatch.setattr(module, "orjson", Recorded)
     deep = b"[" * 300 + b"0," * 20_000 + b"0" + b"]" * 300
     for document in (

@@ -144,7 +144,7 @@ SIBLINGS = {part for part, layer in LAYERS.items() if layer == 6}
 # Names that only type checkers follow, and that may point up: (importer, imported).
 TYPING_ONLY = {
     ("errors", "core.embeddings"),  # BatchError carries what was computed
-    ("gateway.batch_jobs", "autobatch"),  # the queue itself comes as an argument
+    ("gateway.endpoints.batch_jobs", "autobatch"),  # the queue itself comes as an argument
 }
 # Names that modules of any layer may take from the package itself.
 FROM_PACKAGE = {"__version__"}
@@ -305,7 +305,7 @@ def test_imports_point_down(module: str) -> None:
 
 
 def test_the_walk_sees_the_package() -> None:
-    assert {"", "errors", "core", "core.node", "wire.ollama"} <= set(MODULES)
+    assert {"", "errors", "core", "core.node", "wire.ollama.client"} <= set(MODULES)
 
 
 def test_every_layer_is_at_most_its_own() -> None:
@@ -325,7 +325,7 @@ KNOWN = {
     "core.stats",
     "wire",
     "wire.__init__",
-    "wire.ollama",
+    "wire.ollama.client",
     "ports",
     "transport",
     "cache",
@@ -343,7 +343,7 @@ KNOWN = {
     "gateway",
     "gateway.__init__",
     "gateway.app",
-    "gateway.ollama",
+    "gateway.endpoints.ollama",
     "embedded",
     "cli",
     "testing",
@@ -365,21 +365,21 @@ KNOWN = {
         ("core.node", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import random"),
         ("core.node", "from timeit import default_timer"),
         ("errors", "if TYPE_CHECKING:\n    from aiosollol.core.embeddings import Embeddings"),
-        ("wire.ollama", "from aiosollol.core.node import ModelInfo"),
+        ("wire.ollama.client", "from aiosollol.core.node import ModelInfo"),
         ("ports", "import aiosollol.core.node"),
         ("transport", "import aiohttp, asyncio, time\nfrom aiosollol import __version__"),
         ("transport", "from aiosollol.ports import Transport\nasync def f(): await g()"),
         ("cache.memory", "from aiosollol.cache.sqlite import x\nfrom . import sqlite"),
-        ("monitor", "import anyio\nfrom aiosollol.registry import Registry"),
-        ("executor", "from aiosollol.streams import ReplyStream"),
+        ("monitor", "import anyio\nfrom aiosollol.cluster.state import Registry"),
+        ("executor", "from aiosollol.live.router.streaming import ReplyStream"),
         ("pool", "from aiosollol import transport, executor, config"),
         ("service", "from aiosollol.gateway.app import make_app"),
         ("gateway.app", "from aiosollol.hybrid import HybridRouter"),
         ("gateway.app", "from . import ollama"),
-        ("gateway.ollama", "from aiosollol.pool import OllamaPool"),
+        ("gateway.endpoints.ollama", "from aiosollol.pool.facade.facade import OllamaPool"),
         ("cli", "import aiosollol\nfrom aiosollol import OllamaPool\nimport aiosollol.config"),
         ("testing", "import aiohttp, aiosollol.cli, aiosollol.core.node"),
-        ("", "from aiosollol.pool import OllamaPool"),
+        ("", "from aiosollol.pool.facade.facade import OllamaPool"),
     ],
 )
 def test_sound_code_passes(module: str, source: str) -> None:
@@ -394,30 +394,34 @@ def test_sound_code_passes(module: str, source: str) -> None:
         ("core.node", "from aiosollol.ports import Transport", "core.node:1 imports ports"),
         ("core.node", "from aiosollol import ports", "core.node:1 imports ports"),
         ("core.node", "from aiosollol import wire", "core.node:1 imports wire"),
-        ("core.node", "from ..wire import ollama", "core.node:1 imports wire.ollama"),
-        ("core.node", "from ..wire.ollama import load", "core.node:1 imports wire.ollama"),
-        ("core", "from ..wire.ollama import load", "core:1 imports wire.ollama"),
-        ("core.node", "def f():\n    import aiosollol.pool", "core.node:2 imports pool"),
+        ("core.node", "from ..wire import ollama", "core.node:1 imports wire.ollama.client"),
+        ("core.node", "from ..wire.ollama import load", "core.node:1 imports wire.ollama.client"),
+        ("core", "from ..wire.ollama import load", "core:1 imports wire.ollama.client"),
+        ("core.node", "def f():\n    import aiosollol.pool.facade", "core.node:2 imports pool"),
         (
             "core.node",
-            "import importlib\nimportlib.import_module('aiosollol.pool')",
+            "import importlib\nimportlib.import_module('aiosollol.pool.facade')",
             "imports pool",
         ),
-        ("core.node", "__import__('aiosollol.pool')", "imports pool"),
-        ("core.node", "if TYPE_CHECKING:\n    from aiosollol.pool import P", "imports pool"),
+        ("core.node", "__import__('aiosollol.pool.facade')", "imports pool"),
+        (
+            "core.node",
+            "if TYPE_CHECKING:\n    from aiosollol.pool.facade.facade import P",
+            "imports pool",
+        ),
         ("errors", "from aiosollol.core.embeddings import Embeddings", "imports core.embeddings"),
-        ("ports", "from aiosollol.wire.ollama import load", "imports wire"),
+        ("ports", "from aiosollol.wire.ollama.client.client import load", "imports wire"),
         ("transport", "from aiosollol.cache.memory import M", "imports cache.memory"),
-        ("transport", "from aiosollol.registry import R", "imports registry"),
+        ("transport", "from aiosollol.cluster.state import R", "imports registry"),
         ("cache.memory", "from ..transport import HttpTransport", "imports transport"),
-        ("executor", "from aiosollol.transport import HttpTransport", "imports transport"),
-        ("executor", "from aiosollol.monitor import Monitor", "imports monitor"),
+        ("executor", "from aiosollol.net.transport import HttpTransport", "imports transport"),
+        ("executor", "from aiosollol.cluster.health_monitor import Monitor", "imports monitor"),
         ("registry", "from aiosollol.config import load", "imports config"),
-        ("registry", "from aiosollol.streams import ReplyStream", "imports streams"),
+        ("registry", "from aiosollol.live.router.streaming import ReplyStream", "imports streams"),
         ("pool", "from aiosollol.embedded import EmbeddedNode", "imports embedded"),
         ("hybrid", "from aiosollol.gateway.app import app", "imports gateway.app"),
-        ("hybrid", "from aiosollol.transport import HttpTransport", "imports transport"),
-        ("gateway.ollama", "from aiosollol.hybrid import HybridRouter", "imports hybrid"),
+        ("hybrid", "from aiosollol.net.transport import HttpTransport", "imports transport"),
+        ("gateway.endpoints.ollama", "from aiosollol.hybrid import HybridRouter", "imports hybrid"),
         ("service", "from aiosollol.cli import main", "imports cli"),
         ("cli", "from aiosollol.testing import FakeOllama", "imports testing"),
         ("pool", "from aiosollol.testing import FakeOllama", "imports testing"),
@@ -437,9 +441,9 @@ def test_sound_code_passes(module: str, source: str) -> None:
         ("core.node", "import time", "imports time"),
         ("core.node", "from time import monotonic", "imports time"),
         ("core.node", "def f():\n    import random", "imports random"),
-        ("wire.ollama", "import aiohttp.web", "imports aiohttp"),
-        ("wire.ollama", "import asyncio", "imports asyncio"),
-        ("wire.ollama", "from anyio import sleep", "imports anyio"),
+        ("wire.ollama.client", "import aiohttp.web", "imports aiohttp"),
+        ("wire.ollama.client", "import asyncio", "imports asyncio"),
+        ("wire.ollama.client", "from anyio import sleep", "imports anyio"),
         ("wire", "import asyncio", "imports asyncio"),
         ("core.node", "datetime.now()", "reads the clock"),
         ("core.node", "import datetime as d\nd.datetime.now(d.UTC)", "reads the clock"),

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lease_parts import TERM, TURN, ask
 
-from aiosollol.core.division import water
-from aiosollol.core.leases import Lease, LeaseBook
+from aiosollol.core.leasing.book import Lease, LeaseBook
+from aiosollol.core.leasing.fair_share import water
 from aiosollol.errors import InvalidInput
 
 # --- what is fair on one node, in fractions ---------------------------------------------------

@@ -13,7 +13,7 @@ from random import Random
 import pytest
 from lease_parts import INTERVAL, TERM, TURN, ask
 
-from aiosollol.core.leases import Lease, LeaseBook
+from aiosollol.core.leasing.book import Lease, LeaseBook
 
 
 @dataclass(eq=False)

@@ -16,7 +16,7 @@ from hypothesis.stateful import (
 )
 from lease_parts import TERM, TURN
 
-from aiosollol.core.leases import Lease, LeaseBook
+from aiosollol.core.leasing.book import Lease, LeaseBook
 
 
 @dataclass

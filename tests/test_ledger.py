@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiosollol.core.ledger import ItemLedger
+from aiosollol.core.scheduling.work_queue import ItemLedger
 from aiosollol.errors import SollolError
 
 FIRST, SECOND = SollolError("first"), SollolError("second")

@@ -21,7 +21,7 @@ from live_cluster import (
     virtual_time,
 )
 
-from aiosollol.core.retry import BACKOFF_SECONDS, RETRY_FLOOR
+from aiosollol.core.routing.retry import BACKOFF_SECONDS, RETRY_FLOOR
 from aiosollol.errors import (
     BadRequest,
     ConnectionLost,
@@ -34,8 +34,8 @@ from aiosollol.errors import (
     ServerBusy,
     StreamCutOff,
 )
-from aiosollol.live import LiveOptions
-from aiosollol.loads import LOAD_SECONDS
+from aiosollol.live.model_loader import LOAD_SECONDS
+from aiosollol.live.router import LiveOptions
 from aiosollol.testing import Fault
 
 pytestmark = pytest.mark.anyio

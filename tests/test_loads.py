@@ -20,7 +20,7 @@ from live_cluster import (
 )
 
 from aiosollol.core.events import Loading
-from aiosollol.core.health import Probed
+from aiosollol.core.node_transitions import Probed
 from aiosollol.errors import (
     BadRequest,
     NodeError,
@@ -29,9 +29,9 @@ from aiosollol.errors import (
     PoolClosed,
     RunnerFailed,
 )
-from aiosollol.loads import Load, ModelLoader
+from aiosollol.live.model_loader import Load, ModelLoader
 from aiosollol.testing import FakeTransport, Fault
-from aiosollol.wire.ollama import load_tags
+from aiosollol.wire.ollama.client import load_tags
 
 pytestmark = pytest.mark.anyio
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from aiosollol.discovery import machine
-from aiosollol.discovery.machine import hashed, machine_id
+from aiosollol.discovery import local_machine
+from aiosollol.discovery.local_machine import hashed, machine_id
 from aiosollol.errors import ConfigError
 
 RAW = "9e2b3f0c4d5a4e6f8091a2b3c4d5e6f7"
@@ -18,9 +18,9 @@ RAW = "9e2b3f0c4d5a4e6f8091a2b3c4d5e6f7"
 
 @pytest.fixture(autouse=True)
 def _forget() -> Iterator[None]:
-    machine._own_id.cache_clear()
+    local_machine._own_id.cache_clear()
     yield
-    machine._own_id.cache_clear()
+    local_machine._own_id.cache_clear()
 
 
 def with_files(monkeypatch: pytest.MonkeyPatch, files: dict[str, str]) -> None:
@@ -29,7 +29,7 @@ def with_files(monkeypatch: pytest.MonkeyPatch, files: dict[str, str]) -> None:
             raise FileNotFoundError(path)
         return io.StringIO(files[path])
 
-    monkeypatch.setattr(machine, "open", open_file, raising=False)
+    monkeypatch.setattr(local_machine, "open", open_file, raising=False)
 
 
 def test_it_is_short_and_stable_and_hides_the_raw_id() -> None:
@@ -57,7 +57,7 @@ def test_without_files_it_is_the_hardware_or_the_name(monkeypatch: pytest.Monkey
     with_files(monkeypatch, {})
     monkeypatch.setattr("uuid.getnode", lambda: 0x001122334455)
     assert machine_id({}) == hashed("001122334455")
-    machine._own_id.cache_clear()
+    local_machine._own_id.cache_clear()
     monkeypatch.setattr("uuid.getnode", lambda: 0x011122334455)  # random: the multicast bit is set
     monkeypatch.setattr("socket.gethostname", lambda: "gpu-box")
     assert machine_id({}) == hashed("gpu-box")

@@ -17,9 +17,8 @@ from netlab_program import Program
 
 from aiosollol.core.networks import Interface
 from aiosollol.discovery.advertiser import Advertiser
-from aiosollol.discovery.interfaces import parse_interface
-from aiosollol.discovery.mdns import browse
-from aiosollol.discovery.multicast import multicast_addresses
+from aiosollol.discovery.local_machine import parse_interface
+from aiosollol.discovery.mdns import browse, multicast_addresses
 from aiosollol.errors import InvalidInput
 from aiosollol.wire.announcement import Announcement
 

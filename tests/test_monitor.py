@@ -11,15 +11,15 @@ import anyio
 import pytest
 import trio.testing
 
-from aiosollol.errors import NodeTimeout
-from aiosollol.monitor import (
+from aiosollol.cluster.health_monitor import (
     CHECK_INTERVAL,
     DOWN_INTERVAL,
     METRICS_INTERVAL,
     PROBE_SECONDS,
     HealthMonitor,
 )
-from aiosollol.registry import ClusterState
+from aiosollol.cluster.state import ClusterState
+from aiosollol.errors import NodeTimeout
 from aiosollol.testing import FakeModel, FakeTransport, Fault
 from aiosollol.wire.agent import AgentReport, Gpu, dump_report
 

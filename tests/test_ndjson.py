@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiosollol.wire.ndjson import LineSplitter
+from aiosollol.wire.ollama.client import LineSplitter
 
 pieces = st.lists(st.binary(max_size=12) | st.text('{"a}\n\r ', max_size=12).map(str.encode))
 

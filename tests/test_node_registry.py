@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from aiosollol import ConfigError, InvalidInput, NodeRegistry, NoNodeAvailable, OllamaPool
-from aiosollol.core.discovered import Discovered
 from aiosollol.core.locality import THIS_MACHINE, MachineFacts
+from aiosollol.core.networks import Discovered
 from aiosollol.core.node import NodeSpec
-from aiosollol.discovery.watch import Arrived, Departed
-from aiosollol.names import DnsCache
+from aiosollol.discovery.search import Arrived, Departed
+from aiosollol.net.connector import DnsCache
 from aiosollol.testing import FakeModel, FakeTransport, Fault
 
 pytestmark = pytest.mark.anyio
@@ -271,7 +271,7 @@ async def test_loopback_alone_asks_nobody() -> None:
 async def test_a_name_server_that_fails_or_hangs_is_passed_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("aiosollol.names._TIMEOUT_SECONDS", 0.01)
+    monkeypatch.setattr("aiosollol.net.connector._TIMEOUT_SECONDS", 0.01)
     asked = []
 
     async def lookup(host: str) -> list[str]:

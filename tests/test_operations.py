@@ -15,8 +15,8 @@ from aiosollol import (
     OllamaPool,
     PoolClosed,
 )
-from aiosollol.asyncio_parts import TaskScope
 from aiosollol.core.events import Loading, NodeChanged, Routed
+from aiosollol.net.primitives import TaskScope
 from aiosollol.testing import FakeModel, FakeOllama, Fault, fake_vector
 
 pytestmark = pytest.mark.anyio

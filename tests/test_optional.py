@@ -13,11 +13,11 @@ from typing import Any
 import aiohttp
 import pytest
 
-from aiosollol.gateway.serving import GATEWAY, METRICS, cannot_listen
+from aiosollol.gateway.serving.listener import GATEWAY, METRICS, cannot_listen
 from aiosollol.service import SOLLOL, SOLLOLConfig
 from aiosollol.service.optional import without_missing
+from aiosollol.telemetry.tracing import PassOn
 from aiosollol.testing import FakeOllama
-from aiosollol.tracing import PassOn
 
 pytestmark = pytest.mark.anyio
 

@@ -17,10 +17,10 @@ from live_cluster import EMBED, MODEL
 
 from aiosollol import OllamaPool
 from aiosollol.errors import MissingExtra, NoNodeAvailable
-from aiosollol.otel import OpenTelemetry
 from aiosollol.service import SOLLOL, SOLLOLConfig
+from aiosollol.telemetry.opentelemetry import OpenTelemetry
+from aiosollol.telemetry.tracing import PassOn
 from aiosollol.testing import FakeOllama, FakeTransport, Fault
-from aiosollol.tracing import PassOn
 
 pytest.importorskip("opentelemetry.sdk")
 
@@ -446,7 +446,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_program_can_tell_whether_anybody_records() -> None:
     run(
-        "from aiosollol.otel import is_recording\n"
+        "from aiosollol.telemetry.opentelemetry import is_recording\n"
         "assert not is_recording()\n"
         "from opentelemetry import trace\n"
         "from opentelemetry.sdk.trace import TracerProvider\n"
@@ -463,7 +463,9 @@ def test_up_turns_it_on(
 ) -> None:
     from typer.testing import CliRunner
 
-    from aiosollol.cli import app, gateway_commands, up
+    from aiosollol.cli import app
+    from aiosollol.cli import gateway as gateway_commands
+    from aiosollol.cli import gateway as up
 
     assert gateway_commands.up
     seen: list[up.UpOptions] = []

@@ -8,18 +8,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiosollol.core.cost import Cost
+from aiosollol.cluster.state import ClusterState
 from aiosollol.core.locality import machines_of
 from aiosollol.core.node import NodeSpec
-from aiosollol.core.parallelism import (
+from aiosollol.core.scheduling.cost import Cost
+from aiosollol.core.scheduling.parallelism import (
     DEFAULT_SIZES,
     DEFAULT_TOKENS_PER_ITEM,
     is_parallel_worthwhile,
     parallelism_report,
 )
-from aiosollol.core.planner import Candidate, Mode, PlanOptions, Reason
+from aiosollol.core.scheduling.planner import (
+    Candidate,
+    Mode,
+    PlanOptions,
+    Reason,
+)
 from aiosollol.errors import InvalidInput
-from aiosollol.registry import ClusterState
 
 
 def node(name: str, seconds_per_token: float, machine: str = "") -> Candidate:

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiosollol.core.cost import Cost
-from aiosollol.core.planner import (
+from aiosollol.core.scheduling.cost import Cost
+from aiosollol.core.scheduling.planner import (
     BatchShape,
     Candidate,
     Mode,

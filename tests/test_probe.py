@@ -10,7 +10,7 @@ import sys
 import pytest
 from discovery_servers import serving, silent
 
-from aiosollol.discovery.probe import Sockets, connect
+from aiosollol.discovery.sockets import Sockets, connect
 
 pytestmark = pytest.mark.anyio
 

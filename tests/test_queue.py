@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from aiosollol.core.queue import WorkQueue
+from aiosollol.core.scheduling.work_queue import WorkQueue
 
 INFINITY = float("inf")
 NODES = ["a", "b"]

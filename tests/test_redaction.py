@@ -24,8 +24,7 @@ from aiosollol.core.address import Address, parse_ollama_host
 from aiosollol.core.networks import parse_networks
 from aiosollol.core.node import NodeSpec
 from aiosollol.core.redaction import has_at_sign, redacted, safe_repr, without_userinfo
-from aiosollol.discovery.options import SearchOptions
-from aiosollol.discovery.trust import Trust
+from aiosollol.discovery.options import SearchOptions, Trust
 from aiosollol.errors import InvalidInput, SollolError
 from aiosollol.service import ConfigSource, SOLLOLConfig
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from aiosollol.errors import ConnectionLost, NodeError, ProtocolError, RunnerFailed, StreamCutOff
-from aiosollol.relay import (
+from aiosollol.live.relay import (
     RelayCall,
     Relayed,
     RelayStream,
@@ -163,7 +163,7 @@ async def test_one_that_is_left_after_its_last_line_was_answered() -> None:
 async def test_a_line_without_end_does_not_fill_the_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("aiosollol.relay._MAX_LINE", 1000)
+    monkeypatch.setattr("aiosollol.live.relay._MAX_LINE", 1000)
     stream = await Opened(PART, *[b"x" * 100] * 20).open()
     await anext(stream)
     with pytest.raises(StreamCutOff, match="a line of more than 1000 bytes"):

@@ -15,9 +15,9 @@ from test_dialects import PATHS, STAMP, question
 from test_relay import Opened, Response, cut
 
 from aiosollol.errors import RunnerFailed, StreamCutOff
-from aiosollol.relay import _are_ordinary
-from aiosollol.streams import ReplyStream
-from aiosollol.wire.chat import load_chat
+from aiosollol.live.relay import _are_ordinary
+from aiosollol.live.streaming import ReplyStream
+from aiosollol.wire.ollama.chat import load_chat
 
 ANSWERS = {
     "plain": [part("one"), part(" two"), part(" \N{GRINNING FACE}\n<b>"), LAST],

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from aiosollol.core.cost import Cost
-from aiosollol.core.planner import BatchShape, Candidate, plan
-from aiosollol.core.report import BatchReport, NodeShare
-from aiosollol.core.trace import Slice, trace_events
+from aiosollol.core.report import BatchReport, NodeShare, Slice, trace_events
+from aiosollol.core.scheduling.cost import Cost
+from aiosollol.core.scheduling.planner import BatchShape, Candidate, plan
 
 PLAN = plan([Candidate("a", Cost(0.0, 0.1, observations=3), "a")], BatchShape(100, 100.0))
 SLICES = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from aiosollol import errors
-from aiosollol.core.resilience import Failure, classify
+from aiosollol.core.routing.retry import Failure, classify
 from aiosollol.errors import NodeError
 
 MEANINGS = [

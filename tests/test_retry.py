@@ -12,7 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiosollol import errors
-from aiosollol.core.retry import RetryBudget, RetryDecision, backoff, decide
+from aiosollol.core.routing.retry import (
+    RetryBudget,
+    RetryDecision,
+    backoff,
+    decide,
+)
 from aiosollol.errors import NodeError, ResponseError, StreamCutOff
 
 CASES = json.loads((pathlib.Path(__file__).parent / "data" / "retry.json").read_text())

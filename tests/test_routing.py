@@ -15,17 +15,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiosollol.core.breaker import (
+from aiosollol.core.routing.circuit_breaker import (
     CLOSED,
     Breaker,
     CallFailed,
     CallSent,
     advance,
 )
-from aiosollol.core.cost import Cost
-from aiosollol.core.explain import explain, why_less, why_not
-from aiosollol.core.resilience import Failure
-from aiosollol.core.routing import (
+from aiosollol.core.routing.explain import explain, why_less, why_not
+from aiosollol.core.routing.node_health import (
+    Backlog,
+    NodeHealth,
+    Steady,
+    share,
+)
+from aiosollol.core.routing.retry import Failure
+from aiosollol.core.routing.strategies import (
     STRATEGIES,
     NodeLoad,
     RouteRequest,
@@ -36,12 +41,7 @@ from aiosollol.core.routing import (
     score_terms,
     strategy_of,
 )
-from aiosollol.core.share import (
-    Backlog,
-    NodeHealth,
-    Steady,
-    share,
-)
+from aiosollol.core.scheduling.cost import Cost
 from aiosollol.errors import InvalidInput
 from benchmarks import routing as benchmark
 from benchmarks.routing import Shape, Simulation

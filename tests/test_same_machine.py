@@ -8,15 +8,15 @@ import anyio
 import pytest
 import trio.testing
 
-from aiosollol.batches import BatchRunner
-from aiosollol.carriage import EngineBatches
-from aiosollol.core.planner import PlanOptions, Reason
+from aiosollol.batch.engine_batches import EngineBatches
+from aiosollol.batch.runner import BatchRunner
+from aiosollol.cluster.eligibility import Eligibility
+from aiosollol.cluster.health_monitor import HealthMonitor
+from aiosollol.cluster.state import ClusterState
 from aiosollol.core.request import EmbedSettings
-from aiosollol.exchange import NodeClient
-from aiosollol.loads import ModelLoader
-from aiosollol.monitor import HealthMonitor
-from aiosollol.registry import ClusterState
-from aiosollol.roster import Eligibility
+from aiosollol.core.scheduling.planner import PlanOptions, Reason
+from aiosollol.live.model_loader import ModelLoader
+from aiosollol.live.node_client import NodeClient
 from aiosollol.testing import FakeModel, FakeTransport
 
 pytestmark = pytest.mark.anyio

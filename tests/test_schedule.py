@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiosollol.core.cost import Cost
-from aiosollol.core.fleet import Chunk
-from aiosollol.core.handout import Cancel, ScheduleOptions, Send
-from aiosollol.core.resilience import Failure
-from aiosollol.core.schedule import BatchState
+from aiosollol.core.routing.retry import Failure
+from aiosollol.core.scheduling.batch_nodes import Chunk
+from aiosollol.core.scheduling.cost import Cost
+from aiosollol.core.scheduling.dispatcher import Cancel, ScheduleOptions, Send
+from aiosollol.core.scheduling.state_machine import BatchState
 from aiosollol.errors import BadRequest, NodeUnreachable, RunnerFailed, ServerBusy
 from benchmarks.simulator import Outcome, SimNode, Simulation, lower_bound
 

@@ -34,13 +34,12 @@ from discovery_servers import (
     tags,
 )
 
-from aiosollol.core.discovered import Discovered
-from aiosollol.core.networks import Interface, Kind
+from aiosollol.core.networks import Discovered, Interface, Kind
 from aiosollol.discovery import Search, discover, discover_ollama_nodes
-from aiosollol.discovery.hunt import SearchRun
-from aiosollol.discovery.interfaces import NetworkNeighbourhood
+from aiosollol.discovery.local_machine import NetworkNeighbourhood
 from aiosollol.discovery.mdns import Gone, Heard, News
 from aiosollol.discovery.options import SearchOptions
+from aiosollol.discovery.sweep import SearchRun
 from aiosollol.errors import ConfigError, InvalidInput, NodeUnreachable
 from aiosollol.testing import FakeOllama
 from aiosollol.wire.announcement import Announcement
@@ -137,7 +136,7 @@ def urls(nodes: Sequence[Discovered]) -> list[str]:
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine may be so busy that it does not answer itself in milliseconds."""
-    monkeypatch.setattr("aiosollol.discovery.hunt.home_seconds", lambda timeout: LONG)
+    monkeypatch.setattr("aiosollol.discovery.sweep.home_seconds", lambda timeout: LONG)
 
 
 @pytest.fixture
@@ -501,7 +500,7 @@ async def test_too_many_open_files_are_told(
     async def connect(host: str, port: int) -> None:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr("aiosollol.discovery.asker.connect", connect)
+    monkeypatch.setattr("aiosollol.discovery.prober.connect", connect)
     assert await all_of(searching()) == []
     assert caplog.text.count("ulimit -n") == 1
 
@@ -554,7 +553,7 @@ async def test_an_own_address_that_answers_late_is_the_same_node(
     servers: Servers, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "aiosollol")
-    monkeypatch.setattr("aiosollol.discovery.hunt.home_seconds", lambda timeout: 0.0)
+    monkeypatch.setattr("aiosollol.discovery.sweep.home_seconds", lambda timeout: 0.0)
     found_first = asyncio.Event()
 
     async def late(peer: Peer) -> None:
@@ -705,7 +704,7 @@ async def test_public_addresses_of_our_own_network_may_announce(
         asked.append(host)
         raise ConnectionRefusedError
 
-    monkeypatch.setattr("aiosollol.discovery.asker.connect", connect)
+    monkeypatch.setattr("aiosollol.discovery.prober.connect", connect)
     around = [Placed("lan", "8.8.4.5/24")]
     news = heard(f"http://{host}:11434")
     search = searching(around=around, subnets=[], browse=announcing(news))

@@ -18,7 +18,7 @@ import aiohttp
 import pytest
 
 from aiosollol import ConfigError, InvalidInput, NodeSpec, PoolClosed
-from aiosollol.gateway.keys import new_key
+from aiosollol.gateway.middleware.keys import new_key
 from aiosollol.service import SOLLOL, ConfigSource, SOLLOLConfig
 from aiosollol.service.config import MAX_IN_FLIGHT, NOT_IN_USE, ConfigUpdate, compare
 from aiosollol.service.parts import queue_path

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiosollol.core.explain import Setback, after
+from aiosollol.core.routing.explain import Setback, after
 from aiosollol.errors import (
     BadRequest,
     ConnectionLost,

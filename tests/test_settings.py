@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiosollol.config import files
-from aiosollol.config.places import settings_path
+from aiosollol.config.files import settings_path
 from aiosollol.config.resolve import Resolved, resolve
 from aiosollol.config.settings import TABLE, Settings, shown
 from aiosollol.errors import ConfigError, InvalidInput

@@ -12,25 +12,25 @@ import anyio
 import pytest
 import trio.testing
 
-from aiosollol.batches import BatchRunner
-from aiosollol.carriage import EngineBatches
-from aiosollol.core.cost import Cost
-from aiosollol.core.planner import PlanOptions
-from aiosollol.core.request import EmbedSettings
-from aiosollol.core.sharing import (
+from aiosollol.batch.engine_batches import EngineBatches
+from aiosollol.batch.runner import BatchRunner
+from aiosollol.cluster.eligibility import Eligibility
+from aiosollol.cluster.health_monitor import HealthMonitor
+from aiosollol.cluster.state import ClusterState
+from aiosollol.core.leasing.protocol import (
     DEFAULT_SLOTS,
     TERM,
     CoordinatorReply,
     LeaseCoordinator,
     MemberReport,
 )
+from aiosollol.core.request import EmbedSettings
+from aiosollol.core.scheduling.cost import Cost
+from aiosollol.core.scheduling.planner import PlanOptions
 from aiosollol.errors import EngineError
-from aiosollol.exchange import NodeClient
-from aiosollol.loads import ModelLoader
-from aiosollol.monitor import HealthMonitor
-from aiosollol.registry import ClusterState
-from aiosollol.roster import Eligibility
-from aiosollol.sharing import (
+from aiosollol.live.model_loader import ModelLoader
+from aiosollol.live.node_client import NodeClient
+from aiosollol.sharing.lease_client import (
     INTERVAL,
     MOST_RETRY_INTERVAL,
     URGENT_INTERVAL,
@@ -456,7 +456,7 @@ async def test_a_new_coordinator_is_told_again_what_was_learned() -> None:
 async def test_a_node_that_others_find_down_is_asked_once_and_not_taken_for_down() -> None:
     coordinator = InMemory()
     one, two = Program(coordinator, "one"), Program(coordinator, "two")
-    from aiosollol.core.health import ProbeFailed
+    from aiosollol.core.node_transitions import ProbeFailed
     from aiosollol.errors import NodeUnreachable
 
     async with anyio.create_task_group() as group:

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiosollol.core.node import NodeSpec
-from aiosollol.core.sharing import (
+from aiosollol.core.leasing.protocol import (
     DEFAULT_SLOTS,
     PROTOCOL,
     TERM,
@@ -23,6 +22,7 @@ from aiosollol.core.sharing import (
     node_id,
     slots_of,
 )
+from aiosollol.core.node import NodeSpec
 from aiosollol.errors import InvalidInput
 
 COST = KnownCost(0.01, 0.001, 5, 300.0)

@@ -16,9 +16,9 @@ from collections.abc import Iterator
 import pytest
 
 import aiosollol
-from aiosollol.node_registry import NodeRegistry
-from aiosollol.nodes import Node
-from aiosollol.registry import ClusterState
+from aiosollol.cluster.node import Node
+from aiosollol.cluster.state import ClusterState
+from aiosollol.pool.registry import NodeRegistry
 
 ROOT = pathlib.Path(aiosollol.__file__).parent
 CLASSES = [each for each in (*Node.__mro__, *ClusterState.__mro__) if each is not object]

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiosollol.core import sizing
-from aiosollol.core.cost import Cost
-from aiosollol.core.sizing import Portion, portion, probe
+from aiosollol.core.scheduling import chunk_sizing
+from aiosollol.core.scheduling.chunk_sizing import Portion, portion, probe
+from aiosollol.core.scheduling.cost import Cost
 
 
 def cost(overhead: float = 0.001, per_token: float = 0.001, reach: float = 1e9) -> Cost:
@@ -61,7 +61,7 @@ def test_a_short_batch_is_cut_into_several_chunks_for_each_node() -> None:
 def test_towards_the_end_chunks_become_a_part_of_what_is_left() -> None:
     due = size(cost(), left=0.6)
     assert due is not None
-    assert cost().seconds(due.tokens) == pytest.approx(0.6 / sizing._SHARE_DIVISOR)
+    assert cost().seconds(due.tokens) == pytest.approx(0.6 / chunk_sizing._SHARE_DIVISOR)
 
 
 def test_at_the_end_the_rest_goes_at_once() -> None:
@@ -71,7 +71,7 @@ def test_at_the_end_the_rest_goes_at_once() -> None:
 
 
 def test_a_high_overhead_makes_chunks_larger() -> None:
-    shortest = sizing._FLOOR_OVERHEADS * 0.02
+    shortest = chunk_sizing._FLOOR_OVERHEADS * 0.02
     due = size(cost(overhead=0.02), left=2 * shortest, chunk_seconds=9.0)
     assert due is not None
     assert due.tokens == pytest.approx((shortest - 0.02) / 0.001)

@@ -12,16 +12,16 @@ import anyio
 import pytest
 from live_cluster import MODEL, TALKER, Cluster, cluster, virtual_time
 
-from aiosollol.core.cost import CHARACTERS_PER_TOKEN
-from aiosollol.core.explain import Setback
 from aiosollol.core.node import NodeSpec
-from aiosollol.core.routing import RouteRequest
+from aiosollol.core.routing.explain import Setback
+from aiosollol.core.routing.strategies import RouteRequest
+from aiosollol.core.scheduling.cost import CHARACTERS_PER_TOKEN
 from aiosollol.errors import SollolError
-from aiosollol.live import CallOptions
+from aiosollol.live.relay import RelayCall, read_talk
+from aiosollol.live.router import CallOptions
 from aiosollol.ports import CANCELLED
-from aiosollol.relay import RelayCall, read_talk
 from aiosollol.testing import Fault
-from aiosollol.wire.ollama import dump
+from aiosollol.wire.ollama.client import dump
 
 pytestmark = pytest.mark.anyio
 

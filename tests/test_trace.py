@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiosollol.core.trace import Slice, trace_events
+from aiosollol.core.report import Slice, trace_events
 
 outcomes = st.sampled_from(["done", "late", "failed", "cancelled"])
 slices = st.builds(

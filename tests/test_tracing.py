@@ -14,10 +14,10 @@ from gateway_cluster import MODELS, Cluster, cluster
 from aiosollol.core.embeddings import Embeddings
 from aiosollol.core.node import NodeSpec
 from aiosollol.errors import ProtocolError
-from aiosollol.gateway.gathering import Key, MicroBatcher
+from aiosollol.gateway.micro_batching import Key, MicroBatcher
 from aiosollol.gateway.options import GatewayOptions
+from aiosollol.net.transport import HttpTransport
 from aiosollol.testing import FakeOllama, FakeTransport, Fault, fake_tokens
-from aiosollol.transport import HttpTransport
 
 pytestmark = pytest.mark.anyio
 

@@ -10,10 +10,6 @@ from typing import Any
 
 import pytest
 
-from aiosollol import transport as module
-from aiosollol.connection.dial import Connector
-from aiosollol.connection.exchange import MAX_ERROR_BODY
-from aiosollol.connection.protocol import SLICE_BYTES
 from aiosollol.core.node import NodeSpec
 from aiosollol.errors import (
     ConnectionLost,
@@ -23,9 +19,13 @@ from aiosollol.errors import (
     NodeUnreachable,
     ProtocolError,
 )
+from aiosollol.net import transport as module
+from aiosollol.net.connection import SLICE_BYTES
+from aiosollol.net.connector import Connector
+from aiosollol.net.http_exchange import MAX_ERROR_BODY
+from aiosollol.net.transport import HttpTransport
 from aiosollol.testing import FakeOllama, Fault
-from aiosollol.transport import HttpTransport
-from aiosollol.wire.ollama import dump, load
+from aiosollol.wire.ollama.client import dump, load
 
 pytestmark = pytest.mark.anyio
 

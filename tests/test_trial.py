@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiosollol.core.cost import Cost
-from aiosollol.core.trial import ENOUGH_GAIN, ColocationTrial, Finding
+from aiosollol.core.scheduling.colocation import ENOUGH_GAIN, ColocationTrial, Finding
+from aiosollol.core.scheduling.cost import Cost
 
 ALONE = Cost(0.0, 0.01, observations=5)  # 100 tokens a second
 

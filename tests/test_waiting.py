@@ -8,7 +8,12 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from aiosollol.core.waiting import AGING_SECONDS, Ticket, WaitingRoom, check_priority
+from aiosollol.core.routing.wait_queue import (
+    AGING_SECONDS,
+    Ticket,
+    WaitingRoom,
+    check_priority,
+)
 from aiosollol.errors import InvalidInput
 
 

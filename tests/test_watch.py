@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from aiosollol.core.discovered import Discovered, Source
+from aiosollol.core.networks import Discovered, Source
 from aiosollol.discovery.mdns import Gone, Heard, News
 from aiosollol.discovery.options import SearchOptions
-from aiosollol.discovery.watch import Arrived, Watch
+from aiosollol.discovery.search import Arrived, Watch
 from aiosollol.errors import InvalidInput, NodeUnreachable
 from aiosollol.wire.announcement import Announcement
 

@@ -9,10 +9,10 @@ from typing import Any
 import orjson
 import pytest
 
-from aiosollol.wire import anthropic
-from aiosollol.wire.anthropic_stream import PING
-from aiosollol.wire.asked import Refusal
-from aiosollol.wire.dialect import Stamp
+from aiosollol.wire.anthropic import messages as anthropic
+from aiosollol.wire.anthropic.message_stream import PING
+from aiosollol.wire.ollama.server_requests import Refusal
+from aiosollol.wire.translation import Stamp
 
 STAMP = Stamp("c8b761c066274eaa10c6739e", 0)
 USER = {"role": "user", "content": "hello"}

@@ -19,7 +19,7 @@ from aiosollol.errors import (
     ServerBusy,
     StreamCutOff,
 )
-from aiosollol.wire.chat import (
+from aiosollol.wire.ollama.chat import (
     cut_off,
     images_to_send,
     is_last,
@@ -28,7 +28,7 @@ from aiosollol.wire.chat import (
     messages_to_send,
     tools_to_send,
 )
-from aiosollol.wire.ollama import dump
+from aiosollol.wire.ollama.client import dump
 
 CAPTURES = Path(__file__).parent / "captures"
 WORDS = " crew things festival victory festival victory"

@@ -18,9 +18,14 @@ from hypothesis import strategies as st
 
 from aiosollol.core.request import EmbedSettings
 from aiosollol.errors import ModelMissing, ProtocolError
-from aiosollol.wire import simd
-from aiosollol.wire.embed import dump_embed, fits_base64, lacks_endpoint, load_embeddings
-from aiosollol.wire.ollama import error_for
+from aiosollol.wire.ollama import embeddings
+from aiosollol.wire.ollama.client import error_for
+from aiosollol.wire.ollama.embeddings import (
+    dump_embed,
+    fits_base64,
+    lacks_endpoint,
+    load_embeddings,
+)
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 CAPTURES = Path(__file__).parent / "captures"
@@ -160,9 +165,9 @@ def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     """Numbers are read by either library, with the same outcome."""
     assert "numpy" in sys.modules
     if request.param == "orjson":
-        monkeypatch.setattr(simd, "_parser", lambda: None)
+        monkeypatch.setattr(embeddings, "_parser", lambda: None)
     else:
-        assert simd.read_numbers(b'{"embeddings":[[1,2]]}', 1) is not None
+        assert embeddings.read_numbers(b'{"embeddings":[[1,2]]}', 1) is not None
     return str(request.param)
 
 

@@ -28,8 +28,7 @@ from aiosollol.errors import (
     RunnerFailed,
     ServerBusy,
 )
-from aiosollol.wire.embed import dump_embed, load_embeddings
-from aiosollol.wire.ollama import (
+from aiosollol.wire.ollama.client import (
     dump,
     error_for,
     load,
@@ -37,6 +36,7 @@ from aiosollol.wire.ollama import (
     load_tags,
     load_version,
 )
+from aiosollol.wire.ollama.embeddings import dump_embed, load_embeddings
 
 CAPTURES = Path(__file__).parent / "captures"
 

@@ -9,9 +9,9 @@ from typing import Any
 import orjson
 import pytest
 
-from aiosollol.wire import openai
-from aiosollol.wire.asked import Refusal
-from aiosollol.wire.dialect import Question, Stamp
+from aiosollol.wire.ollama.server_requests import Refusal
+from aiosollol.wire.openai import chat as openai
+from aiosollol.wire.translation import Question, Stamp
 
 STAMP = Stamp("532", 1_795_251_719)
 USER = {"role": "user", "content": "hello"}

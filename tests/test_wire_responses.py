@@ -9,9 +9,9 @@ from typing import Any
 import orjson
 import pytest
 
-from aiosollol.wire import openai_responses
-from aiosollol.wire.asked import Refusal
-from aiosollol.wire.dialect import Stamp
+from aiosollol.wire.ollama.server_requests import Refusal
+from aiosollol.wire.openai import responses
+from aiosollol.wire.translation import Stamp
 
 STAMP = Stamp("924287", 1_795_251_719)
 USER = {"role": "user", "content": "hello"}
@@ -29,9 +29,9 @@ def capture(name: str) -> dict[str, Any]:
     return found
 
 
-def read(given: Any = "hello", **more: Any) -> openai_responses.ResponseQuestion:
+def read(given: Any = "hello", **more: Any) -> responses.ResponseQuestion:
     body = {"model": "m", "input": given, **more}
-    return openai_responses.read_responses(orjson.dumps(body))
+    return responses.read_responses(orjson.dumps(body))
 
 
 def said(content: str = "", **more: Any) -> dict[str, Any]:
@@ -282,7 +282,7 @@ def test_requests_that_are_refused(given: Any, more: dict[str, Any], words: str)
 
 def test_the_answer_of_the_capture() -> None:
     found = capture("52-v1-responses")
-    asked = openai_responses.read_responses(orjson.dumps(found["request"]["body"]))
+    asked = responses.read_responses(orjson.dumps(found["request"]["body"]))
     reply = {**said(" learning texas crime while join fort"), **done("length")}
     answer = asked.answer({**reply, "total_duration": 9_000_000}, STAMP)
     body = found["body"]

@@ -4,10 +4,14 @@
 needs the extra "agent": psutil, and nvidia-ml-py for the GPUs of NVIDIA.
 """
 
-from aiosollol.agent.gpus import stated_gpu
-from aiosollol.agent.readings import Readings, Sensors
-from aiosollol.agent.sensors import MachineSensors
-from aiosollol.agent.serving import Advertise, Announcer, is_loopback, make_app, serve
+from aiosollol.agent.sensors import MachineSensors, Readings, Sensors, stated_gpu
+from aiosollol.agent.server import (
+    Advertise,
+    Announcer,
+    is_loopback,
+    make_app,
+    serve,
+)
 
 __all__ = [
     "Advertise",

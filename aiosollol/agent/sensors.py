@@ -1,20 +1,111 @@
-"""The load and the memory of this machine, from psutil, and its GPUs: `MachineSensors`."""
+"""How busy this machine is and how much memory it has, read without holding up the event loop."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from contextlib import suppress
+from typing import Any, Protocol, TypeVar
 
-from aiosollol import __version__
-from aiosollol.agent.gpus import Gpus
-from aiosollol.errors import MissingExtra
+from aiosollol._version import __version__
+from aiosollol.errors import InvalidInput, MissingExtra
 from aiosollol.wire.agent import AgentReport, Gpu
 
 _log = logging.getLogger(__name__)
+_GIB = 2**30
+
+
+def stated_gpu(name: str = "", vram_gb: float | None = None) -> Gpu | None:
+    """A GPU by what the user says of it, or None where nothing was said.
+
+    vram_gb: its memory in GiB. How much of it is free, nobody says. Raises InvalidInput where that
+    is not a number above zero.
+    """
+    if vram_gb is None:
+        return Gpu(name) if name else None
+    if not 0 < vram_gb < float("inf"):
+        raise InvalidInput(f"vram_gb must be a number of GiB above 0, not {vram_gb!r}")
+    return Gpu(name or "GPU", round(vram_gb * _GIB))
+
+
+class Gpus:
+    """The GPUs of this machine, by `read`, from one thread at a time.
+
+    stated: stands in where NVML tells the memory of no GPU. nvml: for tests, in place of `pynvml`.
+
+    NVML is opened by the first `read`: without persistence mode that takes a second or more for
+    each GPU. Nothing that it does is raised; what it refuses is None, and said once in the log.
+    """
+
+    def __init__(self, stated: Gpu | None = None, *, nvml: Any = None) -> None:
+        self._stated = (stated,) if stated is not None else ()
+        self._nvml = nvml
+        self._is_open: bool | None = None  # None: not tried yet
+        self._said: set[str] = set()
+
+    def read(self) -> tuple[Gpu, ...]:
+        """Every GPU, as it is now."""
+        found = self._read_nvml()
+        if self._stated and not any(gpu.memory_total for gpu in found):
+            return self._stated
+        return found
+
+    def close(self) -> None:
+        """Let NVML go. Idempotent; nothing can be read afterwards."""
+        if self._is_open:
+            self._ask("nvmlShutdown")
+        self._is_open = False
+
+    def _read_nvml(self) -> tuple[Gpu, ...]:
+        if self._is_open is None:
+            self._is_open = self._open()
+        if not self._is_open:
+            return ()
+        count = self._ask("nvmlDeviceGetCount") or 0
+        handles = (self._ask("nvmlDeviceGetHandleByIndex", index) for index in range(count))
+        return tuple(self._gpu(handle) for handle in handles if handle is not None)
+
+    def _gpu(self, handle: Any) -> Gpu:
+        memory = self._ask("nvmlDeviceGetMemoryInfo", handle)
+        rates = self._ask("nvmlDeviceGetUtilizationRates", handle)
+        return Gpu(
+            self._ask("nvmlDeviceGetName", handle) or "NVIDIA GPU",
+            None if memory is None else memory.total,
+            None if memory is None else min(memory.free, memory.total),
+            None if rates is None else min(rates.gpu / 100, 1.0),  # NVML counts in percent
+        )
+
+    def _open(self) -> bool:
+        if self._nvml is None:
+            try:
+                import pynvml
+            except ImportError:
+                _log.info("nvidia-ml-py is not installed, so NVIDIA GPUs are not reported")
+                return False
+            self._nvml = pynvml
+        try:
+            self._nvml.nvmlInit()
+        except self._nvml.NVMLError as error:
+            _log.info("no NVIDIA driver, so no NVIDIA GPU is reported: %s", error)
+            return False
+        return True
+
+    def _ask(self, name: str, *arguments: Any) -> Any:
+        """What NVML's function `name` returns; None where it fails."""
+        function: Callable[..., Any] = getattr(self._nvml, name)
+        try:
+            return function(*arguments)
+        except (self._nvml.NVMLError, ValueError) as error:  # ValueError: a name that is not UTF-8
+            said = f"{name}: {error}"
+            if said not in self._said:
+                self._said.add(said)
+                _log.warning("NVML fails, so a part is not reported: %s", said)
+            return None
+
 
 WINDOW_SECONDS = 2.0
 """The load is that of at least so long a time, as soon as there was so much."""
@@ -147,3 +238,102 @@ class MachineSensors:
         """Let the GPUs go. Idempotent."""
         with self._lock:
             self._gpus.close()
+
+
+T = TypeVar("T")
+
+FRESH_SECONDS = 1.0
+READ_SECONDS = 1.0
+"""A GPU that has fallen off its bus can hold NVML for minutes. Who asks is told so, before a pool
+gives up after two seconds."""
+
+
+class Sensors(Protocol):
+    """Where readings come from: `MachineSensors`, or a fake. Both methods may block."""
+
+    def read(self) -> AgentReport: ...
+
+    def close(self) -> None: ...
+
+
+class Readings:
+    """The newest reading of `sensors`, taken at most once a second, in a thread.
+
+    However many ask, there is one thread at most, and a reading that hangs is not tried again
+    beside itself. timeout: seconds that one who asks waits at most. clock: seconds, for tests;
+    that of the event loop unless given.
+    """
+
+    def __init__(
+        self,
+        sensors: Sensors,
+        *,
+        timeout: float = READ_SECONDS,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        self._sensors = sensors
+        self._timeout = timeout
+        self._clock = clock
+        self._newest: AgentReport | None = None
+        self._taken = 0.0
+        self._running: asyncio.Future[AgentReport] | None = None
+
+    async def latest(self, timeout: float | None = None) -> AgentReport:
+        """How the machine is: a reading that began less than a second ago, or one taken now.
+
+        Raises TimeoutError when that takes more than `timeout` seconds, and whatever the sensors
+        raise.
+        """
+        now = (self._clock or asyncio.get_running_loop().time)()
+        if self._newest is not None and now - self._taken < FRESH_SECONDS:
+            return self._newest
+        if self._running is None:
+            self._running = in_thread(self._sensors.read)
+            self._running.add_done_callback(lambda done: self._keep(done, now))
+        # wait, unlike wait_for, leaves the reading to the others who wait for it.
+        patience = self._timeout if timeout is None else timeout
+        done, _ = await asyncio.wait([self._running], timeout=patience)
+        if not done:
+            raise TimeoutError("the sensors of this machine do not answer in time")
+        return done.pop().result()
+
+    async def aclose(self) -> None:
+        """Close the sensors, unless they hang; then the process must end without that."""
+        if self._running is not None:
+            await asyncio.wait([self._running], timeout=self._timeout)
+        if self._running is None:
+            await asyncio.wait([in_thread(self._sensors.close)], timeout=self._timeout)
+
+    def _keep(self, done: asyncio.Future[AgentReport], began: float) -> None:
+        self._running = None
+        if not done.cancelled() and done.exception() is None:
+            self._newest, self._taken = done.result(), began
+
+
+def in_thread(function: Callable[[], T]) -> asyncio.Future[T]:
+    """The result of `function`, from a thread that does not keep the process alive.
+
+    `asyncio.to_thread` uses threads that are waited for when the process ends, however long.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]
+
+    def work() -> None:
+        result, error = None, None
+        try:
+            result = function()
+        except Exception as raised:
+            error = raised
+        with suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=work, name="aiosollol-agent", daemon=True).start()
+    return future

@@ -11,6 +11,6 @@ It is not loaded by ``import aiosollol``: that would load sqlite3.
 
 from aiosollol.autobatch.jobs import JobStatus, QueueStatus
 from aiosollol.autobatch.queue import AutoBatch
-from aiosollol.autobatch.reading import ResultPage
+from aiosollol.autobatch.result_queries import ResultPage
 
 __all__ = ["AutoBatch", "JobStatus", "QueueStatus", "ResultPage"]

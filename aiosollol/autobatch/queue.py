@@ -9,21 +9,19 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
-from aiosollol.autobatch import reading, store
-from aiosollol.autobatch.clock import Clock, SystemClock
+from aiosollol.autobatch import job_queries, result_queries
 from aiosollol.autobatch.database import Database
+from aiosollol.autobatch.job_queries import new_job
 from aiosollol.autobatch.jobs import JobStatus, QueueStatus
-from aiosollol.autobatch.pace import LOOK_SECONDS
-from aiosollol.autobatch.reading import ResultPage
-from aiosollol.autobatch.rules import DAY, GIB, Rules
-from aiosollol.autobatch.submission import new_job
+from aiosollol.autobatch.pacing import DAY, GIB, LOOK_SECONDS, Clock, Rules, SystemClock
+from aiosollol.autobatch.result_queries import ResultPage
 from aiosollol.autobatch.worker import QueueWorker
 from aiosollol.core.arguments import SubmitArguments
-from aiosollol.core.engines import EngineName
+from aiosollol.core.offload.engine_choice import EngineName
 from aiosollol.errors import InvalidInput, PoolClosed
 
 if TYPE_CHECKING:
-    from aiosollol.pool import OllamaPool
+    from aiosollol.pool.facade import OllamaPool
 
 STOP_SECONDS = 10.0
 LOCK_SECONDS = 5.0
@@ -176,7 +174,7 @@ class AutoBatch:
         """
         database = self._open_database()
         job = new_job(docs, model, **given)
-        await database.change(store.submit, job, self._rules, self._clock.now())
+        await database.change(job_queries.submit, job, self._rules, self._clock.now())
         self._tell()
         return job.id
 
@@ -185,7 +183,7 @@ class AutoBatch:
 
         Of a batch that is under way, nothing more is stored. Raises UnknownJob, StorageError.
         """
-        await self._open_database().change(store.cancel, job, owner, self._clock.now())
+        await self._open_database().change(job_queries.cancel, job, owner, self._clock.now())
         self._tell()
         return await self.status(job, owner=owner)
 
@@ -195,7 +193,7 @@ class AutoBatch:
         Raises UnknownJob, QueueFull, StorageError, and InvalidInput if the job was cancelled.
         """
         count = await self._open_database().change(
-            store.retry, job, owner, self._rules, self._clock.now()
+            job_queries.retry, job, owner, self._rules, self._clock.now()
         )
         self._tell()
         return count
@@ -236,8 +234,10 @@ class AutoBatch:
         """
         database, rules, now = self._open_database(), self._rules, self._clock.now()
         if job is not None:
-            return await database.read(reading.job_status, job, owner, now, rules.keep_results)
-        found = await database.read(reading.totals, owner, latest, now, rules.keep_results)
+            return await database.read(
+                result_queries.job_status, job, owner, now, rules.keep_results
+            )
+        found = await database.read(result_queries.totals, owner, latest, now, rules.keep_results)
         worker = self._worker
         problem = ""
         if worker is not None:
@@ -285,7 +285,7 @@ class AutoBatch:
         start: int | None = 0
         while start is not None:
             page, start = await self._open_database().read(
-                reading.page, job, owner, start, page_size
+                result_queries.page, job, owner, start, page_size
             )
             if page.indices or page.errors:
                 yield page

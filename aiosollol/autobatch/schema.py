@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from aiosollol.autobatch.store import damage
+from aiosollol.autobatch.job_queries import damage
 from aiosollol.errors import ConfigError
 
 APPLICATION_ID = 0x61_53_42_51  # "aSBQ"; `file` and others tell by it whose database it is

@@ -10,25 +10,24 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from aiosollol.autobatch import taking
-from aiosollol.autobatch.clock import Clock
-from aiosollol.autobatch.database import Database, told_as_ours
-from aiosollol.autobatch.lock import WorkerLock
-from aiosollol.autobatch.outcome import FailedDocument, Outcome, outcome
-from aiosollol.autobatch.pace import (
+from aiosollol.autobatch import worker_queries
+from aiosollol.autobatch.database import Database, WorkerLock, told_as_ours
+from aiosollol.autobatch.jobs import FailedDocument, Outcome, outcome
+from aiosollol.autobatch.pacing import (
     DOCUMENT_BACKOFF,
     LOOK_SECONDS,
     NODE_BACKOFF,
     BatchPacing,
+    Clock,
+    Rules,
     delay,
 )
-from aiosollol.autobatch.rules import Rules
 from aiosollol.core.embeddings import Embeddings
-from aiosollol.error_log import origin_of
 from aiosollol.errors import EngineError, SollolError, StorageError
+from aiosollol.net.error_log import origin_of
 
 if TYPE_CHECKING:
-    from aiosollol.pool import OllamaPool
+    from aiosollol.pool.facade import OllamaPool
 
 log = logging.getLogger("aiosollol")
 
@@ -106,7 +105,7 @@ class QueueWorker:
         # In the thread, so after an `acquire` that a cancelled `run` left behind there.
         if await self._database.call(lambda: self._lock.is_held):
             with contextlib.suppress(StorageError):
-                await self._database.change(taking.begin_work, None)
+                await self._database.change(worker_queries.begin_work, None)
             await self._database.call(self._lock.release)
 
     async def _survive(self) -> float:
@@ -142,7 +141,7 @@ class QueueWorker:
             return LOOK_SECONDS
         is_clean = await self._clear_away()
         most = self.rules.max_batch_size
-        lines = await self._database.read(taking.lines, most, self._clock.now())
+        lines = await self._database.read(worker_queries.lines, most, self._clock.now())
         known = self._troubles.items()
         self._troubles = {g: words for g, words in known if words and g in {x.group for x in lines}}
         turn = self._pace.choose(lines, self._clock.monotonic(), self.rules, self._is_idle)
@@ -150,7 +149,9 @@ class QueueWorker:
             if not any(line.ready for line in lines):
                 self._settled_at = None
             return turn.seconds if is_clean else 0.0
-        batch = await self._database.change(taking.take, turn.group, most, self._clock.now())
+        batch = await self._database.change(
+            worker_queries.take, turn.group, most, self._clock.now()
+        )
         await self._carry_out(batch)
         return 0.0
 
@@ -163,7 +164,7 @@ class QueueWorker:
 
         if not await self._database.call(acquire):
             return False
-        await self._database.change(taking.begin_work, os.getpid())
+        await self._database.change(worker_queries.begin_work, os.getpid())
         return True
 
     def _is_idle(self, model: str) -> bool:
@@ -177,7 +178,7 @@ class QueueWorker:
         stats = self._pool.get_stats()["node_performance"]
         return any(stats[node.spec.key]["active_requests"] == 0 for node in nodes)
 
-    async def _carry_out(self, batch: taking.Batch) -> None:
+    async def _carry_out(self, batch: worker_queries.Batch) -> None:
         began = self._clock.monotonic()
         found = Outcome()
         if batch.documents:
@@ -192,7 +193,7 @@ class QueueWorker:
             self._settled_at = now
         await self._hold_back(batch.group, found)
 
-    async def _embed(self, batch: taking.Batch) -> Embeddings | Exception:
+    async def _embed(self, batch: worker_queries.Batch) -> Embeddings | Exception:
         texts = [document.text or "" for document in batch.documents]
         try:
             settings = json.loads(batch.settings) | {"on_error": "return"}
@@ -224,7 +225,7 @@ class QueueWorker:
         while True:
             try:
                 settled = await self._database.change(
-                    taking.settle, found, self._clock.now(), seconds
+                    worker_queries.settle, found, self._clock.now(), seconds
                 )
             except StorageError as error:
                 if self._is_stopping:
@@ -247,7 +248,7 @@ class QueueWorker:
             # No use in trying each of its documents that often.
             if self._pace.failed(group, now, DOCUMENT_BACKOFF) >= self.rules.max_attempts:
                 await self._database.change(
-                    taking.fail_group, group, found.missing, self._clock.now()
+                    worker_queries.fail_group, group, found.missing, self._clock.now()
                 )
                 self._pace.succeeded(group)
                 self._told()
@@ -261,8 +262,8 @@ class QueueWorker:
         keep = self.rules.keep_results
         if self._expired_at is None or now - self._expired_at >= min(_EXPIRE_SECONDS, keep):
             self._expired_at = now
-            await self._database.change(taking.expire, self._clock.now() - keep)
+            await self._database.change(worker_queries.expire, self._clock.now() - keep)
             self._is_clean = False
         if not self._is_clean:
-            self._is_clean = not await self._database.change(taking.sweep)
+            self._is_clean = not await self._database.change(worker_queries.sweep)
         return self._is_clean

@@ -9,15 +9,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from aiosollol.agent.gpus import Gpus, stated_gpu
-from aiosollol.agent.serving import is_loopback, is_material
+from aiosollol.agent.sensors import Gpus, stated_gpu
+from aiosollol.agent.server import is_loopback, is_material
 from aiosollol.cli.announcing import announcement_of, reachable_addresses, version_at
-from aiosollol.cli.loop import run
+from aiosollol.cli.base import run
 from aiosollol.cli.output import Screen
 from aiosollol.core.address import Address, parse_ollama_host
 from aiosollol.discovery.advertiser import Advertiser
-from aiosollol.discovery.interfaces import read_surroundings
-from aiosollol.discovery.machine import machine_id
+from aiosollol.discovery.local_machine import machine_id, read_surroundings
 from aiosollol.errors import InvalidInput, NodeError
 from aiosollol.wire.agent import AgentReport
 

@@ -10,10 +10,10 @@ from functools import partial
 
 from aiosollol.agent import MachineSensors, is_loopback, serve, stated_gpu
 from aiosollol.cli.announcing import announced
-from aiosollol.cli.loop import run
+from aiosollol.cli.base import run
 from aiosollol.cli.output import Screen
 from aiosollol.core.address import AGENT_PORT, Address, parse_ollama_host
-from aiosollol.discovery.machine import machine_id
+from aiosollol.discovery.local_machine import machine_id
 from aiosollol.wire.agent import AgentReport, dump_report
 
 _GIB = 2**30

@@ -12,12 +12,12 @@ from aiosollol.agent import Announcer
 from aiosollol.core.address import Address
 from aiosollol.core.node import NodeSpec
 from aiosollol.discovery.advertiser import Advertiser
-from aiosollol.discovery.interfaces import read_surroundings
+from aiosollol.discovery.local_machine import read_surroundings
 from aiosollol.errors import InvalidInput, NodeError, NodeUnreachable
-from aiosollol.transport import HttpTransport
+from aiosollol.net.transport import HttpTransport
 from aiosollol.wire.agent import AgentReport
 from aiosollol.wire.announcement import Announcement, is_reachable, read_announcement
-from aiosollol.wire.ollama import load_version
+from aiosollol.wire.ollama.client import load_version
 
 _ASK_SECONDS = 5.0
 

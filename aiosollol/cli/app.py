@@ -5,7 +5,7 @@ from __future__ import annotations
 # Each module adds its commands to the program; rich, of `output`, is missed here, not half-way.
 from aiosollol.cli import (  # noqa: F401
     batch_commands,
-    gateway_commands,
+    gateway,
     network_commands,
     node_commands,
     output,

@@ -163,7 +163,7 @@ def node(
     The model is called wordllama and is part of the installation. Any client of Ollama's API for
     embeddings can use it. Ctrl-C or SIGTERM ends it, with exit code 0.
     """
-    from aiosollol.cli.loop import run
+    from aiosollol.cli.base import run
     from aiosollol.cli.output import Screen
     from aiosollol.embedded import serve
 

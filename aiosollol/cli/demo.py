@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aiosollol import OllamaPool
-from aiosollol.cli.loop import run
+from aiosollol.cli.base import run
 from aiosollol.cli.output import Screen, write_json
 from aiosollol.core.embeddings import Embeddings, Vector
 from aiosollol.core.node import ClusterView

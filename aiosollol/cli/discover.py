@@ -9,16 +9,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aiosollol.cli.cluster import HOW_FOUND
-from aiosollol.cli.loop import run
+from aiosollol.cli.base import run
+from aiosollol.cli.measure import HOW_FOUND
 from aiosollol.cli.output import Screen, seconds_text, write_json
 from aiosollol.config.node_files import save_nodes
 from aiosollol.core.address import DEFAULT_PORT
-from aiosollol.core.discovered import Discovered
-from aiosollol.core.networks import Skipped
+from aiosollol.core.networks import Discovered, Skipped
 from aiosollol.core.node import NodeSpec
 from aiosollol.discovery import Search, discover
-from aiosollol.discovery.watch import Arrived, Watch
+from aiosollol.discovery.search import Arrived, Watch
 
 _ENDED = (130, 143)  # by Ctrl-C and SIGTERM: to watch ends in no other way
 

@@ -16,15 +16,22 @@ from typing import Any, Protocol
 import orjson
 
 from aiosollol import NodeRegistry, OllamaPool
-from aiosollol.cli.cluster import registry_of
-from aiosollol.cli.loop import run
+from aiosollol.cli.base import run
+from aiosollol.cli.embed_files import (
+    STDIN,
+    Item,
+    Reader,
+    Replacing,
+    Sink,
+    open_sink,
+    open_sources,
+)
+from aiosollol.cli.measure import registry_of
 from aiosollol.cli.output import Advance, Screen, write_json
-from aiosollol.cli.sinks import Replacing, Sink, open_sink
-from aiosollol.cli.sources import STDIN, Item, Reader, open_sources
 from aiosollol.core.embeddings import Embeddings
-from aiosollol.core.planner import PlanOptions, Policy, SameMachine
-from aiosollol.core.trace import Slice, trace_events
-from aiosollol.core.trial import Finding
+from aiosollol.core.report import Slice, trace_events
+from aiosollol.core.scheduling.colocation import Finding
+from aiosollol.core.scheduling.planner import PlanOptions, Policy, SameMachine
 from aiosollol.errors import InvalidInput, SollolError
 
 SEGMENT = 512  # passages between two writes: what an interruption can lose, and no more

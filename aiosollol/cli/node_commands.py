@@ -42,7 +42,7 @@ def stats(
 
     The exit code is 1 if a node does not answer, or cannot be measured.
     """
-    from aiosollol.cli.stats import show_stats
+    from aiosollol.cli.nodes import show_stats
 
     raise typer.Exit(show_stats(node or (), model, as_json=as_json))
 
@@ -107,7 +107,7 @@ def verify(model: Model, node: Nodes = None, as_json: Json = False) -> None:
     Each node that has the embedding model embeds four short texts, alone and in a list. The exit
     code is 1 if the vectors of a node differ, or a node gives none.
     """
-    from aiosollol.cli.verify import show_agreement
+    from aiosollol.cli.models import show_agreement
 
     raise typer.Exit(show_agreement(node or (), model, as_json=as_json))
 
@@ -119,6 +119,6 @@ def warm(model: Model, node: Nodes = None, as_json: Json = False) -> None:
     The first request then need not wait for that. How long it stays there is up to the server
     (OLLAMA_KEEP_ALIVE, 5 minutes unless set). The exit code is 1 if a node fails.
     """
-    from aiosollol.cli.warm import warm_nodes
+    from aiosollol.cli.models import warm_nodes
 
     raise typer.Exit(warm_nodes(node or (), model, as_json=as_json))

@@ -8,15 +8,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from aiosollol import NodeRegistry, OllamaPool
-from aiosollol.cli.cluster import registry_of
-from aiosollol.cli.loop import run
-from aiosollol.cli.measure import Measurement, measure
+from aiosollol.cli.base import run
+from aiosollol.cli.measure import Measurement, measure, registry_of
 from aiosollol.cli.nodes import absent, processor_of
 from aiosollol.cli.output import Screen, seconds_text, write_json
-from aiosollol.core.cost import Cost
 from aiosollol.core.node import ClusterView
-from aiosollol.core.parallelism import DEFAULT_SIZES, DEFAULT_TOKENS_PER_ITEM, ParallelismEntry
-from aiosollol.core.planner import PlanOptions, Policy, Reason, SameMachine
+from aiosollol.core.scheduling.cost import Cost
+from aiosollol.core.scheduling.parallelism import (
+    DEFAULT_SIZES,
+    DEFAULT_TOKENS_PER_ITEM,
+    ParallelismEntry,
+)
+from aiosollol.core.scheduling.planner import (
+    PlanOptions,
+    Policy,
+    Reason,
+    SameMachine,
+)
 from aiosollol.errors import InvalidInput
 
 

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from aiosollol import OllamaPool
-from aiosollol.cli.cluster import registry_of
-from aiosollol.cli.loop import run
-from aiosollol.cli.measure import Measurement, measure, teach_strategies
+from aiosollol.cli.base import run
+from aiosollol.cli.measure import Measurement, measure, registry_of, teach_strategies
 from aiosollol.cli.output import Screen, write_json
-from aiosollol.core.explain import NodeExplanation, RouteExplanation
-from aiosollol.core.parallelism import DEFAULT_TOKENS_PER_ITEM
+from aiosollol.core.routing.explain import NodeExplanation, RouteExplanation
+from aiosollol.core.scheduling.parallelism import DEFAULT_TOKENS_PER_ITEM
 from aiosollol.errors import InvalidInput
 
 KINDS = ("embed", "chat", "generate")

@@ -16,9 +16,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple
 
-from aiosollol.config.files import path_of, read_text, write_text
-from aiosollol.config.hints import did_you_mean
-from aiosollol.config.places import default_nodes_path, find_nodes_file
+from aiosollol.config.files import (
+    default_nodes_path,
+    find_nodes_file,
+    path_of,
+    read_text,
+    write_text,
+)
+from aiosollol.config.setting_types import did_you_mean
 from aiosollol.core.node import NodeSpec
 from aiosollol.core.redaction import has_at_sign
 from aiosollol.errors import ConfigError, InvalidInput

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Generic, Literal, NoReturn, TypedDict, TypeVar, cast
 
-from aiosollol.config.hints import did_you_mean, shortened
-from aiosollol.config.kinds import (
+from aiosollol.config.setting_types import (
     CLUSTER,
     COUNT,
     FLAG,
@@ -22,9 +21,11 @@ from aiosollol.config.kinds import (
     TEXT,
     WEIGHT,
     Kind,
+    did_you_mean,
     one_of,
+    shortened,
 )
-from aiosollol.core.planner import Policy, SameMachine
+from aiosollol.core.scheduling.planner import Policy, SameMachine
 from aiosollol.errors import ConfigError
 
 

@@ -10,9 +10,9 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Required, TypedDict
 
-from aiosollol.core.buffer import OnVectors
-from aiosollol.core.engines import EngineName
-from aiosollol.core.planner import ForceMode
+from aiosollol.core.offload.engine_choice import EngineName
+from aiosollol.core.scheduling.planner import ForceMode
+from aiosollol.core.scheduling.vector_buffer import OnVectors
 
 FilePath = str | os.PathLike[str]
 OnError = Literal["raise", "return"]

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from aiosollol.core.memory import gpu_free, gpu_total
-from aiosollol.core.node import NodeState
+from aiosollol.core.node import NodeState, gpu_free, gpu_total
 
 _SMOOTHING = 0.2
 

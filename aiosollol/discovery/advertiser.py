@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from aiosollol.core.address import Address
 from aiosollol.core.redaction import safe_repr
-from aiosollol.discovery.multicast import opened
+from aiosollol.discovery.mdns import opened
 from aiosollol.errors import InvalidInput, NodeUnreachable
 from aiosollol.wire.announcement import MAX_NAME_BYTES, SERVICE_TYPE, Announcement, is_reachable
 

@@ -11,10 +11,10 @@ import orjson
 
 from aiosollol.core.address import Address
 from aiosollol.core.node import ModelInfo
-from aiosollol.discovery.channel import Channel
+from aiosollol.discovery.sockets import Channel
 from aiosollol.errors import ProtocolError
 from aiosollol.wire.http1 import ResponseParser, request_head
-from aiosollol.wire.ollama import load_tags, load_version, loads
+from aiosollol.wire.ollama.client import load_tags, load_version, loads
 
 MOST_BODY_BYTES = 1 << 20
 """Two thousand models take as much."""

@@ -5,7 +5,7 @@ is WordLlama's, from the extra "embedded", and is loaded when a node starts, not
 """
 
 from aiosollol.embedded.app import make_app
-from aiosollol.embedded.backend import Backend, Computed
+from aiosollol.embedded.model import Backend, Computed
 from aiosollol.embedded.node import EmbeddedNode, serve
 
 __all__ = ["Backend", "Computed", "EmbeddedNode", "make_app", "serve"]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from aiosollol.embedded.node import serve
 from aiosollol.errors import SollolError
-from aiosollol.server_process import announce
+from aiosollol.net.subprocess import announce
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

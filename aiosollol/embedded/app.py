@@ -16,10 +16,16 @@ from typing import TypeVar
 from aiohttp import web
 
 from aiosollol.core.node import full_name
-from aiosollol.embedded.backend import Backend
-from aiosollol.wire import answers, asked, dialects
-from aiosollol.wire.answers import HttpResponse, ModelCard
-from aiosollol.wire.asked import ChatAsked, EmbedAsked, GenerateAsked, Refusal
+from aiosollol.embedded.model import Backend
+from aiosollol.wire import compatible_apis
+from aiosollol.wire.ollama import server_requests, server_responses
+from aiosollol.wire.ollama.server_requests import (
+    ChatAsked,
+    EmbedAsked,
+    GenerateAsked,
+    Refusal,
+)
+from aiosollol.wire.ollama.server_responses import HttpResponse, ModelCard
 
 VERSION = "0.33.0-aiosollol"
 # What the worker computes in one go: some milliseconds of work. A client that leaves wastes no
@@ -56,7 +62,7 @@ def make_app(backend: Backend, *, delay: float = 0.0) -> web.Application:
         ("POST", "/v1/embeddings", node.openai_embeddings),
         ("GET", "/v1/models", node.openai_models),
         ("GET", r"/v1/models/{name:[\s\S]+}", node.openai_model),
-        *(("POST", path, node.talk) for path in dialects.READERS),
+        *(("POST", path, node.talk) for path in compatible_apis.READERS),
     ):
         app.router.add_route(method, path, _sending(handler))
     app.on_startup.append(node.start)
@@ -93,43 +99,45 @@ class _EmbeddedServer:
     # ---- the server and its model
 
     async def root(self, request: web.Request) -> HttpResponse:
-        return answers.root()
+        return server_responses.root()
 
     async def version(self, request: web.Request) -> HttpResponse:
-        return answers.version(VERSION)
+        return server_responses.version(VERSION)
 
     async def tags(self, request: web.Request) -> HttpResponse:
         card = await self._card()
-        return answers.tags(replace(card, name=name) for name in self._backend.names)
+        return server_responses.tags(replace(card, name=name) for name in self._backend.names)
 
     async def ps(self, request: web.Request) -> HttpResponse:
         card = await self._card()
-        until = answers.timestamp(time.time_ns() + answers.FOR_EVER_NS)
-        return answers.ps((replace(card, name=name), 0, until) for name in self._backend.names)
+        until = server_responses.timestamp(time.time_ns() + server_responses.FOR_EVER_NS)
+        return server_responses.ps(
+            (replace(card, name=name), 0, until) for name in self._backend.names
+        )
 
     async def show(self, request: web.Request) -> HttpResponse:
-        name = full_name(await self._read(request, asked.read_show))
+        name = full_name(await self._read(request, server_requests.read_show))
         if not self._has(name):
-            raise answers.unknown_model(name)
-        return answers.show(replace(await self._card(), name=name))
+            raise server_responses.unknown_model(name)
+        return server_responses.show(replace(await self._card(), name=name))
 
     async def openai_models(self, request: web.Request) -> HttpResponse:
         created = await self._created()
-        return answers.openai_models((name, created) for name in self._backend.names)
+        return server_responses.openai_models((name, created) for name in self._backend.names)
 
     async def openai_model(self, request: web.Request) -> HttpResponse:
         name = request.match_info["name"]
         if not self._has(name):
-            raise answers.unknown_model(full_name(name))
-        return answers.openai_model(name, await self._created())
+            raise server_responses.unknown_model(full_name(name))
+        return server_responses.openai_model(name, await self._created())
 
     # ---- embeddings
 
     async def embed(self, request: web.Request) -> HttpResponse:
         began = time.monotonic_ns()
-        wanted = self._checked(await self._read(request, asked.read_embed))
+        wanted = self._checked(await self._read(request, server_requests.read_embed))
         vectors = await self._vectors(wanted)
-        return answers.embed(
+        return server_responses.embed(
             wanted.model,
             vectors.json,
             total_duration=time.monotonic_ns() - began if wanted.texts else 0,
@@ -138,14 +146,14 @@ class _EmbeddedServer:
         )
 
     async def embeddings(self, request: web.Request) -> HttpResponse:
-        wanted = self._checked(await self._read(request, asked.read_embeddings))
+        wanted = self._checked(await self._read(request, server_requests.read_embeddings))
         vectors = await self._vectors(wanted)
-        return answers.embeddings(vectors.json[0] if vectors.json else None)
+        return server_responses.embeddings(vectors.json[0] if vectors.json else None)
 
     async def openai_embeddings(self, request: web.Request) -> HttpResponse:
-        wanted = self._checked(await self._read(request, asked.read_openai_embeddings))
+        wanted = self._checked(await self._read(request, server_requests.read_openai_embeddings))
         vectors = await self._vectors(wanted)
-        return answers.openai_embeddings(wanted.model, vectors.json, tokens=vectors.tokens)
+        return server_responses.openai_embeddings(wanted.model, vectors.json, tokens=vectors.tokens)
 
     async def _read(self, request: web.Request, read: Callable[[bytes], T]) -> T:
         """What `read` makes of the body of a request; a large one is read by the worker."""
@@ -156,7 +164,7 @@ class _EmbeddedServer:
 
     def _checked(self, wanted: EmbedAsked) -> EmbedAsked:
         if not self._has(wanted.model):
-            raise answers.unknown_model_try_pulling(wanted.model)
+            raise server_responses.unknown_model_try_pulling(wanted.model)
         return wanted
 
     async def _vectors(self, wanted: EmbedAsked) -> _Vectors:
@@ -174,25 +182,29 @@ class _EmbeddedServer:
         if self._delay:
             time.sleep(self._delay * len(texts))
         is_base64 = wanted.encoding == "base64"
-        write = answers.base64_vectors if is_base64 else answers.json_vectors
+        write = server_responses.base64_vectors if is_base64 else server_responses.json_vectors
         return write(computed.floats, computed.dim), computed.tokens
 
     # ---- what the model cannot do
 
     async def chat(self, request: web.Request) -> HttpResponse:
-        wanted = await self._read(request, asked.read_chat)
+        wanted = await self._read(request, server_requests.read_chat)
         if self._is_let_go(wanted, bool(wanted.messages)):
-            return answers.json_answer(answers.chat_final(wanted.model, _now(), "unload"))
+            return server_responses.json_answer(
+                server_responses.chat_final(wanted.model, _now(), "unload")
+            )
         raise self._cannot(wanted.model, "chat")
 
     async def generate(self, request: web.Request) -> HttpResponse:
-        wanted = await self._read(request, asked.read_generate)
+        wanted = await self._read(request, server_requests.read_generate)
         if self._is_let_go(wanted, bool(wanted.prompt)):
-            return answers.json_answer(answers.generate_final(wanted.model, _now(), "unload"))
+            return server_responses.json_answer(
+                server_responses.generate_final(wanted.model, _now(), "unload")
+            )
         raise self._cannot(wanted.model, "generate")
 
     async def talk(self, request: web.Request) -> HttpResponse:
-        question = await self._read(request, dialects.READERS[request.path])
+        question = await self._read(request, compatible_apis.READERS[request.path])
         raise self._cannot(question.model, question.path.removeprefix("/api/"))
 
     def _is_let_go(self, wanted: ChatAsked | GenerateAsked, has_prompt: bool) -> bool:
@@ -204,7 +216,11 @@ class _EmbeddedServer:
     def _cannot(self, model: str, what: str) -> Refusal:
         if not model:
             return Refusal(400, "model is required")
-        return answers.cannot(model, what) if self._has(model) else answers.unknown_model(model)
+        return (
+            server_responses.cannot(model, what)
+            if self._has(model)
+            else server_responses.unknown_model(model)
+        )
 
     def _has(self, model: str) -> bool:
         return bool(model) and full_name(model) in self._backend.names
@@ -214,11 +230,11 @@ class _EmbeddedServer:
         return await loop.run_in_executor(self._worker, self._backend.card)
 
     async def _created(self) -> int:
-        return answers.seconds_of((await self._card()).modified_at)
+        return server_responses.seconds_of((await self._card()).modified_at)
 
 
 def _now() -> str:
-    return answers.timestamp(time.time_ns())
+    return server_responses.timestamp(time.time_ns())
 
 
 def _slices(texts: Sequence[str], most: int) -> Iterator[list[str]]:
@@ -247,13 +263,13 @@ async def _in_ollamas_words(request: web.Request, handler: _Handler) -> web.Stre
     try:
         return await handler(request)
     except Refusal as refusal:
-        return _response(dialects.refuse(request.path, refusal, token_hex(12)))
+        return _response(compatible_apis.refuse(request.path, refusal, token_hex(12)))
     except web.HTTPMethodNotAllowed as error:
-        response = _response(answers.method_not_allowed())
+        response = _response(server_responses.method_not_allowed())
         response.headers["Allow"] = ", ".join(sorted(error.allowed_methods))
         return response
     except web.HTTPNotFound:
-        return _response(answers.not_found())
+        return _response(server_responses.not_found())
 
 
 def _response(answer: HttpResponse) -> web.Response:

@@ -10,11 +10,11 @@ from types import TracebackType
 
 from aiosollol.core.address import Address
 from aiosollol.embedded.app import make_app
-from aiosollol.embedded.static_model import StaticModel
-from aiosollol.error_log import loop_errors
+from aiosollol.embedded.model import StaticModel
 from aiosollol.errors import InvalidInput, MissingExtra
-from aiosollol.http_server import listening
-from aiosollol.server_process import ServerProcess, stopping
+from aiosollol.net.error_log import loop_errors
+from aiosollol.net.http_server import listening
+from aiosollol.net.subprocess import ServerProcess, stopping
 
 
 class EmbeddedNode:

@@ -13,28 +13,34 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from aiosollol.error_log import ErrorLog, origin_of
 from aiosollol.errors import SollolError, summary
-from aiosollol.gateway.admin import AdminEndpoints
-from aiosollol.gateway.batch_jobs import BatchJobs
-from aiosollol.gateway.bodies import add_workers
-from aiosollol.gateway.embedding import EmbeddingEndpoints
-from aiosollol.gateway.ollama import OllamaEndpoints
-from aiosollol.gateway.openai import CompatibleEndpoints
-from aiosollol.gateway.openapi import DocumentationEndpoints
+from aiosollol.gateway.endpoints.admin import AdminEndpoints
+from aiosollol.gateway.endpoints.batch_jobs import BatchJobs
+from aiosollol.gateway.endpoints.compatible import CompatibleEndpoints
+from aiosollol.gateway.endpoints.embedding import EmbeddingEndpoints
+from aiosollol.gateway.endpoints.ollama import OllamaEndpoints
+from aiosollol.gateway.endpoints.openapi import DocumentationEndpoints
+from aiosollol.gateway.endpoints.sollol import SollolEndpoints
+from aiosollol.gateway.middleware.error_responses import ErrorResponse, trouble
 from aiosollol.gateway.options import GatewayOptions, Served
-from aiosollol.gateway.refusals import ErrorResponse, trouble
-from aiosollol.gateway.sending import REQUEST_ID, STATE, RequestState, whole
-from aiosollol.gateway.sollol import SollolEndpoints
-from aiosollol.http_server import ContentFreeLogger, fault_of
+from aiosollol.gateway.request_bodies import add_workers
+from aiosollol.gateway.responses import (
+    REQUEST_ID,
+    STATE,
+    RequestState,
+    whole,
+)
+from aiosollol.net.error_log import ErrorLog, origin_of
+from aiosollol.net.http_server import ContentFreeLogger, fault_of
 from aiosollol.ports import CANCELLED, Tracing
-from aiosollol.wire import answers, dialects
-from aiosollol.wire.asked import Refusal
-from aiosollol.wire.tracecontext import TRACEPARENT, TRACESTATE, read_trace
+from aiosollol.telemetry.tracing import TRACEPARENT, TRACESTATE, read_trace
+from aiosollol.wire import compatible_apis
+from aiosollol.wire.ollama import server_responses
+from aiosollol.wire.ollama.server_requests import Refusal
 
 if TYPE_CHECKING:
     from aiosollol.autobatch import AutoBatch
-    from aiosollol.pool import OllamaPool
+    from aiosollol.pool.facade import OllamaPool
 
 log = logging.getLogger("aiosollol")
 
@@ -165,9 +171,9 @@ class _Front:
                 found = trouble(error, path, state.model)
             case web.HTTPMethodNotAllowed():
                 allowed = ", ".join(sorted(error.allowed_methods))
-                return whole(answers.method_not_allowed(), {"Allow": allowed})
+                return whole(server_responses.method_not_allowed(), {"Allow": allowed})
             case web.HTTPNotFound():
-                return whole(answers.not_found())
+                return whole(server_responses.not_found())
             case web.HTTPRequestEntityTooLarge():
                 most = self._options.max_body_bytes
                 found = ErrorResponse(Refusal(413, f"the request is larger than {most} bytes"))
@@ -190,7 +196,7 @@ class _Front:
         headers: dict[str, Any] = {}
         if found.retry_after:
             headers["Retry-After"] = str(found.retry_after)
-        return whole(dialects.refuse(path, found.refusal, state.unique), headers)
+        return whole(compatible_apis.refuse(path, found.refusal, state.unique), headers)
 
 
 def _route(request: web.Request) -> str:

@@ -4,9 +4,8 @@
 several.
 """
 
-from aiosollol.service.config import ConfigUpdate, SOLLOLConfig
+from aiosollol.service.config import ConfigSource, ConfigUpdate, SOLLOLConfig
 from aiosollol.service.running import run
 from aiosollol.service.sollol import SOLLOL
-from aiosollol.service.source import ConfigSource
 
 __all__ = ["SOLLOL", "ConfigSource", "ConfigUpdate", "SOLLOLConfig", "run"]

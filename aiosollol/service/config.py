@@ -5,14 +5,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
-from aiosollol.config.hints import shortened
-from aiosollol.config.kinds import COUNT, FLAG, NAMES, PATIENCE, SECONDS, Kind, one_of, whole
+from aiosollol.config.files import path_of, read_text
+from aiosollol.config.node_files import load_nodes
+from aiosollol.config.setting_types import (
+    COUNT,
+    FLAG,
+    NAMES,
+    PATIENCE,
+    SECONDS,
+    Kind,
+    did_you_mean,
+    one_of,
+    shortened,
+    whole,
+)
 from aiosollol.config.settings import ARGUMENT, TABLE, RoutingStrategy, place, unknown_setting
 from aiosollol.core.node import NodeLike, NodeSpec
 from aiosollol.core.redaction import has_at_sign, safe_repr
@@ -115,18 +128,18 @@ class SOLLOLConfig:
     `NOT_IN_USE` are checked and change nothing.
 
     processes: that share the port; more than one only where the service is a program of its own.
-    api_keys_file: see `gateway.keys`; ``SOLLOL_API_KEYS`` and ``SOLLOL_ADMIN_KEYS`` add to it.
-    insecure: listen for other machines although there are no keys. allow_admin: let models be
-    pulled, made, copied and deleted. autobatch_path: the file of the queue; None is one in
+    api_keys_file: see `gateway.middleware.keys`; ``SOLLOL_API_KEYS`` and ``SOLLOL_ADMIN_KEYS`` add
+    to it. insecure: listen for other machines although there are no keys. allow_admin: let models
+    be pulled, made, copied and deleted. autobatch_path: the file of the queue; None is one in
     ``~/.local/state``. rate_limit: requests a second of one client, in bursts of `rate_burst`;
     max_in_flight: those under way, where others wait; None is `MAX_IN_FLIGHT` for a key or an
     address of another machine, and any number on loopback without keys. wait_timeout: that a
     request waits for a node, or for others of its client, until it is refused. stop_timeout: for
     what runs when the service is stopped. header_timeout, idle_timeout, write_timeout,
     full_timeout, max_connections: see `ConnectionLimits`. body_timeout, max_body, max_bodies: see
-    `Limits`. otel: record spans for OpenTelemetry.
-    enable_dask: let Dask compute what is queued, by `dask_workers` of its own or those of
-    `dask_scheduler`, which turns it on too. pool: further settings of the pool, by name.
+    `Limits`. otel: record spans for OpenTelemetry. enable_dask: let Dask compute what is queued, by
+    `dask_workers` of its own or those of `dask_scheduler`, which turns it on too. pool: further
+    settings of the pool, by name.
 
     Raises ConfigError for what cannot be.
     """
@@ -316,3 +329,85 @@ def compare(old: SOLLOLConfig, new: SOLLOLConfig) -> ConfigUpdate:
     unused = tuple(name for name in changed if name in NOT_IN_USE)
     rest = tuple(name for name in changed if name not in applied and name not in unused)
     return ConfigUpdate(tuple(applied), rest, unused)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigSource:
+    """A TOML file with the names of `SOLLOLConfig`, and what was said besides, which counts more.
+
+    path: the file, None for none. hosts_file: a file of nodes, JSON or a hosts.txt, that counts
+    more than `path`. begins_as_pool: whether, if no node is named at all, a pool decides with which
+    it begins; else it is the one of the original.
+    """
+
+    path: str | None = None
+    hosts_file: str | None = None
+    begins_as_pool: bool = False
+    given: Mapping[str, Any] = field(default_factory=dict, repr=False)  # hosts have headers
+
+    def read(self) -> SOLLOLConfig:
+        """The settings, as they are now. Blocks while it reads files.
+
+        Raises ConfigError, which names the file and the line.
+        """
+        values: dict[str, Any] = {"hosts": None} if self.begins_as_pool else {}
+        if self.path is not None:
+            values |= _read_file(self.path)
+        if self.hosts_file is not None:
+            values["hosts"] = load_nodes(self.hosts_file)
+        return SOLLOLConfig(**{**values, **self.given})
+
+    def as_data(self) -> dict[str, Any]:
+        """For JSON: a child process makes the same of it. Nodes of the program become mappings."""
+        given = dict(self.given)
+        if given.get("hosts") is not None:
+            given["hosts"] = [_plain(host) for host in given["hosts"]]
+        if given.get("pool") is not None:
+            given["pool"] = dict(given["pool"])
+        return {
+            "path": self.path,
+            "hosts_file": self.hosts_file,
+            "begins_as_pool": self.begins_as_pool,
+            "given": given,
+        }
+
+
+def _plain(host: NodeLike) -> Any:
+    if not isinstance(host, NodeSpec):
+        return host
+    values = {name: getattr(host, name) for name in host.__dataclass_fields__}
+    values["headers"] = dict(host.headers) or None
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _read_file(name: str) -> dict[str, Any]:
+    path = path_of(name)
+    text = read_text(path, missing="name one that exists")
+    values = {}
+    for name, value in _parse(path, text).items():
+        line = _line_of(name, text)
+        if name not in NAMES_OF_FIELDS:
+            hint = did_you_mean(name, NAMES_OF_FIELDS)
+            raise wrong(f"unknown setting {name!r}{hint}", path, line)
+        values[name] = check(name, value, path, line)
+    return values
+
+
+def _parse(path: str, text: str) -> dict[str, Any]:
+    import tomllib
+
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        match = re.search(r"\(at line (\d+), column \d+\)$", str(error))
+        line = int(match[1]) if match is not None else None
+        problem = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        message = f"not TOML: {problem}; write lines such as gateway_port = 8000"
+        raise wrong(message, path, line) from error
+
+
+def _line_of(name: str, text: str) -> int | None:
+    """Where ``name =`` or ``[name]`` stands. tomllib does not tell."""
+    key = rf"""^[ \t]*+\[*+[ \t]*+(["']?){re.escape(name)}\1[ \t]*[=.\]]"""
+    match = re.search(key, text, re.MULTILINE)
+    return text.count("\n", 0, match.start()) + 1 if match is not None else None

@@ -6,16 +6,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aiosollol.engine_loading import check_engine
 from aiosollol.errors import InvalidInput, MissingExtra
 from aiosollol.gateway.metrics import check_extra as check_metrics
-from aiosollol.otel import check_extra as check_otel
+from aiosollol.pool.bootstrap import check_engine
 from aiosollol.service.config import SOLLOLConfig
+from aiosollol.telemetry.opentelemetry import check_extra as check_otel
 
 if TYPE_CHECKING:
     from aiohttp import web
 
-    from aiosollol.gateway.serving import Listener
+    from aiosollol.gateway.serving.listener import Listener
 
 
 class _Part(NamedTuple):
@@ -72,7 +72,7 @@ async def listen_for_metrics(
     app: web.Application, config: SOLLOLConfig
 ) -> tuple[Listener | None, list[str]]:
     """Serve `app` on the port for metrics. If it cannot be had: None, and a warning."""
-    from aiosollol.gateway.serving import METRICS, Listener  # loads aiohttp
+    from aiosollol.gateway.serving.listener import METRICS, Listener  # loads aiohttp
 
     listener = Listener(app, name="metrics", settings=METRICS)
     try:

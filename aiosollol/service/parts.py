@@ -16,10 +16,6 @@ from aiohttp import web
 from aiosollol.autobatch import AutoBatch
 from aiosollol.errors import ConfigError, SollolError
 from aiosollol.gateway.app import make_app
-from aiosollol.gateway.connections import ConnectionLimits
-from aiosollol.gateway.guard import Guard
-from aiosollol.gateway.keys import KeyRing
-from aiosollol.gateway.limits import Limits
 from aiosollol.gateway.metrics import (
     GatewayMetrics,
     Gather,
@@ -28,17 +24,20 @@ from aiosollol.gateway.metrics import (
     handler_of,
     metrics_app,
 )
+from aiosollol.gateway.middleware.guard import Guard, Origins
+from aiosollol.gateway.middleware.keys import KeyRing
+from aiosollol.gateway.middleware.limits import Limits
+from aiosollol.gateway.middleware.permissions import sees_only
 from aiosollol.gateway.options import GatewayOptions
-from aiosollol.gateway.origins import Origins
-from aiosollol.gateway.permissions import sees_only
-from aiosollol.gateway.serving import Listener
-from aiosollol.gateway.siblings import Siblings
-from aiosollol.otel import OpenTelemetry
-from aiosollol.pool import OllamaPool
+from aiosollol.gateway.serving.connections import ConnectionLimits
+from aiosollol.gateway.serving.listener import Listener
+from aiosollol.gateway.serving.supervisor import Siblings
+from aiosollol.pool.facade import OllamaPool
 from aiosollol.service.config import MAX_IN_FLIGHT, SOLLOLConfig
-from aiosollol.service.nodes import NodeChanges
 from aiosollol.service.optional import listen_for_metrics, without_missing
+from aiosollol.service.reload import NodeChanges
 from aiosollol.service.security import is_loopback, nodes_of
+from aiosollol.telemetry.opentelemetry import OpenTelemetry
 
 if TYPE_CHECKING:
     from prometheus_client import Metric

@@ -13,19 +13,18 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from aiosollol.error_log import ErrorLog
 from aiosollol.errors import InvalidInput, MissingExtra, SollolError
-from aiosollol.otel import is_recording
+from aiosollol.net.error_log import ErrorLog
 from aiosollol.service import security
-from aiosollol.service.config import SOLLOLConfig
+from aiosollol.service.config import ConfigSource, SOLLOLConfig
 from aiosollol.service.sollol import SOLLOL
-from aiosollol.service.source import ConfigSource
+from aiosollol.telemetry.opentelemetry import is_recording
 
 if TYPE_CHECKING:
     from tempfile import TemporaryDirectory
 
-    from aiosollol.gateway.siblings import Siblings
-    from aiosollol.gateway.signals import Signals
+    from aiosollol.gateway.serving.listener import Signals
+    from aiosollol.gateway.serving.supervisor import Siblings
 
 log = logging.getLogger("aiosollol")
 
@@ -74,7 +73,7 @@ def _warn_if_not_recording() -> None:
 
 def run_child() -> int:
     """In a process that `run` has started: serve as its stdin says, until that ends."""
-    from aiosollol.gateway.siblings import Siblings
+    from aiosollol.gateway.serving.supervisor import Siblings
 
     brief = json.loads(_first_line())
     source = ConfigSource(**brief["source"])
@@ -113,8 +112,8 @@ async def _serve_one(
     index: int = 0,
     port: int | None = None,
 ) -> int:
-    from aiosollol.gateway.signals import Signals
-    from aiosollol.gateway.supervisor import announce_ready
+    from aiosollol.gateway.serving.listener import Signals
+    from aiosollol.gateway.serving.supervisor import announce_ready
 
     if port is not None:
         # The parent may have been told 0, and has taken one that is free.
@@ -180,10 +179,8 @@ async def _give_up(signals: Signals) -> None:
 
 async def _serve_many(source: ConfigSource, config: SOLLOLConfig, on_ready: OnReady | None) -> int:
     from aiosollol.gateway.metrics import metrics_app
-    from aiosollol.gateway.serving import Listener
-    from aiosollol.gateway.siblings import Siblings
-    from aiosollol.gateway.signals import Signals
-    from aiosollol.gateway.supervisor import Supervisor, make_folder
+    from aiosollol.gateway.serving.listener import Listener, Signals
+    from aiosollol.gateway.serving.supervisor import Siblings, Supervisor, make_folder
     from aiosollol.service.optional import listen_for_metrics, without_missing
 
     if not hasattr(socket, "SO_REUSEPORT"):
@@ -236,7 +233,7 @@ def reserve_port(host: str, port: int) -> socket.socket:
 
     Raises InvalidInput where another program has it, also one that would share it.
     """
-    from aiosollol.gateway.serving import GATEWAY, cannot_listen  # loads aiohttp
+    from aiosollol.gateway.serving.listener import GATEWAY, cannot_listen  # loads aiohttp
 
     try:
         family, _, _, _, address = socket.getaddrinfo(

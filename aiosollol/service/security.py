@@ -10,7 +10,7 @@ from dataclasses import replace
 from aiosollol.config.files import path_of, read_text
 from aiosollol.core.node import NodeSpec
 from aiosollol.errors import ConfigError
-from aiosollol.gateway.keys import (
+from aiosollol.gateway.middleware.keys import (
     ADMIN_KEYS_VARIABLE,
     KEYS_VARIABLE,
     KeyRing,

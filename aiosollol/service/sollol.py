@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from aiosollol.errors import InvalidInput, PoolClosed
 from aiosollol.service import security
-from aiosollol.service.config import NOT_IN_USE, ConfigUpdate, SOLLOLConfig, compare
-from aiosollol.service.source import ConfigSource
+from aiosollol.service.config import NOT_IN_USE, ConfigSource, ConfigUpdate, SOLLOLConfig, compare
 
 if TYPE_CHECKING:
-    from aiosollol.gateway.siblings import Siblings
-    from aiosollol.pool import OllamaPool
+    from aiosollol.gateway.serving.supervisor import Siblings
+    from aiosollol.pool.facade import OllamaPool
     from aiosollol.service.parts import Parts
 
 log = logging.getLogger("aiosollol")
@@ -219,7 +218,7 @@ class SOLLOL:
         """
         if self._running is None:
             return dict(_STOPPED)
-        from aiosollol.gateway.sollol import health_of  # loads aiohttp
+        from aiosollol.gateway.endpoints.sollol import health_of  # loads aiohttp
 
         return health_of(self._running.pool)
 
@@ -227,7 +226,7 @@ class SOLLOL:
         """Statistics of each host by the original's names, and all of `OllamaPool.get_stats`."""
         if self._running is None:
             return dict(_STOPPED)
-        from aiosollol.gateway.sollol import stats_of
+        from aiosollol.gateway.endpoints.sollol import stats_of
 
         return stats_of(self._running.pool)
 

@@ -6,12 +6,11 @@
 """
 
 from aiosollol.testing.engine import FakeEngine
-from aiosollol.testing.fault import Fault
-from aiosollol.testing.model import FakeModel, fake_tokens, fake_vector
+from aiosollol.testing.faults import Fault
+from aiosollol.testing.models import FakeModel, fake_tokens, fake_vector
 from aiosollol.testing.node import FakeNode, FakeOptions
-from aiosollol.testing.process import FakeOllamaProcess
-from aiosollol.testing.reply import RecordedRequest
-from aiosollol.testing.server import FakeOllama
+from aiosollol.testing.requests import RecordedRequest
+from aiosollol.testing.server import FakeOllama, FakeOllamaProcess
 from aiosollol.testing.transport import FakeTransport
 
 __all__ = [

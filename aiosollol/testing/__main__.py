@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 
 from aiosollol.errors import SollolError
-from aiosollol.server_process import announce, stopping
-from aiosollol.testing.fault import Fault
-from aiosollol.testing.model import FakeModel
+from aiosollol.net.subprocess import announce, stopping
+from aiosollol.testing.faults import Fault
+from aiosollol.testing.models import FakeModel
 from aiosollol.testing.node import DEFAULT_MODELS, SECONDS
 from aiosollol.testing.server import FakeOllama
 

@@ -10,12 +10,11 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from aiosollol.core.node import full_name
-from aiosollol.testing.fault import Fault
-from aiosollol.testing.model import FakeModel, fake_tokens, fake_vector
-from aiosollol.testing.reply import Reply, SimulatedRequest, whole
-from aiosollol.testing.slots import Pace, nanoseconds
-from aiosollol.wire import answers, asked
-from aiosollol.wire.asked import Refusal
+from aiosollol.testing.faults import Fault
+from aiosollol.testing.models import FakeModel, fake_tokens, fake_vector
+from aiosollol.testing.requests import Pace, Reply, SimulatedRequest, nanoseconds, whole
+from aiosollol.wire.ollama import server_requests, server_responses
+from aiosollol.wire.ollama.server_requests import Refusal
 
 if TYPE_CHECKING:
     from aiosollol.testing.node import FakeNode
@@ -35,11 +34,11 @@ class _Embedded:
 async def api_embed(
     node: FakeNode, work: SimulatedRequest, body: bytes, fault: Fault | None
 ) -> Reply:
-    request = asked.read_embed(body)
+    request = server_requests.read_embed(body)
     done = await _embed(node, work, request, fault)
-    vectors = answers.json_vectors(done.floats, done.dim)
+    vectors = server_responses.json_vectors(done.floats, done.dim)
     return whole(
-        answers.embed(
+        server_responses.embed(
             request.model,
             vectors,
             total_duration=nanoseconds(done.seconds) if request.texts else 0,
@@ -52,31 +51,33 @@ async def api_embed(
 async def api_embeddings(
     node: FakeNode, work: SimulatedRequest, body: bytes, fault: Fault | None
 ) -> Reply:
-    done = await _embed(node, work, asked.read_embeddings(body), fault)
-    vectors = answers.json_vectors(done.floats, done.dim)
-    return whole(answers.embeddings(vectors[0] if vectors else None))
+    done = await _embed(node, work, server_requests.read_embeddings(body), fault)
+    vectors = server_responses.json_vectors(done.floats, done.dim)
+    return whole(server_responses.embeddings(vectors[0] if vectors else None))
 
 
 async def openai_embeddings(
     node: FakeNode, work: SimulatedRequest, body: bytes, fault: Fault | None
 ) -> Reply:
-    request = asked.read_openai_embeddings(body, knows_base64=_knows_base64(node.version))
+    request = server_requests.read_openai_embeddings(body, knows_base64=_knows_base64(node.version))
     done = await _embed(node, work, request, fault)
     is_base64 = request.encoding == "base64"
-    write = answers.base64_vectors if is_base64 else answers.json_vectors
+    write = server_responses.base64_vectors if is_base64 else server_responses.json_vectors
     return whole(
-        answers.openai_embeddings(request.model, write(done.floats, done.dim), tokens=done.tokens)
+        server_responses.openai_embeddings(
+            request.model, write(done.floats, done.dim), tokens=done.tokens
+        )
     )
 
 
 async def _embed(
-    node: FakeNode, work: SimulatedRequest, request: asked.EmbedAsked, fault: Fault | None
+    node: FakeNode, work: SimulatedRequest, request: server_requests.EmbedAsked, fault: Fault | None
 ) -> _Embedded:
     model = node.models.get(full_name(request.model))
     if model is None:
-        raise answers.unknown_model_try_pulling(request.model)
+        raise server_responses.unknown_model_try_pulling(request.model)
     if model.kind != "embedding":
-        raise Refusal(501, answers.NO_EMBEDDINGS)
+        raise Refusal(501, server_responses.NO_EMBEDDINGS)
     work.record.model = model.name
     work.record.items = len(request.texts)
     done = _Embedded(bytearray(), model.cut(request.dimensions))
@@ -105,7 +106,7 @@ async def _embed(
     _refuse_bad(node, model, request)
     if fault is Fault.NAN:
         if request.encoding != "base64":
-            raise Refusal(500, answers.NAN)
+            raise Refusal(500, server_responses.NAN)
         done.floats[:4] = _NAN
     if fault is Fault.TOO_FEW:
         del done.floats[-4 * done.dim :]
@@ -113,11 +114,11 @@ async def _embed(
     return done
 
 
-def _refuse_bad(node: FakeNode, model: FakeModel, request: asked.EmbedAsked) -> None:
+def _refuse_bad(node: FakeNode, model: FakeModel, request: server_requests.EmbedAsked) -> None:
     for text in request.texts:
         is_long = not request.truncate and fake_tokens(text) > model.context_length
         if is_long or any(poison in text for poison in node.poison):
-            raise Refusal(400, answers.TOO_LONG)
+            raise Refusal(400, server_responses.TOO_LONG)
 
 
 def _knows_base64(version: str) -> bool:

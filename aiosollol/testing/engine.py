@@ -8,11 +8,11 @@ from typing import Any
 import anyio
 
 from aiosollol.core.embeddings import Embeddings
-from aiosollol.core.engines import EngineJob, EngineOutcome, partitions
+from aiosollol.core.offload.engine_choice import EngineJob, EngineOutcome, partitions
 from aiosollol.core.report import NodeShare
 from aiosollol.core.stats import NodeCounters
 from aiosollol.errors import EngineError, SollolError
-from aiosollol.testing.model import FakeModel, fake_vector
+from aiosollol.testing.models import FakeModel, fake_vector
 
 
 class FakeEngine:

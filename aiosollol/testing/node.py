@@ -12,20 +12,25 @@ from anyio.lowlevel import checkpoint
 
 from aiosollol.core.node import full_name
 from aiosollol.errors import InvalidInput
-from aiosollol.testing import embedding, speaking
-from aiosollol.testing.fault import Fault, answer_instead, spoil
-from aiosollol.testing.memory import Memory
-from aiosollol.testing.model import FakeModel, fake_vector
+from aiosollol.testing import chat, embedding
+from aiosollol.testing.faults import Fault, answer_instead, spoil
+from aiosollol.testing.models import FakeModel, Memory, fake_vector
 from aiosollol.testing.probes import probe
-from aiosollol.testing.reply import (
+from aiosollol.testing.requests import (
     RecordedRequest,
     Reply,
     SimulatedRequest,
+    Slots,
     whole,
 )
-from aiosollol.testing.slots import Slots
-from aiosollol.wire import answers, dialects
-from aiosollol.wire.asked import ChatAsked, EmbedAsked, GenerateAsked, Refusal
+from aiosollol.wire import compatible_apis
+from aiosollol.wire.ollama import server_responses
+from aiosollol.wire.ollama.server_requests import (
+    ChatAsked,
+    EmbedAsked,
+    GenerateAsked,
+    Refusal,
+)
 
 DEFAULT_MODELS = (FakeModel("nomic-embed-text"), FakeModel("llama3.2", kind="chat"))
 SECONDS = (
@@ -181,7 +186,7 @@ class FakeNode:
         """The model `name`. Raises Refusal, the server's 404."""
         model = self.models.get(full_name(name))
         if model is None:
-            raise answers.unknown_model(name)
+            raise server_responses.unknown_model(name)
         return model
 
     def vector(self, model: str, text: str, dimensions: int = 0) -> bytes:
@@ -258,10 +263,10 @@ class FakeNode:
             if path not in _WORK:
                 return whole(probe(self, method, path, body))
             if method != "POST":
-                return whole(answers.method_not_allowed())
+                return whole(server_responses.method_not_allowed())
             return await _WORK[path](self, work, body, fault)
         except Refusal as refusal:
-            return whole(dialects.refuse(path, refusal, unique))
+            return whole(compatible_apis.refuse(path, refusal, unique))
 
     async def load(self, model: FakeModel, request: Asked) -> float:
         """Have `model` in memory for a request; the seconds that it took. Raises Refusal."""
@@ -284,9 +289,9 @@ _WORK = {
     "/api/embed": embedding.api_embed,
     "/api/embeddings": embedding.api_embeddings,
     "/v1/embeddings": embedding.openai_embeddings,
-    "/api/chat": speaking.api_chat,
-    "/api/generate": speaking.api_generate,
-    **speaking.FOREIGN_HANDLERS,
+    "/api/chat": chat.api_chat,
+    "/api/generate": chat.api_generate,
+    **chat.FOREIGN_HANDLERS,
 }
 
 

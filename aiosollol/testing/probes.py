@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from aiosollol.core.node import full_name
-from aiosollol.wire import answers, asked
-from aiosollol.wire.answers import HttpResponse
+from aiosollol.wire.ollama import server_requests, server_responses
+from aiosollol.wire.ollama.server_responses import HttpResponse
 
 if TYPE_CHECKING:
     from aiosollol.testing.node import FakeNode
@@ -24,24 +24,26 @@ def probe(node: FakeNode, method: str, path: str, body: bytes) -> HttpResponse:
     elif path in _PROBES:
         methods = _PROBES[path]
     else:
-        return answers.not_found()
-    return methods[method](node, body) if method in methods else answers.method_not_allowed()
+        return server_responses.not_found()
+    return (
+        methods[method](node, body) if method in methods else server_responses.method_not_allowed()
+    )
 
 
 def _root(node: FakeNode, body: bytes) -> HttpResponse:
-    return answers.root()
+    return server_responses.root()
 
 
 def _version(node: FakeNode, body: bytes) -> HttpResponse:
-    return answers.version(node.version)
+    return server_responses.version(node.version)
 
 
 def _tags(node: FakeNode, body: bytes) -> HttpResponse:
-    return answers.tags(model.card() for model in node.models.values())
+    return server_responses.tags(model.card() for model in node.models.values())
 
 
 def _ps(node: FakeNode, body: bytes) -> HttpResponse:
-    return answers.ps(
+    return server_responses.ps(
         (model.card(), model.size if model.gpu else 0, until)
         for name, until in node.memory
         if (model := node.models.get(name))
@@ -49,32 +51,32 @@ def _ps(node: FakeNode, body: bytes) -> HttpResponse:
 
 
 def _show(node: FakeNode, body: bytes) -> HttpResponse:
-    name = full_name(asked.read_show(body))
+    name = full_name(server_requests.read_show(body))
     if name not in node.models:
-        raise answers.unknown_model(name)
-    return answers.show(node.models[name].card())
+        raise server_responses.unknown_model(name)
+    return server_responses.show(node.models[name].card())
 
 
 def _copy(node: FakeNode, body: bytes) -> HttpResponse:
-    source, destination = asked.read_copy(body)
+    source, destination = server_requests.read_copy(body)
     node.add_model(replace(node.find_model(source), name=destination))
     return HttpResponse(200, "", b"")
 
 
 def _delete(node: FakeNode, body: bytes) -> HttpResponse:
-    node.remove_model(node.find_model(asked.read_delete(body)).name)
+    node.remove_model(node.find_model(server_requests.read_delete(body)).name)
     return HttpResponse(200, "", b"")
 
 
 def _openai_models(node: FakeNode, body: bytes) -> HttpResponse:
-    return answers.openai_models((name, _CREATED) for name in node.models)
+    return server_responses.openai_models((name, _CREATED) for name in node.models)
 
 
 def _openai_model(node: FakeNode, path: str) -> HttpResponse:
     name = path.removeprefix(_MODEL)
     if full_name(name) not in node.models:
-        raise answers.unknown_model(full_name(name))
-    return answers.openai_model(name, _CREATED)
+        raise server_responses.unknown_model(full_name(name))
+    return server_responses.openai_model(name, _CREATED)
 
 
 _Probe = Callable[["FakeNode", bytes], HttpResponse]

@@ -1,8 +1,11 @@
-"""`FakeOllama`: a fake node behind a real HTTP server on loopback."""
+"""`FakeOllama`: a fake node behind a real HTTP server on loopback, also as a process of its own."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import signal
 import socket
 import struct
 from functools import partial
@@ -12,12 +15,14 @@ from typing import Any, Unpack, cast
 from aiohttp import web
 
 from aiosollol.core.address import Address
-from aiosollol.error_log import ErrorLog
 from aiosollol.errors import InvalidInput
-from aiosollol.http_server import HttpConnection
-from aiosollol.testing.fault import Fault
-from aiosollol.testing.node import FakeNode, FakeOptions
-from aiosollol.testing.reply import Reply
+from aiosollol.net.error_log import ErrorLog
+from aiosollol.net.http_server import HttpConnection
+from aiosollol.net.subprocess import ServerProcess
+from aiosollol.testing.faults import Fault
+from aiosollol.testing.models import FakeModel
+from aiosollol.testing.node import DEFAULT_MODELS, FakeNode, FakeOptions, ProcessOptions
+from aiosollol.testing.requests import Reply
 
 _BACKLOG = 1024
 
@@ -183,3 +188,80 @@ def _reset(transport: asyncio.BaseTransport) -> None:
     if connection is not None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     cast(asyncio.Transport, transport).abort()  # uvloop's is one, but does not say so
+
+
+class FakeOllamaProcess:
+    """``python -m aiosollol.testing`` as a context manager with a `url`.
+
+    Options as for `FakeNode`, those that can be told on a command line, and where to listen: `host`
+    and `port` (0 takes a free one). They stay as they are while it runs, all but `fault`, and its
+    counters are out of reach. It ends with this process, however this one ends. Entering raises
+    NodeUnreachable or NodeTimeout, with what the process wrote to stderr, if it is not ready within
+    `start_timeout` seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        start_timeout: float = 30.0,
+        **options: Unpack[ProcessOptions],
+    ) -> None:
+        if unknown := options.keys() - ProcessOptions.__annotations__.keys():
+            raise TypeError(f"a fake in a process has no option {min(unknown)!r}")
+        models = options.pop("models", DEFAULT_MODELS)
+        arguments = ["--host", host, "--port", str(port)]
+        for name, value in options.items():
+            arguments += [f"--{name.replace('_', '-')}", str(value)]
+        for model in [models] if isinstance(models, str) else models:
+            made = FakeModel(model) if isinstance(model, str) else model
+            arguments += ["--model", f"{made.name},{made.kind},{made.dim},{made.digest}"]
+        self._process = ServerProcess(
+            "fake", "aiosollol.testing", arguments, start_timeout=start_timeout
+        )
+        self._url = ""
+        self._fault: Fault | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it answers. Raises InvalidInput before it is entered."""
+        if not self._url:
+            raise InvalidInput("the fake has not been started: use 'async with'")
+        return self._url
+
+    @property
+    def pid(self) -> int | None:
+        """The process, or None while there is none."""
+        return self._process.pid
+
+    @property
+    def fault(self) -> Fault | None:
+        """What is wrong with it; None heals it. The process obeys within a millisecond or so."""
+        return self._fault
+
+    @fault.setter
+    def fault(self, fault: Fault | None) -> None:
+        self._fault = fault
+        if self._url:  # otherwise it is told when it has been started
+            self._process.tell(b"" if fault is None else fault.name.encode())
+
+    def kill(self) -> None:
+        """End it as ``kill -9`` does. Another may be started on its port at once."""
+        if self.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
+    async def __aenter__(self) -> FakeOllamaProcess:
+        self._url = await self._process.start()
+        self.fault = self._fault
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._url = ""
+        await self._process.aclose()

@@ -9,10 +9,10 @@ from typing import Unpack
 import anyio
 
 from aiosollol.errors import ConnectionLost, NodeTimeout, NodeUnreachable
-from aiosollol.testing.fault import Fault
+from aiosollol.testing.faults import Fault
 from aiosollol.testing.node import FakeNode, FakeOptions
-from aiosollol.testing.reply import Reply
-from aiosollol.wire.ollama import error_for
+from aiosollol.testing.requests import Reply
+from aiosollol.wire.ollama.client import error_for
 
 
 class FakeTransport(FakeNode):
@@ -20,8 +20,8 @@ class FakeTransport(FakeNode):
 
     It waits by anyio alone, so under trio's ``MockClock(autojump_threshold=0)`` every cost takes
     exactly its virtual time and no real one. Raises what a real transport raises: NodeUnreachable
-    (REFUSE, or closed), NodeTimeout, ConnectionLost, and what `wire.ollama.error_for` makes of a
-    status other than 200.
+    (REFUSE, or closed), NodeTimeout, ConnectionLost, and what `wire.ollama.client.error_for` makes
+    of a status other than 200.
     """
 
     def __init__(self, name: str = "fake", **options: Unpack[FakeOptions]) -> None:

@@ -29,7 +29,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from aiosollol.errors import ProtocolError
-from aiosollol.wire.ollama import dump_whole, load
+from aiosollol.wire.ollama.client import dump_whole, load
 
 AGENT_PATH = "/agent"
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
 
-from aiosollol.gateway.keys import new_key
+from aiosollol.gateway.middleware.keys import new_key
 from benchmarks.client.bodies import CHAT_MODEL, MODEL
 from benchmarks.client.contest import STEADY_MALLOC
 from benchmarks.gateway.asking import Question

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from aiosollol.server_process import ServerProcess
+from aiosollol.net.subprocess import ServerProcess
 from aiosollol.testing import FakeModel, fake_vector
 
 MODEL = FakeModel("nomic-embed-text", dim=4)
@@ -88,7 +88,7 @@ async def scheduler(workers: int) -> AsyncIterator[str]:
     """The address of a scheduler with so many workers, each with two threads."""
     process = ServerProcess(
         "dask",
-        "aiosollol.engines.dask_cluster",
+        "aiosollol.engines.dask.cluster",
         ["--workers", str(workers)],
         environment={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},  # tests are modules
     )

@@ -6,19 +6,19 @@ import sys
 import time
 from typing import Any
 
-from aiosollol.engines import ray_frames
+from aiosollol.engines.ray import protocol
 
 
 def main() -> None:
     cancelled = 0
 
     def answer(number: int, outcome: str, value: Any) -> None:
-        sys.stdout.buffer.write(ray_frames.pack((number, outcome, value)))
+        sys.stdout.buffer.write(protocol.pack((number, outcome, value)))
         sys.stdout.buffer.flush()
 
     while True:
         try:
-            number, name, arguments = ray_frames.read(sys.stdin.buffer)
+            number, name, arguments = protocol.read(sys.stdin.buffer)
         except EOFError:
             return
         if name == "join":

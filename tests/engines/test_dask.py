@@ -32,7 +32,9 @@ from dask import bag  # noqa: E402 (what follows `need`)
 
 from aiosollol import BatchError, InvalidInput, OllamaPool, __version__  # noqa: E402
 from aiosollol.embedded import EmbeddedNode  # noqa: E402
-from aiosollol.engines import dask_link, dask_worker, leading  # noqa: E402
+from aiosollol.engines.common import lease_leader  # noqa: E402
+from aiosollol.engines.dask import link as dask_link  # noqa: E402
+from aiosollol.engines.dask import worker as dask_worker
 from aiosollol.errors import EngineError  # noqa: E402
 from aiosollol.testing import FakeModel, FakeOllama, FakeOllamaProcess, Fault  # noqa: E402
 
@@ -415,7 +417,7 @@ async def test_workers_that_are_of_no_use_are_named(
 
 
 async def test_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leading, "FIT_SECONDS", 0.5)
+    monkeypatch.setattr(lease_leader, "FIT_SECONDS", 0.5)
     async with (
         FakeOllama(models=[MODEL]) as node,
         scheduler(0) as address,

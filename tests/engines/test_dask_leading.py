@@ -11,12 +11,12 @@ import anyio
 import pytest
 import trio.testing
 
+from aiosollol.cluster.state import ClusterState
 from aiosollol.core.node import NodeSpec
-from aiosollol.engines import leading
-from aiosollol.engines.leading import LeaseLeader
-from aiosollol.engines.worker import LEASE_SECONDS, Look, Terms
+from aiosollol.engines.common import lease_leader
+from aiosollol.engines.common.lease_leader import LeaseLeader
+from aiosollol.engines.common.remote_pool import LEASE_SECONDS, Look, Terms
 from aiosollol.errors import EngineError
-from aiosollol.registry import ClusterState
 
 pytestmark = pytest.mark.anyio
 
@@ -293,7 +293,7 @@ async def test_waiting_for_workers(caplog: pytest.LogCaptureFixture) -> None:
         began = anyio.current_time()
         with pytest.raises(EngineError, match=r"dask worker tcp://10\.0\.0\.9:8786"):
             await cluster.leader.wait_fit(["a"])
-        assert anyio.current_time() - began == pytest.approx(leading.FIT_SECONDS)
+        assert anyio.current_time() - began == pytest.approx(lease_leader.FIT_SECONDS)
         cluster.link.problems["u"] = "worker u has aiosollol 0"
         cluster.add("u")
         with pytest.raises(EngineError, match="has aiosollol 0"):
@@ -314,7 +314,7 @@ async def test_a_hung_worker_does_not_keep_a_batch_waiting_for_ever() -> None:
         began = anyio.current_time()
         found = await cluster.leader.wait_fit(["a"])
         assert [each.name for each in found.fit] == ["u"]
-        assert anyio.current_time() - began <= leading.FIT_SECONDS
+        assert anyio.current_time() - began <= lease_leader.FIT_SECONDS
 
 
 async def test_a_leader_that_ends_lifts_the_limits() -> None:

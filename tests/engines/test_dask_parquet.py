@@ -15,14 +15,19 @@ import pandas  # noqa: E402 (what follows `need`)
 import pyarrow.parquet  # noqa: E402
 
 from aiosollol.core.embeddings import Embeddings  # noqa: E402
-from aiosollol.core.parcels import Partition, PartitionResult  # noqa: E402
-from aiosollol.core.planner import PlanOptions  # noqa: E402
+from aiosollol.core.offload.partitions import Partition, PartitionResult  # noqa: E402
+from aiosollol.core.offload.write_report import (  # noqa: E402
+    BadPart,
+    OnError,
+    WriteOrder,
+    WrittenPart,
+)
 from aiosollol.core.report import NodeShare  # noqa: E402
 from aiosollol.core.request import EmbedSettings, collect_texts  # noqa: E402
+from aiosollol.core.scheduling.planner import PlanOptions  # noqa: E402
 from aiosollol.core.stats import NodeCounters  # noqa: E402
-from aiosollol.core.written import BadPart, OnError, WriteOrder, WrittenPart  # noqa: E402
-from aiosollol.engines import dask_parquet  # noqa: E402
-from aiosollol.engines.dask_parquet import write_part  # noqa: E402
+from aiosollol.engines.dask import parquet  # noqa: E402
+from aiosollol.engines.dask.parquet import write_part  # noqa: E402
 from aiosollol.errors import BadRequest, EngineError, InvalidInput, SollolError  # noqa: E402
 
 DIM = MODEL.dim
@@ -86,7 +91,7 @@ def floats(text: str) -> list[float]:
 def test_texts_and_their_vectors(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, count: int, is_list: bool
 ) -> None:
-    monkeypatch.setattr(dask_parquet, "ROWS", 4)
+    monkeypatch.setattr(parquet, "ROWS", 4)
     texts = [f"text {index}" for index in range(count)]
     embed = FakeEmbed()
     part = texts if is_list else iter(texts)
@@ -103,7 +108,7 @@ def test_texts_and_their_vectors(
 def test_a_dataframe_keeps_its_columns(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dask_parquet, "ROWS", 2)
+    monkeypatch.setattr(parquet, "ROWS", 2)
     frame = pandas.DataFrame({"id": [4, 5, 6], "body": ["a", "b", "c"]}, index=[10, 20, 30])
     written = write_part(order(tmp_path, "body"), 0, frame, FakeEmbed())
     assert isinstance(written, WrittenPart)
@@ -141,7 +146,7 @@ def test_what_failed_is_null_with_the_reason_beside(
 def test_a_part_with_a_failure_is_not_written(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dask_parquet, "ROWS", 2)
+    monkeypatch.setattr(parquet, "ROWS", 2)
     bad = write_part(order(tmp_path), 0, ["a", "b", "c", "bad"], FakeEmbed())
     assert isinstance(bad, BadPart)
     assert bad.item == 3

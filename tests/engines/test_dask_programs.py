@@ -22,7 +22,7 @@ pytestmark = pytest.mark.anyio
 # No `if __name__ == "__main__":` on purpose.
 PROGRAM = f"""
 import asyncio, sys
-from aiosollol import OllamaPool
+from aiosollol import OllamaPool  # noqa: E402
 
 async def main():
     url, address, count = sys.argv[1:]

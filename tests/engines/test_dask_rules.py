@@ -12,14 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiosollol import NodeRegistry, NodeSpec
-from aiosollol.core.engines import EngineOutcome
-from aiosollol.core.parcels import Partition, PartitionResult
-from aiosollol.core.planner import PlanOptions
-from aiosollol.core.report import NodeShare
-from aiosollol.core.request import EmbedSettings
-from aiosollol.core.stats import NodeCounters
-from aiosollol.core.workers import (
+from aiosollol.core.offload.engine_choice import EngineOutcome
+from aiosollol.core.offload.partitions import (
     Fitness,
+    Partition,
+    PartitionResult,
     WorkerState,
     confined,
     failures,
@@ -30,9 +27,13 @@ from aiosollol.core.workers import (
     room,
     taking_part,
 )
-from aiosollol.core.written import WriteReport, file_name, unfinished_name
-from aiosollol.engines import worker
-from aiosollol.engines.worker import (
+from aiosollol.core.offload.write_report import WriteReport, file_name, unfinished_name
+from aiosollol.core.report import NodeShare
+from aiosollol.core.request import EmbedSettings
+from aiosollol.core.scheduling.planner import PlanOptions
+from aiosollol.core.stats import NodeCounters
+from aiosollol.engines.common import remote_pool
+from aiosollol.engines.common.remote_pool import (
     NodeEntry,
     RemotePool,
     Terms,
@@ -273,7 +274,7 @@ async def test_a_lease_ends_where_it_is_not_renewed(monkeypatch: pytest.MonkeyPa
     async with FakeOllama(models=[MODEL]) as node:
         end, terms = await far_end(node)
         look = await end.obey(terms)
-        monkeypatch.setattr(worker, "LEASE_SECONDS", 0.0)
+        monkeypatch.setattr(remote_pool, "LEASE_SECONDS", 0.0)
         await end.obey(Terms(None, {"n0": 2}, 1, look.number))
         (known,) = end._registry
         while known.cap:
@@ -281,7 +282,7 @@ async def test_a_lease_ends_where_it_is_not_renewed(monkeypatch: pytest.MonkeyPa
         # What comes late is ignored, and the next one is taken.
         await end.obey(Terms(None, {"n0": 9}, 1, look.number))
         assert known.cap == 0
-        monkeypatch.setattr(worker, "LEASE_SECONDS", 10.0)
+        monkeypatch.setattr(remote_pool, "LEASE_SECONDS", 10.0)
         look = await end.obey(Terms())
         await end.obey(Terms(None, {"n0": 2}, 2, look.number))
         assert known.cap == 2

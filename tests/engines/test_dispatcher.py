@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiosollol.core.embeddings import Embeddings
-from aiosollol.core.engines import EngineJob, EngineOutcome
-from aiosollol.core.parcels import (
+from aiosollol.core.offload.engine_choice import EngineJob, EngineOutcome
+from aiosollol.core.offload.partitions import (
+    MOST_TRIES,
     Partition,
     PartitionAnswer,
     PartitionResult,
@@ -24,10 +25,9 @@ from aiosollol.core.parcels import (
     PendingPartitions,
     WorkerDied,
 )
-from aiosollol.core.planner import PlanOptions
 from aiosollol.core.request import EmbedSettings
-from aiosollol.core.workers import MOST_TRIES
-from aiosollol.engines.dispatcher import PartitionDispatcher
+from aiosollol.core.scheduling.planner import PlanOptions
+from aiosollol.engines.common.partition_dispatcher import PartitionDispatcher
 from aiosollol.errors import BadRequest, EngineError, NoNodeAvailable, PoolClosed, SollolError
 
 pytestmark = pytest.mark.anyio

@@ -18,17 +18,27 @@ import pytest
 
 from aiosollol import OllamaPool, __version__
 from aiosollol.config.settings import TABLE, Settings
+from aiosollol.core.leasing.protocol import LeaseCoordinator, MemberReport, NodeUse
 from aiosollol.core.node import NodeSpec
-from aiosollol.core.parcels import Partition, PendingPartition, PendingPartitions
-from aiosollol.core.planner import PlanOptions
+from aiosollol.core.offload.partitions import Partition, PendingPartition, PendingPartitions
 from aiosollol.core.request import EmbedSettings
-from aiosollol.core.sharing import LeaseCoordinator, MemberReport, NodeUse
-from aiosollol.engines import ray_cluster, ray_coordinator, ray_frames, ray_sidecar, ray_worker
-from aiosollol.engines.ray import fit_workers
-from aiosollol.engines.ray_contract import Contract, Greeting
-from aiosollol.engines.ray_coordinator import CoordinatorActor, check, is_replaceable
-from aiosollol.engines.ray_link import MOST_FAILURES, RayLink
-from aiosollol.engines.worker import NodeEntry
+from aiosollol.core.scheduling.planner import PlanOptions
+from aiosollol.engines.common.remote_pool import NodeEntry
+from aiosollol.engines.ray import (
+    cluster as ray_cluster,
+)
+from aiosollol.engines.ray import (
+    coordinator as ray_coordinator,
+)
+from aiosollol.engines.ray import (
+    protocol,
+    sidecar,
+    workers,
+)
+from aiosollol.engines.ray.coordinator import CoordinatorActor, check, is_replaceable
+from aiosollol.engines.ray.engine import fit_workers
+from aiosollol.engines.ray.protocol import Contract, Greeting
+from aiosollol.engines.ray.sidecar_client import MOST_FAILURES, RayLink
 from aiosollol.errors import EngineError, MissingExtra, SollolError
 from aiosollol.testing import FakeModel, FakeOllama, Fault, fake_vector
 
@@ -120,7 +130,7 @@ def test_workers_that_cannot_be_used_are_an_error_that_says_what_to_do(
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiosollol.engine_loading.find_spec", lambda name: None)
+    monkeypatch.setattr("aiosollol.pool.bootstrap.find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"aiosollol\[ray\]"):
         OllamaPool(["10.0.0.1"], enable_ray=True)
 
@@ -270,17 +280,17 @@ def test_whatever_ray_raises_there_is_no_cluster(
     ],
 )
 def test_what_ray_raises_is_told_in_a_line(error: Exception, words: str) -> None:
-    outcome, told = ray_sidecar.in_words(error)
+    outcome, told = sidecar.in_words(error)
     assert words in told
     assert (outcome == "failed") == told.startswith("failed")
 
 
 def test_frames_are_read_as_they_were_written() -> None:
     values = [(1, "run", (b"x" * 100_000,)), (2, "cancel", ()), None]
-    stream = io.BytesIO(b"".join(map(ray_frames.pack, values)))
-    assert [ray_frames.read(stream) for _ in values] == values
+    stream = io.BytesIO(b"".join(map(protocol.pack, values)))
+    assert [protocol.read(stream) for _ in values] == values
     with pytest.raises(EOFError):
-        ray_frames.read(stream)
+        protocol.read(stream)
 
 
 async def test_orders_are_carried_out_side_by_side_and_can_be_cancelled(
@@ -288,7 +298,7 @@ async def test_orders_are_carried_out_side_by_side_and_can_be_cancelled(
 ) -> None:
     began, ended = asyncio.Event(), asyncio.Event()
 
-    class Stub(ray_sidecar.Sidecar):
+    class Stub(sidecar.Sidecar):
         async def do_hang(self) -> None:
             began.set()
             try:
@@ -305,10 +315,10 @@ async def test_orders_are_carried_out_side_by_side_and_can_be_cancelled(
         async def do_fail(self) -> None:
             raise RuntimeError("of ray")
 
-    monkeypatch.setattr(ray_sidecar, "Sidecar", Stub)
+    monkeypatch.setattr(sidecar, "Sidecar", Stub)
     orders: asyncio.Queue[Any] = asyncio.Queue()
     answers: asyncio.Queue[Any] = asyncio.Queue()
-    serving = asyncio.create_task(ray_sidecar.serve(orders, answers.put_nowait))
+    serving = asyncio.create_task(sidecar.serve(orders, answers.put_nowait))
     orders.put_nowait((1, "hang", ()))
     await began.wait()
     orders.put_nowait((2, "add", (1, 2)))
@@ -482,7 +492,7 @@ class Handle:
 @pytest.fixture
 def coordinator(monkeypatch: pytest.MonkeyPatch) -> CoordinatorActor:
     actor = CoordinatorActor()
-    monkeypatch.setattr(ray_worker, "find_coordinator", lambda: Handle(actor))
+    monkeypatch.setattr(workers, "find_coordinator", lambda: Handle(actor))
     return actor
 
 
@@ -501,7 +511,7 @@ def order(urls: list[str], texts: list[str]) -> bytes:
 async def test_a_worker_embeds_within_its_leases(coordinator: CoordinatorActor) -> None:
     texts = [f"text {n}" for n in range(300)]
     async with FakeOllama(models=[MODEL]) as node:
-        worker = ray_worker.WorkerActor("w", contract(node.url))
+        worker = workers.WorkerActor("w", contract(node.url))
         try:
             greeted: Greeting = pickle.loads(await worker.greet())
             assert (greeted.name, greeted.version) == ("w", __version__)
@@ -519,7 +529,7 @@ async def test_a_worker_embeds_within_its_leases(coordinator: CoordinatorActor) 
 
 async def test_a_worker_learns_of_nodes_with_its_orders(coordinator: CoordinatorActor) -> None:
     async with FakeOllama(models=[MODEL]) as one, FakeOllama(models=[MODEL]) as two:
-        worker = ray_worker.WorkerActor("w", contract(one.url))
+        worker = workers.WorkerActor("w", contract(one.url))
         try:
             await worker.greet()
             result = pickle.loads(await worker.run(1, order([two.url], ["a", "b"])))
@@ -531,7 +541,7 @@ async def test_a_worker_learns_of_nodes_with_its_orders(coordinator: Coordinator
 
 async def test_a_worker_stops_what_it_is_told_to(coordinator: CoordinatorActor) -> None:
     async with FakeOllama(models=[MODEL]) as node:
-        worker = ray_worker.WorkerActor("w", contract(node.url))
+        worker = workers.WorkerActor("w", contract(node.url))
         try:
             await worker.run(1, order([node.url], ["a"]))  # loads the model, which nobody ends
             node.fault = Fault.HANG
@@ -552,7 +562,7 @@ async def test_a_worker_whose_nodes_all_refuse_says_so(
     coordinator: CoordinatorActor, unused_port: int
 ) -> None:
     url = f"http://127.0.0.1:{unused_port}"
-    worker = ray_worker.WorkerActor("w", contract(url))
+    worker = workers.WorkerActor("w", contract(url))
     try:
         greeted: Greeting = pickle.loads(await worker.greet())
         assert greeted.up == ()
@@ -563,7 +573,7 @@ async def test_a_worker_whose_nodes_all_refuse_says_so(
         await close(worker)
 
 
-async def close(worker: ray_worker.WorkerActor) -> None:
+async def close(worker: workers.WorkerActor) -> None:
     """What Ray does by ending its process."""
     for task in (worker._renewing, worker._starting):
         if task is not None:

@@ -54,8 +54,8 @@ from aiosollol import (
 )
 from aiosollol.autobatch import AutoBatch, JobStatus, QueueStatus, ResultPage
 from aiosollol.core.node import NodeLike
-from aiosollol.core.trial import Finding
-from aiosollol.otel import OpenTelemetry
+from aiosollol.core.scheduling.colocation import Finding
+from aiosollol.telemetry.opentelemetry import OpenTelemetry
 
 MODEL = "nomic-embed-text"
 MESSAGES = [{"role": "user", "content": "Why is the sky blue?"}]

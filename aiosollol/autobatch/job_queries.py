@@ -1,0 +1,227 @@
+"""What those who submit do to a queue's tables. Each function is one transaction, in the thread.
+
+Invariants, which every transaction keeps, here and in `taking`: a document is in `documents` or in
+`vectors`, never in both; the counters of a job agree with its rows.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Unpack
+from zlib import crc32
+
+from aiosollol.autobatch.pacing import Rules, retry_after
+from aiosollol.core.arguments import EmbedArguments
+from aiosollol.core.request import EmbedSettings, collect_texts
+from aiosollol.errors import InvalidInput, QueueFull, UnknownJob
+from aiosollol.wire.ollama.embeddings import dump_embed
+
+POSITION_BITS = 32
+
+
+class NewJob(NamedTuple):
+    """What is submitted. settings, metadata: as JSON, with sorted keys.
+
+    owner: see `AutoBatch`; None for a job without an owner.
+    """
+
+    id: str
+    model: str
+    settings: str
+    metadata: str
+    texts: Sequence[str]
+    owner: str | None = None
+
+
+def keys_of(number: int) -> tuple[int, int]:
+    """The first key that documents of a job may have, and the first of the next job."""
+    return number << POSITION_BITS, (number + 1) << POSITION_BITS
+
+
+def checksum(key: int, blob: bytes | memoryview[int]) -> int:
+    """The CRC-32 of a text or a vector, and of whose it is."""
+    return crc32(blob, (key ^ key >> POSITION_BITS) & 0xFFFFFFFF)
+
+
+def is_sound(key: int, crc: object, blob: object) -> bool:
+    """Whether what was read is what was written. Where bytes are damaged, types may be too."""
+    if not isinstance(key, int):
+        raise damage("a row has no key")
+    return isinstance(blob, bytes) and checksum(key, blob) == crc
+
+
+def damage(problem: str) -> sqlite3.DatabaseError:
+    """What SQLite would raise, had it noticed."""
+    error = sqlite3.DatabaseError(problem)
+    error.sqlite_errorname = "SQLITE_CORRUPT"
+    return error
+
+
+def position_of(key: int) -> int:
+    """Where in its job the document with this key stands."""
+    return key & ((1 << POSITION_BITS) - 1)
+
+
+def submit(connection: sqlite3.Connection, job: NewJob, rules: Rules, now: float) -> None:
+    """Queue a job, whole. Raises InvalidInput if it can never be queued, and QueueFull."""
+    blobs = [text.encode() for text in job.texts]
+    size = sum(map(len, blobs))
+    if len(blobs) > rules.max_documents or size > rules.max_bytes:
+        raise InvalidInput(
+            f"{len(blobs):,} documents of {size:,} bytes are more than the queue ever takes, "
+            f"{rules.max_documents:,} of {rules.max_bytes:,}; submit them in parts"
+        )
+    _check_room(connection, len(blobs), size, rules, job.owner)
+    connection.execute(
+        "INSERT INTO groups (model, settings) VALUES (?, ?) ON CONFLICT DO NOTHING",
+        (job.model, job.settings),
+    )
+    (group,) = connection.execute(
+        "SELECT id FROM groups WHERE model = ? AND settings = ?", (job.model, job.settings)
+    ).fetchone()
+    number = connection.execute(
+        "INSERT INTO jobs (id, group_id, metadata, total, queued, queued_bytes, created_at, owner)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (job.id, group, job.metadata, len(blobs), len(blobs), size, now, job.owner),
+    ).lastrowid
+    assert number is not None
+    first, _ = keys_of(number)
+    connection.executemany(
+        "INSERT INTO documents (key, group_id, due_at, crc, text) VALUES (?, ?, ?, ?, ?)",
+        (
+            (first + at, group, now, checksum(first + at, blob), blob)
+            for at, blob in enumerate(blobs)
+        ),
+    )
+
+
+def _check_room(
+    connection: sqlite3.Connection, documents: int, size: int, rules: Rules, owner: str | None
+) -> None:
+    queued, queued_bytes = connection.execute(
+        "SELECT total(queued), total(queued_bytes) FROM jobs WHERE queued > 0"
+    ).fetchone()
+    over = int(queued) + documents - rules.max_documents
+    over_bytes = int(queued_bytes) + size - rules.max_bytes
+    if over <= 0 and over_bytes <= 0:
+        return
+    if over_bytes > 0:  # as documents of the size that the queued ones have
+        over = max(over, int(over_bytes * queued / queued_bytes) if queued_bytes else 0)
+    (rate,) = connection.execute("SELECT rate FROM worker").fetchone()
+    seconds = retry_after(over, rate, rules.interval)
+    if owner is None:
+        problem = (
+            f"{int(queued):,} documents of {int(queued_bytes):,} bytes are queued, and "
+            f"{documents:,} of {size:,} more would be over the limit, {rules.max_documents:,} of "
+            f"{rules.max_bytes:,}"
+        )
+    else:  # don't reveal how much other owners have queued
+        problem = f"the queue has no room for {documents:,} documents of {size:,} bytes now"
+    raise QueueFull(f"{problem}; try again in {seconds:.0f} s", retry_after=seconds)
+
+
+def find_job(connection: sqlite3.Connection, job_id: str, owner: str | None) -> int:
+    """The number of a job.
+
+    owner: find only jobs of this owner; None finds any job. Raises UnknownJob, with the same
+    message whether the job does not exist or belongs to another owner.
+    """
+    row = connection.execute("SELECT number, owner FROM jobs WHERE id = ?", (job_id,)).fetchone()
+    if row is None or (owner is not None and row[1] != owner):
+        raise UnknownJob(job_id)
+    number: int = row[0]
+    return number
+
+
+def cancel(connection: sqlite3.Connection, job_id: str, owner: str | None, now: float) -> None:
+    """Drop what is queued of a job. No effect on one that is over. Raises UnknownJob."""
+    number = find_job(connection, job_id, owner)
+    (queued,) = connection.execute("SELECT queued FROM jobs WHERE number = ?", (number,)).fetchone()
+    if not queued:
+        return
+    connection.execute(
+        "DELETE FROM documents WHERE key >= ? AND key < ? AND has_failed = 0", keys_of(number)
+    )
+    connection.execute(
+        "UPDATE jobs SET queued = 0, queued_bytes = 0, is_cancelled = 1, completed_at = ?"
+        " WHERE number = ?",
+        (now, number),
+    )
+
+
+def retry(
+    connection: sqlite3.Connection, job_id: str, owner: str | None, rules: Rules, now: float
+) -> int:
+    """Queue the failed documents of a job again; how many.
+
+    Raises UnknownJob, QueueFull, and InvalidInput for a job that was cancelled.
+    """
+    number = find_job(connection, job_id, owner)
+    (is_cancelled,) = connection.execute(
+        "SELECT is_cancelled FROM jobs WHERE number = ?", (number,)
+    ).fetchone()
+    if is_cancelled:
+        raise InvalidInput(f"job {job_id!r} was cancelled; submit what is still to be done again")
+    keys = keys_of(number)
+    failed, size = connection.execute(
+        "SELECT count(*), total(length(text)) FROM documents"
+        " WHERE key >= ? AND key < ? AND has_failed = 1",
+        keys,
+    ).fetchone()
+    if not failed:
+        return 0
+    _check_room(connection, failed, int(size), rules, owner)
+    connection.execute(
+        "UPDATE documents SET has_failed = 0, attempts = 0, due_at = ?"
+        " WHERE key >= ? AND key < ? AND has_failed = 1",
+        (now, *keys),
+    )
+    connection.execute(
+        "UPDATE jobs SET queued = queued + ?, queued_bytes = queued_bytes + ?, failed = 0,"
+        " completed_at = NULL WHERE number = ?",
+        (failed, int(size), number),
+    )
+    return int(failed)
+
+
+def new_job(
+    docs: Sequence[str],
+    model: str,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    owner: str | None = None,
+    **given: Unpack[EmbedArguments],
+) -> NewJob:
+    """A job with an id of its own. Raises InvalidInput, which names the document that is wrong."""
+    settings = EmbedSettings(model=model, **given)
+    dump_embed(settings, ())  # options may hold what JSON cannot carry
+    texts, invalid = collect_texts(docs)
+    for error in invalid.values():
+        raise error
+    if not texts:
+        raise InvalidInput("docs is empty: submit at least one document")
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise InvalidInput(f"metadata must be a mapping, not {type(metadata).__name__}")
+    if owner is not None and (not isinstance(owner, str) or not owner):
+        raise InvalidInput(f"owner must be a text that is not empty, or None, not {owner!r}")
+    kept = {**given, "options": settings.options}
+    return NewJob(
+        id=str(uuid.uuid4()),
+        model=model,
+        settings=_json("options", {k: v for k, v in kept.items() if v is not None}),
+        metadata=_json("metadata", dict(metadata or {})),
+        texts=texts,
+        owner=owner,
+    )
+
+
+def _json(name: str, value: dict[str, Any]) -> str:
+    try:
+        text = json.dumps(value, sort_keys=True, allow_nan=False, ensure_ascii=False)
+        text.encode()
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"{name} must be of what JSON can carry: {error}") from error
+    return text

@@ -1,0 +1,1 @@
+"""Many texts: planned, executed, gathered in input order."""

@@ -1,0 +1,305 @@
+"""Carries out one batch: the instructions of `core.scheduling.state_machine`, over transports."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import anyio
+from anyio.abc import TaskGroup
+
+from aiosollol.cluster.node import Node, has_same_vectors
+from aiosollol.cluster.state import ClusterState
+from aiosollol.core.report import NodeShare
+from aiosollol.core.request import EmbedSettings, loading_of, reload_key
+from aiosollol.core.routing.retry import classify
+from aiosollol.core.scheduling.batch_nodes import Chunk
+from aiosollol.core.scheduling.dispatcher import Cancel, Instruction, Send
+from aiosollol.core.scheduling.planner import (
+    BatchShape,
+    Plan,
+    PlanOptions,
+    Reason,
+    plan,
+)
+from aiosollol.core.scheduling.state_machine import BatchState
+from aiosollol.core.scheduling.vector_buffer import VectorBuffer
+from aiosollol.errors import (
+    NodeError,
+    NodeUnreachable,
+    NoNodeAvailable,
+    ProtocolError,
+    RequestFailed,
+    SollolError,
+    first_of,
+)
+from aiosollol.live.node_client import EmbedCall, NodeClient, promised_dim
+from aiosollol.wire.ollama import embeddings as wire
+
+MAX_VAIN_RETURNS = 3
+"""How often a node may come back to a batch without having answered anything meanwhile."""
+
+GIVE_UP_SECONDS = 5.0
+"""How long a batch waits for any node to come back when all are lost."""
+
+
+class BatchJob(NamedTuple):
+    """What a batch is made of: different texts, the settings of every request, and the plan.
+
+    tokens: estimated, per text. timeout: seconds for one request. options: what the plan was made
+    with, for nodes that join later. digest: that nodes must have of the model, None for any.
+    """
+
+    settings: EmbedSettings
+    texts: Sequence[str]
+    tokens: Sequence[float]
+    timeout: float
+    plan: Plan
+    options: PlanOptions
+    digest: str | None = None
+
+
+class Executor:
+    """One batch on its way. Make one, await `run` once, then read `state`.
+
+    exchange: sends a request to a node. on_progress: called with how many of the texts are
+    settled, whenever that grew.
+    """
+
+    def __init__(
+        self,
+        job: BatchJob,
+        buffer: VectorBuffer,
+        registry: ClusterState,
+        exchange: NodeClient,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self._job = job
+        self.plan = job.plan
+        self._model = job.settings.model
+        self._reload_key = reload_key(job.settings.options)
+        self._loading = loading_of(job.settings.options, job.settings.keep_alive)
+        self._fits_base64 = wire.fits_base64(job.settings)
+        self._buffer = buffer
+        self._registry = registry
+        self._exchange = exchange
+        self._on_progress = on_progress
+        self.state = BatchState(
+            job.tokens, trials=job.plan.trials, expected_seconds=_expected_seconds(job.plan)
+        )
+        self._scopes: dict[int, anyio.CancelScope] = {}
+        self._wake = anyio.Event()
+        self._told = 0
+        self._items_at_return: dict[str, int] = {}
+        self._vain_returns: Counter[str] = Counter()
+
+    async def run(self) -> None:
+        """Return when every text has a vector in the buffer or an error in ``state.errors``."""
+        try:
+            await self._run()
+        except BaseExceptionGroup as group:
+            # What a caller's `on_progress` raises is to arrive as it is.
+            raise first_of(group) from None
+
+    async def _run(self) -> None:
+        state = self.state
+        version = self._registry.version
+        self._admit_nodes()
+        async with anyio.create_task_group() as group:
+            self._follow(group, state.start(self._registry.clock()))
+            group.start_soon(self._watch_registry, group, version)
+            while not state.is_finished:
+                if state.is_stuck:
+                    await self._await_rescue(group)
+                    continue
+                tick = state.next_tick(self._registry.clock())
+                with anyio.CancelScope(deadline=math.inf if tick is None else tick) as wait:
+                    await self._wake.wait()
+                if wait.cancelled_caught:
+                    self._follow(group, state.tick(self._registry.clock()))
+            group.cancel_scope.cancel()
+        if not state.is_finished:
+            # A task of ours was cancelled by somebody else, which ends its group without a word.
+            self.give_up(
+                RequestFailed("the batch was cut short: a part of it was cancelled from outside")
+            )
+
+    def give_up(self, error: SollolError) -> None:
+        """What has no vector by now has failed."""
+        self.state.abandon(error, self._registry.clock())
+
+    # Nodes come and go.
+
+    async def _watch_registry(self, group: TaskGroup, version: int) -> None:
+        while True:
+            await self._registry.wait_changed(version)
+            version = self._registry.version
+            for node in list(self._registry):
+                is_lost = node.state.is_down or node.is_draining
+                if is_lost and self.state.has_node(node.name):
+                    why = node.state.error if node.state.is_down else "is being drained"
+                    lost = NoNodeAvailable("", {node.name: why})
+                    now = self._registry.clock()
+                    self._follow(group, self.state.node_lost(node.name, now, lost))
+            self._follow(group, self._admit_nodes())
+
+    def _admit_nodes(self) -> list[Instruction]:
+        """Let every node take part that is up and has the model."""
+        now = self._registry.clock()
+        instructions: list[Instruction] = []
+        for node in self._registry:
+            if (
+                self._is_usable(node)
+                and not self.state.has_node(node.name)
+                and self._may_return(node)
+            ):
+                instructions += self.state.node_up(
+                    node.name,
+                    node.cost(self._model),
+                    now,
+                    window=node.window,
+                    ahead=node.ahead(now),
+                    standby=not self._takes_part(node),
+                )
+        return instructions
+
+    def _is_usable(self, node: Node) -> bool:
+        state = node.state
+        return (
+            state.has_model(self._model)
+            and not state.is_down
+            and not node.is_draining
+            and has_same_vectors(node, self._model, self._job.digest)
+        )
+
+    def _takes_part(self, node: Node) -> bool:
+        """Whether the plan has work for a node, or would have had it known of it."""
+        planned = self._job.plan
+        if node.name in planned.shares or node.name in planned.standby:
+            return node.name in planned.shares
+        if any(node.name == second for _, second in planned.trials):
+            return False
+        names = {node.name, *planned.shares}
+        nodes = [each for each in self._registry if each.name in names]
+        batch = BatchShape(len(self._job.texts), sum(self._job.tokens))
+        view = self._registry.candidates(self._model, nodes)
+        verdicts = self._registry.verdicts(self._model)
+        return node.name in plan(view, batch, self._job.options, verdicts).shares
+
+    def _may_return(self, node: Node) -> bool:
+        # A node that was lost for what it answered is not down, and must not come back at once; nor
+        # for ever, if it is well whenever it is asked how it is, and fails whatever it gets to do.
+        if node.name not in self.state.last_errors:
+            return True
+        if node.state.failures:
+            return False
+        items = self.state.tallies[node.name].items
+        if items == self._items_at_return.get(node.name):
+            self._vain_returns[node.name] += 1
+        self._items_at_return[node.name] = items
+        return self._vain_returns[node.name] < MAX_VAIN_RETURNS
+
+    async def _await_rescue(self, group: TaskGroup) -> None:
+        """Every node is lost: give them a moment to return, then give up."""
+        with anyio.move_on_after(GIVE_UP_SECONDS):
+            while self.state.is_stuck:
+                await self._wake.wait()
+            return
+        reasons = {name: str(error) for name, error in self.state.last_errors.items()}
+        error = NoNodeAvailable(f"no node is left that can embed with {self._model!r}", reasons)
+        self._follow(group, self.state.abandon(error, self._registry.clock()))
+
+    # Instructions.
+
+    def _follow(self, group: TaskGroup, instructions: Sequence[Instruction]) -> None:
+        for instruction in instructions:
+            match instruction:
+                case Send(chunk):
+                    self._scopes[chunk.id] = scope = anyio.CancelScope()
+                    group.start_soon(self._send, group, chunk, scope)
+                case Cancel(chunk):
+                    self._scopes[chunk.id].cancel()
+        if self._on_progress is not None and self.state.done_count > self._told:
+            self._told = self.state.done_count
+            self._on_progress(self._told)
+        wake, self._wake = self._wake, anyio.Event()
+        wake.set()
+
+    async def _send(self, group: TaskGroup, chunk: Chunk, scope: anyio.CancelScope) -> None:
+        with scope:
+            try:
+                instructions = await self._deliver(chunk)
+            except NodeError as error:
+                now = self._registry.clock()
+                instructions = self.state.failed(chunk, now, classify(error), error)
+            self._follow(group, instructions)
+        del self._scopes[chunk.id]
+
+    async def _deliver(self, chunk: Chunk) -> list[Instruction]:
+        """Send a chunk and store its vectors. Raises NodeError."""
+        job = self._job
+        if chunk.node not in self._registry:
+            raise NodeUnreachable(chunk.node, "was removed")
+        node = self._registry[chunk.node]
+        texts = [job.texts[item] for item in chunk.items]
+        call = EmbedCall(
+            model=self._model,
+            texts=texts,
+            body=wire.dump_embed(job.settings, texts),
+            fits_base64=self._fits_base64,
+            tokens=chunk.tokens,
+            options=self._reload_key,
+            loading=self._loading,
+        )
+        async with node.slots:
+            if node.is_draining:  # since the chunk was given to it
+                raise NodeUnreachable(chunk.node, "is being drained")
+            # Asked only now: the first answer of the batch may have come while we waited.
+            dim = self._buffer.dim or promised_dim(node, self._model, job.settings.dimensions)
+            await node.enter()
+            request, trace = call.request(), self._exchange.trace()
+            answer = await self._exchange.embed(
+                call, node, request, trace, job.timeout, dim=dim, is_live=False
+            )
+        if self._buffer.dim not in (0, answer.dim):
+            raise ProtocolError(node.name, f"answered {answer.dim} numbers, others did not")
+        self._buffer.put(chunk.items, answer.floats, answer.dim)
+        if answer.tokens:
+            characters = sum(map(len, texts))
+            self._registry.learn_ratio(self._model, characters, len(texts), answer.tokens)
+        now = self._registry.clock()
+        cost = node.cost(self._model)
+        found = len(self.state.findings)
+        instructions = self.state.done(chunk, now, cost)
+        for finding in self.state.findings[found:]:
+            self._registry.remember(self._model, finding)
+        return instructions
+
+    # What was done.
+
+    def shares(self, seconds: float) -> dict[str, NodeShare]:
+        """Per node, what it did in a batch of `seconds`."""
+        return {
+            name: NodeShare(
+                items=tally.items,
+                requests=tally.requests,
+                tokens=round(tally.tokens),
+                seconds=tally.busy,
+                idle=max(0.0, seconds - tally.busy),
+                wasted=tally.wasted,
+                retries=tally.retries,
+            )
+            for name, tally in self.state.tallies.items()
+            if tally.requests
+        }
+
+
+def _expected_seconds(planned: Plan) -> float:
+    """How long a batch may take before the nodes left out join.
+
+    For ever if it was not for their speed that they were left out.
+    """
+    is_for_speed = planned.reason in (Reason.DOMINANT_NODE, Reason.SMALL_BATCH, Reason.TOP_NODES)
+    return planned.predicted_seconds if is_for_speed else math.inf

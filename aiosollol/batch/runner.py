@@ -1,0 +1,251 @@
+"""Batches: many texts in, `Embeddings` out, by way of a plan and an executor, or of an engine."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import anyio
+
+from aiosollol.batch.engine_batches import EngineBatches
+from aiosollol.batch.executor import BatchJob, Executor
+from aiosollol.cluster.eligibility import Eligibility
+from aiosollol.cluster.node import Node
+from aiosollol.cluster.state import ClusterState
+from aiosollol.core.embeddings import Embeddings
+from aiosollol.core.offload.engine_choice import LOCAL, EngineJob
+from aiosollol.core.report import BatchReport, EngineNote
+from aiosollol.core.request import EmbedSettings, Unique, unique_texts
+from aiosollol.core.scheduling.planner import (
+    BatchShape,
+    Plan,
+    PlanOptions,
+    plan,
+)
+from aiosollol.core.scheduling.vector_buffer import OnVectors, VectorBuffer
+from aiosollol.errors import (
+    EngineError,
+    InvalidInput,
+    PoolClosed,
+    RequestFailed,
+    SollolError,
+)
+from aiosollol.live.node_client import NodeClient
+
+OnProgress = Callable[[int, int], None]
+
+
+class _Batch(NamedTuple):
+    """A batch under way. tell: called with how many of its texts are settled.
+
+    began: by the registry's clock. timeout: seconds for all of it, None for no limit.
+    """
+
+    job: BatchJob
+    buffer: VectorBuffer
+    tell: Callable[[int], None] | None
+    began: float
+    timeout: float | None
+
+
+class _Done(NamedTuple):
+    """What became of a batch: position -> error of the texts without a vector, and a report."""
+
+    errors: Mapping[int, SollolError]
+    report: BatchReport
+
+
+class BatchRunner:
+    """Carries out batches over the nodes of a registry, any number at a time.
+
+    exchange: sends a request to a node. roster: says which nodes are fit for a model. carriage:
+    has the engines for batches that are not computed in this process. timeout: seconds for one
+    request. plans: how many batches had a plan of each mode.
+    """
+
+    def __init__(
+        self,
+        registry: ClusterState,
+        exchange: NodeClient,
+        roster: Eligibility,
+        carriage: EngineBatches,
+        timeout: float,
+    ) -> None:
+        self._registry = registry
+        self._exchange = exchange
+        self._roster = roster
+        self._carriage = carriage
+        self._timeout = timeout
+        self.plans: Counter[str] = Counter()
+        self._running: set[anyio.CancelScope] = set()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a batch is under way."""
+        return bool(self._running)
+
+    def close(self) -> None:
+        """End the batches that are under way: they raise PoolClosed."""
+        for scope in self._running:
+            scope.cancel()
+
+    async def plan(self, model: str, shape: BatchShape, options: PlanOptions) -> Plan:
+        """What would be done with a batch now."""
+        view = self._registry.candidates(model, await self.ready_nodes(model))
+        return plan(view, shape, options, self._registry.verdicts(model))
+
+    async def ready_nodes(self, model: str) -> Sequence[Node]:
+        """The nodes that may take part in a batch: up, with `model`, and of comparable vectors."""
+        await self._roster.wait_ready(model, patient=True)
+        return self._roster.comparable(model)
+
+    async def embed(
+        self,
+        settings: EmbedSettings,
+        texts: Sequence[str],
+        invalid: Mapping[int, InvalidInput],
+        options: PlanOptions,
+        on_progress: OnProgress | None = None,
+        timeout: float | None = None,
+        engine: str = "auto",
+        on_vectors: OnVectors | None = None,
+    ) -> Embeddings:
+        """Vectors for `texts` but those that are `invalid`; what failed is in ``.errors``.
+
+        timeout: seconds for all of it; what is not done by then has failed. engine: where to
+        compute, see `core.offload.engine_choice.choose`. on_vectors: see `OllamaPool.embed_batch`.
+
+        Raises PoolClosed, ModelNotFound, NoNodeAvailable or EngineError.
+        """
+        began = self._registry.clock()
+        unique = unique_texts(texts, invalid)
+        buffer = VectorBuffer(len(texts), unique.places, unique.repeats, on_vectors)
+        errors: dict[int, SollolError] = dict(invalid)
+        report = BatchReport(len(texts), len(unique.texts), 0.0)
+        if unique.texts:
+            job = await self._job(settings, unique, options)
+            tell = _counting_rows(unique, len(invalid), len(texts), on_progress)
+            done = await self._compute(_Batch(job, buffer, tell, began, timeout), engine)
+            for entry, error in done.errors.items():
+                errors.update(dict.fromkeys(buffer.rows_of(entry), error))
+            report = replace(done.report, items=report.items, unique=report.unique)
+        for row in errors:
+            buffer.clear_row(row)
+        return Embeddings(
+            buffer.finish(),
+            buffer.dim,
+            errors=dict(sorted(errors.items())),
+            report=replace(report, seconds=self._registry.clock() - began),
+            count=len(texts),
+        )
+
+    async def _compute(self, batch: _Batch, engine: str) -> _Done:
+        job = batch.job
+        note = self._carriage.choose(engine, len(job.texts), job.plan.predicted_seconds)
+        if note.name != LOCAL:
+            try:
+                return await self._carry(batch, note)
+            except EngineError as error:
+                if engine != "auto":
+                    raise
+                note = self._carriage.instead(note, error)
+        executor = Executor(job, batch.buffer, self._registry, self._exchange, batch.tell)
+        with self._carriage.timing(LOCAL, len(job.texts), job.plan.predicted_seconds):
+            await self._run(batch, executor.run, executor.give_up)
+        state = executor.state
+        report = BatchReport(
+            items=0,
+            unique=0,
+            seconds=0.0,
+            nodes=executor.shares(self._registry.clock() - batch.began),
+            plan=executor.plan,
+            splits=state.splits,
+            copies=state.copies,
+            findings=tuple(state.findings),
+            slices=tuple(state.slices),
+            engine=note,
+        )
+        return _Done(state.errors, report)
+
+    async def _carry(self, batch: _Batch, note: EngineNote) -> _Done:
+        """Let an engine compute a batch. Raises EngineError if it cannot even begin."""
+        job = batch.job
+        order = EngineJob(
+            job.settings,
+            job.texts,
+            job.tokens,
+            job.options,
+            job.plan.predicted_seconds,
+            job.timeout,
+            job.digest,
+        )
+        delivery = self._carriage.begin(note.name, order, batch.buffer, batch.tell)
+        with self._carriage.timing(note.name, len(job.texts), job.plan.predicted_seconds):
+            await self._run(batch, delivery.run, delivery.give_up)
+        outcome = delivery.outcome
+        report = BatchReport(
+            items=0,
+            unique=0,
+            seconds=0.0,
+            nodes=outcome.nodes,
+            plan=job.plan,
+            splits=outcome.splits,
+            copies=outcome.copies,
+            engine=outcome.note(note),
+        )
+        return _Done(delivery.errors, report)
+
+    async def _job(self, settings: EmbedSettings, unique: Unique, options: PlanOptions) -> BatchJob:
+        ratio = self._registry.ratio(settings.model)
+        tokens = ratio.tokens_each(unique.texts)
+        shape = BatchShape(len(tokens), sum(tokens))
+        planned = await self.plan(settings.model, shape, options)
+        self.plans[planned.mode.value] += 1
+        digest = self._roster.digest_in_use(settings.model)
+        return BatchJob(settings, unique.texts, tokens, self._timeout, planned, options, digest)
+
+    async def _run(
+        self,
+        batch: _Batch,
+        work: Callable[[], Awaitable[None]],
+        give_up: Callable[[SollolError], None],
+    ) -> None:
+        """Carry out a batch, unless the pool is closed or its time is over meanwhile."""
+        timeout = batch.timeout
+        deadline = math.inf if timeout is None else batch.began + timeout
+
+        async def in_time() -> None:
+            with anyio.move_on_after(deadline - self._registry.clock()) as limit:
+                await work()
+            if limit.cancelled_caught:
+                give_up(RequestFailed(f"the batch was not done within {timeout:g} s"))
+
+        await self.until_closed(in_time)
+
+    async def until_closed(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Carry out `work`, which counts as a batch. Raises PoolClosed if `close` ends it."""
+        with anyio.CancelScope() as scope:
+            self._running.add(scope)
+            try:
+                await work()
+            finally:
+                self._running.discard(scope)
+        if scope.cancelled_caught:
+            raise PoolClosed("the pool was closed during this batch")
+
+
+def _counting_rows(
+    unique: Unique, invalid: int, rows: int, on_progress: OnProgress | None
+) -> Callable[[int], None] | None:
+    """Tell a caller of rows settled, where the executor counts different texts."""
+    if on_progress is None:
+        return None
+    rows_per_text = (rows - invalid) / len(unique.texts)
+
+    def tell(settled: int) -> None:
+        on_progress(invalid + int(settled * rows_per_text + 0.5), rows)
+
+    return tell

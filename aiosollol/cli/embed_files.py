@@ -1,0 +1,266 @@
+"""Files that `embed` reads and writes: texts cut into passages; vectors, valid at every moment."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import orjson
+
+from aiosollol.core.embeddings import Embeddings
+from aiosollol.core.passages import cut_passages
+from aiosollol.errors import InvalidInput, SollolError
+
+STDIN = "-"
+_JSONL_SUFFIXES = (".jsonl", ".ndjson")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A passage and where it is from.
+
+    `line` counts from 1 and is None outside JSON Lines; `start` and `end` are offsets in
+    characters, in the file or in the text of that line.
+    """
+
+    text: str
+    source: str
+    line: int | None
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """How to read: `size` of a passage in characters (0: whole texts), `field` of JSON Lines.
+
+    Without a field, files named .jsonl or .ndjson are JSON Lines with a field "text", and all
+    else is text. With one, everything is JSON Lines.
+    """
+
+    size: int
+    field: str | None = None
+
+    def read(self, sources: Sequence[Source]) -> Iterator[Item]:
+        """Every passage, in order. Raises InvalidInput, naming file and line."""
+        for source in sources:
+            is_jsonl = self.field is not None or source.name.lower().endswith(_JSONL_SUFFIXES)
+            texts = self._read_lines(source) if is_jsonl else _read_text(source)
+            for line, text in texts:
+                for passage, start, end in self._cut(text):
+                    yield Item(passage, source.name, line, start, end)
+
+    def _cut(self, text: str) -> Iterator[tuple[str, int, int]]:
+        if self.size == 0:
+            yield text, 0, len(text)
+            return
+        for passage in cut_passages(text, self.size):
+            yield passage.text, passage.start, passage.end
+
+    def _read_lines(self, source: Source) -> Iterator[tuple[int, str]]:
+        field = self.field or "text"
+        for number, line in enumerate(source.lines(), 1):
+            if line.strip():
+                yield number, _get_field(line, field, f"{source.name}, line {number}")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One input, which can be read more than once: stdin is kept in memory."""
+
+    name: str
+    content: bytes | None = None
+
+    def lines(self) -> Iterator[bytes]:
+        with self.open() as file:
+            for number, line in enumerate(file):
+                yield line if number else line.removeprefix(codecs.BOM_UTF8)
+
+    def read(self) -> bytes:
+        with self.open() as file:
+            return file.read()
+
+    def open(self) -> BinaryIO:
+        if self.content is not None:
+            return io.BytesIO(self.content)
+        try:
+            return open(self.name, "rb")
+        except OSError as error:
+            raise InvalidInput(f"{self.name}: {error.strerror}") from error
+
+
+def open_sources(names: Sequence[str], stdin: BinaryIO) -> list[Source]:
+    """The sources that a command line names; none, or ``-``, is stdin, which is read here."""
+    if names.count(STDIN) > 1:
+        raise InvalidInput("stdin (-) can be read once only")
+    return [
+        Source(name, stdin.read()) if name == STDIN else Source(name) for name in names or [STDIN]
+    ]
+
+
+def _read_text(source: Source) -> Iterator[tuple[None, str]]:
+    content = source.read()
+    try:
+        # A byte order mark is not text. Line ends stay as they are: offsets count them.
+        yield None, content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidInput(
+            f"{source.name} is not UTF-8 text (byte {error.start}); "
+            f"convert it first: iconv -t UTF-8 -f ENCODING"
+        ) from error
+
+
+def _get_field(line: bytes, field: str, where: str) -> str:
+    try:
+        record = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise InvalidInput(f"{where} is not JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise InvalidInput(f"{where} is not a JSON object")
+    if field not in record:
+        known = ", ".join(record) or "none"
+        raise InvalidInput(f"{where} has no field {field!r} (it has: {known}); choose with --field")
+    text = record[field]
+    if not isinstance(text, str):
+        raise InvalidInput(f"{where}: the field {field!r} is not a string")
+    return text
+
+
+class Sink(Protocol):
+    """Takes vectors segment by segment."""
+
+    def write(self, items: Sequence[Item], embeddings: Embeddings) -> None:
+        """Add the vectors of some items. Those with an error become a null, or a row of NaN."""
+
+    def commit(self, *, is_partial: bool = False) -> Path | None:
+        """Put what was written where it was asked for, and say where; None for stdout."""
+
+    def discard(self) -> None:
+        """Leave the target as it was, unless `commit` came first."""
+
+
+def open_sink(out: str | None, stdout: BinaryIO) -> Sink:
+    """The sink for ``--out``; None is JSON Lines on stdout.
+
+    Raises InvalidInput for a name that ends neither in .npy nor in .jsonl, and where no file can
+    be written: here, before anything is computed.
+    """
+    if out is None:
+        return _JsonLines(stdout)
+    path = Path(out)
+    if path.suffix not in (".npy", ".jsonl"):
+        raise InvalidInput(f"--out {out}: give it a name that ends in .npy or .jsonl")
+    file = Replacing(path, "--out")
+    return _Npy(file) if path.suffix == ".npy" else _JsonLines(file.stream, file)
+
+
+class Replacing:
+    """A new file beside `path`, which takes its place in one step, or never.
+
+    Raises InvalidInput, naming the option that gave the path, if it cannot be written.
+    """
+
+    def __init__(self, path: Path, option: str) -> None:
+        if path.is_dir():
+            raise InvalidInput(f"{option} {path}: this is a directory")
+        self._target = path.resolve()  # a link stays a link
+        self._path = self._target.with_name(f".{self._target.name}.{os.getpid()}.part")
+        try:
+            self.stream: BinaryIO = self._path.open("w+b")
+        except OSError as error:
+            raise InvalidInput(f"{option} {path}: {error.strerror}") from error
+
+    def commit(self, *, is_partial: bool = False) -> Path:
+        """Take the place. What is partial takes none that is taken, but one beside it."""
+        self.stream.flush()
+        os.fsync(self.stream.fileno())
+        self.stream.close()
+        target = self._target
+        if is_partial and target.exists():
+            target = target.with_name(f"{target.stem}.partial{target.suffix}")
+        self._path.replace(target)
+        return target
+
+    def discard(self) -> None:
+        if not self.stream.closed:
+            self.stream.close()
+            self._path.unlink(missing_ok=True)
+
+
+class _JsonLines:
+    """One object a line: where the passage is from, its text, and its vector."""
+
+    def __init__(self, stream: BinaryIO, file: Replacing | None = None) -> None:
+        self._stream = stream
+        self._file = file
+
+    def write(self, items: Sequence[Item], embeddings: Embeddings) -> None:
+        for index, item in enumerate(items):
+            record: dict[str, object] = {"source": item.source}
+            if item.line is not None:
+                record["line"] = item.line
+            record |= {"start": item.start, "end": item.end, "text": item.text}
+            if index in embeddings.errors:
+                record |= {"embedding": None, "error": str(embeddings.errors[index])}
+            else:
+                record["embedding"] = embeddings[index].tolist()
+            self._stream.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
+        self._stream.flush()
+
+    def commit(self, *, is_partial: bool = False) -> Path | None:
+        return None if self._file is None else self._file.commit(is_partial=is_partial)
+
+    def discard(self) -> None:
+        if self._file is not None:
+            self._file.discard()
+
+
+class _Npy:
+    """An array of float32, one row for each passage, in numpy's own format.
+
+    The header is rewritten after each segment, so the file is valid even if this process is
+    killed. It needs no numpy: numpy.org/doc/stable/reference/generated/numpy.lib.format.html
+    """
+
+    def __init__(self, file: Replacing) -> None:
+        self._file = file
+        self._rows = 0
+        self._dim = 0
+        file.stream.write(npy_header(0, 0))
+
+    def write(self, items: Sequence[Item], embeddings: Embeddings) -> None:
+        if self._dim == 0:
+            self._dim = embeddings.dim
+        if embeddings.dim != self._dim:
+            raise SollolError(
+                f"the model's vectors had {self._dim} numbers and now have {embeddings.dim}: "
+                "the nodes do not serve the same model"
+            )
+        stream = self._file.stream
+        stream.write(embeddings.buffer)
+        self._rows += len(items)
+        end = stream.tell()
+        stream.seek(0)
+        stream.write(npy_header(self._rows, self._dim))
+        stream.seek(end)
+        stream.flush()
+
+    def commit(self, *, is_partial: bool = False) -> Path | None:
+        return self._file.commit(is_partial=is_partial)
+
+    def discard(self) -> None:
+        self._file.discard()
+
+
+def npy_header(rows: int, dim: int) -> bytes:
+    """The header of a .npy file of float32 in this machine's byte order: 128 bytes."""
+    order = "<" if sys.byteorder == "little" else ">"
+    text = f"{{'descr': '{order}f4', 'fortran_order': False, 'shape': ({rows}, {dim}), }}"
+    # Padded as if the numbers had all their digits, so that it can be rewritten in place.
+    return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + text.ljust(117).encode() + b"\n"

@@ -1,0 +1,158 @@
+"""Keeps what is known of the nodes up to date: one loop per node."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable
+
+import anyio
+from anyio.abc import TaskGroup
+
+from aiosollol.cluster.state import ClusterState
+from aiosollol.core.node_transitions import (
+    Described,
+    Measured,
+    Probed,
+    ProbeFailed,
+)
+from aiosollol.core.routing.retry import Failure, classify
+from aiosollol.errors import NodeError
+from aiosollol.ports import Transport
+from aiosollol.wire.agent import AGENT_PATH, load_report
+from aiosollol.wire.ollama import client
+
+PROBE_SECONDS = 5.0
+PS_SECONDS = 2.0
+"""``/api/ps`` can hang behind a wedged runner for seconds; nothing must wait for it that long."""
+
+METRICS_INTERVAL = 30.0
+CHECK_INTERVAL = 120.0
+DOWN_INTERVAL = 2.0
+_FIRST_LOOK = 0.25
+
+
+class HealthMonitor:
+    """Asks nodes what they are and have, and tells the registry.
+
+    transport_of: how to reach a node, by name. agent_of: the same for its agent, None where it has
+    none. Intervals are seconds between two looks: metrics_interval at what a node has loaded and
+    how its machine is, check_interval at all of it, down_interval at one that is down.
+    """
+
+    def __init__(
+        self,
+        registry: ClusterState,
+        transport_of: Callable[[str], Transport],
+        *,
+        agent_of: Callable[[str], Transport | None] = lambda name: None,
+        metrics_interval: float = METRICS_INTERVAL,
+        check_interval: float = CHECK_INTERVAL,
+        down_interval: float = DOWN_INTERVAL,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._registry = registry
+        self._transport_of = transport_of
+        self._agent_of = agent_of
+        self._metrics_interval = metrics_interval
+        self._check_interval = check_interval
+        self._down_interval = down_interval
+        self._rng = rng or random.Random()
+
+    async def watch(self, name: str) -> None:
+        """Look at a node again and again, until it is removed or this is cancelled.
+
+        One that is in trouble, by whatever was noticed, is looked at soon.
+        """
+        checked_at = -float("inf")
+        looks = 0
+        while name in self._registry:
+            # A little less than the interval: jitter must not put the check off to the next look.
+            since_check = self._registry.clock() - checked_at
+            if self._is_troubled(name) or since_check > 0.75 * self._check_interval:
+                await self.probe(name)
+                checked_at = self._registry.clock()
+            else:
+                await self.measure(name)
+            looks = looks + 1 if self._is_troubled(name) else 0
+            # Jitter: many programs watch the same nodes, and must not all ask at the same moment.
+            jitter = self._rng.uniform(0.8, 1.2)
+            if not looks:
+                with anyio.move_on_after(self._metrics_interval * jitter):
+                    while name in self._registry and not self._is_troubled(name):
+                        await self._registry.wait_changed(self._registry.version)
+            if self._is_troubled(name):
+                # It may be back in a moment, or not for days.
+                soon = _FIRST_LOOK * 2 ** min(looks, 16)
+                await anyio.sleep(min(soon, self._down_interval) * jitter)
+
+    def _is_troubled(self, name: str) -> bool:
+        """Whether a node is down, or its last probe failed."""
+        if name not in self._registry:
+            return False
+        node = self._registry[name]
+        return node.state.is_down or node.state.missed > 0
+
+    async def probe(self, name: str) -> None:
+        """Ask one node for its models, its version and what it has loaded, all at once.
+
+        Its models decide whether it is up, and the registry learns of them at once: the others can
+        be slow. Never raises for what the node does.
+        """
+        transport = self._transport_of(name)
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._ask_version, name, transport)
+            group.start_soon(self._ask_loaded, name, transport)
+            self._start_agent(group, name)
+            try:
+                body = await transport.request("GET", "/api/tags", timeout=PROBE_SECONDS)
+                self._registry.apply(name, Probed(None, client.load_tags(name, body)))
+            except NodeError as error:
+                self._registry.apply(name, ProbeFailed(error))
+
+    async def measure(self, name: str) -> None:
+        """Ask one node what it has loaded, and its agent how the machine is. Never raises.
+
+        That a node does not tell is no fault; that it cannot be reached is.
+        """
+        async with anyio.create_task_group() as group:
+            self._start_agent(group, name)
+            error = await self._ask_loaded(name, self._transport_of(name))
+            if error is not None and classify(error) is Failure.NODE:
+                self._registry.apply(name, ProbeFailed(error))
+
+    async def _ask_loaded(self, name: str, transport: Transport) -> NodeError | None:
+        try:
+            body = await transport.request("GET", "/api/ps", timeout=PS_SECONDS)
+            self._registry.apply(name, Described(None, client.load_ps(name, body)))
+        except NodeError as error:
+            return error
+        return None
+
+    async def _ask_version(self, name: str, transport: Transport) -> None:
+        with contextlib.suppress(NodeError):
+            body = await transport.request("GET", "/api/version", timeout=PROBE_SECONDS)
+            self._registry.apply(name, Described(client.load_version(name, body), None))
+
+    def _start_agent(self, group: TaskGroup, name: str) -> None:
+        agent = self._agent_of(name)
+        if agent is not None:
+            group.start_soon(self._ask_agent, name, agent)
+
+    async def _ask_agent(self, name: str, transport: Transport) -> None:
+        try:
+            body = await transport.request("GET", AGENT_PATH, timeout=PS_SECONDS)
+            report = load_report(name, body)
+        except NodeError:
+            # What it said before is worth nothing any more.
+            self._registry.apply(name, Measured(None, None, None))
+            return
+        self._registry.apply(
+            name,
+            Measured(
+                report.cpu_load,
+                report.gpu_memory_total,
+                report.gpu_memory_free,
+                report.machine,
+            ),
+        )

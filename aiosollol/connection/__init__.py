@@ -1,1 +1,0 @@
-"""Connections to one server over HTTP/1.1: made, used, kept, closed."""

@@ -1,0 +1,1 @@
+"""Slots of nodes, shared by several programs."""

@@ -1,0 +1,1 @@
+"""Batches given to an engine: which engine, in what partitions."""

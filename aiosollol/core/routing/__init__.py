@@ -1,0 +1,1 @@
+"""Live requests: which node gets one, and what its outcome changes."""

@@ -1,0 +1,223 @@
+"""Who may have a live request, and a decision in words: each node's terms, and why or why not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from aiosollol.core.routing.circuit_breaker import Breaker
+from aiosollol.core.routing.node_health import share
+from aiosollol.core.routing.strategies import (
+    NodeLoad,
+    RouteRequest,
+    RoutingFunction,
+    performance,
+    predict,
+    route,
+    score,
+    score_terms,
+)
+from aiosollol.errors import (
+    ConnectionLost,
+    ModelMissing,
+    NodeError,
+    NodeTimeout,
+    NodeUnreachable,
+    ProtocolError,
+    ResponseError,
+    RunnerFailed,
+    ServerBusy,
+)
+
+if TYPE_CHECKING:
+    from random import Random
+
+
+class NodeCondition(NodeLoad, Protocol):
+    """What must be known besides to say whether a node is eligible.
+
+    error: why it is down. digest(model): "" where unknown. is_distrusted(model): whether its
+    vectors were found to differ from those of the others.
+    """
+
+    @property
+    def is_down(self) -> bool: ...
+    @property
+    def error(self) -> str: ...
+    @property
+    def is_draining(self) -> bool: ...
+    @property
+    def breaker(self) -> Breaker: ...
+    def has_model(self, model: str) -> bool: ...
+    def digest(self, model: str) -> str: ...
+    def is_distrusted(self, model: str) -> bool: ...
+
+
+def why_not(node: NodeCondition, request: RouteRequest, now: float) -> str:
+    """In words, why `node` must not have `request`; "" if it may."""
+    if node.is_draining:
+        return "draining"
+    if node.is_down:
+        return f"down: {node.error}" if node.error else "down"
+    if not node.has_model(request.model):
+        return f"lacks the model {request.model}"
+    if request.digest is not None and node.digest(request.model) != request.digest:
+        found = node.digest(request.model)[:12] or "unknown"
+        return f"vectors differ: digest {found}, not {request.digest[:12]}"
+    if request.kind == "embed" and node.is_distrusted(request.model):
+        return "vectors differ from those of the other nodes, as verify found"
+    return node.breaker.describe(now)
+
+
+def why_less(node: NodeLoad, now: float) -> str:
+    """In words, what keeps requests from an eligible node; "" if nothing does."""
+    reasons = []
+    if node.in_flight >= node.limit:
+        waiting = f", {node.queued} waiting" if node.queued else ""
+        reasons.append(f"at its limit ({node.in_flight} of {node.limit} in flight{waiting})")
+    part = share(node.returned_at, now)
+    if part < 1.0:
+        reasons.append(f"returning, gets {part:.0%} of its share")
+    return ", ".join(reasons)
+
+
+class Setback(NamedTuple):
+    """Why the answer is not the first attempt's. problem: what failed, "" if it was but late."""
+
+    node: str
+    problem: str = ""
+
+    @classmethod
+    def of(cls, error: NodeError) -> Setback:
+        """What `error` tells, in our own words: those of a server may repeat what it was asked."""
+        for kind, problem in _PROBLEMS:
+            if isinstance(error, kind):
+                return cls(error.node, problem or error.detail)
+        status = f"status {error.status}" if isinstance(error, ResponseError) else ""
+        return cls(error.node, status or "it gave no answer")
+
+
+# Without words here, the words of the error are our own.
+_PROBLEMS: tuple[tuple[type[NodeError], str], ...] = (
+    (NodeUnreachable, ""),
+    (NodeTimeout, ""),
+    (ConnectionLost, ""),
+    (ModelMissing, "it lacks the model"),
+    (ServerBusy, "its queue is full"),
+    (RunnerFailed, "its model failed"),
+    (ProtocolError, "it did not answer as Ollama does"),
+)
+_MOST_SETBACKS, _MOST_CHARACTERS = 3, 80
+
+
+def after(setbacks: Sequence[Setback]) -> str:
+    """In words, for a header, what came before an answer: printable ASCII, 600 characters at most.
+
+    Such as "after n1 failed: connection refused; n2 was late"; "" if there was nothing.
+    """
+    if not setbacks:
+        return ""
+    parts = [
+        f"{_plain(each.node)} failed: {_plain(each.problem)}"
+        if each.problem
+        else f"{_plain(each.node)} was late"
+        for each in setbacks[-_MOST_SETBACKS:]
+    ]
+    more = len(setbacks) - len(parts)
+    return f"after {f'{more} others; ' if more else ''}{'; '.join(parts)}"
+
+
+def _plain(text: str) -> str:
+    short = text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."
+    return "".join(letter if " " <= letter <= "~" else "?" for letter in short)
+
+
+class NodeExplanation(NamedTuple):
+    """One node in a decision. terms: by name, as far as it is eligible; durations are seconds.
+
+    reason: why it is not eligible or gets less, "" otherwise.
+    """
+
+    name: str
+    is_eligible: bool
+    reason: str
+    terms: dict[str, float]
+
+
+class RouteExplanation(NamedTuple):
+    """Which node a request would go to now, and why. `str()` of it is a table.
+
+    chosen: its name, None if no node is eligible. waits: whether it would wait there for a place.
+    """
+
+    strategy: str
+    model: str
+    chosen: str | None
+    waits: bool
+    nodes: tuple[NodeExplanation, ...]
+
+    def __str__(self) -> str:
+        if self.chosen is None:
+            head = f"no node is eligible for {self.model}"
+        else:
+            verb = "waits for" if self.waits else "goes to"
+            head = f"{self.model} {verb} {self.chosen}, by the strategy {self.strategy!r}"
+        width = max((len(node.name) for node in self.nodes), default=0)
+        lines = [head]
+        for node in self.nodes:
+            mark = "->" if node.name == self.chosen else "  "
+            terms = ", ".join(f"{name} {value:.4g}" for name, value in node.terms.items())
+            text = "; ".join(part for part in (terms, node.reason) if part)
+            lines.append(f"{mark} {node.name:{width}}  {text}".rstrip())
+        return "\n".join(lines)
+
+
+def explain(
+    strategy: RoutingFunction,
+    name: str,
+    nodes: Iterable[NodeCondition],
+    request: RouteRequest,
+    now: float,
+    rng: Random,
+) -> RouteExplanation:
+    """What `route` would do with `request` among `nodes`, eligible or not, and why.
+
+    name: what to call the strategy. A "round_robin" takes its turn by this, as by `route`.
+    """
+    every = list(nodes)
+    reasons = [why_not(node, request, now) for node in every]
+    eligible = [node for node, reason in zip(every, reasons, strict=True) if not reason]
+    chosen = route(strategy, eligible, request, now, rng) if eligible else None
+    expected = dict(zip((n.name for n in eligible), predict(eligible, request, now), strict=True))
+    explained = tuple(
+        NodeExplanation(
+            node.name,
+            not reason,
+            reason or why_less(node, now),
+            {} if reason else _terms(strategy, node, request, now, expected[node.name]),
+        )
+        for node, reason in zip(every, reasons, strict=True)
+    )
+    waits = chosen is not None and chosen.in_flight >= chosen.limit
+    chosen_name = None if chosen is None else chosen.name
+    return RouteExplanation(name, request.model, chosen_name, waits, explained)
+
+
+def _terms(
+    strategy: RoutingFunction, node: NodeLoad, request: RouteRequest, now: float, expected: float
+) -> dict[str, float]:
+    if strategy is score:
+        terms = score_terms(node, now)
+        return {"score": sum(terms), **terms._asdict()}
+    terms_by_name = {
+        "expected": expected,
+        "ahead": node.ahead(now),
+        "own": node.seconds(request) or 0.0,
+        "load": node.load_seconds(request.model),
+        "success rate": node.standing.success_rate(now),
+        "pace": node.standing.pace(now),
+    }
+    if strategy is not performance:
+        terms_by_name |= {"in flight": node.in_flight, "queued": node.queued}
+        terms_by_name["priority"] = node.priority
+    return terms_by_name

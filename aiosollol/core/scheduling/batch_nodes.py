@@ -1,0 +1,224 @@
+"""The nodes at work on a batch, and when they can be done with what is left.
+
+The *horizon* is the earliest time at which all waiting work can be done by all active nodes
+together; each that takes part has at least one more request to pay for, so it counts as free only
+after the overhead of one. The horizon is asked for at every decision, so the common case costs
+O(1): while every node will be free before it, it is ``(work + sum of rate x free) / sum of rates``,
+and both sums are kept up to date as nodes change. Only near the end, when some nodes are busy
+beyond it, is it reckoned exactly (`horizon.earliest_finish`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from heapq import heapify
+from typing import NamedTuple
+
+from aiosollol.core.scheduling.cost import Cost, earliest_finish
+
+_UPDATES_PER_RECKONING = 4
+_LATE = 1.25
+"""How many times its predicted duration a chunk may take before it counts as late."""
+
+
+class Chunk(NamedTuple):
+    """Items for one request. `items` are indices into the batch, `is_copy` if another has them."""
+
+    id: int
+    node: str
+    items: Sequence[int]
+    tokens: float
+    is_copy: bool = False
+
+
+@dataclass(slots=True)
+class Tally:
+    """What one node did in the batch so far. Durations are seconds.
+
+    items: that it answered first. requests: sent to it. busy: with at least one under way.
+    wasted: on requests whose items others answered first. retries: its failed requests.
+    copies: requests for items that another node was working on.
+    """
+
+    items: int = 0
+    requests: int = 0
+    tokens: float = 0.0
+    busy: float = 0.0
+    wasted: float = 0.0
+    retries: int = 0
+    copies: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """A chunk under way. Times are predictions but for `sent_at`."""
+
+    chunk: Chunk
+    sent_at: float
+    starts_at: float
+    due_at: float
+    is_copied: bool = False
+
+    def expected_finish(self, now: float) -> float:
+        """When it will be answered. One that is late is taken to be half way through."""
+        if now > self.starts_at + _LATE * (self.due_at - self.starts_at):
+            return now + (now - self.starts_at)
+        return self.due_at
+
+
+@dataclass(slots=True, eq=False)
+class BatchNode:
+    """One node at work. `free_at`: when it will be done with what it has, as predicted."""
+
+    name: str
+    cost: Cost
+    window: int
+    free_at: float
+    is_standby: bool
+    tally: Tally
+    is_lost: bool = False
+    retry_at: float = 0.0
+    busy_answers: int = 0
+    failures: int = 0
+    flights: dict[int, Flight] = field(default_factory=dict)
+    busy_since: float = 0.0
+    last_done: float = float("-inf")
+    # Its rate, and the cost from which that was reckoned.
+    full_rate: float = 0.0
+    rated: Cost | None = None
+    # What the fleet's sums hold of it at present.
+    rate: float = 0.0
+    counted_free: float = 0.0
+
+    @property
+    def is_active(self) -> bool:
+        return not (self.is_lost or self.is_standby)
+
+    def has_place(self, now: float) -> bool:
+        """Whether it may get another chunk now."""
+        return self.is_active and len(self.flights) < self.window and self.retry_at <= now
+
+    def expected_free(self, now: float) -> float:
+        """When it will be done with what it has, looking at the clock."""
+        free = max(self.free_at, now, self.retry_at)
+        if self.flights:
+            first = next(iter(self.flights.values()))
+            if now > first.due_at:
+                free = max(free, now + (now - first.starts_at))
+        return free
+
+    def board(self, flight: Flight) -> None:
+        """Take on a chunk."""
+        if not self.flights:
+            self.busy_since = flight.sent_at
+        self.flights[flight.chunk.id] = flight
+        self.free_at = flight.due_at
+        self.tally.requests += 1
+        self.tally.copies += flight.chunk.is_copy
+
+    def land(self, flight: Flight, now: float) -> None:
+        """Be done with a chunk, however it went."""
+        del self.flights[flight.chunk.id]
+        if not self.flights:
+            self.tally.busy += now - self.busy_since
+
+    def foresee(self, now: float) -> None:
+        """Predict anew when each of its chunks will be done: one after another, from `now`."""
+        at = now
+        for flight in self.flights.values():
+            flight.starts_at = at
+            at += self.cost.seconds(flight.chunk.tokens)
+            flight.due_at = at
+        self.free_at = at
+
+
+class BatchNodes:
+    """The workers of a batch, by name.
+
+    chunk_seconds: how long a chunk usually takes; each has its overhead to pay, which lowers the
+    rate at which tokens are done.
+    """
+
+    def __init__(self, chunk_seconds: float) -> None:
+        self._chunk_seconds = chunk_seconds
+        self._workers: dict[str, BatchNode] = {}
+        self._rate = 0.0
+        self._filled = 0.0
+        self._latest_free = 0.0
+        # What was last reckoned exactly, and how many updates ago.
+        self._exact = float("-inf")
+        self._updates = 0
+
+    def __iter__(self) -> Iterator[BatchNode]:
+        return iter(self._workers.values())
+
+    def __getitem__(self, name: str) -> BatchNode:
+        return self._workers[name]
+
+    def get(self, name: str) -> BatchNode | None:
+        return self._workers.get(name)
+
+    def put(self, worker: BatchNode) -> None:
+        """Add a worker, or replace the one of the same name."""
+        self._workers[worker.name] = worker
+        self.update(worker)
+
+    def any_active(self) -> bool:
+        return any(worker.is_active for worker in self._workers.values())
+
+    def update(self, worker: BatchNode) -> None:
+        """Bring the sums up to date. Call it whenever a worker changed."""
+        self._rate -= worker.rate
+        self._filled -= worker.rate * worker.counted_free
+        if worker.rated is not worker.cost:
+            worker.rated, worker.full_rate = worker.cost, self._rate_of(worker.cost)
+        worker.rate = worker.full_rate if worker.is_active else 0.0
+        worker.counted_free = worker.free_at + worker.cost.overhead
+        self._rate += worker.rate
+        self._filled += worker.rate * worker.counted_free
+        self._latest_free = max(self._latest_free, worker.counted_free)
+        self._updates += 1
+
+    def horizon(self, now: float, tokens: float) -> float:
+        """The earliest time at which `tokens` of waiting work can be done by all."""
+        if self._rate > 0.0:
+            surface = (tokens + self._filled) / self._rate
+            if surface > self._latest_free and surface > now:
+                return surface
+        # Near the end. Handing out work does not move the horizon: what the queue loses, a worker
+        # gets. Only wrong predictions do, so with many workers it need not be reckoned each time.
+        if self._exact <= now or self._updates > len(self._workers) // _UPDATES_PER_RECKONING:
+            self._exact = self.horizon_without(None, now, tokens)
+            self._updates = 0
+            self._latest_free = max(worker.counted_free for worker in self._workers.values())
+        return self._exact
+
+    def horizon_without(self, absent: str | None, now: float, tokens: float) -> float:
+        """The same without one worker. Always exact, O(n log n)."""
+        return earliest_finish(
+            [
+                (worker.expected_free(now) + worker.cost.overhead, worker.rate)
+                for worker in self._workers.values()
+                if worker.is_active and worker.name != absent
+            ],
+            tokens,
+        )
+
+    def ranking(self, now: float, tokens: float) -> list[tuple[float, int, BatchNode]]:
+        """The active workers as a heap, by when they could be done with one more item of `tokens`.
+
+        The second of each entry is unique, so that workers are never compared.
+        """
+        ranking = [
+            (worker.expected_free(now) + worker.cost.seconds(tokens), place, worker)
+            for place, worker in enumerate(self._workers.values())
+            if worker.is_active
+        ]
+        heapify(ranking)
+        return ranking
+
+    def _rate_of(self, cost: Cost) -> float:
+        """Tokens per second in chunks of the usual duration."""
+        seconds = max(self._chunk_seconds, 2 * cost.overhead)
+        return (seconds - cost.overhead) / (seconds * cost.seconds_per_token)

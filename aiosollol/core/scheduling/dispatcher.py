@@ -1,0 +1,270 @@
+"""Handing out the work of a batch: who gets what, as late as possible."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from heapq import heappop, heapreplace
+from typing import NamedTuple, TypeAlias
+
+from aiosollol.core.scheduling.batch_nodes import (
+    BatchNode,
+    BatchNodes,
+    Chunk,
+    Flight,
+)
+from aiosollol.core.scheduling.chunk_sizing import (
+    MIN_CHUNK_SECONDS,
+    Portion,
+    portion,
+    probe,
+)
+from aiosollol.core.scheduling.colocation import TRIAL_CHUNK_SECONDS, ColocationTrials
+from aiosollol.core.scheduling.work_queue import ItemLedger, WorkQueue
+
+_COPY_GAIN = 0.9
+"""A copy must be expected within this fraction of the time that the original still needs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleOptions:
+    """How a batch is cut. Durations are seconds.
+
+    chunk_seconds: how long a chunk should take. max_items, max_tokens: its upper bounds.
+    max_attempts: how often an item may be in a request that failed before it is given up.
+    """
+
+    chunk_seconds: float = 0.5
+    max_items: int = 256
+    max_tokens: float = 65_536.0
+    max_attempts: int = 3
+    busy_pause: float = 0.5
+    max_busy: int = 8
+
+
+class Send(NamedTuple):
+    chunk: Chunk
+
+
+class Cancel(NamedTuple):
+    chunk: Chunk
+
+
+Instruction: TypeAlias = Send | Cancel
+
+
+class Dispatcher:
+    """Fills the free places of a fleet from a queue. The other half of `BatchState`.
+
+    flights: the chunks under way, by id, in the order in which they were sent.
+    """
+
+    def __init__(
+        self,
+        tokens: Sequence[float],
+        options: ScheduleOptions,
+        queue: WorkQueue,
+        fleet: BatchNodes,
+        ledger: ItemLedger,
+        trials: ColocationTrials,
+    ) -> None:
+        self._tokens = tokens
+        self._options = options
+        self._queue = queue
+        self._fleet = fleet
+        self._ledger = ledger
+        self._trials = trials
+        self._next_id = 0
+        self.flights: dict[int, Flight] = {}
+        self._started_at = math.inf
+        # Nodes with a free place for which there was nothing to do. They are asked again only
+        # when something happened that may change that: `stir`.
+        self._idle: dict[str, BatchNode] = {}
+        self._is_stirred = False
+        self._changed_at = 0.0
+        # For whom the last items wait, and when it should be done with one of them.
+        self._awaited: BatchNode | None = None
+        self._awaited_finish = math.inf
+
+    def rest(self, node: BatchNode) -> None:
+        """Take note that a node has, or no longer has, a free place."""
+        if node.is_active and len(node.flights) < node.window:
+            self._idle[node.name] = node
+        else:
+            self._idle.pop(node.name, None)
+
+    def stir(self) -> None:
+        """Something changed: at the next dispatch, ask every idle node again."""
+        self._is_stirred = True
+
+    def start(self, now: float) -> list[Instruction]:
+        """Begin to hand out; nothing is before."""
+        self._started_at = now
+        self._is_stirred = True
+        return self.dispatch(now)
+
+    def next_tick(self, now: float) -> float | None:
+        """When `dispatch` should be called if nothing happens before; None: never."""
+        if not self._ledger.open or not self._idle:
+            return None
+        if self._queue and not self.flights:
+            # Nothing that could wake us is under way. What is due already is due now.
+            return max(now, min(node.retry_at for node in self._idle.values()))
+        waits = [node.retry_at for node in self._idle.values() if node.retry_at > now]
+        if self.flights and len(waits) < len(self._idle):
+            # Often at first, when a copy helps most, and then ever more seldom.
+            waits.append(now + max(MIN_CHUNK_SECONDS, (now - self._changed_at) / 4))
+        return min(waits, default=None)
+
+    def dispatch(self, now: float, freed: BatchNode | None = None) -> list[Instruction]:
+        """Give work to the node that just became free, or to all idle ones if things changed."""
+        instructions: list[Instruction] = []
+        if not self._ledger.open or now < self._started_at:
+            return instructions
+        if freed is None and not self._queue and self._idle:
+            self._reissue(now)
+        if freed is None or self._is_stirred:
+            self._awaited, self._awaited_finish = None, math.inf
+            nodes = [node for node in self._idle.values() if node.has_place(now)]
+            nodes.sort(key=lambda node: (len(node.flights), node.cost.seconds_per_token))
+            self._is_stirred = False
+        else:
+            nodes = [freed] if freed.has_place(now) else []
+        while nodes:
+            # One chunk each, then the second: the first answers tell how to size the rest.
+            served = []
+            for node in nodes:
+                if not node.has_place(now):  # it got the last item while another was asked
+                    continue
+                due = self._due(node, now)
+                if due is None:
+                    instructions += self._hand_out_last(node, now)
+                    continue
+                send = self._send(node, now, due)
+                if send is not None:
+                    instructions.append(send)
+                    if node.has_place(now):
+                        served.append(node)
+            nodes = served
+        if self._queue and not self.flights:
+            self._force(instructions, now)
+        if instructions:
+            self._changed_at = now
+        return instructions
+
+    def _force(self, instructions: list[Instruction], now: float) -> None:
+        """Nothing is under way and everybody waits for another: the best one starts."""
+        able = [node for node in self._idle.values() if node.has_place(now)]
+        if able:
+            self._queue.forget_culprits()
+            node = min(able, key=lambda node: node.cost.seconds_per_token)
+            send = self._send(node, now, Portion(0.0, 1))
+            if send is not None:
+                instructions.append(send)
+
+    def _due(self, node: BatchNode, now: float) -> Portion | None:
+        """What `node` should get next; None if that is less than one item."""
+        queue, options = self._queue, self._options
+        if node.cost.observations == 0:
+            return probe(is_first=not node.flights)
+        horizon = self._fleet.horizon(now, queue.tokens)
+        left = horizon - node.expected_free(now)
+        return portion(
+            node.cost,
+            left,
+            queue.longest(node.name),
+            queue.shortest(node.name),
+            batch_seconds=horizon - self._started_at,
+            chunk_seconds=self._chunk_seconds(node, now),
+            max_items=options.max_items,
+            max_tokens=options.max_tokens,
+        )
+
+    def _hand_out_last(self, freed: BatchNode, now: float) -> list[Instruction]:
+        """Give each of the last items to whoever would be done with it first.
+
+        That may be a node that is busy now: then it is waited for.
+        """
+        shortest = self._queue.shortest(freed.name)
+        if shortest == math.inf:
+            return []
+        if freed is not self._awaited:
+            finish = freed.expected_free(now) + freed.cost.seconds(shortest)
+            if finish > self._awaited_finish:
+                return []
+        instructions: list[Instruction] = []
+        ranking = self._fleet.ranking(now, shortest)
+        while self._queue and ranking:
+            _, place, node = ranking[0]
+            if not node.has_place(now):
+                break
+            send = self._send(node, now, Portion(shortest, 1, True))
+            if send is None:  # there is nothing that this one may have
+                heappop(ranking)
+                continue
+            instructions.append(send)
+            finish = node.expected_free(now) + node.cost.seconds(shortest)
+            heapreplace(ranking, (finish, place, node))
+        if self._queue and ranking:
+            self._awaited_finish, _, self._awaited = ranking[0]
+        return instructions
+
+    def _send(self, node: BatchNode, now: float, due: Portion) -> Send | None:
+        items, tokens = self._queue.take(node.name, due.tokens, due.items, shortest=due.shortest)
+        return self._launch(node, items, tokens, now) if items else None
+
+    def _launch(self, node: BatchNode, items: Sequence[int], tokens: float, now: float) -> Send:
+        is_copy = self._ledger.is_copy(items)
+        chunk = Chunk(self._next_id, node.name, items, tokens, is_copy)
+        self._next_id += 1
+        starts_at = node.expected_free(now)
+        due_at = starts_at + node.cost.seconds(tokens)
+        flight = Flight(chunk, now, starts_at, due_at)
+        node.board(flight)
+        self.flights[chunk.id] = flight
+        self.rest(node)
+        self._fleet.update(node)
+        return Send(chunk)
+
+    # Nodes on one machine work in small chunks while they are compared.
+
+    def is_to_be_tried(self, first: BatchNode, now: float) -> bool:
+        """Whether it is time to try another node beside `first`."""
+        return self._trials.waits_beside(first.name) and self._trials.pays(
+            first.cost, self._fleet.horizon(now, self._queue.tokens) - now
+        )
+
+    def _chunk_seconds(self, node: BatchNode, now: float) -> float:
+        """How long a chunk of a node should take at most."""
+        if self._trials.concerns(node.name) or self.is_to_be_tried(node, now):
+            return TRIAL_CHUNK_SECONDS
+        return self._options.chunk_seconds
+
+    # The tail.
+
+    def _reissue(self, now: float) -> None:
+        """Queue copies of the chunk that is expected last, if that helps.
+
+        The copies go through the queue, so that several idle nodes can share them.
+        """
+        worst: Flight | None = None
+        worst_finish = now
+        for flight in self.flights.values():
+            if not (flight.is_copied or flight.chunk.is_copy):
+                finish = flight.expected_finish(now)
+                if finish > worst_finish:
+                    worst, worst_finish = flight, finish
+        if worst is None:
+            return
+        owner = worst.chunk.node
+        items = self._ledger.unsettled(worst.chunk.items)
+        overhead = min((n.cost.overhead for n in self._idle.values() if n.name != owner), default=0)
+        tokens = sum(self._tokens[item] for item in items)
+        rescued = self._fleet.horizon_without(owner, now, tokens) + overhead
+        if rescued - now > _COPY_GAIN * (worst_finish - now):
+            return
+        worst.is_copied = True
+        self._ledger.copy(items)
+        self._queue.put_back(items, avoid=owner)
+        self._is_stirred = True

@@ -1,0 +1,359 @@
+"""One batch as a state machine: events in, instructions out.
+
+The executor tells what happened (`node_up`, `done`, `failed`, `node_lost`, `tick`) and carries
+out what comes back (`Send`, `Cancel`) until `is_finished`. Nothing here waits or reads a clock.
+
+Who gets what is decided as late as possible. Whenever a node has a free place, the *horizon* is
+reckoned: the earliest time at which all waiting work can be done by all nodes together. What the
+node can do until then is its share, and it gets a part of that, smaller as the end comes near. A
+node whose share is less than one item gets none, unless no other would finish that item sooner.
+
+When nothing is waiting, idle nodes get copies of what the others are late with, if everybody
+together would be done sooner that way. The first answer counts, the other is cancelled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from aiosollol.core.report import Outcome, Slice
+from aiosollol.core.routing.retry import Failure
+from aiosollol.core.scheduling.batch_nodes import (
+    BatchNode,
+    BatchNodes,
+    Chunk,
+    Flight,
+    Tally,
+)
+from aiosollol.core.scheduling.colocation import TRIAL_CHUNK_SECONDS, ColocationTrials, Finding
+from aiosollol.core.scheduling.cost import Cost
+from aiosollol.core.scheduling.dispatcher import (
+    Cancel,
+    Dispatcher,
+    Instruction,
+    ScheduleOptions,
+)
+from aiosollol.core.scheduling.work_queue import ItemLedger, WorkQueue
+from aiosollol.errors import SollolError
+
+_PLAN_TOLERANCE = 1.5
+
+
+class BatchState:
+    """A batch of items with known token counts, over nodes that come and go."""
+
+    def __init__(
+        self,
+        tokens: Sequence[float],
+        options: ScheduleOptions | None = None,
+        trials: Iterable[tuple[str, str]] = (),
+        *,
+        expected_seconds: float = math.inf,
+    ) -> None:
+        """`trials`: pairs of nodes for which it is to be measured whether both should work.
+
+        `expected_seconds`: how long the batch should take. If it turns out to take much longer, the
+        plan was wrong, and the nodes that stand by join.
+        """
+        self._options = options or ScheduleOptions()
+        self._queue = WorkQueue(tokens)
+        self._fleet = BatchNodes(self._options.chunk_seconds)
+        self._ledger = ItemLedger(len(tokens))
+        self._trials = ColocationTrials(trials)
+        self._handout = Dispatcher(
+            tokens, self._options, self._queue, self._fleet, self._ledger, self._trials
+        )
+        self._flights = self._handout.flights
+        self.last_errors: dict[str, SollolError] = {}
+        self.tallies: dict[str, Tally] = {}
+        self.slices: list[Slice] = []
+        self.splits = 0
+        self._expected_seconds = expected_seconds
+        self._late_at = math.inf
+
+    # What the executor asks.
+
+    @property
+    def is_finished(self) -> bool:
+        """Every item has an answer or an error, and nothing is under way."""
+        return not self._ledger.open and not self._flights
+
+    @property
+    def errors(self) -> dict[int, SollolError]:
+        """Item -> its error, for the items that were given up."""
+        return self._ledger.errors
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Whether nodes on one machine were found to be faster together."""
+        return self._trials.findings
+
+    @property
+    def done_count(self) -> int:
+        """Items that are settled, by an answer or an error."""
+        return self._ledger.count - self._ledger.open
+
+    @property
+    def copies(self) -> int:
+        return sum(tally.copies for tally in self.tallies.values())
+
+    @property
+    def is_stuck(self) -> bool:
+        """Items are open, but every node is lost."""
+        return bool(self._ledger.open) and not self._flights and not self._fleet.any_active()
+
+    def has_node(self, name: str) -> bool:
+        """Whether `name` takes part, or stands by, and is not lost."""
+        node = self._fleet.get(name)
+        return node is not None and not node.is_lost
+
+    def next_tick(self, now: float) -> float | None:
+        """When `tick` should be called if nothing happens before; None: never."""
+        return self._handout.next_tick(now)
+
+    # Events.
+
+    def node_up(
+        self,
+        name: str,
+        cost: Cost,
+        now: float,
+        *,
+        window: int = 2,
+        ahead: float = 0.0,
+        standby: bool = False,
+    ) -> list[Instruction]:
+        """A node joins, or comes back. `ahead`: seconds of other work that it has to do first.
+
+        A `standby` node gets work only when all others are lost, or to be tried beside another.
+        """
+        known = self._fleet.get(name)
+        if known is not None and not known.is_lost:
+            return []
+        tally = self.tallies.setdefault(name, Tally())
+        node = BatchNode(name, cost, window, now + ahead, standby, tally)
+        if known is not None:
+            node.flights = known.flights
+            node.busy_since = known.busy_since
+        self._fleet.put(node)
+        self._handout.rest(node)
+        self._handout.stir()
+        return self._handout.dispatch(now)
+
+    def start(self, now: float) -> list[Instruction]:
+        """Hand out the first chunks, once the nodes known at the start have been announced."""
+        self._late_at = now + _PLAN_TOLERANCE * self._expected_seconds
+        return self._handout.start(now)
+
+    def node_lost(
+        self, name: str, now: float, error: SollolError | None = None
+    ) -> list[Instruction]:
+        """A node must get no more work. What it is working on may still be answered."""
+        node = self._fleet.get(name)
+        if node is None or node.is_lost:
+            return []
+        self._lose(node, error)
+        self._handout.stir()
+        return self._handout.dispatch(now)
+
+    def tick(self, now: float) -> list[Instruction]:
+        """Time has passed: pauses may be over, chunks may be late."""
+        self._handout.stir()
+        return self._handout.dispatch(now)
+
+    def done(self, chunk: Chunk, now: float, cost: Cost) -> list[Instruction]:
+        """A chunk was answered. `cost` is what the node is known to cost by now."""
+        flight = self._land(chunk, now)
+        if flight is None:
+            return []
+        node = self._fleet[chunk.node]
+        node.failures = node.busy_answers = 0
+        node.cost = cost
+        won = self._ledger.answer(chunk.items)
+        node.tally.items += won
+        node.tally.tokens += chunk.tokens
+        if not won:
+            node.tally.wasted += now - flight.sent_at
+        self._note(flight, now, "done" if won else "late")
+        worked_from = max(flight.sent_at, node.last_done)
+        node.last_done = now
+        node.foresee(now)
+        self._fleet.update(node)
+        self._judge(node, chunk, worked_from, now)
+        if self._late_at < math.inf:
+            self._check_plan(now)
+        instructions: list[Instruction] = []
+        if chunk.is_copy or flight.is_copied:
+            self._queue.discard(self._ledger.is_settled)
+        if chunk.is_copy or flight.is_copied or not self._ledger.open:
+            instructions = self._cancel_settled(now)
+        return instructions + self._handout.dispatch(now, node)
+
+    def failed(
+        self, chunk: Chunk, now: float, failure: Failure, error: SollolError
+    ) -> list[Instruction]:
+        """A chunk was not answered. Its items are tried again, alone if they look guilty."""
+        flight = self._land(chunk, now)
+        if flight is None:
+            return []
+        self._note(flight, now, "failed")
+        node = self._fleet[chunk.node]
+        node.last_done = now
+        node.foresee(now)
+        self.last_errors[node.name] = error
+        items = self._ledger.unsettled(chunk.items)
+        if chunk.is_copy or flight.is_copied:
+            items = self._not_elsewhere(items)
+        if failure is Failure.INPUT:
+            self._split_or_give_up(items, error, 0, node.name)
+        else:
+            node.tally.retries += 1
+            self._punish(node, failure, error, now)
+            self._retry(items, failure, error, node.name)
+        self._fleet.update(node)
+        self._handout.stir()
+        return self._cancel_settled(now) + self._handout.dispatch(now)
+
+    def abandon(self, error: SollolError, now: float) -> list[Instruction]:
+        """Give every open item `error` and cancel what is under way."""
+        self._ledger.give_up_all(error)
+        self._queue.drain()
+        return self._cancel_settled(now)
+
+    # Failures.
+
+    def _punish(self, node: BatchNode, failure: Failure, error: SollolError, now: float) -> None:
+        if failure is Failure.BUSY:
+            node.busy_answers += 1
+            node.retry_at = now + self._options.busy_pause * 2 ** (node.busy_answers - 1)
+            if node.busy_answers >= self._options.max_busy:
+                self._lose(node, error)
+            return
+        node.failures += 1
+        if failure in (Failure.NODE, Failure.MODEL) or node.failures >= 2:
+            self._lose(node, error)
+
+    def _retry(
+        self, items: Sequence[int], failure: Failure, error: SollolError, culprit: str
+    ) -> None:
+        if not items:
+            return
+        if failure is not Failure.ANSWER:
+            self._queue.put_back(items)
+            return
+        if self._ledger.attempt(items) < 2:
+            self._queue.put_back(items, avoid=culprit)
+        else:
+            self._split_or_give_up(items, error, self._options.max_attempts, culprit)
+
+    def _split_or_give_up(
+        self, items: Sequence[int], error: SollolError, allowed: int, culprit: str
+    ) -> None:
+        """Halve what failed until the guilty item is alone, and allow that no more attempts."""
+        if len(items) > 1:
+            self.splits += 1
+            middle = len(items) // 2
+            self._queue.put_back(items[:middle], avoid=culprit)
+            self._queue.put_back(items[middle:], avoid=culprit)
+        elif items and self._ledger.attempts(items[0]) >= allowed:
+            self._ledger.give_up(items[0], error)
+        elif items:
+            self._queue.put_back(items, avoid=culprit)
+
+    def _not_elsewhere(self, items: Sequence[int]) -> list[int]:
+        """`items` without those of which a copy or the original is still under way or waiting."""
+        elsewhere = self._queue.returned()
+        for flight in self._flights.values():
+            elsewhere.update(flight.chunk.items)
+        return [item for item in items if item not in elsewhere]
+
+    def _lose(self, node: BatchNode, error: SollolError | None) -> None:
+        if error is not None:
+            self.last_errors[node.name] = error
+        if node.is_lost:
+            return
+        node.is_lost = True
+        self._fleet.update(node)
+        self._handout.rest(node)
+        if self._trials.concerns(node.name):
+            self._trials.drop()
+        if not self._fleet.any_active():
+            spare = next((other for other in self._fleet if not other.is_lost), None)
+            if spare is not None:
+                self._set_standby(spare, False)
+
+    def _set_standby(self, node: BatchNode, is_standby: bool) -> None:
+        node.is_standby = is_standby
+        self._fleet.update(node)
+        self._handout.rest(node)
+        self._handout.stir()
+
+    def _check_plan(self, now: float) -> None:
+        """Call in the nodes that stand by if the batch will take much longer than planned."""
+        if self._fleet.horizon(now, self._queue.tokens) > self._late_at:
+            self._late_at = math.inf
+            for node in self._fleet:
+                if node.is_standby and not node.is_lost:
+                    self._set_standby(node, False)
+
+    # Nodes on one machine.
+
+    def _judge(self, node: BatchNode, chunk: Chunk, worked_from: float, now: float) -> None:
+        """Begin, continue or end the measurement of two nodes on one machine."""
+        finding = self._trials.answered(node.name, chunk.tokens, worked_from, now)
+        if finding is not None:
+            if not finding.is_faster_together:
+                self._set_standby(self._fleet[finding.second], True)
+        elif self._handout.is_to_be_tried(node, now):
+            under_way = [node.cost.seconds(flight.chunk.tokens) for flight in node.flights.values()]
+            if max(under_way, default=0.0) <= 1.5 * TRIAL_CHUNK_SECONDS:
+                second = self._fleet.get(self._trials.begin(node.cost, now))
+                if second is None or second.is_lost:
+                    self._trials.drop()
+                else:
+                    self._set_standby(second, False)
+
+    # Flights.
+
+    def _land(self, chunk: Chunk, now: float) -> Flight | None:
+        flight = self._flights.pop(chunk.id, None)
+        if flight is not None:
+            node = self._fleet[chunk.node]
+            node.land(flight, now)
+            self._handout.rest(node)
+        return flight
+
+    def _note(self, flight: Flight, now: float, outcome: Outcome) -> None:
+        chunk = flight.chunk
+        self.slices.append(
+            Slice(
+                chunk.node,
+                flight.sent_at,
+                now,
+                len(chunk.items),
+                chunk.tokens,
+                outcome,
+                chunk.is_copy,
+            )
+        )
+
+    def _cancel_settled(self, now: float) -> list[Instruction]:
+        """Cancel the chunks of which every item has been settled by another."""
+        late = [
+            flight
+            for flight in self._flights.values()
+            if not self._ledger.open
+            or (
+                (flight.is_copied or flight.chunk.is_copy)
+                and self._ledger.are_settled(flight.chunk.items)
+            )
+        ]
+        for flight in late:
+            self._land(flight.chunk, now)
+            self._note(flight, now, "cancelled")
+            node = self._fleet[flight.chunk.node]
+            node.tally.wasted += now - flight.sent_at
+            node.foresee(now)
+            self._fleet.update(node)
+        return [Cancel(flight.chunk) for flight in late]

@@ -1,0 +1,207 @@
+"""The items of a batch that are waiting to be handed out."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from aiosollol.errors import SollolError
+
+
+@dataclass(slots=True, eq=False)
+class _Piece:
+    """Items that came back, to be handed out again before all others.
+
+    `avoid` is the node that failed them, or is still working on the original of a copy.
+    """
+
+    items: Sequence[int]
+    tokens: float
+    avoid: str | None = None
+
+
+class WorkQueue:
+    """Items in the order in which they should go: the longest first.
+
+    The end of a batch is where nodes wait for each other, so what is left there should be short.
+    Taking costs O(log n) whatever the number of items: sizes are kept as prefix sums.
+    """
+
+    def __init__(self, tokens: Sequence[float]) -> None:
+        self._tokens = tokens
+        # Stable, so that texts of one length stay in input order.
+        self._order = sorted(range(len(tokens)), key=tokens.__getitem__, reverse=True)
+        self._sums = list(accumulate(map(tokens.__getitem__, self._order), initial=0.0))
+        self._head, self._tail = 0, len(self._order)
+        self._pieces: deque[_Piece] = deque()
+        self._piece_tokens = 0.0
+
+    def __bool__(self) -> bool:
+        return self._head < self._tail or bool(self._pieces)
+
+    @property
+    def tokens(self) -> float:
+        """Tokens waiting."""
+        return self._sums[self._tail] - self._sums[self._head] + self._piece_tokens
+
+    def longest(self, node: str) -> float:
+        """Tokens of the item that `node` would get next, infinity if there is none for it."""
+        piece = self._piece_for(node)
+        if piece is not None:
+            return self._tokens[piece.items[0]]
+        if self._head < self._tail:
+            return self._tokens[self._order[self._head]]
+        return float("inf")
+
+    def shortest(self, node: str) -> float:
+        """Tokens of the shortest item that `node` could get, infinity if there is none for it."""
+        if self._head < self._tail:
+            return self._tokens[self._order[self._tail - 1]]
+        return self.longest(node)
+
+    def take(
+        self, node: str, tokens: float, count: int, *, shortest: bool = False
+    ) -> tuple[Sequence[int], float]:
+        """Up to `count` items of `tokens` in all, at least one, and their tokens.
+
+        `shortest` takes from the short end. Returns nothing if there is nothing for `node`.
+        """
+        piece = None if shortest and self._head < self._tail else self._piece_for(node)
+        if piece is not None:
+            return self._take_piece(piece, tokens, count)
+        if self._head == self._tail:
+            return (), 0.0
+        sums, head, tail = self._sums, self._head, self._tail
+        if shortest:
+            start = bisect_right(sums, sums[tail] - tokens - 1e-9, head, tail)
+            start = min(max(start, tail - count), tail - 1)
+            self._tail = start
+            return self._order[start:tail], sums[tail] - sums[start]
+        end = bisect_right(sums, sums[head] + tokens + 1e-9, head, tail + 1) - 1
+        end = max(min(end, head + count), head + 1)
+        self._head = end
+        return self._order[head:end], sums[end] - sums[head]
+
+    def put_back(self, items: Sequence[int], *, avoid: str | None = None) -> None:
+        """Hand `items` out again, first of all and not mixed with others, not to `avoid`."""
+        if not items:
+            return
+        tokens = sum(self._tokens[item] for item in items)
+        self._pieces.append(_Piece(items, tokens, avoid))
+        self._piece_tokens += tokens
+
+    def discard(self, is_settled: Callable[[int], bool]) -> None:
+        """Forget the returned items that are settled by now."""
+        pieces, self._pieces, self._piece_tokens = self._pieces, deque(), 0.0
+        for piece in pieces:
+            open_items = [item for item in piece.items if not is_settled(item)]
+            if open_items:
+                self.put_back(open_items, avoid=piece.avoid)
+
+    def returned(self) -> set[int]:
+        """The items that came back and wait to be handed out again."""
+        return {item for piece in self._pieces for item in piece.items}
+
+    def forget_culprits(self) -> None:
+        """Let every node have every item again."""
+        for piece in self._pieces:
+            piece.avoid = None
+
+    def drain(self) -> list[int]:
+        """Take everything."""
+        items = self._order[self._head : self._tail]
+        for piece in self._pieces:
+            items.extend(piece.items)
+        self._head = self._tail
+        self._pieces.clear()
+        self._piece_tokens = 0.0
+        return items
+
+    def _piece_for(self, node: str) -> _Piece | None:
+        for piece in self._pieces:
+            if piece.avoid != node:
+                return piece
+        return None
+
+    def _take_piece(self, piece: _Piece, tokens: float, count: int) -> tuple[Sequence[int], float]:
+        taken, total = 0, 0.0
+        for item in piece.items:
+            size = self._tokens[item]
+            if taken and (taken == count or total + size > tokens + 1e-9):
+                break
+            taken, total = taken + 1, total + size
+        items, rest = piece.items[:taken], piece.items[taken:]
+        self._pieces.remove(piece)
+        if rest:
+            piece.items, piece.tokens = rest, piece.tokens - total
+            self._pieces.appendleft(piece)
+        self._piece_tokens = max(0.0, self._piece_tokens - total) if self._pieces else 0.0
+        return items, total
+
+
+class ItemLedger:
+    """The account of a batch of `count` items. An item is settled once and for all.
+
+    open: items that are not settled. errors: item -> its error, for those settled by one.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._settled = bytearray(count)
+        self._copied: set[int] = set()
+        self._attempts: dict[int, int] = {}
+        self.count = count
+        self.open = count
+        self.errors: dict[int, SollolError] = {}
+
+    def is_settled(self, item: int) -> bool:
+        return self._settled[item] == 1
+
+    def are_settled(self, items: Iterable[int]) -> bool:
+        """Whether every one of `items` is settled."""
+        settled = self._settled
+        return all(settled[item] for item in items)
+
+    def unsettled(self, items: Iterable[int]) -> list[int]:
+        settled = self._settled
+        return [item for item in items if not settled[item]]
+
+    def answer(self, items: Sequence[int]) -> int:
+        """Settle `items` by an answer. Returns how many were not settled before."""
+        won = self.unsettled(items)
+        for item in won:
+            self._settled[item] = 1
+        self.open -= len(won)
+        return len(won)
+
+    def give_up(self, item: int, error: SollolError) -> None:
+        """Settle an item by an error."""
+        if not self._settled[item]:
+            self._settled[item] = 1
+            self.open -= 1
+            self.errors[item] = error
+
+    def give_up_all(self, error: SollolError) -> None:
+        for item in range(self.count):
+            self.give_up(item, error)
+
+    def attempt(self, items: Sequence[int]) -> int:
+        """Note that a request with `items` failed. Returns how often the worst of them did."""
+        attempts = max((self._attempts.get(item, 0) for item in items), default=0) + 1
+        for item in items:
+            self._attempts[item] = attempts
+        return attempts
+
+    def attempts(self, item: int) -> int:
+        """Failed requests that held this item."""
+        return self._attempts.get(item, 0)
+
+    def copy(self, items: Iterable[int]) -> None:
+        """Note that `items` are handed out a second time."""
+        self._copied.update(items)
+
+    def is_copy(self, items: Iterable[int]) -> bool:
+        """Whether any of `items` is handed out a second time."""
+        return not self._copied.isdisjoint(items)

@@ -1,0 +1,302 @@
+"""What is on this machine, and which of its addresses a server should be known by."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import hmac
+import ipaddress
+import logging
+import os
+import re
+import socket
+import sys
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from aiosollol.core.address import Address
+from aiosollol.core.networks import Discovered, Interface, IPAddress, Kind, Source
+from aiosollol.core.redaction import safe_repr
+from aiosollol.discovery.identify import ServerIdentity
+from aiosollol.errors import ConfigError
+from aiosollol.wire.announcement import Announcement
+
+LOOPBACK = ("127.0.0.1", "::1")
+
+_SOURCES: tuple[Source, ...] = ("environment", "known", "zeroconf", "scan")
+# The address by which others reach it comes first.
+_KINDS: tuple[Kind, ...] = ("lan", "vpn", "link-local", "docker", "loopback")
+
+
+class Found(NamedTuple):
+    """A server that is an Ollama: by which address it was asked, and what it answered.
+
+    ip: the address that stands behind the host of `address`.
+    """
+
+    address: Address
+    ip: IPAddress
+    answer: ServerIdentity
+    fingerprint: str = ""
+    source: Source = "scan"
+
+    def as_discovered(self, announced: Announcement | None = None) -> Discovered:
+        """As users see it, with what it announces of itself."""
+        name = machine = agent = ""
+        if announced is not None:
+            name, machine = announced.name, announced.machine
+            if announced.agent:
+                agent = Address("http", str(self.ip), announced.agent).url
+        return Discovered(
+            self.address.url,
+            self.answer.version,
+            tuple(self.answer.models),
+            self.source,
+            self.answer.seconds,
+            name=name,
+            machine=machine,
+            fingerprint=self.fingerprint,
+            agent=agent,
+        )
+
+
+class LocalMachine:
+    """The addresses and names of this machine."""
+
+    def __init__(self, interfaces: Sequence[Interface] = (), host_name: str = "") -> None:
+        self._kinds = {str(each.address.ip): each.kind for each in interfaces}
+        self._docker = [each.network for each in interfaces if each.kind == "docker"]
+        short = host_name.lower().partition(".")[0]
+        self._names = {"localhost", host_name.lower(), short, f"{short}.local"} - {"", ".local"}
+
+    def has(self, host: str) -> bool:
+        """Whether a host, by address or name, is this machine, as far as can be told offline.
+
+        Of the many addresses of loopback, only the two that everybody uses count: who asks for
+        others has put different servers on them.
+        """
+        host = host.lower()
+        return (
+            host in LOOPBACK
+            or self._kinds.get(host, "loopback") != "loopback"
+            or host in self._names
+            or host.endswith(".localhost")  # RFC 6761, section 6.3
+        )
+
+    def is_docker(self, ip: IPAddress) -> bool:
+        """Whether it is a container on a bridge of this machine, or this machine's end of it."""
+        return any(ip in network for network in self._docker)
+
+    def lan_addresses(self) -> list[str]:
+        """The addresses by which other machines reach this one. IPv4 comes first."""
+        found = [ip for ip, kind in self._kinds.items() if kind == "lan"]
+        return sorted(found, key=lambda ip: ":" in ip)
+
+    def rank(self, ip: IPAddress) -> int:
+        """Lower is better known to others."""
+        kind = self._kinds.get(str(ip)) or ("loopback" if ip.is_loopback else "lan")
+        return _KINDS.index(kind)
+
+    def one_each(self, found: Iterable[Found]) -> list[Found]:
+        """Each server of this machine once, by its best address, however it was found.
+
+        Addresses with the same port lead to one server if it says the same of itself on both. A
+        server that was named (by OLLAMA_HOST) counts as named by its best address too.
+        """
+        servers: dict[object, list[Found]] = {}
+        for each in found:
+            servers.setdefault(identity(each), []).append(each)
+        best = []
+        for group in servers.values():
+            first = min(group, key=lambda each: self.rank(each.ip))
+            source = min((each.source for each in group), key=_SOURCES.index)
+            best.append(first._replace(source=source))
+        return sorted(best, key=lambda each: _SOURCES.index(each.source))
+
+
+def identity(found: Found) -> object:
+    """Equal for one server, asked by several addresses of one machine."""
+    address = found.address
+    return address.scheme, address.port, address.path, found.answer.contents
+
+
+def as_ip(host: str) -> IPAddress | None:
+    """A host as an address, None for a name."""
+    try:
+        return ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return None
+
+
+VARIABLE = "SOLLOL_MACHINE_ID"
+"""Overrides the id, where machines share one: containers of one image, namespaces, cloned disks."""
+
+_FILES = ("/etc/machine-id", "/var/lib/dbus/machine-id")
+_APPLICATION = b"aiosollol"
+_RAW = re.compile(r"[0-9a-f]{32}")  # machine-id(5); it says "uninitialized" in an unbooted image
+_GIVEN = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}")
+
+
+def machine_id(environ: Mapping[str, str] = os.environ) -> str:
+    """The id of this machine: 16 hexadecimal digits, or what SOLLOL_MACHINE_ID says.
+
+    Reads a file, so in an event loop it belongs into a thread. Raises ConfigError for a value of
+    the variable that could not be told to others.
+    """
+    given = environ.get(VARIABLE, "").strip()
+    if not given:
+        return _own_id()
+    if not _GIVEN.fullmatch(given):
+        raise ConfigError(
+            f"{VARIABLE} is {safe_repr(given)}: write up to 64 letters, digits, dots, dashes and "
+            "underscores, a letter or a digit first",
+            source=VARIABLE,
+        )
+    return given
+
+
+def hashed(raw: str) -> str:
+    """The id that may be published for a raw one, which may not.
+
+    machine-id(5): it "should be considered confidential"; "hash the machine ID with a
+    cryptographic, keyed hash function, using a fixed, application-specific key".
+    """
+    return hmac.new(raw.encode(), _APPLICATION, hashlib.sha256).hexdigest()[:16]
+
+
+@functools.cache
+def _own_id() -> str:
+    for path in _FILES:
+        try:
+            with open(path, encoding="ascii", errors="replace") as file:
+                raw = file.read(64).strip()
+        except OSError:
+            continue
+        if _RAW.fullmatch(raw):
+            return hashed(raw)
+    number = uuid.getnode()
+    if number >> 40 & 1:  # no hardware address was found: this is a random one (RFC 4122, 4.5)
+        return hashed(socket.gethostname())
+    return hashed(f"{number:012x}")
+
+
+_log = logging.getLogger("aiosollol.discovery")
+_ARP_TABLE = "/proc/net/arp"
+_UNREADABLE = (OSError, RuntimeError, ValueError, AssertionError)
+"""What netifaces2 and ifaddr raise for a system that does not answer, or oddly."""
+_COMPLETE = 0x2  # ATF_COM in linux/if_arp.h: the neighbour has answered
+
+
+class NetworkNeighbourhood(NamedTuple):
+    """The addresses of this machine, the IPv4 neighbours that have answered lately, its name."""
+
+    interfaces: tuple[Interface, ...] = ()
+    neighbours: tuple[str, ...] = ()
+    host_name: str = ""
+
+
+async def read_surroundings() -> NetworkNeighbourhood:
+    """What this machine knows without sending a packet. Takes a few milliseconds.
+
+    Where the system does not tell, nothing is known: never raises OSError.
+    """
+    # A netlink socket, a file in /proc, and the first time an import.
+    return await asyncio.to_thread(_read)
+
+
+def _read() -> NetworkNeighbourhood:
+    return NetworkNeighbourhood(
+        tuple(_read_interfaces()), tuple(_read_neighbours()), socket.gethostname()
+    )
+
+
+def _read_interfaces() -> list[Interface]:
+    """The addresses of all interfaces, by the interface's name, IPv4 first."""
+    # Both are imported here, so that they are loaded only for a search.
+    try:
+        try:
+            found = read_by_netifaces()
+        except ImportError:  # not installed on every platform: see pyproject.toml
+            found = read_by_ifaddr()
+    except _UNREADABLE as error:
+        _log.warning("the network interfaces could not be read, so none is known: %s", error)
+        return []
+    return sorted(found, key=lambda each: (each.name, each.address.version))
+
+
+def read_by_netifaces() -> list[Interface]:
+    """The addresses of all interfaces, in no order. Raises ImportError without netifaces."""
+    if sys.platform == "win32":
+        raise ImportError("netifaces2 0.0.22 never returns if an interface has two IPv4 addresses")
+    import netifaces
+
+    found = []
+    for name in netifaces.interfaces():
+        try:
+            addresses: Any = netifaces.ifaddresses(name)
+        except _UNREADABLE as error:  # it can go while it is read
+            _log.warning("the network interface %s could not be read: %s", name, error)
+            continue
+        for family in (netifaces.AF_INET, netifaces.AF_INET6):
+            for entry in addresses.get(family) or ():
+                interface = parse_interface(name, entry)
+                if interface is not None:
+                    found.append(interface)
+    return found
+
+
+def read_by_ifaddr() -> list[Interface]:
+    """The same as `read_by_netifaces`, in pure Python and on every system."""
+    import ifaddr
+
+    found = []
+    for adapter in ifaddr.get_adapters():
+        for ip in adapter.ips:
+            # IPv6: the address, its flow label, its scope.
+            address = ip.ip if isinstance(ip.ip, str) else ip.ip[0]
+            network = ipaddress.ip_interface(f"{address}/{ip.network_prefix}")
+            # On Windows `name` is a UUID; netifaces2 gives the other one too.
+            found.append(Interface(adapter.nice_name, network))
+    return found
+
+
+def parse_interface(name: str, entry: Mapping[Any, str]) -> Interface | None:
+    """An address as netifaces gives it, or None if it is none that can be understood.
+
+    netifaces2 calls the mask "mask", the original "netmask"; some systems write the scope of an
+    IPv6 address behind it, and the length of its prefix behind the mask.
+    """
+    address = entry.get("addr", "").partition("%")[0]
+    mask = entry.get("mask") or entry.get("netmask") or ""
+    mask, _, length = mask.partition("/")
+    try:
+        if ":" in address:
+            if not length:
+                length = str(int(ipaddress.IPv6Address(mask)).bit_count()) if mask else "128"
+            return Interface(name, ipaddress.IPv6Interface(f"{address}/{length}"))
+        return Interface(name, ipaddress.IPv4Interface(f"{address}/{mask or 32}"))
+    except ValueError:
+        return None
+
+
+def _read_neighbours() -> list[str]:
+    try:
+        with open(_ARP_TABLE, encoding="ascii", errors="replace") as table:
+            return parse_arp(table.read())
+    except OSError:  # not Linux, or no /proc: then the order is by distance alone
+        return []
+
+
+def parse_arp(table: str) -> list[str]:
+    """The addresses in the text of ``/proc/net/arp`` that have answered."""
+    found = []
+    for line in table.splitlines()[1:]:
+        fields = line.split()
+        try:
+            if len(fields) >= 4 and int(fields[2], 16) & _COMPLETE:
+                found.append(fields[0])
+        except ValueError:
+            continue
+    return found

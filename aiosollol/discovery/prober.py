@@ -1,0 +1,159 @@
+"""Asks single addresses whether they are an Ollama, within a deadline and what is trusted."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import functools
+import logging
+import ssl
+from collections.abc import AsyncIterator
+
+from aiosollol.core.address import Address
+from aiosollol.discovery.identify import identify
+from aiosollol.discovery.local_machine import Found, as_ip
+from aiosollol.discovery.options import SearchOptions, Trust, addresses_of
+from aiosollol.discovery.sockets import (
+    Channel,
+    PlainChannel,
+    Sockets,
+    TlsChannel,
+    connect,
+    pinning_context,
+    verifying_context,
+)
+from aiosollol.errors import NodeError
+
+_log = logging.getLogger("aiosollol.discovery")
+_SHOWN = 5
+_NO_FILES = (errno.EMFILE, errno.ENFILE)
+
+
+class _NotListed(OSError):
+    """The certificate of a server is none that the user trusts."""
+
+
+class Prober:
+    """Asks addresses, as the options of a search allow.
+
+    asked: how many addresses so far. left_out: those that were not, because nobody listed them as
+    trusted; not_swept: how many addresses of networks were not asked for the same reason.
+    """
+
+    def __init__(self, options: SearchOptions, sockets: Sockets, trust: Trust | None) -> None:
+        self._options = options
+        self._sockets = sockets
+        self._trust = trust
+        self._pinning: ssl.SSLContext | None = None
+        self._verifying: ssl.SSLContext | None = None
+        self._has_warned = False
+        self.asked = 0
+        self.left_out: list[str] = []
+        self.not_swept = 0
+
+    async def ask(self, address: Address, timeout: float | None = None) -> Found | None:
+        """The server there, or None if it is no Ollama, not there, or not trusted.
+
+        timeout: in seconds, once there is a place for its socket; that of the search unless given.
+        """
+        self.asked += 1
+        clock = asyncio.get_running_loop().time
+        async with self._sockets:
+            deadline = clock() + (self._options.timeout if timeout is None else timeout)
+            hosts = await addresses_of(address.host, deadline - clock())
+            for at, host in enumerate(hosts):
+                # A share each: the first address of a name may be one that does not answer.
+                share = (deadline - clock()) / (len(hosts) - at)
+                found = await self._ask(address, host, clock() + share)
+                if found is not None:
+                    return found
+        return None
+
+    async def _ask(self, address: Address, host: str, deadline: float) -> Found | None:
+        """Ask one IP address of a host."""
+        ip = as_ip(host)
+        if ip is None or any(ip in network for network in self._options.sweep.deny):
+            return None
+        if ip.is_loopback and self._options.exclude_localhost:
+            return None
+        contexts = await self._contexts(address, is_listed=self.lists(host))
+        problem = "" if contexts else address.url
+        for context in contexts:
+            pins: list[str] = []
+            way = functools.partial(self._connect, host, address, context, pins)
+            try:
+                async with asyncio.timeout_at(deadline):
+                    answer = await identify(way, address)
+            # OSError: nobody there, or not in time. NodeError: something else than an Ollama.
+            # ValueError: not HTTP, or an address that HTTP cannot carry.
+            except (OSError, ValueError, NodeError) as error:
+                problem = self._problem(address, error)
+                continue
+            return Found(address, ip, answer, pins[0] if pins else "")
+        if problem:
+            self.left_out.append(problem)
+        return None
+
+    def _problem(self, address: Address, error: Exception) -> str:
+        """What to say of a server that there is and that is not trusted; "" for anything else."""
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return f"{address.url} (its certificate: {error.verify_message})"
+        if isinstance(error, _NotListed):
+            return f"{address.url} ({error})"
+        if not isinstance(error, OSError):
+            _log.debug("%s is not taken for a node: %s", address.url, error)
+        elif error.errno in _NO_FILES and not self._has_warned:
+            self._has_warned = True
+            _log.warning("some addresses cannot be asked: too many files are open (ulimit -n)")
+        return ""
+
+    def lists(self, host: str) -> bool:
+        """Whether an address is trusted as such. Everything is, unless the user lists some."""
+        ip = as_ip(host)
+        return self._trust is None or (ip is not None and self._trust.lists(ip))
+
+    @property
+    def has_fingerprints(self) -> bool:
+        return self._trust is not None and bool(self._trust.fingerprints)
+
+    async def _contexts(self, address: Address, *, is_listed: bool) -> list[ssl.SSLContext | None]:
+        """The ways in which the server may be asked, one after another; None is without TLS."""
+        if address.scheme != "https":
+            return [None] if is_listed else []
+        contexts: list[ssl.SSLContext | None] = []
+        if self.has_fingerprints:
+            self._pinning = self._pinning or pinning_context()
+            contexts.append(self._pinning)
+        if is_listed:
+            self._verifying = self._verifying or await verifying_context()
+            contexts.append(self._verifying)
+        return contexts
+
+    @contextlib.asynccontextmanager
+    async def _connect(
+        self, host: str, address: Address, context: ssl.SSLContext | None, pins: list[str]
+    ) -> AsyncIterator[Channel]:
+        """A connection over which the server may be asked. `pins` gets the pin that matched."""
+        with await connect(host, address.port) as sock:
+            if context is None:
+                yield PlainChannel(sock)
+                return
+            channel = TlsChannel(sock, context, address.host)
+            await channel.shake_hands()
+            if context is self._pinning:
+                assert self._trust is not None
+                if channel.fingerprint not in self._trust.fingerprints:
+                    raise _NotListed(f"its certificate has sha256:{channel.fingerprint}")
+                pins.append(channel.fingerprint)
+            yield channel
+
+    def tell_left_out(self) -> None:
+        """Say in the log what was not asked for its models, for want of trust."""
+        shown = list(dict.fromkeys(self.left_out))
+        if len(shown) > _SHOWN:
+            shown[_SHOWN:] = [f"{len(shown) - _SHOWN} others"]
+        if self.not_swept:
+            shown.append(f"{self.not_swept} addresses of networks")
+        if shown:
+            _log.info("left out, because they are not trusted: %s", ", ".join(shown))

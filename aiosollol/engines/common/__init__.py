@@ -1,0 +1,1 @@
+"""What the engines share: a pool in a worker, and the leases its workers get."""

@@ -1,0 +1,1 @@
+"""Batches on workers of Ray, and nodes shared between programs."""

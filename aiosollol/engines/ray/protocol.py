@@ -1,0 +1,66 @@
+"""What a program and its workers in Ray agree upon. All of it can be pickled."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from typing import Any, BinaryIO, NamedTuple
+
+from aiosollol.engines.common.remote_pool import NodeEntry
+
+DONE, LOST = "done", "lost"
+"""What became of a partition: there is a result, or the worker died over it."""
+
+
+class Contract(NamedTuple):
+    """What a worker is made with. settings: the client's. group, weight: whose share it uses."""
+
+    settings: dict[str, Any]
+    group: str
+    weight: float
+    nodes: tuple[NodeEntry, ...]
+
+
+class Greeting(NamedTuple):
+    """How a worker is when it has started. down: nodes it does not reach, each with why."""
+
+    name: str
+    version: str
+    up: tuple[str, ...]
+    down: dict[str, str]
+
+
+FRAME_DONE, REFUSED, FAILED = "done", "refused", "failed"
+"""What became of an order: done, refused by our own code, or failed in Ray."""
+
+_LENGTH = struct.Struct("<Q")
+HEADER = _LENGTH.size
+
+
+def pack(value: Any) -> bytes:
+    """One frame."""
+    body = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+    return _LENGTH.pack(len(body)) + body
+
+
+def length_of(header: bytes) -> int:
+    """How many bytes follow the first `HEADER` ones."""
+    length: int = _LENGTH.unpack(header)[0]
+    return length
+
+
+def unpack(body: bytes) -> Any:
+    """The value of a frame, from what follows its header."""
+    return pickle.loads(body)
+
+
+def read(stream: BinaryIO) -> Any:
+    """The next value of a blocking stream. Raises EOFError at its end."""
+    return unpack(_read(stream, length_of(_read(stream, HEADER))))
+
+
+def _read(stream: BinaryIO, count: int) -> bytes:
+    data = stream.read(count)
+    if len(data) < count:
+        raise EOFError
+    return data

@@ -1,0 +1,213 @@
+"""``python -m aiosollol.engines.ray.sidecar``: the driver of Ray, in a process beside the program.
+
+Ray ends the whole process of a driver whose cluster has been gone for a minute, handles its signals
+and blocks its event loop. So no program of ours is one: it has this process for that, and talks to
+it through stdin and stdout (`ray_frames`). This ends when stdin does, which the system closes
+however the program ends; the cluster too, if this process has started it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from aiosollol.engines.ray import cluster, coordinator, protocol
+from aiosollol.engines.ray.protocol import FAILED, FRAME_DONE, REFUSED
+from aiosollol.errors import EngineError
+
+if TYPE_CHECKING:
+    from aiosollol.engines.ray.workers import WorkerGroup
+
+LEAVE_SECONDS = 1.0
+END_SECONDS = 8.0
+"""From the end of stdin until this process is killed, with what it has started."""
+
+
+class Sidecar:
+    """Does what it is asked. A method ``do_x`` answers to the order "x"."""
+
+    def __init__(self) -> None:
+        self._cluster: cluster.Cluster | None = None
+        self._coordinator: Any = None
+        self._crews: dict[str, WorkerGroup] = {}
+        self._members: set[str] = set()
+
+    async def do_join(self, address: str | None) -> dict[str, Any]:
+        self._cluster = cluster.join(address)
+        return self._cluster._asdict()
+
+    # The coordinator.
+
+    async def do_exchange(self, report: dict[str, Any]) -> dict[str, Any]:
+        self._members.add(report["member"])
+        answered = await self._exchange(report)
+        if coordinator.is_replaceable(answered):
+            import ray
+
+            ray.kill(self._find_coordinator())
+            self._coordinator = None
+            answered = await self._exchange(report)
+        return coordinator.check(answered)
+
+    async def _exchange(self, report: dict[str, Any]) -> dict[str, Any]:
+        from ray.exceptions import ActorDiedError
+
+        try:
+            answered = await self._find_coordinator().exchange.remote(report)
+        except ActorDiedError:
+            self._coordinator = None  # for good: somebody has killed it, so there is to be another
+            answered = await self._find_coordinator().exchange.remote(report)
+        return dict(answered)
+
+    async def do_leave(self, member: str) -> None:
+        self._members.discard(member)
+        await self._find_coordinator().leave.remote(member)
+
+    def _find_coordinator(self) -> Any:
+        if self._coordinator is None:
+            self._coordinator = coordinator.find_coordinator()
+        return self._coordinator
+
+    # Workers.
+
+    async def do_hire(self, crew: str, most: int, contract: bytes) -> list[bytes]:
+        """Workers for batches, at most so many; what each says when it has started."""
+        from aiosollol.engines.ray.workers import WorkerGroup
+
+        self._crews[crew] = made = WorkerGroup(crew, most, contract)
+        try:
+            return await made.greetings()
+        except BaseException:
+            await self.do_dismiss(crew)
+            raise
+
+    async def do_run(self, crew: str, worker: int, number: int, order: bytes) -> tuple[str, bytes]:
+        return await self._crews[crew].run(worker, number, order)
+
+    async def do_greet(self, crew: str, worker: int) -> bytes:
+        return await self._crews[crew].greet(worker)
+
+    async def do_dismiss(self, crew: str) -> None:
+        made = self._crews.pop(crew, None)
+        if made is not None:
+            await made.aclose()
+
+    async def aclose(self) -> None:
+        """Leave, for a program that could not do it itself as well."""
+        for member in list(self._members):
+            with contextlib.suppress(Exception):  # what is not given back ends by itself
+                async with asyncio.timeout(LEAVE_SECONDS):
+                    await self.do_leave(member)
+        for crew in list(self._crews):
+            await self.do_dismiss(crew)
+        if self._cluster is not None:
+            cluster.leave(self._cluster)
+
+
+def _drop(tasks: dict[int, asyncio.Task[None]], number: int, _: object) -> None:
+    tasks.pop(number, None)
+
+
+def in_words(error: Exception) -> tuple[str, str]:
+    """What an error of Ray comes to: FAILED, or REFUSED where we know why; and a line that says
+    what to do."""
+    text = " ".join(str(error).split())
+    if "No module named 'aiosollol" in text:
+        return REFUSED, (
+            "has a machine on which Python cannot import aiosollol: install the same version there "
+            "(pip install 'aiosollol[ray]')"
+        )
+    return FAILED, f"failed: {type(error).__name__}: {text[:200]}"
+
+
+async def serve(orders: asyncio.Queue[Any], answer: Callable[[Any], None]) -> None:
+    """Do what is ordered, side by side, until None comes. An order is (number, name, arguments).
+
+    Answered is (number, DONE, result), (number, REFUSED or FAILED, problem). (number, "cancel", ())
+    cancels.
+    """
+    sidecar = Sidecar()
+    tasks: dict[int, asyncio.Task[None]] = {}
+
+    async def carry_out(number: int, name: str, arguments: tuple[Any, ...]) -> None:
+        try:
+            result = await getattr(sidecar, f"do_{name}")(*arguments)
+        except asyncio.CancelledError:
+            answer((number, REFUSED, "was cancelled"))
+            raise
+        except (EngineError, cluster.ClusterGone) as error:
+            answer((number, REFUSED, getattr(error, "detail", str(error))))
+        except Exception as error:
+            # Whatever Ray raises: the other end decides what becomes of it.
+            answer((number, *in_words(error)))
+        else:
+            answer((number, FRAME_DONE, result))
+
+    while (order := await orders.get()) is not None:
+        number, name, arguments = order
+        if name == "cancel":
+            if number in tasks:
+                tasks[number].cancel()
+            continue
+        tasks[number] = task = asyncio.create_task(carry_out(number, name, arguments))
+        task.add_done_callback(partial(_drop, tasks, number))
+    for task in list(tasks.values()):
+        task.cancel()
+    await sidecar.aclose()
+
+
+def main() -> None:
+    orders: asyncio.Queue[Any] = asyncio.Queue()
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    # What prints, here or in Ray, must not get between the frames.
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+
+    def write() -> None:
+        with contextlib.suppress(OSError):  # nobody listens any more: stdin has ended too
+            while (value := answers.get()) is not None:
+                out.write(protocol.pack(value))
+                out.flush()
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        threading.Thread(target=_read, args=(loop, orders), daemon=True).start()
+        await serve(orders, answers.put)
+
+    writer = threading.Thread(target=write, daemon=True)
+    writer.start()
+    asyncio.run(run())
+    answers.put(None)
+    writer.join(1.0)
+    _end_all()  # Ray's agents may outlive the rest of a cluster that was started here
+
+
+def _read(loop: asyncio.AbstractEventLoop, orders: asyncio.Queue[Any]) -> None:
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            loop.call_soon_threadsafe(orders.put_nowait, protocol.read(sys.stdin.buffer))
+    loop.call_soon_threadsafe(orders.put_nowait, None)
+    # The main thread may be in the middle of something of Ray's that takes a minute.
+    timer = threading.Timer(END_SECONDS, _end_all)
+    timer.daemon = True
+    timer.start()
+
+
+def _end_all() -> None:
+    """End this process and what it has started, which is in its group and has no other owner."""
+    sys.stderr.flush()
+    if hasattr(os, "killpg") and os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""OpenAI's and Anthropic's APIs over a pool: chats in other words, translated there and back."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Literal
+
+import orjson
+from aiohttp import web
+
+from aiosollol.core.node import full_name
+from aiosollol.errors import BadRequest, ProtocolError
+from aiosollol.gateway.endpoints.ollama import ASK_SECONDS, OllamaEndpoints
+from aiosollol.gateway.middleware.permissions import may_use
+from aiosollol.gateway.request_bodies import parse
+from aiosollol.gateway.responses import (
+    STATE,
+    routed,
+    stream,
+    whole,
+)
+from aiosollol.wire.compatible_apis import READERS
+from aiosollol.wire.ollama import server_responses
+from aiosollol.wire.ollama.client import dump_whole, load
+from aiosollol.wire.openai import chat
+from aiosollol.wire.translation import EVENT_STREAM, Question, Stamp
+
+if TYPE_CHECKING:
+    from aiosollol.pool.facade import OllamaPool
+
+
+class CompatibleEndpoints:
+    """The endpoints under /v1 but for embeddings. native: asks the nodes for their models."""
+
+    def __init__(self, pool: OllamaPool, native: OllamaEndpoints) -> None:
+        self._access = pool.gateway_access
+        self._native = native
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.get("/v1/models", self.models),
+            web.get(r"/v1/models/{name:[\s\S]+}", self.model),
+            *(web.post(path, self.talk) for path in READERS),
+        ]
+
+    async def models(self, request: web.Request) -> web.StreamResponse:
+        return whole(chat.models(await self._native.models(request)))
+
+    async def model(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info["name"]
+        request[STATE].model = full_name(name)  # which is how its errors call it
+        if not may_use(request, name):
+            raise server_responses.unknown_model(full_name(name))
+        body = dump_whole({"model": name})
+        relayed = await self._access.ask_any(name, "POST", "/api/show", body, timeout=ASK_SECONDS)
+        headers = routed(request, relayed.node, self._access.reason(name, relayed.setbacks))
+        return whole(chat.model(name, load(relayed.node, relayed.body)), headers)
+
+    async def talk(self, request: web.Request) -> web.StreamResponse:
+        question = await parse(request, READERS[request.path])
+        state = request[STATE]
+        state.model = question.model
+        stamp = Stamp(state.unique, int(time.time()))
+        try:
+            return await self._answer(request, question, stamp)
+        except BadRequest as error:
+            if not (question.can_drop_think and "think" in error.message):
+                raise
+        question.payload.pop("think", None)
+        question.body = dump_whole(question.payload)
+        return await self._answer(request, question, stamp)
+
+    async def _answer(
+        self, request: web.Request, question: Question, stamp: Stamp
+    ) -> web.StreamResponse:
+        access, model = self._access, question.model
+        options = question.payload.get("options")
+        kind: Literal["chat", "generate"] = "chat" if question.path == "/api/chat" else "generate"
+        if question.stream:
+            source = await access.forward_stream(
+                kind, question.path, model, question.body, options=options
+            )
+            events = question.events(stamp)
+            reason = access.reason(model, source.setbacks)
+            return await stream(
+                request,
+                source,
+                EVENT_STREAM,
+                {"Cache-Control": "no-cache", **routed(request, source.node, reason)},
+                on_error=events.fail,
+                convert=events.feed,
+                finish=events.finish,
+            )
+        relayed = await access.forward(kind, question.path, model, question.body, options=options)
+        try:
+            reply = orjson.loads(relayed.body)
+        except orjson.JSONDecodeError as error:
+            raise ProtocolError(relayed.node, "answered what is not JSON") from error
+        headers = routed(request, relayed.node, access.reason(model, relayed.setbacks))
+        return whole(question.answer(reply, stamp), headers)

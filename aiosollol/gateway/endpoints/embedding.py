@@ -1,0 +1,206 @@
+"""Embeddings over a pool: a list is spread over the nodes, one text is passed on as bytes."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from aiohttp import web
+
+from aiosollol.gateway.endpoints.ollama import plain_keep_alive
+from aiosollol.gateway.micro_batching import Key, MicroBatcher
+from aiosollol.gateway.middleware.permissions import check_model
+from aiosollol.gateway.options import GatewayOptions
+from aiosollol.gateway.request_bodies import parse
+from aiosollol.gateway.responses import (
+    STATE,
+    VectorWriter,
+    Write,
+    plain,
+    routed,
+    whole,
+)
+from aiosollol.wire.ollama import server_requests, server_responses
+from aiosollol.wire.ollama.client import dump_whole
+from aiosollol.wire.ollama.embeddings import load_embeddings
+from aiosollol.wire.ollama.go_json import loads
+from aiosollol.wire.ollama.server_requests import EmbedAsked
+from aiosollol.wire.ollama.server_responses import HttpResponse
+
+if TYPE_CHECKING:
+    from aiosollol.pool.facade import OllamaPool
+
+
+class _PooledVectors(NamedTuple):
+    """Vectors as an answer has them, and who made them."""
+
+    json: list[bytes]
+    tokens: int
+    node: str
+    reason: str
+
+
+class EmbeddingEndpoints:
+    """The three endpoints that embed."""
+
+    def __init__(self, pool: OllamaPool, options: GatewayOptions) -> None:
+        self._pool = pool
+        self._access = pool.gateway_access
+        self._options = options
+        self._gatherer = MicroBatcher(pool, options.gather_seconds, options.gather_above)
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.post("/api/embed", self.embed),
+            web.post("/api/embeddings", self.embeddings),
+            web.post("/v1/embeddings", self.openai),
+        ]
+
+    async def aclose(self) -> None:
+        """End what is under way."""
+        await self._gatherer.aclose()
+
+    async def embed(self, request: web.Request) -> web.StreamResponse:
+        began = time.monotonic_ns()
+        body = await request.read()
+        wanted = await parse(request, server_requests.read_embed)
+        if not wanted.texts and (known := await parse(request, self._as_the_original)):
+            self._check(request, known)
+            check_model(request, known.model)  # the guard does not know the default of the options
+            vectors = await self._many(known, server_responses.json_vectors)
+            return _sent(request, _with_first(_native(known, vectors, began), vectors), vectors)
+        self._check(request, wanted)
+        if len(wanted.texts) < 2:
+            return await self._one(request, body, wanted, server_responses.json_vectors, began)
+        vectors = await self._many(wanted, server_responses.json_vectors)
+        return _sent(request, _native(wanted, vectors, began), vectors)
+
+    async def embeddings(self, request: web.Request) -> web.StreamResponse:
+        body = await request.read()
+        wanted = await parse(request, server_requests.read_embeddings)
+        self._check(request, wanted)
+        # Its vectors are not of unit length, so no other endpoint can stand in for it.
+        return await self._forward(request, body, wanted)
+
+    async def openai(self, request: web.Request) -> web.StreamResponse:
+        body = await request.read()
+        wanted = await parse(request, server_requests.read_openai_embeddings)
+        self._check(request, wanted)
+        is_base64 = wanted.encoding == "base64"
+        write = server_responses.base64_vectors if is_base64 else server_responses.json_vectors
+        if len(wanted.texts) < 2:
+            return await self._one(request, body, wanted, write, 0)
+        vectors = await self._many(wanted, write)
+        return _sent(request, _openai(wanted, vectors), vectors)
+
+    def _check(self, request: web.Request, wanted: EmbedAsked) -> None:
+        request[STATE].model = wanted.model
+        if not wanted.model.strip():
+            raise server_responses.unknown_model_try_pulling(wanted.model)
+
+    def _as_the_original(self, body: bytes) -> EmbedAsked | None:
+        """A request of the original, which has its text in the field "text"; None if it has not."""
+        fields = loads(body)
+        if not isinstance(fields, dict) or not fields.get("text") or fields.get("input"):
+            return None
+        fields["input"] = fields.pop("text")
+        if not fields.get("model"):
+            fields["model"] = self._options.batch_model or ""
+        wanted = server_requests.read_embed(dump_whole(fields))
+        return wanted if wanted.texts else None
+
+    # ---- one text
+
+    async def _one(
+        self,
+        request: web.Request,
+        body: bytes,
+        wanted: EmbedAsked,
+        write: Write,
+        began: int,
+    ) -> web.StreamResponse:
+        if not wanted.texts or wanted.options or wanted.keep_alive is not None:
+            return await self._forward(request, body, wanted)
+        key = Key(wanted.model, wanted.dimensions or None, None if wanted.truncate else False)
+        with self._gatherer.enter(key) as is_worth_while:
+            if not is_worth_while:
+                return await self._forward(request, body, wanted)
+            gathered = await self._gatherer.embed(key, wanted.texts[0])
+        json = write(gathered.vector.cast("B"), len(gathered.vector))
+        vectors = _PooledVectors(json, gathered.tokens, gathered.nodes, "gathered with others")
+        is_native = request.path == "/api/embed"
+        answer = _native(wanted, vectors, began) if is_native else _openai(wanted, vectors)
+        return _sent(request, answer, vectors)
+
+    async def _forward(
+        self, request: web.Request, body: bytes, wanted: EmbedAsked
+    ) -> web.StreamResponse:
+        relayed = await self._access.forward(
+            "embed" if wanted.texts else "load",
+            request.path,
+            wanted.model,
+            body,
+            texts=wanted.texts,
+            options=wanted.options or None,
+            keep_alive=plain_keep_alive(wanted.keep_alive),
+        )
+        reason = self._access.reason(wanted.model, relayed.setbacks)
+        headers = routed(request, relayed.node, reason)
+        if not request.path.startswith("/v1/"):
+            return whole(HttpResponse(200, server_responses.API_JSON, relayed.body), headers)
+        if wanted.encoding == "base64" and b'"embedding":"' not in relayed.body:
+            # Servers before 0.12.7 answer with numbers whatever is asked for.
+            read = load_embeddings(relayed.node, relayed.body, 1)
+            json = server_responses.base64_vectors(read.floats.cast("B"), read.dim)
+            return whole(
+                server_responses.openai_embeddings(wanted.model, json, tokens=read.tokens), headers
+            )
+        return whole(HttpResponse(200, server_responses.OPENAI_JSON, relayed.body), headers)
+
+    # ---- many texts
+
+    async def _many(self, wanted: EmbedAsked, write: Write) -> _PooledVectors:
+        with VectorWriter(len(wanted.texts), write) as writer:
+            embeddings = await self._pool.embed_batch(
+                wanted.model,
+                wanted.texts,
+                dimensions=wanted.dimensions or None,
+                truncate=None if wanted.truncate else False,
+                options=wanted.options or None,
+                keep_alive=plain_keep_alive(wanted.keep_alive),
+                on_vectors=writer.add,
+            )
+            json = await writer.finish()
+        report = embeddings.report
+        if report is None or report.plan is None:
+            return _PooledVectors(json, 0, "", "")
+        shares = {name: share for name, share in report.nodes.items() if share.items}
+        tokens = sum(share.tokens for share in shares.values())
+        reason = f"{report.plan.mode.value}: {report.plan.reason.value}"
+        return _PooledVectors(json, tokens, ",".join(shares), reason)
+
+
+def _native(wanted: EmbedAsked, vectors: _PooledVectors, began: int) -> HttpResponse:
+    return server_responses.embed(
+        wanted.model,
+        vectors.json,
+        total_duration=time.monotonic_ns() - began,
+        load_duration=1,  # of several nodes, and none that this request is known to have paid
+        tokens=vectors.tokens,
+    )
+
+
+def _with_first(answer: HttpResponse, vectors: _PooledVectors) -> HttpResponse:
+    """The original's clients look for the vector of the one text in "embedding"."""
+    body = b'%b,"embedding":%b}' % (answer.body[:-1], vectors.json[0])
+    return HttpResponse(answer.status, answer.content_type, body)
+
+
+def _openai(wanted: EmbedAsked, vectors: _PooledVectors) -> HttpResponse:
+    return server_responses.openai_embeddings(wanted.model, vectors.json, tokens=vectors.tokens)
+
+
+def _sent(
+    request: web.Request, answer: HttpResponse, vectors: _PooledVectors
+) -> web.StreamResponse:
+    return whole(answer, routed(request, vectors.node, plain(vectors.reason)))

@@ -1,0 +1,303 @@
+"""What a request passes before the gateway looks at what it asks: origin, key, limits."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections.abc import Awaitable, Callable, Iterable
+from fnmatch import fnmatchcase
+from typing import Any
+from urllib.parse import urlsplit
+
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from aiosollol.gateway.middleware.body_memory import BodyMemory
+from aiosollol.gateway.middleware.error_responses import denied, not_allowed
+from aiosollol.gateway.middleware.keys import ApiKey, KeyRing
+from aiosollol.gateway.middleware.limits import Limiter, Limits, client_of
+from aiosollol.gateway.request_bodies import parse
+from aiosollol.wire.ollama.go_json import GoJSONError, loads
+
+_METHODS = "GET, HEAD, POST, PUT, DELETE, OPTIONS"
+_SHOWN_HEADERS = "X-Request-ID, X-Sollol-Node, X-Sollol-Reason, Retry-After"
+_LOCAL_SUFFIXES = (".localhost", ".local", ".internal", ".home.arpa")
+_KEPT = 256
+
+
+class Origins:
+    """allowed: origins such as ``https://chat.example.com``, with ``*`` for any characters.
+
+    only_local: accept no Host but an address or a name that public DNS does not have.
+    """
+
+    def __init__(self, allowed: Iterable[str] = (), *, only_local: bool = False) -> None:
+        self.allowed = tuple(origin.rstrip("/").lower() for origin in allowed)
+        self.only_local = only_local
+        self._sound_hosts: set[str] = set()
+
+    def is_host_sound(self, host: str) -> bool:
+        """Whether a request that names this Host may come in."""
+        if not self.only_local or host in self._sound_hosts:
+            return True
+        if not _is_local_name(_name_in(f"//{host}")):
+            return False
+        if len(self._sound_hosts) < _KEPT:
+            self._sound_hosts.add(host)
+        return True
+
+    def is_sound(self, origin: str, host: str) -> bool:
+        """Whether a page of `origin` may use the gateway that it reached as `host`."""
+        return origin.partition("://")[2] == host != "" or self.allows(origin)
+
+    def allows(self, origin: str) -> bool:
+        """Whether pages of `origin` were allowed by the settings."""
+        return any(fnmatchcase(origin.lower(), pattern) for pattern in self.allowed)
+
+    def preflight(self, request: web.Request) -> web.Response:
+        """The answer to a browser that asks beforehand. `tell` adds who may read it."""
+        headers = {
+            "Access-Control-Allow-Methods": _METHODS,
+            "Access-Control-Allow-Headers": request.headers.get(
+                "Access-Control-Request-Headers", ""
+            ),
+            "Access-Control-Max-Age": "600",
+        }
+        return web.Response(status=204, headers=headers)
+
+    async def tell(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
+        """Let the page read this answer, if it may: for `on_response_prepare`."""
+        origin = request.headers.get("Origin")
+        if origin is not None and self.allows(origin):
+            response.headers["Access-Control-Allow-Origin"] = origin
+            response.headers["Access-Control-Expose-Headers"] = _SHOWN_HEADERS
+            response.headers.add("Vary", "Origin")
+
+
+def _is_local_name(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return name in ("", "localhost") or name.endswith(_LOCAL_SUFFIXES) or "." not in name
+    return True
+
+
+def _name_in(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:  # half an IPv6 address
+        return "?."
+
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+KEY = web.RequestKey("aiosollol_key", ApiKey)
+"""Where handlers find the `ApiKey` of a request, if it came with one."""
+
+ADMIN_PATHS = frozenset(("/api/pull", "/api/push", "/api/delete", "/api/copy", "/api/create"))
+OPEN_PATHS = frozenset(("/",))
+"""What answers without a key: that there is a server. Load balancers and Docker ask that."""
+
+_BYTES_PER_SECOND = 4096
+_UNKNOWN_LENGTH = 1 << 20  # what a body without a Content-Length counts as
+_JOBS = "/api/embed/batch/"  # of jobs, which have named their model before
+_NAMES = ("model", "name", "source", "from", "destination")
+_KEY_IS_MISSING = "an API key is needed: send the header Authorization: Bearer KEY"
+_NO_KEY = {"WWW-Authenticate": "Bearer"}
+
+
+class Guard:
+    """Keys, models, origins, requests in flight, rates and bodies, as a `middleware`.
+
+    What it holds may be replaced while it is used: `keys`, `limiter.limits`, `origins`,
+    `allow_admin`. denied: how many requests it refused, by HTTP status. active: how many are past
+    it and under way. bodies: what their bodies take.
+    """
+
+    def __init__(
+        self,
+        keys: KeyRing | None = None,
+        limits: Limits | None = None,
+        *,
+        origins: Origins | None = None,
+        allow_admin: bool = False,
+        open_paths: Iterable[str] = OPEN_PATHS,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        self.keys = keys or KeyRing()
+        self.origins = origins or Origins()
+        self.allow_admin = allow_admin
+        self.active = 0
+        self.bodies = BodyMemory()
+        self.denied: dict[int, int] = {}
+        self._open_paths = frozenset(open_paths)
+        clock = clock or asyncio.get_running_loop().time
+        self.limiter = Limiter(limits or Limits(), clock)
+
+    def middleware(self) -> Middleware:
+        """For the application: before all that looks at what a request asks."""
+
+        @web.middleware
+        def guard(request: web.Request, handler: _Handler) -> Awaitable[web.StreamResponse]:
+            return self._pass(request, handler)
+
+        return guard
+
+    async def _pass(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        headers, path = request.headers, request.path
+        host = headers.get("Host", "")
+        if not self.origins.is_host_sound(host):
+            return self._refuse(path, 403, f"the host {host[:80]!r} is not one of this gateway")
+        if (origin := headers.get("Origin")) is not None:
+            if not self.origins.is_sound(origin, host):
+                return self._refuse(path, 403, f"the origin {origin[:80]!r} is not allowed")
+            if request.method == "OPTIONS" and "Access-Control-Request-Method" in headers:
+                return self.origins.preflight(request)  # browsers send no key with that
+        key = None
+        if len(self.keys) and path not in self._open_paths:
+            token = _token(headers.get("Authorization", ""), headers.get("x-api-key", ""))
+            key = self.keys.find(token) if token else None
+            if key is None:
+                message = "this API key is not known" if token else _KEY_IS_MISSING
+                return self._refuse(path, 401, message, headers=_NO_KEY)
+            request[KEY] = key
+        if (path in ADMIN_PATHS or path.startswith("/api/blobs")) and (
+            problem := self._admin_problem(key)
+        ):
+            return self._refuse(path, 403, problem)
+        name = f"key {key.name}" if key is not None else client_of(request.remote or "")
+        if (over := self.limiter.enter(name, key)) is not None and not (
+            over.can_wait and await self.limiter.wait(name)
+        ):
+            return self._refuse(path, 429, over.message, retry_after=over.retry_after)
+        self.active += 1
+        small = large = 0
+        try:
+            if (content := request.content).is_eof():
+                small = content.total_bytes
+                self.bodies.small += small
+            else:
+                size = request.content_length or _UNKNOWN_LENGTH
+                limits = self.limiter.limits
+                if not await self.bodies.wait(size, limits.max_bodies, limits.wait_timeout):
+                    message = (
+                        "too many large requests at once: their bodies are over "
+                        f"max_bodies={limits.max_bodies:,} bytes (--max-bodies); try again later"
+                    )
+                    response = self._refuse(path, 503, message, retry_after=1.0)
+                    response.force_close()
+                    return response
+                large = size
+            if (cut := await self._body_problem(request)) is not None:
+                return cut
+            if key is not None and key.models and (problem := await _model_problem(request, key)):
+                return self._refuse(path, 403, problem)
+            return await handler(request)
+        finally:
+            self.active -= 1
+            self.bodies.small -= small
+            if large:
+                self.bodies.release(large, self.limiter.limits.max_bodies)
+            self.limiter.leave(name)
+
+    def _admin_problem(self, key: ApiKey | None) -> str:
+        if not self.allow_admin:
+            return "changing models is off: start the gateway with --allow-admin"
+        if len(self.keys) and (key is None or not key.is_admin):
+            return "changing models needs a key with the option admin"
+        return ""
+
+    async def _body_problem(self, request: web.Request) -> web.Response | None:
+        """Read a body that has not come yet, within its limits; what to answer if it breaks them.
+
+        Small bodies come with the head.
+        """
+        limits, content = self.limiter.limits, request.content
+        if content.is_eof():
+            return self._too_large(request) if content.total_bytes > limits.max_body else None
+        length = request.content_length
+        if length is not None and length > limits.max_body:
+            return self._too_large(request)
+        seconds = limits.body_timeout + (length or limits.max_body) / _BYTES_PER_SECOND
+        try:
+            async with asyncio.timeout(limits.body_timeout) as deadline:
+                watch = _Watch(request, deadline, limits.body_timeout, seconds)
+                try:
+                    await request.read()  # it is kept there for the handler
+                finally:
+                    watch.stop()
+        except TimeoutError:
+            response = self._refuse(request.path, 408, "the body came too slowly")
+            response.force_close()
+            return response
+        except web.HTTPRequestEntityTooLarge:
+            return self._too_large(request)
+        if len(await request.read()) > limits.max_body:
+            return self._too_large(request)
+        return None
+
+    def _too_large(self, request: web.Request) -> web.Response:
+        most = self.limiter.limits.max_body
+        response = self._refuse(request.path, 413, f"the request is larger than {most:,} bytes")
+        response.force_close()  # the rest of it is not read
+        return response
+
+    def _refuse(self, path: str, status: int, message: str, **options: Any) -> web.Response:
+        self.denied[status] = self.denied.get(status, 0) + 1
+        return denied(path, status, message, **options)
+
+
+class _Watch:
+    """Moves the deadline of a body as it comes: a second for each 4 kB, up to `most` seconds."""
+
+    def __init__(
+        self, request: web.Request, deadline: asyncio.Timeout, least: float, most: float
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._content = request.content
+        self._deadline = deadline
+        self._began = self._loop.time()
+        self._least, self._most = least, most
+        self._timer = self._loop.call_later(least / 2, self._look)
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        if self._deadline.expired():
+            return
+        earned = self._least + self._content.total_bytes / _BYTES_PER_SECOND
+        self._deadline.reschedule(self._began + min(self._most, earned))
+        self._timer = self._loop.call_later(self._least / 2, self._look)
+
+
+def _token(authorization: str, api_key: str) -> str:
+    kind, _, token = authorization.partition(" ")
+    return token.strip() if kind.lower() == "bearer" else api_key.strip()
+
+
+def _models_in(body: bytes) -> list[Any]:
+    """The values of all fields that can name a model."""
+    try:
+        asked = loads(body)
+    except GoJSONError:
+        return []
+    fields = asked.items() if isinstance(asked, dict) else ()
+    return [value for field, value in fields if field.lower() in _NAMES]
+
+
+async def _model_problem(request: web.Request, key: ApiKey) -> str:
+    """Why this key may not send this request, or "".
+
+    Every name of a model in it counts, in any case of its field's name: servers written in Go take
+    "Model" for "model" too.
+    """
+    if request.method in ("GET", "HEAD", "OPTIONS") or request.path.startswith(_JOBS):
+        return ""
+    names = await parse(request, _models_in)
+    if not names or not all(isinstance(name, str) for name in names):
+        return "with this key, the request must name its model"
+    for name in names:
+        if not key.may_use(name):
+            return not_allowed(name)
+    return ""

@@ -1,0 +1,192 @@
+"""`Limiter`: how much one client may ask at once, and how often."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from aiosollol.errors import InvalidInput
+from aiosollol.gateway.middleware.keys import ApiKey
+
+MIB = 1 << 20
+_TIDY_FROM = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What holds for every client: a key, or an address where there are no keys.
+
+    max_in_flight: requests under way, None for any number. rate: requests a second, 0 for any
+    number; burst: how many of them at once after a pause, 0 for as many as in a second. max_body:
+    bytes of a request. max_bodies: of all requests under way, of all clients; one alone is let in
+    anyway. body_timeout: seconds for a body, and one more for each 4 kB of it. wait_timeout:
+    seconds that a request over `max_in_flight` or `max_bodies` waits until it is refused.
+    """
+
+    max_in_flight: int | None = None
+    rate: float = 0.0
+    burst: int = 0
+    max_body: int = 64 * MIB
+    max_bodies: int = 1024 * MIB
+    body_timeout: float = 30.0
+    wait_timeout: float = 300.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_in_flight", "max_body", "max_bodies"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InvalidInput(f"{name} must be at least 1")
+        if not 0 <= self.rate < math.inf or self.burst < 0:
+            raise InvalidInput("rate and burst must be numbers from 0 on")
+        if not 0 < self.body_timeout < math.inf:
+            raise InvalidInput("body_timeout must be a number of seconds above 0")
+        if not 0 <= self.wait_timeout < math.inf:
+            raise InvalidInput("wait_timeout must be a number of seconds from 0 on")
+
+
+class Exceeded(NamedTuple):
+    """A limit that a request is over.
+
+    retry_after: seconds after which it may come again. can_wait: a place may come free for it.
+    """
+
+    retry_after: float
+    message: str
+    can_wait: bool = False
+
+
+class _Client:
+    """One client: what it has under way, and its token bucket as it was at `at`.
+
+    most: requests that it may have under way. line: those that wait for others of it to end.
+    """
+
+    __slots__ = ("at", "in_flight", "line", "most", "tokens")
+
+    def __init__(self, tokens: float, at: float) -> None:
+        self.in_flight = 0
+        self.most = math.inf
+        self.line: OrderedDict[asyncio.Future[None], None] = OrderedDict()
+        self.tokens = tokens
+        self.at = at
+
+
+class Limiter:
+    """Counts what each client has under way, and a token bucket for each that has a rate.
+
+    clock: seconds. limits: may be replaced while it is used.
+    """
+
+    def __init__(self, limits: Limits, clock: Callable[[], float]) -> None:
+        self.limits = limits
+        self._clock = clock
+        self._clients: dict[str, _Client] = {}
+        self._tidy_at = _TIDY_FROM
+
+    def __len__(self) -> int:
+        return len(self._clients)
+
+    def enter(self, name: str, key: ApiKey | None = None) -> Exceeded | None:
+        """Let a request of this client in, which must `leave`, or return the limit it is over."""
+        rate, burst, most = self._terms(key)
+        client = self._clients.get(name)
+        if client is None:
+            if len(self._clients) >= self._tidy_at:
+                self._tidy()
+            client = self._clients[name] = _Client(burst, self._clock() if rate else 0.0)
+        client.most = most
+        if rate:
+            now = self._clock()
+            tokens = min(burst, client.tokens + (now - client.at) * rate)
+            client.tokens, client.at = tokens, now
+            if tokens < 1.0:
+                return Exceeded((1.0 - tokens) / rate, _rate_message(rate, key))
+            client.tokens = tokens - 1.0
+        if client.in_flight >= most or client.line:
+            return Exceeded(1.0, _in_flight_message(most, key), can_wait=True)
+        client.in_flight += 1
+        return None
+
+    async def wait(self, name: str) -> bool:
+        """Wait in this client's line; whether a place came free within `wait_timeout`.
+
+        For a request that `enter` has just refused though it can wait. Then it must `leave`, too.
+        """
+        client = self._clients[name]
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        client.line[place] = None
+        try:
+            async with asyncio.timeout(self.limits.wait_timeout):
+                await place
+        except BaseException as error:
+            client.line.pop(place, None)
+            if place.done() and not place.cancelled():  # it came in this very moment
+                self.leave(name)
+            if isinstance(error, TimeoutError):
+                return False
+            raise
+        return True
+
+    def leave(self, name: str) -> None:
+        """A request of this client is done: the first that waits has its place."""
+        client = self._clients[name]
+        client.in_flight -= 1
+        while client.line and client.in_flight < client.most:
+            place, _ = client.line.popitem(last=False)
+            if not place.done():
+                client.in_flight += 1
+                place.set_result(None)
+
+    def _terms(self, key: ApiKey | None) -> tuple[float, float, float]:
+        limits = self.limits
+        rate, burst = limits.rate, limits.burst
+        most: float = math.inf if limits.max_in_flight is None else limits.max_in_flight
+        if key is not None:
+            if key.rate:
+                rate, burst = key.rate, 0
+            burst, most = key.burst or burst, key.in_flight or most
+        return rate, burst or max(1.0, rate), most
+
+    def _tidy(self) -> None:
+        """Forget who has nothing under way. At worst it has its burst anew, a minute too soon."""
+        now = self._clock()
+        for name, client in list(self._clients.items()):
+            if not client.in_flight and (now - client.at > 60.0 or not client.at):
+                del self._clients[name]
+        self._tidy_at = max(_TIDY_FROM, 2 * len(self._clients))
+
+
+def _in_flight_message(most: float, key: ApiKey | None) -> str:
+    limit = (
+        f"in_flight={most:g} of this key"
+        if key is not None and key.in_flight
+        else f"max_in_flight={most:g} of each client (--max-in-flight)"
+    )
+    return f"too many requests at once: over {limit}; send fewer at once, or try again later"
+
+
+def _rate_message(rate: float, key: ApiKey | None) -> str:
+    limit = (
+        f"rate={rate:g} a second of this key"
+        if key is not None and key.rate
+        else f"rate_limit={rate:g} a second of each client (--rate-limit)"
+    )
+    return f"too many requests: over {limit}; try again later"
+
+
+def client_of(address: str) -> str:
+    """Whom an address counts as: itself, or with IPv6 its /64, which is what one host has."""
+    if ":" not in address:
+        return address
+    try:
+        found = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if found.ipv4_mapped is not None:
+        return str(found.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(found) >> 64 << 64, 64)))

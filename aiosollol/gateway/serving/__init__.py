@@ -1,0 +1,1 @@
+"""Ports, connections and processes of a gateway."""

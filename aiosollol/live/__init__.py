@@ -1,0 +1,1 @@
+"""One live request: placed, sent, hedged, retried, answered."""

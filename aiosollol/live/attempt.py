@@ -1,0 +1,193 @@
+"""One request to one node, from its place to its outcome: every account is kept here."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from aiosollol.cluster.node import Node, WorkKind
+from aiosollol.cluster.state import ClusterState
+from aiosollol.core.events import AttemptFailed
+from aiosollol.core.node import full_name
+from aiosollol.core.routing import circuit_breaker as breakers
+from aiosollol.core.routing.concurrency_limit import LatencySample
+from aiosollol.core.routing.retry import Failure, classify
+from aiosollol.core.routing.strategies import RouteRequest
+from aiosollol.errors import BadRequest, ModelMissing, NodeError, NodeTimeout, ServerBusy
+from aiosollol.ports import CANCELLED, Span
+
+_OVERHEAD_TOKENS = 75.0
+WELL = 2.0
+"""Times what was predicted, within which the answer of a node that was left alone shows that it is
+well: the cause for complaint is forgotten, rather than left to fade."""
+
+
+class Attempt:
+    """A request that has a place on `node`. Used by ``with``, it counts what is raised inside by
+    itself; `answered` is to be called otherwise. Each is counted exactly once.
+
+    request: what it is. options, is_cold: see `Node.is_cold`. is_live: whether it tells how many
+    requests the node should have at once; chunks of a batch do not, they are of very different
+    sizes. span: for whoever follows it; it ends with it.
+    """
+
+    __slots__ = (
+        "_ahead",
+        "_began_at",
+        "_has_begun",
+        "_in_flight",
+        "_is_live",
+        "_is_look",
+        "_is_probe",
+        "_options",
+        "_registry",
+        "_request",
+        "_seconds",
+        "_span",
+        "is_cold",
+        "node",
+        "sent_at",
+    )
+
+    def __init__(
+        self,
+        registry: ClusterState,
+        node: Node,
+        request: RouteRequest,
+        *,
+        options: object = None,
+        is_cold: bool,
+        is_live: bool,
+        span: Span | None = None,
+    ) -> None:
+        self._registry = registry
+        self._request = request
+        self._options = options
+        self._is_live = is_live
+        self._span = span
+        self._has_begun = False
+        self.node = node
+        self.sent_at = self._began_at = now = registry.clock()
+        self.is_cold = is_cold
+        load = node.load_seconds(request.model) if is_cold else 0.0
+        self._seconds = (node.seconds(request) or 0.0) + load
+        self._ahead = node.backlog.ahead(now)
+        self._in_flight = node.in_flight
+        self._is_look = node.standing.is_due(now)
+        node.begin(self._seconds, now)
+        # A live request that comes before the breaker opens is the last resort, and a probe too.
+        breaker = node.breaker
+        self._is_probe = breaker.opens_at is not None and (
+            breaker.admits(now) or (is_live and not breaker.is_probing)
+        )
+        if self._is_probe:
+            registry.advance_breaker(node, breakers.CallSent(), now)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close(error)
+
+    def close(self, error: BaseException | None) -> None:
+        """Count what went wrong, if anything did: the node's failure, or that it was given up."""
+        if isinstance(error, NodeError):
+            self.failed(error)
+        elif error is not None:  # the caller left, or another node was faster
+            self.cancelled()
+
+    def restart(self) -> None:
+        """The model is loaded: what counts from now on is the request alone."""
+        self.is_cold = False
+        self.sent_at = self._registry.clock()
+
+    def began(self) -> None:
+        """The first part of a stream has come: the node is well, however long the rest takes."""
+        self._has_begun = True
+        if self._is_probe:
+            answered = breakers.CallAnswered(is_probe=True)
+            self._registry.advance_breaker(self.node, answered, self._registry.clock())
+            self._is_probe = False
+
+    @property
+    def predicted(self) -> float:
+        """Seconds until its answer, as was thought when it was sent; 0 if that was unknown."""
+        return self._ahead + self._seconds if self._seconds else 0.0
+
+    def answered(self, work: float, *, tokens: int = 0, vectors: int = 0) -> None:
+        """It was answered.
+
+        work: tokens that its time is learned for. tokens, vectors: as the server counted them.
+        """
+        node, request, now = self.node, self._request, self._registry.clock()
+        seconds = now - self.sent_at
+        if request.kind == "embed":
+            node.learn(request.model, work, self.sent_at, now)
+        else:
+            node.learn_talk(WorkKind(full_name(request.model), request.kind), work, seconds)
+        if self._is_live:
+            self._adapt(seconds, work)
+        node.succeed(self.sent_at, now, vectors=vectors, tokens=tokens)
+        node.warmed(request.model, self._options)
+        predicted = self.predicted
+        self._registry.answered(
+            node,
+            seconds,
+            predicted,
+            now,
+            is_well=self._is_look and seconds <= WELL * predicted,
+            is_probe=self._is_probe,
+        )
+        self._leave(now)
+
+    def failed(self, error: NodeError) -> None:
+        """It failed."""
+        registry, node, model = self._registry, self.node, self._request.model
+        now = registry.clock()
+        failure = classify(error)
+        node.fail(now, is_rejected=isinstance(error, BadRequest | ModelMissing))
+        registry.tell(AttemptFailed(now, model, node.name, failure.value, str(error)))
+        if isinstance(error, NodeTimeout) and now - self._began_at < self.predicted:
+            # Its caller gave it less time than it was known to take. That is no fault of the node,
+            # and a few such callers must not take it from all the others.
+            registry.advance_breaker(node, breakers.CallAbandoned(self._is_probe), now)
+            self._leave(now, type(error).__name__)
+            return
+        if failure in (Failure.NODE, Failure.ANSWER, Failure.BUSY):
+            registry.blame(node, now)
+        if self._is_live and not self.is_cold and isinstance(error, NodeTimeout | ServerBusy):
+            self._adapt(now - self.sent_at, 0.0, is_overload=True)
+        registry.failed(node, error, model)
+        failed = breakers.CallFailed(failure, self._is_probe, is_lost=self._has_begun)
+        registry.advance_breaker(node, failed, now)
+        self._leave(now, type(error).__name__)
+
+    def cancelled(self) -> None:
+        """It was given up by us: the caller left, or another node was faster."""
+        registry, node = self._registry, self.node
+        now = registry.clock()
+        node.cancel(now)
+        event: breakers.Event = breakers.CallAbandoned(self._is_probe)
+        if node.take_outrun(self._request):
+            # One that hangs is never heard of again: that others had to do it is all there is.
+            registry.outrun(node, now - self.sent_at, self.predicted, now)
+            event = breakers.CallFailed(Failure.ANSWER, self._is_probe)
+        registry.advance_breaker(node, event, now)
+        self._leave(now, CANCELLED)
+
+    def _leave(self, now: float, problem: str = "") -> None:
+        node = self.node
+        if node.outrun:
+            node.take_outrun(self._request)  # an attempt that ends takes its mark with it
+        node.end(self._seconds, now, is_live=self._is_live)
+        if self._span is not None:
+            self._span.end(problem)
+
+    def _adapt(self, seconds: float, work: float, *, is_overload: bool = False) -> None:
+        # A request has a price of its own, or short texts would look like congestion.
+        sample = LatencySample(seconds, work + _OVERHEAD_TOKENS, self._in_flight, is_overload)
+        self.node.learn_limit(WorkKind(full_name(self._request.model), self._request.kind), sample)

@@ -1,0 +1,411 @@
+"""Requests to nodes, one at a time: sent, decoded, counted, learned from."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from typing import Any, Generic, NamedTuple
+
+import anyio
+
+from aiosollol.cluster.node import Node
+from aiosollol.cluster.state import ClusterState
+from aiosollol.core.events import Loading
+from aiosollol.core.node import full_name
+from aiosollol.core.routing.strategies import RouteRequest
+from aiosollol.errors import (
+    BadRequest,
+    NodeError,
+    NodeTimeout,
+    NodeUnreachable,
+    ProtocolError,
+)
+from aiosollol.live.attempt import Attempt
+from aiosollol.live.model_loader import LOAD_SECONDS, Load, ModelLoader
+from aiosollol.live.streaming import (
+    OnEnd,
+    Part,
+    ReplyStream,
+    tokens_of,
+)
+from aiosollol.ports import CANCELLED, Span, Trace, Tracing, Transport
+from aiosollol.wire.ollama import embeddings as wire
+from aiosollol.wire.ollama.client import dump
+from aiosollol.wire.ollama.client import load as load_json
+
+
+class EmbedCall(NamedTuple):
+    """A request, serialised once for however many attempts it takes.
+
+    Several attempts may be under way at once, so a call never changes: what differs between them is
+    an argument of the methods of `Exchange`.
+
+    body: its bytes. fits_base64: whether the endpoint that knows base64 would drop nothing of it.
+    tokens: estimated. dimensions: as the caller asks for them. options: see
+    `core.request.reload_key`. loading: what the body says of how the model is to be loaded.
+    """
+
+    model: str
+    texts: Sequence[str]
+    body: bytes
+    fits_base64: bool
+    tokens: float
+    dimensions: int | None = None
+    options: object = None
+    loading: Mapping[str, Any] | None = None
+
+    def request(self) -> RouteRequest:
+        """What is to be routed, as far as the call itself says."""
+        return RouteRequest(self.model, self.tokens)
+
+    def load_request(self) -> tuple[str, bytes]:
+        """Path and body of a request that loads the model for this one and computes nothing."""
+        return wire.NATIVE_PATH, dump({"model": self.model, "input": [], **_loading(self.loading)})
+
+
+class TalkCall(NamedTuple, Generic[Part]):
+    """A chat or generate, serialised. Otherwise as `EmbedCall`.
+
+    kind: "chat" or "generate", for costs and spans. load: reads its answer.
+    """
+
+    path: str
+    kind: str
+    model: str
+    body: bytes
+    load: Callable[[str, bytes], Part]
+    tokens: float
+    options: object = None
+    loading: Mapping[str, Any] | None = None
+
+    def request(self) -> RouteRequest:
+        """What is to be routed, as far as the call itself says."""
+        return RouteRequest(self.model, self.tokens, self.kind)
+
+    def stream(
+        self,
+        node: str,
+        response: AbstractAsyncContextManager[AsyncIterator[bytes]],
+        on_end: OnEnd[Part],
+    ) -> ReplyStream[Part]:
+        """Its answer, where that is streamed. The arguments are those of `ReplyStream`."""
+        return ReplyStream(node, response, self.load, on_end)
+
+    def tokens_of(self, part: Part) -> int:
+        """Tokens of prompt and answer, as the server counted them; 0 where it does not say."""
+        return tokens_of(part)
+
+    def load_request(self) -> tuple[str, bytes]:
+        """Path and body of a request that loads the model for this one and computes nothing."""
+        fields = {"model": self.model, "stream": False, **_loading(self.loading)}
+        return GENERATE_PATH, dump(fields)
+
+
+GENERATE_PATH = "/api/generate"
+
+
+def _loading(asked: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a request that only loads says of how to do that."""
+    fields = dict(asked or {})
+    # To keep it for no time is for the request itself to say: here it would unload the model.
+    if not re.search("[1-9]", str(fields.get("keep_alive", 1))):
+        del fields["keep_alive"]
+    return fields
+
+
+class NodeClient:
+    """Sends requests to nodes of a registry on which they have a place already (`Node.enter`).
+
+    Whatever becomes of a request, its place is given back, and it is counted exactly once. What
+    loads a model is not counted. transport_of: how to reach a node, by name. tracing: follows each
+    request, None follows none.
+    """
+
+    def __init__(
+        self,
+        registry: ClusterState,
+        transport_of: Callable[[str], Transport],
+        loads: ModelLoader,
+        tracing: Tracing | None = None,
+    ) -> None:
+        self._registry = registry
+        self._transport_of = transport_of
+        self._loads = loads
+        self._tracing = tracing
+
+    def trace(self) -> Trace | None:
+        """What the requests of the running task belong to. To be asked in the caller's own task:
+        another, which sends a second request for one that is late, belongs to nobody."""
+        return None if self._tracing is None else self._tracing.current()
+
+    async def embed(
+        self,
+        call: EmbedCall,
+        node: Node,
+        request: RouteRequest,
+        trace: Trace | None,
+        timeout: float,
+        *,
+        dim: int = 0,
+        is_live: bool = True,
+    ) -> wire.EmbedAnswer:
+        """The vectors of `call` from one node. Raises NodeError, PoolClosed.
+
+        request: the call, as it was routed. trace: what it belongs to. timeout: seconds for this
+        attempt. dim: the length of vector that is due from this node, 0 if that is not known.
+        """
+        attempt, load, headers = self._begin(call, node, request, trace, is_live=is_live)
+        with attempt:
+            if load is not None:
+                left = await self._loaded(load, timeout, attempt)
+                timeout = left if is_live else timeout
+            answer = await _ask(self._way_to(node), call, node, timeout, headers)
+            _check_dim(node, answer.dim, dim)
+        attempt.answered(
+            _tokens(answer.tokens, call.tokens), tokens=answer.tokens, vectors=answer.count
+        )
+        return answer
+
+    async def converse(
+        self,
+        call: TalkCall[Part],
+        node: Node,
+        request: RouteRequest,
+        trace: Trace | None,
+        timeout: float,
+    ) -> Part:
+        """A whole answer of chat or generate. Arguments are those of `embed`.
+
+        Raises NodeError, PoolClosed.
+        """
+        attempt, load, headers = self._begin(call, node, request, trace, is_live=True)
+        with attempt:
+            if load is not None:
+                timeout = await self._loaded(load, timeout, attempt)
+            data = await self._way_to(node).request(
+                "POST", call.path, call.body, timeout=timeout, headers=headers
+            )
+            part = call.load(node.name, data)
+        attempt.answered(call.tokens, tokens=call.tokens_of(part))
+        return part
+
+    async def open_stream(
+        self,
+        call: TalkCall[Part],
+        node: Node,
+        request: RouteRequest,
+        trace: Trace | None,
+        timeout: float,
+        *,
+        on_end: Callable[[ReplyStream[Part]], None],
+        first_byte_timeout: float,
+    ) -> ReplyStream[Part]:
+        """A streamed answer whose first part has arrived. Raises NodeError, PoolClosed.
+
+        on_end: called once when the stream is over, however it ends. first_byte_timeout: seconds
+        until the first part, once the model is loaded. The others are those of `embed`.
+        """
+        attempt, load, headers = self._begin(call, node, request, trace, is_live=True)
+        with attempt:
+            if load is not None:
+                timeout = await self._loaded(load, timeout, attempt)
+            response = self._way_to(node).stream(
+                call.path, call.body, timeout=timeout, headers=headers
+            )
+        first_part = anyio.CancelScope()
+        late = NodeTimeout(node.name, f"sent nothing within {first_byte_timeout:g} s")
+
+        def account(stream: ReplyStream[Part], error: BaseException | None) -> None:
+            if error is None:
+                attempt.answered(call.tokens, tokens=stream.tokens)
+            elif first_part.cancel_called and not isinstance(error, NodeError):
+                attempt.failed(late)
+            else:
+                attempt.close(error)
+            on_end(stream)
+
+        stream = call.stream(node.name, response, account)
+        if first_byte_timeout >= timeout:
+            await stream.open()
+        else:
+            first_part.deadline = anyio.current_time() + first_byte_timeout
+            with first_part:
+                await stream.open()
+            if first_part.cancelled_caught:
+                raise late
+        attempt.began()
+        return stream
+
+    def _begin(
+        self,
+        call: EmbedCall | TalkCall[Any],
+        node: Node,
+        request: RouteRequest,
+        trace: Trace | None,
+        *,
+        is_live: bool,
+    ) -> tuple[Attempt, Load | None, Mapping[str, str] | None]:
+        """The account of a request, the load that it must wait for, and headers of its own."""
+        load = self._load_for(call, node, trace)
+        span, headers = _follow(trace, request, node)
+        attempt = Attempt(
+            self._registry,
+            node,
+            request,
+            options=call.options,
+            is_cold=load is not None,
+            is_live=is_live,
+            span=span,
+        )
+        return attempt, load, headers
+
+    def _way_to(self, node: Node) -> Transport:
+        """Raises NodeUnreachable if `node` was removed while a request waited for its turn."""
+        # Another may have come by its name, so the name alone does not tell.
+        if node.name in self._registry and self._registry[node.name] is node:
+            return self._transport_of(node.name)
+        raise NodeUnreachable(node.name, "was removed")
+
+    # Loading.
+
+    async def load(self, node: Node, *calls: EmbedCall | TalkCall[Any]) -> None:
+        """Let `node` load a model; whoever else wants that waits for the same load.
+
+        calls: requests that the model may be loaded for; the first that it is fit for is done.
+        Raises NodeError, PoolClosed.
+        """
+        await self._start_load(node, calls, self.trace()).wait(LOAD_SECONDS)
+
+    def _load_for(
+        self, call: EmbedCall | TalkCall[Any], node: Node, trace: Trace | None
+    ) -> Load | None:
+        """What a request must wait for before the node is asked to compute; None if nothing.
+
+        Begun before the request has its account, so that the load is ahead of it in the backlog.
+        """
+        if not node.is_cold(call.model, call.options):
+            return None
+        return self._start_load(node, (call,), trace)
+
+    async def _loaded(self, load: Load, timeout: float, attempt: Attempt) -> float:
+        """Wait for `load`, and return what is left of `timeout`. Raises NodeError, PoolClosed."""
+        began = self._registry.clock()
+        with contextlib.suppress(BadRequest):  # the request itself will be told what is wrong
+            await load.wait(timeout)
+        attempt.restart()
+        return max(1e-3, timeout - (self._registry.clock() - began))
+
+    def _start_load(
+        self, node: Node, calls: Sequence[EmbedCall | TalkCall[Any]], trace: Trace | None
+    ) -> Load:
+        call, now = calls[0], self._registry.clock()
+        name = full_name(call.model)
+        key = (node, name, call.options)
+        load = self._loads.find(key)
+        if load is None:
+            seconds = node.begin_load(name, now)
+            load = Load(node.name, call.model, partial(self._end_load, node, name, seconds))
+            self._loads.start(key, load, partial(self._send_load, node, calls, trace))
+        return load
+
+    def _end_load(self, node: Node, name: str, seconds: float) -> None:
+        node.end_load(name, seconds, self._registry.clock())
+
+    async def _send_load(
+        self, node: Node, calls: Sequence[EmbedCall | TalkCall[Any]], trace: Trace | None
+    ) -> None:
+        registry, model = self._registry, calls[0].model
+        began = registry.clock()
+        registry.tell(Loading(began, model, node.name))
+        span, headers = _follow(trace, calls[0].request()._replace(kind="load"), node)
+        problem = CANCELLED
+        try:
+            for call in calls:
+                path, body = call.load_request()
+                try:
+                    way = self._way_to(node)
+                    data = await way.request(
+                        "POST", path, body, timeout=LOAD_SECONDS, headers=headers
+                    )
+                    load_json(node.name, data)  # a web page has loaded nothing
+                    break
+                except BadRequest:
+                    if call is calls[-1]:
+                        raise
+            problem = ""
+        except NodeError as error:
+            problem = type(error).__name__
+            now = registry.clock()
+            registry.tell(Loading(now, model, node.name, now - began, str(error)))
+            raise
+        finally:
+            if span is not None:
+                span.end(problem)
+        now = registry.clock()
+        node.learn_load(model, now - began)
+        node.warmed(model, calls[0].options)
+        registry.tell(Loading(now, model, node.name, now - began))
+
+
+def _follow(
+    trace: Trace | None, request: RouteRequest, node: Node
+) -> tuple[Span | None, Mapping[str, str] | None]:
+    """The span of an attempt, and the headers that it is sent with; None without a trace."""
+    if trace is None:
+        return None, None
+    span = trace.attempt(request, node.spec)
+    return span, span.headers
+
+
+async def _ask(
+    transport: Transport,
+    call: EmbedCall,
+    node: Node,
+    timeout: float,
+    headers: Mapping[str, str] | None,
+) -> wire.EmbedAnswer:
+    count = len(call.texts)
+    if call.fits_base64 and node.speaks_base64 is not False:
+        try:
+            body = await transport.request(
+                "POST", wire.BASE64_PATH, call.body, timeout=timeout, headers=headers
+            )
+        except NodeError as error:
+            if not wire.lacks_endpoint(error):
+                raise
+            node.learn_base64(False)
+        else:
+            answer = wire.load_embeddings(node.name, body, count)
+            if count and node.speaks_base64 is not answer.is_base64:
+                # A server that does not know the encoding sends numbers; use its own endpoint then.
+                node.learn_base64(answer.is_base64)
+            return answer
+    body = await transport.request(
+        "POST", wire.NATIVE_PATH, call.body, timeout=timeout, headers=headers
+    )
+    return wire.load_embeddings(node.name, body, count)
+
+
+def _tokens(counted: int, estimated: float) -> float:
+    """What a request is taken to have held: what the server counted, if that can be.
+
+    A server counts what is left of texts that it cut. To learn by that while work is handed out by
+    estimates would make a node of long texts look ever slower.
+    """
+    return counted if estimated / 4 <= counted <= estimated * 4 else estimated
+
+
+def _check_dim(node: Node, dim: int, due: int) -> None:
+    if due and dim != due:
+        raise ProtocolError(node.name, f"answered vectors of {dim} numbers where {due} were due")
+
+
+def promised_dim(node: Node, model: str, dimensions: int | None) -> int:
+    """The length of vector that a node's own list of models promises, 0 if it does not."""
+    known = node.state.find_model(model)
+    if known is None or not known.dim:
+        return 0
+    return min(dimensions or known.dim, known.dim)

@@ -1,0 +1,236 @@
+"""What nodes answer to others' requests, passed on as the bytes that they are."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, NamedTuple
+
+import anyio
+import orjson
+
+from aiosollol.core.routing.explain import Setback
+from aiosollol.errors import NodeError, ProtocolError
+from aiosollol.live.node_client import EmbedCall, TalkCall
+from aiosollol.live.streaming import OnEnd, ReplyStream, counted
+from aiosollol.wire.ollama.chat import cut_off, load_part
+from aiosollol.wire.ollama.client import outline, shown, without_mark
+
+_END_SECONDS = 1.0
+"""How long a node may take to end a stream after its last line: then its connection is kept."""
+_NOT_LAST = b',"done":false}\n'
+_BACKSLASH = ord("\\")
+_NOTHING: Mapping[str, Any] = {}
+_MAX_LINE = 1 << 26  # what never ends a line must not fill the memory
+
+
+class Relayed(NamedTuple):
+    """A whole answer.
+
+    node: who gave it, by name. setbacks: what came before it. tokens: of prompt and answer, as the
+    server counted them; 0 where it does not say.
+    """
+
+    node: str
+    body: bytes
+    setbacks: Sequence[Setback] = ()
+    tokens: int = 0
+
+
+class RelayCall(TalkCall[Any]):
+    """A request whose answer is not read. kind: "embed", "chat", "generate" or "load"."""
+
+    __slots__ = ()
+
+    def stream(
+        self,
+        node: str,
+        response: AbstractAsyncContextManager[AsyncIterator[bytes]],
+        on_end: OnEnd[Any],
+    ) -> RelayStream:
+        """Its answer, where that is streamed. The arguments are those of `RelayStream`."""
+        return RelayStream(node, response, on_end)
+
+    def tokens_of(self, part: Relayed) -> int:
+        """See `Relayed`."""
+        return part.tokens
+
+    def load_request(self) -> tuple[str, bytes]:
+        """Path and body of a request that loads the model for this one and computes nothing."""
+        if "embed" not in self.path:
+            return TalkCall.load_request(self)
+        call = EmbedCall(self.model, (), b"", False, 0.0, loading=self.loading)
+        return call.load_request()
+
+
+def read_talk(node: str, body: bytes) -> Relayed:
+    """A whole answer of chat or generate. Raises NodeError if it cannot be one."""
+    return _relayed(node, body, load_part(node, outline(body)))
+
+
+def read_vector(node: str, body: bytes) -> Relayed:
+    """An answer with one vector, of any embedding endpoint. Raises NodeError if it is none.
+
+    In JSON numbers or in base64; what an endpoint answers to no text has none and is sound too.
+    """
+    fields = load_part(node, outline(body))
+    if not ("embeddings" in fields or "embedding" in fields or _has_entry(fields)):
+        raise ProtocolError(node, f"answered {shown(body)}, which has no embeddings")
+    return _relayed(node, body, fields)
+
+
+def read_vectors_of_one(node: str, body: bytes) -> Relayed:
+    """An answer of /api/embed to one text. Raises NodeError if there is not one vector in it."""
+    fields = load_part(node, outline(body))
+    vectors = fields.get("embeddings")
+    if not (isinstance(vectors, list) and len(vectors) == 1 and vectors[0]):
+        raise ProtocolError(node, f"answered {shown(body)}, which is not the vector of one text")
+    return _relayed(node, body, fields)
+
+
+def _has_entry(fields: Mapping[str, Any]) -> bool:
+    """Whether it is an answer of /v1/embeddings with a vector."""
+    entries = fields.get("data")
+    first = entries[0] if isinstance(entries, list) and entries else None
+    return isinstance(first, dict) and "embedding" in first
+
+
+def _relayed(node: str, body: bytes, fields: Mapping[str, Any]) -> Relayed:
+    usage = fields.get("usage")  # where OpenAI's endpoints count
+    tokens = counted(usage if isinstance(usage, dict) else fields)
+    return Relayed(node, without_mark(body), (), tokens)
+
+
+def _are_ordinary(lines: bytes, count: int) -> bool:
+    """Whether `count` lines are surely neither the last one nor an error, as most of Ollama's are.
+
+    False says nothing. After a comma, no string but a key begins so, and where the last bracket of
+    the line follows, it is one of the outermost object. A key could only be written in other ways
+    with escapes, which Ollama has for some characters of a text.
+    """
+    is_known = lines.endswith(_NOT_LAST) if count == 1 else lines.count(_NOT_LAST) == count
+    return (
+        is_known and b'"error"' not in lines and (_BACKSLASH not in lines or b"\\u00" not in lines)
+    )
+
+
+def _read(line: bytes) -> Mapping[str, Any]:
+    """The JSON object that `line` is, empty for what is none."""
+    try:
+        fields = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return _NOTHING
+    return fields if isinstance(fields, dict) else _NOTHING
+
+
+class RelayStream(ReplyStream[Any]):
+    """A streamed answer whose parts are bytes of one or several whole lines, as they come.
+
+    Lines that are not JSON are passed on too. The iteration raises NodeError if the stream breaks
+    off, and at an error that the node reports, which is not given out then. What follows the last
+    line is dropped. setbacks: what came before it.
+    """
+
+    setbacks: Sequence[Setback] = ()
+
+    def __init__(
+        self,
+        node: str,
+        response: AbstractAsyncContextManager[AsyncIterator[bytes]],
+        on_end: OnEnd[Any],
+    ) -> None:
+        super().__init__(node, response, read_talk, on_end)
+        self._is_done = False
+        self._next = b""  # lines that are there, and have yet to be given out
+        self._rest = b""  # what came of a line that is not whole yet
+
+    def __repr__(self) -> str:
+        return f"<RelayStream from {self.node}, {self.parts} lines>"
+
+    def _take_first(self) -> None:
+        self._ready[0] = self._load(self.node, self._ready[0]).body
+        self._next = b"".join([line + b"\n" for line in self._ready])
+        self._rest = self._lines.pending()
+        self._ready.clear()
+
+    async def __anext__(self) -> bytes:
+        self._begin_reading()
+        try:
+            if self._is_done:
+                await self._see_the_end()
+                lines = b""
+            else:
+                lines = self._look_at(await self._whole_lines())
+        except BaseException as error:
+            await self._break_off(error)
+            raise
+        finally:
+            self.is_waiting = False
+        if not lines:
+            await self._end(None)
+            raise StopAsyncIteration
+        return lines
+
+    async def _end(self, error: BaseException | None) -> None:
+        # One that is left after its last line was answered.
+        given_up = isinstance(error, GeneratorExit)
+        await super()._end(None if given_up and self._is_done else error)
+
+    async def _whole_lines(self) -> bytes:
+        """The next whole lines. Raises NodeError at the end, since the last line was not there."""
+        if self._next:
+            lines, self._next = self._next, b""
+            return lines
+        assert self._pieces is not None
+        while True:
+            try:
+                piece = await anext(self._pieces)
+            except StopAsyncIteration:
+                rest, self._rest = self._rest, b""
+                if _read(rest):
+                    return rest + b"\n"  # a last line need not end with a line end
+                raise cut_off(self.node, self.parts) from None
+            if self._rest:
+                piece, self._rest = self._rest + piece, b""
+            if piece.endswith(b"\n"):
+                return piece
+            end = piece.rfind(b"\n") + 1
+            self._rest = piece[end:]
+            if end:
+                return piece[:end]
+            if len(piece) > _MAX_LINE:
+                raise ProtocolError(self.node, f"sent a line of more than {_MAX_LINE} bytes")
+
+    def _look_at(self, lines: bytes) -> bytes:
+        """What of `lines` to give out now. Raises NodeError if they begin with an error."""
+        count = lines.count(b"\n")
+        if _are_ordinary(lines, count):
+            self.parts += count
+            return lines
+        start, size = 0, len(lines)
+        while start < size:
+            end = lines.find(b"\n", start) + 1
+            fields = _read(lines[start:end])
+            if "error" in fields:
+                if start:
+                    self._next = lines[start:]  # raised when what came before it was taken
+                    return lines[:start]
+                load_part(self.node, lines[:end])
+            if fields.get("done") is True:
+                self._is_done = True
+                self.tokens = counted(fields)
+                self.parts += 1
+                return lines[:end]
+            self.parts += bool(fields)
+            start = end
+        return lines
+
+    async def _see_the_end(self) -> None:
+        """Let the node end the stream properly, so that its connection can be used again."""
+        assert self._pieces is not None
+        with anyio.move_on_after(_END_SECONDS):
+            try:
+                async for _ in self._pieces:
+                    pass
+            except NodeError:
+                pass  # the answer is complete

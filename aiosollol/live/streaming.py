@@ -1,0 +1,196 @@
+"""`ReplyStream`: the parts of a streamed answer, as they come."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from aiosollol.core.reply import ChatReply, GeneratedText
+from aiosollol.errors import NodeError, StreamCutOff
+from aiosollol.wire.ollama.chat import cut_off, is_last
+from aiosollol.wire.ollama.client import LineSplitter
+
+Part = TypeVar("Part", bound=ChatReply | GeneratedText)
+
+_COUNTS = ("prompt_eval_count", "eval_count", "prompt_tokens")
+_MOST_TOKENS = 10**9
+
+
+OnEnd: TypeAlias = "Callable[[ReplyStream[Part], BaseException | None], None]"
+"""Called once, with what ended the stream: None if it came to its end."""
+
+
+def tokens_of(part: ChatReply | GeneratedText) -> int:
+    """Tokens of prompt and answer, as the server counted them; 0 where it does not say."""
+    return counted(part if isinstance(part, ChatReply) else part.answer)
+
+
+def counted(answer: Mapping[str, Any]) -> int:
+    """As `tokens_of`, of an answer as it came."""
+    tokens = 0
+    for name in _COUNTS:
+        count = answer.get(name)
+        if isinstance(count, int) and 0 < count < _MOST_TOKENS:
+            tokens += count
+    return tokens
+
+
+class ReplyStream(Generic[Part]):
+    """Iterate over it once with ``async for``; `aclose` or ``async with`` ends it when you say so.
+
+    Raises StreamCutOff from the iteration if the stream breaks off or the node reports an error:
+    that says how many parts came before; its cause is what happened.
+    node: the name of the node that answers. parts: how many parts were delivered so far.
+    is_waiting: whether some task waits for its next part at present. tokens: see `tokens_of`, once
+    it is over.
+    """
+
+    def __init__(
+        self,
+        node: str,
+        response: AbstractAsyncContextManager[AsyncIterator[bytes]],
+        load: Callable[[str, bytes], Part],
+        on_end: OnEnd[Part],
+    ) -> None:
+        self.node = node
+        self.parts = 0
+        self.tokens = 0
+        self._response = response
+        self._load = load
+        self._on_end = on_end
+        self._pieces: AsyncIterator[bytes] | None = None
+        self._lines = LineSplitter()
+        self._ready: deque[bytes] = deque()
+        self._first: Part | None = None
+        self._is_over = False
+        self._error: Exception | None = None
+        self._closing: Exception | None = None
+        self.is_waiting = False
+
+    def __repr__(self) -> str:
+        return f"<ReplyStream from {self.node}, {self.parts} parts>"
+
+    def __del__(self) -> None:
+        # Left by `break`, as one does: give the node back. The response closes itself likewise.
+        if not self._is_over:
+            self._is_over = True
+            self._on_end(self, GeneratorExit())
+
+    async def open(self) -> None:
+        """Send the request and wait for the first part, so that failing over is still possible.
+
+        Raises NodeError.
+        """
+        self.is_waiting = True
+        try:
+            self._pieces = await self._response.__aenter__()
+            await self._fill()
+            # Read now: it may be an error, or a web page, and then another node can still be asked.
+            self._take_first()
+        except BaseException as error:
+            await self._end(error)
+            raise
+        finally:
+            self.is_waiting = False
+
+    def _take_first(self) -> None:
+        self._first = self._load(self.node, self._ready.popleft())
+
+    def __aiter__(self) -> ReplyStream[Part]:
+        return self
+
+    async def __anext__(self) -> Part:
+        self._begin_reading()
+        try:
+            if self._first is not None:
+                part, self._first = self._first, None
+            else:
+                if not self._ready:
+                    await self._fill()
+                part = self._load(self.node, self._ready.popleft())
+        except BaseException as error:
+            await self._break_off(error)
+            raise
+        finally:
+            self.is_waiting = False
+        self.parts += 1
+        if is_last(part):
+            self.tokens = tokens_of(part)
+            await self._end(None)
+        return part
+
+    def _begin_reading(self) -> None:
+        """Raises StopAsyncIteration at the end, and what broke the stream off if that is over."""
+        if self._is_over:
+            if self._error is not None:
+                raise self._error
+            raise StopAsyncIteration
+        if self.is_waiting:
+            raise RuntimeError("two tasks read one stream at the same time")
+        self.is_waiting = True
+
+    async def _break_off(self, error: BaseException) -> None:
+        """End the stream for `error`, and raise what its reader is to be told in place of it."""
+        await self._end(error)
+        failure = error if isinstance(error, NodeError) else None
+        # Whoever reads on must not take this for the end.
+        self._error = self._closing or self._cut_off(failure)
+        if failure is not None and self._error is not failure:
+            raise self._error from failure
+
+    async def __aenter__(self) -> ReplyStream[Part]:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self, error: Exception | None = None) -> None:
+        """Stop. What the node is still working on is cancelled. Idempotent.
+
+        With an `error`, whoever reads on gets that instead of what would look like the end.
+        """
+        if self.is_waiting and error is not None:
+            self._closing = error  # it ends there, when its connection is closed under it
+            return
+        if not self._is_over:
+            self._error = error
+        await self._end(GeneratorExit())
+
+    async def _fill(self) -> None:
+        """Wait until a whole line is there."""
+        assert self._pieces is not None
+        while not self._ready:
+            try:
+                piece = await anext(self._pieces)
+            except StopAsyncIteration:
+                rest = self._lines.rest()
+                if not rest:
+                    raise cut_off(self.node, self.parts) from None
+                self._ready.append(rest)  # a last line need not end with a line end
+                self._lines = LineSplitter()
+            else:
+                self._ready.extend(self._lines.feed(piece))
+
+    def _cut_off(self, error: NodeError | None) -> NodeError:
+        """What the reader is told: `error` itself while he had nothing, else how much he had."""
+        if error is not None and (not self.parts or isinstance(error, StreamCutOff)):
+            return error
+        why = "the iteration was cancelled" if error is None else error.detail
+        detail = f"{why}, after {self.parts} parts were delivered"
+        return StreamCutOff(self.node, detail, delivered=self.parts)
+
+    async def _end(self, error: BaseException | None) -> None:
+        if self._is_over:
+            return
+        self._is_over = True
+        # What our own end broke off is no failure of the node.
+        self._on_end(self, error if self._closing is None else GeneratorExit())
+        await self._response.__aexit__(None, None, None)

@@ -1,0 +1,155 @@
+"""`Connection`: one connection to a server, as asyncio's protocol of it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, cast
+
+from aiosollol.net.http_exchange import HttpExchange
+
+if TYPE_CHECKING:
+    from aiosollol.net.connection_pool import ConnectionPool
+
+_READ_BYTES = 1 << 15
+_MOST_READ_BYTES = 1 << 18
+SLICE_BYTES = 1 << 18
+"""Larger requests are sent piece by piece: others get their turn in between."""
+
+
+class Connection(asyncio.BufferedProtocol):
+    """One connection, on which one `Exchange` follows another. `owner` is told what becomes of it.
+
+    idle_since: for the owner to note.
+    """
+
+    def __init__(self, owner: ConnectionPool, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.idle_since = 0.0
+        self._owner = owner
+        self._transport: asyncio.Transport | None = None
+        self._exchange: HttpExchange | None = None
+        self._has_answered = False
+        self._is_choked = False
+        # To read into memory that is there costs less than to let the loop ask the system for it
+        # each time.
+        self._buffer = memoryview(bytearray(_READ_BYTES))
+
+    def __repr__(self) -> str:
+        state = "closed" if self._transport is None else "busy" if self._exchange else "idle"
+        return f"<Connection {state}>"
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it is closed."""
+        return self._transport is None
+
+    # For who makes requests.
+
+    def begin(self, at: float, *, is_streamed: bool = False) -> HttpExchange:
+        """A new exchange with its deadline, to be followed by `send`. The one before is over."""
+        assert self._exchange is None
+        self._exchange = exchange = HttpExchange(
+            self, at, is_repeat=self._has_answered, is_streamed=is_streamed
+        )
+        if self._transport is None or self._transport.is_closing():
+            exchange.fail(ConnectionResetError("it was closed before it was used"))
+        return exchange
+
+    def send(self, request: bytes) -> None:
+        """Send the whole request of the exchange."""
+        if self._exchange is not None and self._transport is not None:
+            self._exchange.is_sent = True
+            self._transport.write(request)
+
+    async def send_large(self, head: bytes, body: bytes) -> None:
+        """Send a request whose body would keep others waiting: in slices, as the server takes them.
+
+        Returns when all is handed over, or earlier if the exchange is over by then.
+        """
+        exchange, transport = self._exchange, self._transport
+        if exchange is None or transport is None:
+            return
+        transport.write(head)
+        with memoryview(body) as rest:
+            for at in range(0, len(rest), SLICE_BYTES):
+                await asyncio.sleep(0)
+                while self._is_choked and not exchange.is_over:
+                    await exchange.changed()
+                if exchange.is_over:
+                    return
+                transport.write(rest[at : at + SLICE_BYTES])
+        exchange.is_sent = True
+
+    def close(self) -> None:
+        """Close it politely, if it is idle. `ConnectionPool.lost` tells when that is done."""
+        if self._exchange is not None:
+            self._exchange.fail(ConnectionAbortedError("it was closed on this side"))
+        elif self._transport is not None and self._transport.get_write_buffer_size():
+            # Its server has answered what it did not read to the end; it may never read the rest.
+            self._transport.abort()
+        elif self._transport is not None:
+            self._transport.close()
+
+    # For its exchange.
+
+    def pause_reading(self) -> None:
+        """Let the server wait."""
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Let it go on."""
+        if self._transport is not None:
+            self._transport.resume_reading()
+
+    def release(self, *, is_reusable: bool) -> None:
+        """The exchange is over."""
+        self._exchange = None
+        self._has_answered = True
+        if self._transport is None:
+            return
+        if is_reusable and not self._transport.is_closing():
+            self._owner.put(self)
+        else:
+            # Not `close`, which would first send what is left of the request. That the connection
+            # breaks is what tells the server to stop working on it.
+            self._owner.drop(self)
+            self._transport.abort()
+
+    # For the event loop.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        data = bytes(self._buffer[:nbytes])
+        if nbytes == len(self._buffer) < _MOST_READ_BYTES:  # its answers are large
+            self._buffer = memoryview(bytearray(_MOST_READ_BYTES))
+        if self._exchange is not None:
+            self._exchange.feed(data)
+        elif self._transport is not None:  # nothing was asked, so nothing can be meant
+            self._owner.drop(self)
+            self._transport.abort()
+
+    def eof_received(self) -> None:
+        if self._exchange is not None:
+            self._exchange.feed_eof()
+        self._owner.drop(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        self._owner.drop(self)
+        if self._exchange is not None:
+            self._exchange.fail(error or ConnectionResetError("it ended without an answer"))
+        self._owner.lost(self)
+
+    def pause_writing(self) -> None:
+        self._is_choked = True
+
+    def resume_writing(self) -> None:
+        self._is_choked = False
+        if self._exchange is not None:
+            self._exchange.wake()

@@ -1,0 +1,162 @@
+"""`Exchange`: one request on a connection, and what has come of its answer so far."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from aiosollol.wire.http1 import BadResponse, ResponseParser
+
+if TYPE_CHECKING:
+    from aiosollol.net.connection import Connection
+
+MAX_BODY = 1 << 30
+"""The largest answer that is taken in one piece. An endless one must not fill the memory."""
+
+MAX_ERROR_BODY = 65_536
+"""Of an answer with a status other than 200 this much is read, which is more than a message has."""
+
+_MANY_BYTES = 1 << 18  # unread pieces of a stream: beyond that the server has to wait
+
+
+class Late(Exception):
+    """The deadline of an exchange has passed."""
+
+
+class HttpExchange:
+    """One request, and its answer as it comes. Look at it again whenever `changed` is done.
+
+    at: when its deadline is, as `Deadlines` counts. is_repeat: whether the connection had answered
+    another request before. is_streamed: whether each piece of the answer is a change, or only its
+    end is.
+
+    is_over: nothing more will come; then `error` is what went wrong, or None.
+    is_sent: whether all of the request was handed over. has_begun: whether anything was answered.
+    """
+
+    # On the class, because one of these is made for every request.
+    is_over = False
+    is_sent = False
+    has_begun = False
+    error: Exception | None = None
+    _waiter: asyncio.Future[None] | None = None
+    _size = 0
+    _is_paused = False
+
+    def __init__(
+        self, connection: Connection, at: float, *, is_repeat: bool, is_streamed: bool
+    ) -> None:
+        self.at = at
+        self.is_repeat = is_repeat
+        self._connection = connection
+        self._is_streamed = is_streamed
+        self._parser = ResponseParser()
+        self._pieces: list[bytes] = []
+
+    def __repr__(self) -> str:
+        state = "over" if self.is_over else "under way"
+        return f"<Exchange {state}, status {self.status or 'unknown'}, {self._size} bytes unread>"
+
+    # For who made the request.
+
+    @property
+    def status(self) -> int:
+        """0 until the head of the answer is there."""
+        return self._parser.status
+
+    @property
+    def was_in_vain(self) -> bool:
+        """Whether the server closed an idle connection just as it was to be used again.
+
+        Then nothing is wrong, and the same request may be made on a new one.
+        """
+        return self.is_repeat and not self.has_begun and isinstance(self.error, OSError)
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether `read` has something to say."""
+        return bool(self._pieces) or self.is_over
+
+    def changed(self) -> asyncio.Future[None]:
+        """Done when there is news. One task waits for it at a time."""
+        self._waiter = waiter = self._connection.loop.create_future()
+        return waiter
+
+    def read(self) -> bytes:
+        """What has come of the body since the last time; empty at its end. Raises `error`."""
+        pieces = self._pieces
+        if len(pieces) == 1:
+            data = pieces[0]
+        elif pieces:
+            data = b"".join(pieces)
+        elif self.error is not None:
+            raise self.error
+        else:
+            return b""
+        self._pieces = []
+        self._size = 0
+        if self._is_paused:
+            self._is_paused = False
+            if not self.is_over:
+                self._connection.resume_reading()
+        return data
+
+    def fail(self, error: Exception) -> None:
+        """End it here, and with it the connection. What is over stays as it is."""
+        if not self.is_over:
+            self.error = error
+            self._end(is_reusable=False)
+
+    def expire(self) -> None:
+        """Its deadline has passed."""
+        self.fail(Late())
+
+    # For the connection.
+
+    def feed(self, data: bytes) -> None:
+        """Some of the answer has come."""
+        self.has_begun = True
+        parser = self._parser
+        try:
+            piece = parser.feed(data)
+        except BadResponse as error:
+            self.fail(error)
+            return
+        if piece:
+            self._pieces.append(piece)
+            self._size += len(piece)
+        if parser.is_complete:
+            # A server that answers before it has read everything would take the rest of this
+            # request for the beginning of the next.
+            self._end(is_reusable=parser.keeps_alive and self.is_sent)
+        elif parser.status not in (0, 200):
+            if self._size >= MAX_ERROR_BODY:
+                self._end(is_reusable=False)
+        elif self._is_streamed:
+            if self._size > _MANY_BYTES and not self._is_paused:
+                self._is_paused = True
+                self._connection.pause_reading()
+            self.wake()
+        elif self._size > MAX_BODY:
+            self.fail(BadResponse(f"it is longer than {MAX_BODY} bytes"))
+
+    def feed_eof(self) -> None:
+        """The server has closed the connection, as it may: that can be the end of the answer."""
+        try:
+            self._parser.feed_eof()
+        except BadResponse as error:
+            self.fail(ConnectionResetError(str(error)))
+        else:
+            self._end(is_reusable=False)
+
+    def wake(self) -> None:
+        """Let who waits for a change look."""
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def _end(self, *, is_reusable: bool) -> None:
+        if not self.is_over:
+            self.is_over = True
+            self._connection.release(is_reusable=is_reusable)
+            self.wake()

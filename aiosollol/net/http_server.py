@@ -1,0 +1,226 @@
+"""Serving with aiohttp, with an error path of our own: see `error_log`.
+
+aiohttp writes the lines of a malformed request, which may hold keys and prompts, into its log and
+into its answer. Every server of this package has its connections from here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from http import HTTPStatus
+from typing import Any, cast
+
+from aiohttp import http_exceptions, web
+from aiohttp.http import RawRequestMessage
+
+from aiosollol.core.redaction import without_userinfo
+from aiosollol.errors import InvalidInput
+from aiosollol.net.error_log import ErrorLog
+
+_BACKLOG = 128
+
+# The first that fits counts. In the words of the first column, none of the request's.
+_FAULTS: tuple[tuple[type[Exception], str], ...] = (
+    (http_exceptions.LineTooLong, "line too long"),
+    (http_exceptions.InvalidHeader, "malformed header"),
+    (http_exceptions.BadHttpMethod, "malformed method, or not HTTP"),
+    (http_exceptions.BadStatusLine, "malformed request line"),
+    (http_exceptions.InvalidURLError, "malformed target"),
+    (http_exceptions.ContentEncodingError, "undecodable Content-Encoding"),
+    (http_exceptions.TransferEncodingError, "malformed chunk"),
+    (http_exceptions.ContentLengthError, "body shorter than its Content-Length"),
+    (http_exceptions.PayloadEncodingError, "malformed body"),
+)
+# Of the other exceptions only the message tells which it is. It is searched, and never shown.
+_SIGNS = (
+    ("chunk", "malformed chunk"),
+    ("content-length", "wrong Content-Length"),
+    ("transfer-encoding", "wrong Transfer-Encoding"),
+    ("'host'", "no Host header, or two"),
+    ("too many headers", "too many headers"),
+    ("header", "malformed header"),
+)
+_NO_RESPONSE = "a handler returned something else than a response, which is a bug"
+_FAILED = "500 Internal Server Error\n\nServer got itself in trouble"
+
+
+def fault_of(error: BaseException | None) -> str:
+    """What is malformed in a request, in words of ours; "" if `error` does not say that."""
+    if isinstance(error, web.RequestPayloadError):
+        return fault_of(error.__cause__) or "malformed body"
+    if not isinstance(error, http_exceptions.HttpProcessingError):
+        return ""
+    for kind, words in _FAULTS:
+        if isinstance(error, kind):
+            return words
+    about = str(error.message).partition(":")[0].lower()
+    return next((words for sign, words in _SIGNS if sign in about), "malformed")
+
+
+def note(errors: ErrorLog, error: BaseException, peer: str) -> None:
+    """Log what went wrong on a connection, if that is worth a line."""
+    if isinstance(error, ConnectionError):  # the client has left
+        return
+    if fault := fault_of(error):
+        errors.write(f"a request was refused ({fault})", peer)
+    else:
+        errors.write_bug(error, peer)
+
+
+class ContentFreeLogger:
+    """In place of aiohttp's own logger, for an application that somebody else serves.
+
+    ::
+
+        web.Application(handler_args={"logger": ContentFreeLogger(errors)})
+
+    The log is then as that of `HttpConnection`; the answers are aiohttp's, which quote what is
+    malformed.
+    """
+
+    def __init__(self, errors: ErrorLog) -> None:
+        self._errors = errors
+
+    def exception(self, message: str, *args: object, exc_info: object = None) -> None:
+        """Only the exception is used: the message may quote an answer."""
+        if isinstance(exc_info, BaseException):
+            note(self._errors, exc_info, str(args[0]) if args else "")
+        else:
+            self._errors.write(_NO_RESPONSE, level=logging.ERROR)
+
+    def debug(self, *args: object, **more: object) -> None:
+        """Nothing: it comes with exceptions, too."""
+
+    def warning(self, *args: object, **more: object) -> None:
+        """Nothing: it is about options that aiohttp does not know."""
+
+
+class HttpConnection(web.RequestHandler):
+    """aiohttp's connection. What is wrong with a request is told without a part of it.
+
+    errors: where that is logged. options: those of `web.RequestHandler`.
+    """
+
+    __slots__ = ("_errors", "_has_fault")
+
+    def __init__(
+        self, errors: ErrorLog, server: web.Server, loop: asyncio.AbstractEventLoop, **options: Any
+    ) -> None:
+        super().__init__(server, loop=loop, access_log=cast(Any, None), **options)
+        self._errors = errors
+        self._has_fault = False
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            super().data_received(data)
+        except Exception as error:  # asyncio would write it, with its message
+            self._errors.write_bug(error, self._peer(), what="reading a request")
+            self.force_close()
+        if self._messages:
+            self._break_off_body()
+
+    def _break_off_body(self) -> None:
+        """Tell the reader of a body that its rest is malformed: aiohttp would let it wait."""
+        info = self._messages[-1][0]
+        if isinstance(info, RawRequestMessage):
+            return
+        if len(self._messages) > 1:
+            body = self._messages[-2][1]
+        elif self._current_request is not None:
+            body = self._current_request.content
+        else:
+            return
+        if not body.is_eof() and body.exception() is None:
+            error = web.RequestPayloadError("the rest of the body is malformed")
+            error.__cause__ = info.exc
+            body.set_exception(error)
+
+    # Where aiohttp logs and answers what went wrong.
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """The answer to a request that is malformed, or that a handler failed at."""
+        if exc is not None:  # else it took too long
+            self._note(exc)
+        if request.writer.output_size > 0:
+            raise ConnectionError("the answer has begun, and cannot become another")
+        text = None
+        if fault := fault_of(exc):
+            status, text = HTTPStatus.BAD_REQUEST, f"400 Bad Request: {fault}"
+        elif status == HTTPStatus.INTERNAL_SERVER_ERROR:
+            text = _FAILED
+        response = web.Response(status=status, text=text, content_type="text/plain")
+        response.force_close()
+        return response
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """Instead of aiohttp's, whose arguments may quote a request or an answer."""
+        error = kw.get("exc_info")
+        if isinstance(error, BaseException):
+            self._note(error)
+        else:
+            self._errors.write(_NO_RESPONSE, self._peer(), level=logging.ERROR)
+
+    def log_debug(self, *args: Any, **kw: Any) -> None:
+        """Nothing, for the same reason."""
+
+    def _note(self, error: BaseException) -> None:
+        has_fault = bool(fault_of(error))
+        if not (has_fault and self._has_fault):  # aiohttp comes upon some faults twice
+            note(self._errors, error, self._peer())
+        self._has_fault = self._has_fault or has_fault  # after which the connection ends
+
+    def _peer(self) -> str:
+        name = self.peername
+        if isinstance(name, tuple):
+            return str(name[0])
+        return "a Unix socket" if name is not None else "an address that is gone"
+
+
+@asynccontextmanager
+async def listening(
+    app: web.Application,
+    host: str,
+    port: int,
+    *,
+    name: str,
+    grace: float,
+    handler_cancellation: bool = False,
+) -> AsyncIterator[tuple[str, int]]:
+    """Serve `app` until the block is left; the address and the port it got.
+
+    port: 0 takes a free one. name: of the server, in the log. grace: seconds that requests have to
+    finish. handler_cancellation: a client that leaves cancels its request. Raises InvalidInput
+    where it cannot listen.
+    """
+    errors = ErrorLog(name)
+    runner = web.AppRunner(
+        app, access_log=None, handler_cancellation=handler_cancellation, shutdown_timeout=grace
+    )
+    loop = asyncio.get_running_loop()
+    try:
+        await runner.setup()
+        assert runner.server is not None
+        make = partial(HttpConnection, errors, runner.server, loop)
+        try:
+            listener = await loop.create_server(make, host, port, backlog=_BACKLOG)
+        except OSError as error:
+            where = f"{without_userinfo(host)} port {port}"
+            raise InvalidInput(f"cannot listen on {where}: {error.strerror}") from error
+        try:
+            bound = listener.sockets[0].getsockname()
+            yield bound[0], bound[1]
+        finally:
+            listener.close()
+    finally:
+        await runner.cleanup()
+        errors.close()

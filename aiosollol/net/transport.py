@@ -1,0 +1,276 @@
+"""`HttpTransport`: the way to one node over HTTP/1.1. What goes wrong becomes an error of ours."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from aiosollol.errors import (
+    ConnectionLost,
+    NodeError,
+    NodeTimeout,
+    NodeUnreachable,
+    ProtocolError,
+)
+from aiosollol.net.connection import SLICE_BYTES, Connection
+from aiosollol.net.connection_pool import Closed, ConnectionPool
+from aiosollol.net.connector import Connector
+from aiosollol.net.http_exchange import HttpExchange, Late
+from aiosollol.net.primitives import Deadlines
+from aiosollol.wire.http1 import header_lines, request_head
+from aiosollol.wire.ollama.client import error_for
+
+if TYPE_CHECKING:
+    from aiosollol.core.address import Address
+    from aiosollol.core.node import NodeSpec
+
+CONNECT_SECONDS = 5.0
+"""How long a connection may take. A host that is off drops packets; it must not cost a minute."""
+
+_HEADERS = {"Accept": "*/*", "Content-Type": "application/json", "User-Agent": "aiosollol"}
+_SCHEME_PORTS = {"http": 80, "https": 443}
+_URL_CHARACTERS = "/?%:@!$&'()*+,;=~"
+
+
+class HttpTransport:
+    """The way to one node over HTTP/1.1. Connections are kept alive and reused.
+
+    They are made as requests need them, so an instance may be made outside the event loop.
+    """
+
+    def __init__(self, spec: NodeSpec) -> None:
+        self._node = spec.name
+        self._base = spec.url
+        given = {name.lower() for name in spec.headers}
+        ours = {name: value for name, value in _HEADERS.items() if name.lower() not in given}
+        self._headers = {**ours, **spec.headers}
+        self._host = _host_field(spec.address)
+        self._prefix = spec.address.path
+        self._connections = ConnectionPool(Connector(spec.address, spec.fingerprint))
+        self._deadlines = Deadlines()
+        # What is made from a path once need not be made for every request.
+        self._heads: dict[tuple[str, str], bytes] = {}
+
+    def __repr__(self) -> str:
+        return f"<HttpTransport {self._node} {self._base}>"
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        *,
+        timeout: float,
+        headers: Mapping[str, str] | None = None,
+    ) -> bytes:
+        """See `Transport.request`."""
+        exchange = await self._start(method, path, body, timeout, headers, is_streamed=False)
+        if exchange.status == 200 and exchange.error is None:
+            return exchange.read()
+        raise self._failure(exchange, timeout) from exchange.error
+
+    def stream(
+        self,
+        path: str,
+        body: bytes,
+        *,
+        timeout: float,
+        headers: Mapping[str, str] | None = None,
+    ) -> _Pieces:
+        """See `Transport.stream`."""
+        return _Pieces(self, path, body, timeout, headers)
+
+    async def aclose(self) -> None:
+        """Close every connection. Idempotent."""
+        self._deadlines.close()
+        await self._connections.aclose()
+
+    async def _start(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        timeout: float,
+        headers: Mapping[str, str] | None,
+        *,
+        is_streamed: bool,
+    ) -> HttpExchange:
+        """Make a request. The exchange is over, or it is a stream whose status is 200."""
+        at = time.monotonic() + timeout
+        head = self._heads.get((method, path)) or self._make_head(method, path)
+        if headers:
+            head += self._lines_of(headers)
+        if body is not None or method == "POST":
+            body = body or b""
+            head = b"%bContent-Length: %d\r\n" % (head, len(body))
+        connection = self._connections.take()
+        while True:
+            if connection is None:
+                connection = await self._connect(at, timeout)
+            exchange = connection.begin(at, is_streamed=is_streamed)
+            self._deadlines.add(exchange)
+            try:
+                if body is None or len(body) <= SLICE_BYTES:
+                    connection.send(b"%b\r\n%b" % (head, body or b""))
+                else:
+                    await connection.send_large(head + b"\r\n", body)
+                while not exchange.is_over and not (is_streamed and exchange.status == 200):
+                    await exchange.changed()
+            except BaseException:
+                self._end(exchange)
+                raise
+            if exchange.is_over:
+                self._deadlines.discard(exchange)
+                if exchange.was_in_vain:
+                    connection = None
+                    continue
+            return exchange
+
+    def _end(self, exchange: HttpExchange) -> None:
+        """Nobody wants the rest: unless it is over, its connection is closed.
+
+        That is what cancels the work on the node.
+        """
+        self._deadlines.discard(exchange)
+        exchange.fail(ConnectionAbortedError("nobody waits for the answer any more"))
+
+    def _make_head(self, method: str, path: str) -> bytes:
+        """The head of each request to `path`, but for the length of its body and the last line."""
+        target = quote(self._prefix + path, safe=_URL_CHARACTERS)
+        try:
+            head = request_head(method, self._host, target, self._headers, None)[:-2]
+        except ValueError as error:
+            raise ProtocolError(self._node, f"cannot be asked: {error}") from error
+        self._heads[method, path] = head
+        return head
+
+    def _lines_of(self, headers: Mapping[str, str]) -> bytes:
+        """The lines of headers that one request has, without those that each one has."""
+        own = {name.lower() for name in self._headers}
+        more = {name: value for name, value in headers.items() if name.lower() not in own}
+        try:
+            return "".join(f"{line}\r\n" for line in header_lines(more)).encode()
+        except ValueError as error:
+            raise ProtocolError(self._node, f"cannot be asked: {error}") from error
+
+    async def _connect(self, at: float, timeout: float) -> Connection:
+        seconds = at - time.monotonic()
+        try:
+            return await self._connections.make(min(seconds, CONNECT_SECONDS))
+        except Closed as error:
+            raise NodeUnreachable(self._node, "the transport is closed") from error
+        except TimeoutError as error:
+            if seconds < CONNECT_SECONDS:
+                raise self._late(timeout) from error
+            detail = f"no connection within {CONNECT_SECONDS:g} s"
+            raise NodeUnreachable(self._node, detail) from error
+        except (OSError, ValueError) as error:
+            raise NodeUnreachable(self._node, f"no connection: {_in_words(error)}") from error
+
+    def _failure(self, exchange: HttpExchange, timeout: float) -> NodeError:
+        """What is wrong with an answer that is over: by its status, if it came that far."""
+        if exchange.status in (0, 200):
+            assert exchange.error is not None
+            return self._ours(exchange.error, timeout)
+        with contextlib.suppress(OSError, ValueError, Late):
+            return error_for(self._node, exchange.status, exchange.read())
+        return error_for(self._node, exchange.status, b"")
+
+    def _ours(self, error: Exception, timeout: float) -> NodeError:
+        if isinstance(error, Late):
+            return self._late(timeout)
+        if isinstance(error, OSError):
+            detail = f"the connection broke: {error or type(error).__name__}"
+            return ConnectionLost(self._node, detail)
+        hint = "; it speaks TLS, is it https://?" if "\\x15\\x03" in str(error) else ""
+        return ProtocolError(self._node, f"does not speak HTTP: {error}{hint}")
+
+    def _late(self, timeout: float) -> NodeTimeout:
+        return NodeTimeout(self._node, f"no answer within {timeout:g} s")
+
+
+class _Pieces:
+    """A streamed answer: a context manager, and the iterator over its pieces that it gives.
+
+    A class and not a generator in a generator: those cost more per piece than reading it does.
+    """
+
+    __slots__ = ("_body", "_exchange", "_headers", "_path", "_timeout", "_transport")
+
+    def __init__(
+        self,
+        transport: HttpTransport,
+        path: str,
+        body: bytes,
+        timeout: float,
+        headers: Mapping[str, str] | None,
+    ) -> None:
+        self._transport = transport
+        self._path = path
+        self._body = body
+        self._timeout = timeout
+        self._headers = headers
+        self._exchange: HttpExchange | None = None
+
+    async def __aenter__(self) -> _Pieces:
+        transport, timeout = self._transport, self._timeout
+        exchange = await transport._start(
+            "POST", self._path, self._body, timeout, self._headers, is_streamed=True
+        )
+        if exchange.status != 200:
+            raise transport._failure(exchange, timeout) from exchange.error
+        self._exchange = exchange
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # Idempotent: a body that came to its end has given its connection back already.
+        if self._exchange is not None:
+            self._transport._end(self._exchange)
+
+    def __del__(self) -> None:
+        if self._exchange is not None:
+            with contextlib.suppress(RuntimeError):  # the loop may be closed, and all with it
+                self._transport._end(self._exchange)
+
+    def __aiter__(self) -> _Pieces:
+        return self
+
+    async def __anext__(self) -> bytes:
+        exchange = self._exchange
+        assert exchange is not None
+        while not exchange.is_readable:
+            await exchange.changed()
+        try:
+            piece = exchange.read()
+        except (OSError, ValueError, Late) as error:
+            raise self._transport._ours(error, self._timeout) from error
+        if not piece:
+            raise StopAsyncIteration
+        return piece
+
+
+def _host_field(address: Address) -> str:
+    """What the header Host has: without the port if it is the scheme's own."""
+    host, _, _ = address.host.partition("%")
+    if ":" in host:
+        host = f"[{host}]"
+    return host if address.port == _SCHEME_PORTS[address.scheme] else f"{host}:{address.port}"
+
+
+def _in_words(error: Exception) -> str:
+    """Why there is no connection, with what to do about it where the reason is a usual one."""
+    untrusted = getattr(error, "verify_message", "")
+    if untrusted:
+        return f"its certificate is not trusted ({untrusted})"
+    if any(sign in str(error) for sign in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST")):
+        return "it does not speak https; is it http://?"
+    return str(error) or type(error).__name__

@@ -1,0 +1,1 @@
+"""`OllamaPool` and what it is made of."""

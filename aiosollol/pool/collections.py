@@ -1,0 +1,149 @@
+"""Batches and the engines of a pool: collections computed by workers, and a worker's part."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Unpack
+from uuid import uuid4
+
+import anyio.to_thread
+
+from aiosollol.batch.engine_batches import EngineBatches
+from aiosollol.batch.runner import BatchRunner
+from aiosollol.cluster.eligibility import Eligibility
+from aiosollol.core.arguments import EmbedArguments, FilePath, OnError, OnProgress
+from aiosollol.core.embeddings import Embeddings
+from aiosollol.core.offload.engine_choice import LOCAL
+from aiosollol.core.offload.write_report import WriteOrder, WriteReport
+from aiosollol.core.request import EmbedSettings, collect_texts
+from aiosollol.core.scheduling.planner import PlanOptions
+from aiosollol.errors import BatchError, InvalidInput
+from aiosollol.wire.ollama.embeddings import dump_embed
+
+_SAMPLE = "a text"  # whose vector tells how long they are, before a file is begun
+
+
+class CollectionBatches:
+    """Collections that an engine's workers read, embed and write.
+
+    See `OllamaPool.embed_bag` and `embed_dataframe` for what is done.
+
+    planning: how batches are planned.
+    check_open: raises PoolClosed.
+    """
+
+    def __init__(
+        self,
+        batches: BatchRunner,
+        carriage: EngineBatches,
+        roster: Eligibility,
+        planning: PlanOptions,
+        check_open: Callable[[], None],
+    ) -> None:
+        self._batches = batches
+        self._carriage = carriage
+        self._roster = roster
+        self._planning = planning
+        self._check_open = check_open
+
+    async def embed_bag(
+        self,
+        model: str,
+        bag: Any,
+        path: FilePath,
+        *,
+        on_error: OnError = "raise",
+        on_progress: OnProgress | None = None,
+        overwrite: bool = False,
+        **settings: Unpack[EmbedArguments],
+    ) -> WriteReport:
+        """Embed a bag of texts on the workers of Dask, which write files into `path`."""
+        checked = EmbedSettings(model=model, **settings)
+        return await self._write(checked, bag, None, path, on_error, on_progress, overwrite)
+
+    async def embed_dataframe(
+        self,
+        model: str,
+        df: Any,
+        column: str,
+        path: FilePath,
+        *,
+        on_error: OnError = "raise",
+        on_progress: OnProgress | None = None,
+        overwrite: bool = False,
+        **settings: Unpack[EmbedArguments],
+    ) -> WriteReport:
+        """Embed a column of a dataframe likewise."""
+        checked = EmbedSettings(model=model, **settings)
+        if not isinstance(column, str):
+            raise InvalidInput(f"column must be the name of one, not {column!r}")
+        return await self._write(checked, df, column, path, on_error, on_progress, overwrite)
+
+    async def _write(
+        self,
+        settings: EmbedSettings,
+        collection: Any,
+        column: str | None,
+        path: FilePath,
+        on_error: OnError,
+        on_progress: OnProgress | None,
+        overwrite: bool,
+    ) -> WriteReport:
+        self._check_open()
+        if on_error not in ("raise", "return"):
+            raise InvalidInput(f"on_error must be 'raise' or 'return', not {on_error!r}")
+        engine = self._carriage.writing_engine()
+        dump_embed(settings, ())  # options may hold what JSON cannot carry
+        sample = await self._batches.embed(settings, [_SAMPLE], {}, self._planning, engine=LOCAL)
+        if sample.errors:
+            raise BatchError(sample, sample.errors)
+        order = WriteOrder(
+            settings=settings,
+            planning=self._planning,
+            directory=await anyio.to_thread.run_sync(os.path.abspath, os.fspath(path)),
+            column=column,
+            on_error=on_error,
+            dim=sample.dim,
+            digest=self._roster.digest_in_use(settings.model),
+            run=uuid4().hex[:8],
+            overwrite=overwrite,
+        )
+        reports: list[WriteReport] = []
+
+        async def write() -> None:
+            reports.append(await engine.write(collection, order, on_progress))
+
+        await self._batches.until_closed(write)
+        return reports[0]
+
+
+class WorkerAccess:
+    """What an engine's worker does with its pool, and no other program.
+
+    check_open: raises PoolClosed.
+    """
+
+    def __init__(
+        self, batches: BatchRunner, roster: Eligibility, check_open: Callable[[], None]
+    ) -> None:
+        self._batches = batches
+        self._roster = roster
+        self._check_open = check_open
+
+    async def embed_partition(
+        self,
+        settings: EmbedSettings,
+        texts: Sequence[str],
+        planning: PlanOptions,
+        digest: str | None,
+    ) -> Embeddings:
+        """A worker's part of a batch: vectors of `texts` by nodes that have `digest` of the model.
+
+        What failed is in ``.errors``. Raises ModelNotFound, NoNodeAvailable, PoolClosed.
+        """
+        self._check_open()
+        if digest:
+            self._roster.require(settings.model, digest)
+        items, invalid = collect_texts(texts)
+        return await self._batches.embed(settings, items, invalid, planning, engine=LOCAL)

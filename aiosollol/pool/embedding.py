@@ -1,0 +1,191 @@
+"""embed, embed_batch and embed_stream: requests and batches made from what callers give."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Unpack
+from weakref import WeakSet
+
+from aiosollol.batch.runner import BatchRunner
+from aiosollol.batch.stream import EmbedStream
+from aiosollol.cluster.state import ClusterState
+from aiosollol.core.arguments import EmbedArguments, OnError, OnProgress
+from aiosollol.core.embeddings import Embeddings, Vector
+from aiosollol.core.offload.engine_choice import LOCAL, EngineName, check_engine
+from aiosollol.core.report import BatchReport, report_of_one
+from aiosollol.core.request import (
+    EmbedSettings,
+    check_text,
+    check_timeout,
+    collect_texts,
+    loading_of,
+    plain_settings,
+    reload_key,
+)
+from aiosollol.core.routing.wait_queue import USUAL, check_priority
+from aiosollol.core.scheduling.planner import ForceMode, PlanOptions
+from aiosollol.core.scheduling.vector_buffer import OnVectors
+from aiosollol.errors import BatchError, InvalidInput, PoolClosed
+from aiosollol.live.node_client import EmbedCall
+from aiosollol.live.router import CallOptions, RequestRouter
+from aiosollol.wire.ollama.embeddings import dump_embed, fits_base64
+
+_NOTHING = (None, None, None, None)
+
+
+class Embedder:
+    """Embeds texts on the nodes of a pool: see `OllamaPool.embed` and the others for what they do.
+
+    live: sends one request.
+    batches: carries out batches.
+    planning: how those are planned.
+    timeout: seconds for a request that sets none.
+    check_open: raises PoolClosed.
+    """
+
+    def __init__(
+        self,
+        registry: ClusterState,
+        live: RequestRouter,
+        batches: BatchRunner,
+        planning: PlanOptions,
+        timeout: float,
+        check_open: Callable[[], None],
+    ) -> None:
+        self._registry = registry
+        self._live = live
+        self._batches = batches
+        self._planning = planning
+        self._timeout = timeout
+        self._usual = CallOptions(timeout, is_patient=True)
+        self._check_open = check_open
+        self._streams: WeakSet[EmbedStream] = WeakSet()
+
+    async def embed(
+        self,
+        model: str,
+        input: str | Sequence[str],
+        truncate: bool | None,
+        options: Mapping[str, Any] | None,
+        keep_alive: str | float | None,
+        dimensions: int | None,
+        *,
+        timeout: float | None = None,
+        priority: int = USUAL,
+    ) -> Vector | Embeddings:
+        """The vector of one text, or `Embeddings` of a list, by one request to one node."""
+        self._check_open()
+        settings_given = (dimensions, truncate, options, keep_alive)
+        if settings_given == _NOTHING and isinstance(model, str):
+            settings = plain_settings(model)
+        else:
+            settings = EmbedSettings(
+                model=model,
+                dimensions=dimensions,
+                truncate=truncate,
+                options=options,
+                keep_alive=keep_alive,
+            )
+        if isinstance(input, str):
+            check_text(input)
+            texts = [input]
+        else:
+            texts, errors = collect_texts(input)
+            for error in errors.values():
+                raise error
+            if not texts:
+                return Embeddings(b"", 0)
+        call = EmbedCall(
+            model=model,
+            texts=texts,
+            body=dump_embed(settings, texts),
+            fits_base64=fits_base64(settings),
+            tokens=self._registry.ratio(model).tokens_of(texts),
+            dimensions=dimensions,
+            options=None if options is None else reload_key(options),
+            loading=loading_of(options, keep_alive),
+        )
+        if timeout is None and priority == USUAL:
+            wishes = self._usual
+        else:
+            seconds = self._timeout if timeout is None else check_timeout(timeout)
+            wishes = CallOptions(seconds, check_priority(priority), is_patient=timeout is None)
+        began = self._registry.clock()
+        answer = await self._live.embed(call, wishes)
+        if isinstance(input, str):
+            return answer.floats.toreadonly()
+        seconds = self._registry.clock() - began
+        report = report_of_one(answer.node, len(texts), answer.tokens, seconds)
+        return Embeddings(answer.floats, answer.dim, report=report)
+
+    async def embed_batch(
+        self,
+        model: str,
+        texts: Iterable[str],
+        *,
+        on_error: OnError = "raise",
+        on_progress: OnProgress | None = None,
+        on_vectors: OnVectors | None = None,
+        force_mode: ForceMode | None = None,
+        timeout: float | None = None,
+        engine: EngineName = "auto",
+        **settings: Unpack[EmbedArguments],
+    ) -> Embeddings:
+        """The vectors of many texts, in input order, computed by all nodes that have the model."""
+        self._check_open()
+        checked = EmbedSettings(model=model, **settings)
+        planning = replace(self._planning, force_mode=force_mode)
+        check_settings(checked, on_error)
+        check_engine(engine)
+        items, invalid = collect_texts(texts)
+        if invalid and on_error == "raise":
+            raise next(iter(invalid.values()))
+        if not items:
+            return Embeddings(b"", 0, report=BatchReport(0, 0, 0.0))
+        embeddings = await self._batches.embed(
+            checked,
+            items,
+            invalid,
+            planning,
+            on_progress,
+            None if timeout is None else check_timeout(timeout),
+            engine,
+            on_vectors,
+        )
+        if embeddings.errors and on_error == "raise":
+            raise BatchError(embeddings, embeddings.errors)
+        return embeddings
+
+    def embed_stream(
+        self,
+        model: str,
+        texts: Iterable[str] | AsyncIterable[str],
+        *,
+        on_error: OnError = "raise",
+        **settings: Unpack[EmbedArguments],
+    ) -> EmbedStream:
+        """The vectors of any number of texts, as an async iterator in input order."""
+        self._check_open()
+        checked = EmbedSettings(model=model, **settings)
+        check_settings(checked, on_error)
+
+        async def embed(segment: list[str]) -> Embeddings:
+            items, invalid = collect_texts(segment)
+            return await self._batches.embed(checked, items, invalid, self._planning, engine=LOCAL)
+
+        stream = EmbedStream(texts, embed, stops_at_error=on_error == "raise")
+        self._streams.add(stream)
+        return stream
+
+    async def aclose(self) -> None:
+        """End the streams that are open: their readers raise PoolClosed."""
+        for stream in list(self._streams):
+            await stream.aclose(PoolClosed("the pool was closed during this stream"))
+
+
+def check_settings(settings: EmbedSettings, on_error: str) -> None:
+    """Raise InvalidInput for what would otherwise fail when the first chunk is made."""
+    if on_error not in ("raise", "return"):
+        raise InvalidInput(f"on_error must be 'raise' or 'return', not {on_error!r}")
+    dump_embed(settings, ())  # options may hold what JSON cannot carry

@@ -1,0 +1,396 @@
+"""`OllamaPool`: many Ollama servers behind one object."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, Unpack, overload
+
+from aiosollol.batch.stream import EmbedStream
+from aiosollol.cluster.event_hub import EventStream
+from aiosollol.config.settings import PoolSettings, RoutingStrategy
+from aiosollol.core.agreement import Agreement
+from aiosollol.core.arguments import (
+    BatchArguments,
+    CallArguments,
+    ChatArguments,
+    FilePath,
+    GenerateArguments,
+    PlanArguments,
+    SizeArguments,
+    StreamArguments,
+    StreamChatArguments,
+    StreamGenerateArguments,
+    WriteArguments,
+)
+from aiosollol.core.embeddings import Embeddings, Vector
+from aiosollol.core.node import ClusterView, NodeLike, NodeSpec, NodeState
+from aiosollol.core.offload.write_report import WriteReport
+from aiosollol.core.reply import ChatReply, GeneratedText
+from aiosollol.core.routing.explain import RouteExplanation
+from aiosollol.core.routing.strategies import RoutingFunction
+from aiosollol.core.scheduling.parallelism import DEFAULT_SIZES, ParallelismEntry
+from aiosollol.core.scheduling.planner import Plan
+from aiosollol.errors import SollolError
+from aiosollol.live.streaming import ReplyStream
+from aiosollol.net.transport import HttpTransport
+from aiosollol.pool.admin import Usage
+from aiosollol.pool.assembly import make_parts
+from aiosollol.pool.registry import NodeRegistry
+from aiosollol.ports import Tracing, Transport
+
+
+class OllamaPool:
+    """Many Ollama servers as one. Use it with ``async with``, or `start` it and `aclose` it.
+
+    One pool serves any number of tasks of one event loop at once, and is meant to live as long as
+    the program does: it learns how fast each node is and keeps connections open.
+
+    nodes: URLs, ``host:port``, bare hosts, mappings or `NodeSpec`, or a `NodeRegistry`. None means
+    the one in ``OLLAMA_HOST``, else those of the file of nodes, else what a search of the network
+    finds, else http://127.0.0.1:11434.
+    require_digest: model -> the digest (its first 7 digits or more) that nodes must have of it to
+    embed with it.
+    routing_strategy: which node gets a live request: "performance", "score", "round_robin",
+    "priority", "least_loaded", "random", or a `RoutingFunction` of your own.
+    transport_factory: makes the way to a node; tests pass one that makes `testing.FakeTransport`.
+    tracing: who follows requests to the nodes, such as `otel.OpenTelemetry`; None records nothing.
+    settings: the other settings, such as ``embed_timeout=30``; `PoolSettings` has their names and
+    types, docs/configuration.md what they mean. What is not given comes from the environment, then
+    the settings file, then the defaults.
+
+    Raises InvalidInput for nodes that cannot be read, and ConfigError for settings. Nothing is sent
+    before `start`.
+    """
+
+    def __init__(
+        self,
+        nodes: Iterable[NodeLike] | NodeRegistry | None = None,
+        *,
+        require_digest: Mapping[str, str] | None = None,
+        routing_strategy: RoutingStrategy | RoutingFunction | None = None,
+        transport_factory: Callable[[NodeSpec], Transport] = HttpTransport,
+        tracing: Tracing | None = None,
+        **settings: Unpack[PoolSettings],
+    ) -> None:
+        parts = make_parts(
+            nodes, settings, require_digest, routing_strategy, transport_factory, tracing
+        )
+        self._registry = parts.registry
+        self._lifecycle = parts.lifecycle
+        self._embedder = parts.embedder
+        self._conversations = parts.conversations
+        self._far_batches = parts.far_batches
+        self._operations = parts.operations
+        self._carriage = parts.carriage
+        self.gateway_access = parts.gateway_access  # for aiosollol.gateway alone; it may change
+
+    def __repr__(self) -> str:
+        nodes = ", ".join(repr(node)[6:-1] for node in self._registry)
+        return f"<OllamaPool {self._lifecycle.state.name}: {nodes}>"
+
+    async def __aenter__(self) -> OllamaPool:
+        await self.start()
+        return self
+
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
+        # On an exception, don't wait for other tasks' calls.
+        await self.aclose(None if kind is None else 0.0)
+
+    async def start(self) -> None:
+        """Begin to watch the nodes. Returns at once; calls wait for the first node by themselves.
+
+        Idempotent. Raises PoolClosed if the pool was closed.
+        """
+        self._lifecycle.start()
+
+    async def aclose(self, wait: float | None = None) -> None:
+        """Wait for what is under way, then end the rest and close every connection. Idempotent.
+
+        wait: seconds that calls of other tasks have to end by themselves, the setting
+        `close_timeout` if None. Those that have not by then raise PoolClosed; new ones do so at
+        once.
+        """
+        await self._lifecycle.aclose(wait)
+
+    @overload
+    async def embed(  # type: ignore[overload-overlap]  # a str is a Sequence[str] as well
+        self,
+        model: str,
+        input: str,
+        truncate: bool | None = None,
+        options: Mapping[str, Any] | None = None,
+        keep_alive: str | float | None = None,
+        dimensions: int | None = None,
+        **given: Unpack[CallArguments],
+    ) -> Vector: ...
+    @overload
+    async def embed(
+        self,
+        model: str,
+        input: Sequence[str],
+        truncate: bool | None = None,
+        options: Mapping[str, Any] | None = None,
+        keep_alive: str | float | None = None,
+        dimensions: int | None = None,
+        **given: Unpack[CallArguments],
+    ) -> Embeddings: ...
+    async def embed(
+        self,
+        model: str,
+        input: str | Sequence[str],
+        truncate: bool | None = None,
+        options: Mapping[str, Any] | None = None,
+        keep_alive: str | float | None = None,
+        dimensions: int | None = None,
+        **given: Unpack[CallArguments],
+    ) -> Vector | Embeddings:
+        """The vector of one text, or `Embeddings` of a list, by one request to one node; of a list
+        ``.report`` says which.
+
+        truncate, options, keep_alive, dimensions: as for Ollama's ``/api/embed``.
+        timeout: seconds for all of it. priority: 1 to 10; if requests have to wait for a node, 10
+        goes first.
+
+        Another node is asked if one fails. Raises InvalidInput, ModelNotFound, NoNodeAvailable,
+        PoolSaturated, or BadRequest with the server's words.
+        """
+        return await self._embedder.embed(
+            model, input, truncate, options, keep_alive, dimensions, **given
+        )
+
+    async def embed_batch(
+        self, model: str, texts: Iterable[str], **given: Unpack[BatchArguments]
+    ) -> Embeddings:
+        """The vectors of many texts, in input order, computed by all nodes that have the model.
+
+        Equal texts are computed once. A chunk that fails on a node is done by another; one that
+        fails for its input is split until the culprit is alone.
+
+        dimensions, truncate, options, keep_alive: as for Ollama's ``/api/embed``.
+        on_progress: called with (settled, all) as the batch goes on. on_vectors: called with (rows,
+        vectors) as they come: positions in `texts`, and a read-only float32 memoryview of shape
+        (rows, dimensions). A row that two nodes computed may come twice.
+        on_error: with "raise", items without a vector raise BatchError, which carries the vectors
+        of all others; with "return" they are NaN rows named in ``Embeddings.errors``.
+        force_mode: "sequential" uses one node, "parallel" every machine, whatever is predicted.
+        timeout: seconds for all of it; what is not done by then fails, the rest is kept. None is no
+        limit but that of each request, `embed_timeout`.
+        engine: where to compute: "local" in this process, "dask" or "ray" by workers of those;
+        "auto" takes Dask, where that is turned on, if the batch is worth it.
+
+        Raises InvalidInput (nothing was sent), ModelNotFound, NoNodeAvailable, BatchError, and
+        EngineError if the engine that was asked for cannot be used.
+        """
+        return await self._embedder.embed_batch(model, texts, **given)
+
+    def embed_stream(
+        self,
+        model: str,
+        texts: Iterable[str] | AsyncIterable[str],
+        **given: Unpack[StreamArguments],
+    ) -> EmbedStream:
+        """The vectors of any number of texts, as an async iterator in input order.
+
+        The texts may come from any iterable, also an async one; it is read no faster than the
+        vectors are taken, so memory stays bounded however many there are.
+
+        dimensions, truncate, options, keep_alive: as for Ollama's ``/api/embed``.
+        on_error: with "raise" the iteration ends with BatchError at the first segment in which an
+        item has no vector; with "return" such vectors are NaN and named in ``EmbedStream.errors``.
+
+        Raises InvalidInput here, and from the iteration ModelNotFound, NoNodeAvailable, BatchError.
+        """
+        return self._embedder.embed_stream(model, texts, **given)
+
+    async def embed_bag(
+        self, model: str, bag: Any, path: FilePath, **given: Unpack[WriteArguments]
+    ) -> WriteReport:
+        """Embed a `dask.bag.Bag` of texts on the workers of Dask, which write Parquet files.
+
+        Neither the texts nor the vectors pass through this process. Each partition becomes one
+        file, ``part-00000.parquet`` and so on, whole or not there at all, with the columns
+        ``text``, ``embedding`` (lists of float32, all of one length) and ``error``.
+
+        path: a directory that all workers see; it is made if it is not there. overwrite: remove
+        such files from it first; else it may have none.
+        dimensions, truncate, options, keep_alive: as for Ollama's ``/api/embed``.
+        on_error: with "raise" the first text without a vector ends the call with RequestFailed;
+        what is written by then stays. With "return" its embedding is null, and ``error`` says why.
+        on_progress: called with (partitions written, all partitions).
+
+        One short text is embedded first, to learn how long the vectors are. Raises InvalidInput,
+        ModelNotFound, NoNodeAvailable, RequestFailed, and EngineError where Dask is not turned on
+        (``enable_dask=True``) or cannot be used.
+        """
+        return await self._far_batches.embed_bag(model, bag, path, **given)
+
+    async def embed_dataframe(
+        self, model: str, df: Any, column: str, path: FilePath, **given: Unpack[WriteArguments]
+    ) -> WriteReport:
+        """Embed a column of a `dask.dataframe.DataFrame` on the workers of Dask: see `embed_bag`.
+
+        The files have the columns of the dataframe, and ``embedding`` and ``error`` beside them.
+        """
+        return await self._far_batches.embed_dataframe(model, df, column, path, **given)
+
+    @overload
+    async def chat(
+        self, model: str, messages: Iterable[Any] | None = None, **given: Unpack[ChatArguments]
+    ) -> ChatReply: ...
+    @overload
+    async def chat(
+        self,
+        model: str,
+        messages: Iterable[Any] | None = None,
+        **given: Unpack[StreamChatArguments],
+    ) -> ReplyStream[ChatReply]: ...
+    async def chat(
+        self, model: str, messages: Iterable[Any] | None = None, **given: Any
+    ) -> ChatReply | ReplyStream[ChatReply]:
+        """A chat answer, or with ``stream=True`` an async iterator over its parts.
+
+        tools, think, format, options, keep_alive: as for Ollama's ``/api/chat``. timeout: seconds
+        for all of it. priority: 1 to 10, where 10 goes first if requests have to wait for a node.
+        sticky: the name of a conversation, which stays on the node that has its prompt cache unless
+        that is much busier than others.
+
+        Another node is asked if one fails before its first part. Raises InvalidInput,
+        ModelNotFound, NoNodeAvailable, PoolSaturated, or BadRequest. If a stream breaks off or the
+        node reports an error in it, the iteration raises StreamCutOff, which says how many parts
+        were delivered; its cause is what happened.
+        """
+        return await self._conversations.chat(model, messages, **given)
+
+    @overload
+    async def generate(
+        self,
+        model: str,
+        prompt: str = "",
+        suffix: str | None = None,
+        **given: Unpack[GenerateArguments],
+    ) -> GeneratedText: ...
+    @overload
+    async def generate(
+        self,
+        model: str,
+        prompt: str = "",
+        suffix: str | None = None,
+        **given: Unpack[StreamGenerateArguments],
+    ) -> ReplyStream[GeneratedText]: ...
+    async def generate(
+        self, model: str, prompt: str = "", suffix: str | None = None, **given: Any
+    ) -> GeneratedText | ReplyStream[GeneratedText]:
+        """Generated text, or with ``stream=True`` an async iterator over its parts.
+
+        The text is a string; its ``answer`` holds what else the server said.
+        system, template, context, think, raw, format, images, options, keep_alive: as for Ollama's
+        ``/api/generate``. timeout, priority, sticky, failing over and errors: as for `chat`.
+        """
+        return await self._conversations.generate(model, prompt, suffix, **given)
+
+    @property
+    def view(self) -> ClusterView:
+        """Every node as known now, frozen."""
+        return self._registry.view
+
+    def get_stats(self) -> dict[str, Any]:
+        """Counts of everything so far, exact. See `core.stats.pool_stats` for the keys; each engine
+        that is turned on has one more, by its name."""
+        return self._operations.stats() | self._carriage.stats()
+
+    async def refresh(self) -> ClusterView:
+        """Ask every node again what it has, and return what is known then: within 7 s."""
+        await self._operations.refresh()
+        return self.view
+
+    def events(self) -> EventStream:
+        """What happens from now on, as an async iterator: decisions, failures, breakers, loads; see
+        `core.events`. Ends when the pool is closed."""
+        return self._operations.events()
+
+    async def add_node(
+        self, node: NodeLike, name: str = "", priority: int = 0, auto_probe: bool = True
+    ) -> NodeState:
+        """Add a node, which takes part in what is under way. See `NodeRegistry.add_node`."""
+        return await self._operations.add_node(node, name, priority, auto_probe)
+
+    async def remove_node(self, node: str) -> None:
+        """Forget a node, by name or URL. What it has under way is done by others; to let it finish
+        that first, `drain` it. Raises InvalidInput if there is none."""
+        self._operations.remove_node(node)
+
+    async def drain(self, node: str, on_wait: Callable[[int], None] | None = None) -> None:
+        """Give a node no more work, and return when it has none under way. `resume` undoes it.
+
+        on_wait: told how many requests it still has. Raises InvalidInput if there is none.
+        """
+        await self._operations.drain(node, on_wait)
+
+    def resume(self, node: str) -> None:
+        """Let a node that was drained work again. Raises InvalidInput if there is none."""
+        self._operations.resume(node)
+
+    def allow(self, places: Mapping[str, int] | None) -> None:
+        """Have at most so many requests under way at once on each node that is named, by name.
+
+        For programs that share nodes. What is under way goes on. None lifts it from all nodes; what
+        the user set as `max_concurrency` holds all the same.
+        """
+        self._operations.allow(places)
+
+    def usage(self) -> Mapping[str, Usage]:
+        """By node name, how many requests of this pool are under way, and how many would be."""
+        return self._operations.usage()
+
+    async def warm(
+        self, model: str, nodes: Iterable[str] | None = None
+    ) -> dict[str, float | SollolError]:
+        """Node -> seconds to load a model ahead, or the error: on all that have it, or those named.
+
+        Raises InvalidInput, ModelNotFound, NoNodeAvailable.
+        """
+        return await self._operations.warm(model, nodes)
+
+    async def verify(self, model: str) -> Agreement:
+        """Compare the vectors of a few texts between all nodes, alone and in a list.
+
+        Nodes whose cosine similarity to the others is below 0.999 are kept out of embedding with
+        this model from then on, until another `verify` finds them equal. Raises InvalidInput,
+        ModelNotFound, NoNodeAvailable.
+        """
+        return await self._operations.verify(model)
+
+    async def route(
+        self, model: str, *, kind: Literal["embed", "chat", "generate"] = "embed", tokens: float = 0
+    ) -> RouteExplanation:
+        """Which node a request would go to now, each node's terms, and why others would not do.
+
+        tokens: of the prompt. Nothing is sent. ``print`` it, or read its attributes.
+        """
+        return await self._operations.route(model, kind, tokens)
+
+    async def plan(self, model: str, items: int, **given: Unpack[PlanArguments]) -> Plan:
+        """What would be done now with a batch of `items` texts: which nodes, how long, and why.
+
+        tokens_per_item: how long the texts are. force_mode: as for `embed_batch`. Raises
+        InvalidInput, ModelNotFound, NoNodeAvailable.
+        """
+        return await self._operations.plan(model, items, **given)
+
+    async def parallelism_report(
+        self, model: str, sizes: Iterable[int] = DEFAULT_SIZES, **given: Unpack[SizeArguments]
+    ) -> list[ParallelismEntry]:
+        """For each batch size: the plan, both estimates, and what the plan saves.
+
+        tokens_per_item: how long the texts are. Raises InvalidInput, ModelNotFound,
+        NoNodeAvailable.
+        """
+        return await self._operations.parallelism_report(model, sizes, **given)
+
+    def count_unique_physical_hosts(self) -> int:
+        """How many machines the nodes are, as far as their addresses and labels tell."""
+        return len(set(self._registry.machines.values()))
+
+    def should_use_parallel_execution(self, num_tasks: int) -> bool:
+        """The original's rule: whether there are at least two tasks and two machines."""
+        return self._operations.should_use_parallel_execution(num_tasks)

@@ -1,0 +1,201 @@
+"""Requests of others passed on to nodes as they are: what a gateway needs of `OllamaPool`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Literal, Unpack, cast
+
+from aiosollol.cluster.eligibility import Eligibility
+from aiosollol.cluster.state import ClusterState
+from aiosollol.core.arguments import LiveArguments
+from aiosollol.core.request import check_timeout, loading_of, reload_key
+from aiosollol.core.routing.explain import Setback, after
+from aiosollol.core.routing.wait_queue import USUAL, check_priority
+from aiosollol.core.scheduling.cost import CHARACTERS_PER_TOKEN
+from aiosollol.errors import ModelMissing, NodeError, NodeUnreachable, NoNodeAvailable
+from aiosollol.live.relay import (
+    RelayCall,
+    Relayed,
+    RelayStream,
+    read_talk,
+    read_vector,
+    read_vectors_of_one,
+)
+from aiosollol.live.router import CallOptions, RequestRouter
+from aiosollol.ports import Tracing, Transport
+
+_READERS = {"/api/embed": read_vectors_of_one, "/api/embeddings": read_vector}
+
+Kind = Literal["embed", "chat", "generate", "load"]
+
+
+class GatewayAccess:
+    """What a gateway does with a pool, and no other program: see `OllamaPool.gateway_access`.
+
+    live: sends requests as the pool's own calls are sent.
+    transport_of: how to reach a node, by name.
+    tracing: follows the requests.
+    strategy: what the routing strategy is called.
+    embed_timeout, chat_timeout: seconds for a request that sets none.
+    wait_timeout: seconds that a request waits for a place on a node.
+    check_open: raises PoolClosed.
+    """
+
+    def __init__(
+        self,
+        registry: ClusterState,
+        roster: Eligibility,
+        live: RequestRouter,
+        transport_of: Callable[[str], Transport],
+        tracing: Tracing,
+        strategy: str,
+        embed_timeout: float,
+        chat_timeout: float,
+        wait_timeout: float,
+        check_open: Callable[[], None],
+    ) -> None:
+        self.tracing = tracing
+        self.wait_timeout = wait_timeout
+        self._registry = registry
+        self._roster = roster
+        self._live = live
+        self._transport_of = transport_of
+        self._strategy = strategy
+        self._embed_timeout = embed_timeout
+        self._chat_timeout = chat_timeout
+        self._check_open = check_open
+
+    async def forward(
+        self,
+        kind: Kind,
+        path: str,
+        model: str,
+        body: bytes,
+        *,
+        texts: Sequence[str] = (),
+        **arguments: Unpack[LiveArguments],
+    ) -> Relayed:
+        """The whole answer to a request with this `body`, as the node wrote it.
+
+        It goes its way as one of `embed`, `chat` or `generate` does. kind: what it is; "load" if it
+        computes nothing. path: of the endpoint. texts: what is to be embedded, one text or none.
+        options, keep_alive: those in `body`. timeout, priority, sticky: as for `OllamaPool.chat`.
+
+        Raises ModelNotFound, NoNodeAvailable, PoolSaturated, BadRequest, PoolClosed.
+        """
+        call, wishes = self._call(kind, path, model, body, texts, **arguments)
+        setbacks: list[Setback] = []
+        relayed: Relayed = await self._live.converse(call, wishes, setbacks)
+        if texts and relayed.node in self._registry:
+            self._registry[relayed.node].count_vectors(1)
+        return relayed._replace(setbacks=tuple(setbacks)) if setbacks else relayed
+
+    async def forward_stream(
+        self,
+        kind: Kind,
+        path: str,
+        model: str,
+        body: bytes,
+        **arguments: Unpack[LiveArguments],
+    ) -> RelayStream:
+        """As `forward`, of a streamed answer whose first line has arrived."""
+        call, wishes = self._call(kind, path, model, body, (), **arguments)
+        setbacks: list[Setback] = []
+        # What a `RelayCall` is answered by.
+        stream = cast(RelayStream, await self._live.open_stream(call, wishes, setbacks))
+        stream.setbacks = tuple(setbacks)
+        return stream
+
+    def reason(self, model: str, setbacks: Sequence[Setback] = ()) -> str:
+        """Why a request went where it went, in a few words of ASCII.
+
+        setbacks: what `Relayed` or `RelayStream` says came before.
+        """
+        reason = f"{self._strategy}, 1 of {len(self._roster.ready(model))}"
+        return f"{reason}, {after(setbacks)}" if setbacks else reason
+
+    async def ask(
+        self, node: str, method: str, path: str, body: bytes | None = None, *, timeout: float
+    ) -> bytes:
+        """What one node answers to a request that computes nothing. Raises NodeError, PoolClosed.
+
+        It is neither counted nor does it wait for a place, and is not tried again.
+        """
+        self._check_open()
+        if node not in self._registry:
+            raise NodeUnreachable(node, "was removed")
+        transport, seconds = self._transport_of(node), check_timeout(timeout)
+        return await transport.request(
+            method, path, body, timeout=seconds, headers=self._trace_headers()
+        )
+
+    def ask_stream(
+        self, node: str, path: str, body: bytes, *, timeout: float
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """As `ask`, of a POST whose answer comes in pieces. Leaving it early cancels it."""
+        self._check_open()
+        if node not in self._registry:
+            raise NodeUnreachable(node, "was removed")
+        transport, seconds = self._transport_of(node), check_timeout(timeout)
+        return transport.stream(path, body, timeout=seconds, headers=self._trace_headers())
+
+    async def ask_any(
+        self, model: str, method: str, path: str, body: bytes | None = None, *, timeout: float
+    ) -> Relayed:
+        """What one of the nodes that have `model` answers: the first that does.
+
+        Raises ModelNotFound, NoNodeAvailable, PoolClosed, NodeError.
+        """
+        self._check_open()
+        failed: dict[str, str] = {}
+        attempts: list[NodeError] = []
+        for node in await self._roster.wait_ready(model):
+            try:
+                answer = await self.ask(node.name, method, path, body, timeout=timeout)
+            except NodeError as error:
+                attempts.append(error)
+                failed[node.name] = error.detail
+            else:
+                return Relayed(node.name, answer, [Setback.of(each) for each in attempts])
+        if all(isinstance(attempt, ModelMissing) for attempt in attempts):
+            raise attempts[-1]
+        raise NoNodeAvailable("every node that was asked failed", failed, attempts)
+
+    def _trace_headers(self) -> Mapping[str, str] | None:
+        trace = self.tracing.current()
+        return None if trace is None else trace.headers
+
+    def _call(
+        self,
+        kind: Kind,
+        path: str,
+        model: str,
+        body: bytes,
+        texts: Sequence[str],
+        *,
+        options: Mapping[str, Any] | None = None,
+        keep_alive: str | float | None = None,
+        timeout: float | None = None,
+        priority: int = USUAL,
+        sticky: str | None = None,
+    ) -> tuple[RelayCall, CallOptions]:
+        self._check_open()
+        if "embed" in path:
+            seconds, tokens = self._embed_timeout, self._registry.ratio(model).tokens_of(texts)
+            read = _READERS.get(path, read_vector) if texts else read_vector
+        else:
+            seconds, tokens = self._chat_timeout, len(body) / CHARACTERS_PER_TOKEN
+            read = read_talk
+        seconds = seconds if timeout is None else check_timeout(timeout)
+        call = RelayCall(
+            path,
+            kind,
+            model,
+            body,
+            read,
+            tokens,
+            reload_key(options),
+            loading_of(options, keep_alive),
+        )
+        return call, CallOptions(seconds, check_priority(priority), sticky, timeout is None)

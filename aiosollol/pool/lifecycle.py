@@ -1,0 +1,142 @@
+"""The life of a pool: whether it is open, and in which order its parts are started and ended."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Literal
+
+import anyio
+
+from aiosollol.batch.engine_batches import EngineBatches
+from aiosollol.batch.runner import BatchRunner
+from aiosollol.cluster.eligibility import Eligibility
+from aiosollol.cluster.state import ClusterState
+from aiosollol.errors import PoolClosed
+from aiosollol.live.model_loader import ModelLoader
+from aiosollol.live.router import RequestRouter
+from aiosollol.pool.background import CLOSE_SECONDS, BackgroundTasks
+from aiosollol.pool.embedding import Embedder
+from aiosollol.sharing.lease_client import LeaseClient
+
+_LOOK_SECONDS = 0.01  # while it waits for calls to end, which is seldom and not for long
+
+
+class OpenState:
+    """Whether a pool is open, and in which event loop."""
+
+    def __init__(self) -> None:
+        self.name: Literal["new", "open", "closed"] = "new"
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def open(self) -> None:
+        """It is open from now on, in the running loop."""
+        self.name = "open"
+        self._loop = asyncio.get_running_loop()
+
+    def check(self) -> None:
+        """Raises PoolClosed unless it is open, in the running loop."""
+        if self.name == "closed":
+            raise PoolClosed("the pool is closed")
+        if self.name == "new":
+            raise PoolClosed("the pool is not open yet: use 'async with', or await pool.start()")
+        if asyncio.get_running_loop() is not self._loop:
+            raise PoolClosed("the pool was opened in another event loop: make one for each loop")
+
+
+class Lifecycle:
+    """Starts and ends the parts of a pool.
+
+    state: what they look at to see whether it is open.
+    close_timeout: seconds that calls have to end by themselves.
+    """
+
+    def __init__(
+        self,
+        state: OpenState,
+        registry: ClusterState,
+        upkeep: BackgroundTasks,
+        roster: Eligibility,
+        loads: ModelLoader,
+        live: RequestRouter,
+        batches: BatchRunner,
+        embedder: Embedder,
+        carriage: EngineBatches,
+        sharing: LeaseClient | None,
+        close_timeout: float,
+    ) -> None:
+        self.state = state
+        self._registry = registry
+        self._upkeep = upkeep
+        self._roster = roster
+        self._loads = loads
+        self._live = live
+        self._batches = batches
+        self._embedder = embedder
+        self._carriage = carriage
+        self._sharing = sharing
+        self._close_timeout = close_timeout
+        self._closing: asyncio.Task[None] | None = None
+        self._is_impatient = False
+
+    def start(self) -> None:
+        """Begin to watch the nodes. Idempotent. Raises PoolClosed if it was closed."""
+        if self.state.name == "closed":
+            raise PoolClosed("the pool was closed; make a new one")
+        if self.state.name == "open":
+            return
+        self.state.open()
+        self._upkeep.start()
+        if self._sharing is not None:
+            self._upkeep.spawn(self._sharing.run(), "share the nodes")
+
+    async def aclose(self, wait: float | None) -> None:
+        """Wait for what is under way, then end the rest and close every connection. Idempotent.
+
+        wait: seconds that calls of other tasks have to end by themselves, `close_timeout` if None.
+        """
+        self.state.name = "closed"
+        if self._closing is None:
+            seconds = self._close_timeout if wait is None else max(0.0, wait)
+            self._closing = asyncio.create_task(self._close(seconds), name="close the pool")
+        elif wait is not None and wait <= 0.0:
+            self._is_impatient = True
+        await _finish(self._closing)
+
+    async def _close(self, seconds: float) -> None:
+        with anyio.move_on_after(seconds):
+            # Two looks at open streams: who reads one does not wait for it all the time.
+            looks = 2 if self._live.has_streams else 1
+            idle = 0
+            while not self._is_impatient:
+                idle = 0 if self._live.is_busy or self._batches.is_busy else idle + 1
+                if idle >= looks:
+                    break
+                await asyncio.sleep(_LOOK_SECONDS)
+        tasks = self._upkeep.cancel()
+        self._roster.close()
+        self._loads.close()
+        for node in self._registry:
+            node.send_away()
+        self._batches.close()
+        with anyio.move_on_after(CLOSE_SECONDS):
+            await self._embedder.aclose()
+            await self._live.aclose()
+            if tasks:
+                await asyncio.wait(tasks)
+        with anyio.move_on_after(CLOSE_SECONDS):
+            await self._carriage.aclose()
+        await self._upkeep.aclose()
+        self._registry.hub.close()
+
+
+async def _finish(task: asyncio.Task[None]) -> None:
+    """Wait for `task` to its end, even if whoever waits is cancelled; then let that through."""
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    task.result()

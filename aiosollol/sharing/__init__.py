@@ -1,0 +1,1 @@
+"""Nodes shared with other programs by leases."""

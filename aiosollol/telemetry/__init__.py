@@ -1,0 +1,1 @@
+"""Traces: passed on to the nodes, or recorded as OpenTelemetry spans."""

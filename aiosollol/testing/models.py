@@ -1,0 +1,174 @@
+"""A fake node's models, and the vectors that they give: a pure function of digest and text."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from array import array
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import anyio
+
+from aiosollol.core.node import full_name
+from aiosollol.errors import InvalidInput
+from aiosollol.testing.requests import Slots
+from aiosollol.wire.ollama import server_responses
+from aiosollol.wire.ollama.server_requests import Refusal
+from aiosollol.wire.ollama.server_responses import ModelCard
+
+numpy: Any
+try:  # here and not later: the first request must not pay for the import
+    import numpy
+except ImportError:
+    numpy = None
+
+_MODIFIED_AT = "2026-11-21T08:05:54.07587434Z"
+
+
+@dataclass(frozen=True, slots=True)
+class FakeModel:
+    """A model of a fake node.
+
+    dim: length of its vectors. digest: what its vectors depend on besides the text; one name has
+    one digest unless another is given. kind: "embedding" or "chat". context_length: tokens.
+    gpu: whether ``/api/ps`` says that it is in GPU memory. size: bytes. tools: whether a chat
+    model takes tools.
+
+    Raises InvalidInput for a value that cannot be.
+    """
+
+    name: str
+    dim: int = 64
+    digest: str = ""
+    kind: Literal["embedding", "chat"] = "embedding"
+    context_length: int = 8192
+    gpu: bool = False
+    size: int = 46_223_508
+    tools: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise InvalidInput("a fake model needs a name")
+        if self.kind not in ("embedding", "chat"):
+            raise InvalidInput(f"kind of {self.name} must be 'embedding' or 'chat'")
+        if self.dim < 1 or self.context_length < 1:
+            raise InvalidInput(f"dim and context_length of {self.name} must be at least 1")
+        object.__setattr__(self, "name", full_name(self.name))
+        if not self.digest:
+            object.__setattr__(self, "digest", hashlib.sha256(self.name.encode()).hexdigest())
+
+    def cut(self, dimensions: int) -> int:
+        """The length of its vectors where `dimensions` were asked for, 0 meaning all."""
+        return min(dimensions or self.dim, self.dim)
+
+    def card(self) -> ModelCard:
+        """What the server tells of it."""
+        is_chat = self.kind == "chat"
+        return ModelCard(
+            name=self.name,
+            digest=self.digest,
+            size=self.size,
+            dim=self.dim,
+            context_length=self.context_length,
+            modified_at=_MODIFIED_AT,
+            capabilities=("completion", *(("tools",) if self.tools else ()))
+            if is_chat
+            else ("embedding",),
+            family="llama" if is_chat else "bert",
+        )
+
+
+def fake_tokens(text: str) -> int:
+    """How many tokens a fake model makes of `text`: one per four characters, and two around."""
+    return -(-len(text) // 4) + 2
+
+
+def fake_vector(digest: str, text: str, dim: int) -> bytes:
+    """The vector of `text`: `dim` float32 in this machine's byte order, of unit length.
+
+    A pure function, the same with and without numpy. The vector for a smaller `dim` is the
+    beginning of that for a larger one, brought to unit length again, which is what Ollama does
+    with ``dimensions``. Read it with ``memoryview(...).cast("f")`` or ``numpy.frombuffer``.
+    """
+    seed = f"{digest}\0{text}".encode("utf-8", "surrogatepass")
+    raw = hashlib.shake_256(seed).digest(dim)
+    # Each byte becomes an odd number from -255 to 255: never zero, and sums of squares are exact,
+    # so both ways below round the same quotients.
+    if numpy is not None:
+        odd = numpy.frombuffer(raw, dtype=numpy.uint8).astype(numpy.int64) * 2 - 255
+        length = math.sqrt(int(odd @ odd))
+        vector: bytes = (odd / length).astype(numpy.float32).tobytes()
+        return vector
+    odds = [2 * byte - 255 for byte in raw]
+    length = math.sqrt(sum(odd * odd for odd in odds))
+    return array("f", [odd / length for odd in odds]).tobytes()
+
+
+# Options whose change makes Ollama load a model again.
+_LOAD_OPTIONS = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread")
+_KEEP_ALIVE = 300.0  # seconds; Ollama's default
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """How a model was loaded, and until when it stays (ns since 1970)."""
+
+    options: tuple[Any, ...]
+    until: int
+
+
+class Memory:
+    """The models in memory. One is loaded at a time; those already there do not wait for that."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, _Loaded] = {}
+        self._loading = Slots(1)
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        """The name of each model in memory and the `timestamp` of when it is unloaded."""
+        return ((name, server_responses.timestamp(it.until)) for name, it in self._loaded.items())
+
+    async def load(
+        self,
+        name: str,
+        options: Mapping[str, Any],
+        *,
+        seconds: float,
+        keep_alive: float | None,
+        max_queue: int,
+    ) -> float:
+        """Have a model in memory; the seconds that it took. Raises Refusal (503).
+
+        The load belongs to whoever asked first: if they leave, it is thrown away, as in Ollama.
+        """
+        began = anyio.current_time()
+        wanted = tuple(options.get(option) for option in _LOAD_OPTIONS)
+        if self._is_cold(name, wanted):
+            if self._loading.waiting >= max_queue:
+                raise Refusal(503, server_responses.BUSY)
+            await self._loading.acquire()
+            try:
+                if self._is_cold(name, wanted):  # whoever came before may have loaded it
+                    self.unload(name)
+                    await anyio.sleep(seconds)
+                    self._note(name, wanted, keep_alive)
+            finally:
+                self._loading.release()
+        self._note(name, wanted, keep_alive)
+        return anyio.current_time() - began
+
+    def unload(self, name: str) -> None:
+        """Drop a model, if it is there."""
+        self._loaded.pop(name, None)
+
+    def _note(self, name: str, options: tuple[Any, ...], keep_alive: float | None) -> None:
+        seconds = _KEEP_ALIVE if keep_alive is None else keep_alive
+        until = time.time_ns() + int(min(seconds * 1e9, server_responses.FOR_EVER_NS))
+        self._loaded[name] = _Loaded(options, until)
+
+    def _is_cold(self, name: str, options: tuple[Any, ...]) -> bool:
+        loaded = self._loaded.get(name)
+        return loaded is None or loaded.options != options

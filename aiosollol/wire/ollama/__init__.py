@@ -1,0 +1,1 @@
+"""Ollama's own API, from a client's side and from a server's."""
