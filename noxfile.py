@@ -38,10 +38,11 @@ def group(name: str) -> list[str]:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style and common mistakes: ruff check, ruff format --check."""
+    """Style, common mistakes, and which package may import which: ruff, import-linter."""
     session.install(*group("lint"))
     session.run("ruff", "check", *session.posargs)
     session.run("ruff", "format", "--check")
+    session.run("lint-imports", env={"PYTHONPATH": "."})
 
 
 @nox.session

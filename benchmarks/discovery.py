@@ -2,12 +2,12 @@
 
     python -m benchmarks.discovery [--runs 5] [--json FILE]
 
-The network (tests/netlab.py) is a /24 without a way out: one host searches, five are nodes, some
-refuse connections and the others are silent, be it that nobody has the address or that a firewall
-drops what comes. Each run is a process of its own, which loads everything first and then calls
-`discover()`; "cold" rows load nothing, so they pay for netifaces and zeroconf as they go. CPU time
-is that of the process during the search (`getrusage`, user and system). Exits with 1 if a target is
-missed. Needs root and iproute2.
+The network (tests/support/netlab.py) is a /24 without a way out: one host searches, five are nodes,
+some refuse connections and the others are silent, be it that nobody has the address or that a
+firewall drops what comes. Each run is a process of its own, which loads everything first and then
+calls `discover()`; "cold" rows load nothing, so they pay for netifaces and zeroconf as they go. CPU
+time is that of the process during the search (`getrusage`, user and system). Exits with 1 if a
+target is missed. Needs root and iproute2.
 """
 
 from __future__ import annotations

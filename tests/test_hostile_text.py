@@ -80,17 +80,14 @@ def _uses() -> dict[str, Use]:
         except ImportError:  # of an extra
             continue
         tree = ast.parse(pathlib.Path(str(module.__file__)).read_text("utf-8"))
-        named = frozenset(
-            METHODS[node.attr]
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Attribute)
-            and node.attr in METHODS
-            and node.attr != "split"  # of strings
-            and not (isinstance(node.value, ast.Name) and node.value.id == "re")
-        )
+        used: dict[str, set[str]] = {}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and node.attr in METHODS:
+                used.setdefault(ast.unparse(node.value), set()).add(METHODS[node.attr])
+        anyhow = frozenset().union(*used.values())
         for name, value in vars(module).items():
             if isinstance(value, re.Pattern):
-                found[f"{info.name}.{name}"] = value, named
+                found[f"{info.name}.{name}"] = value, frozenset(used.get(name, anyhow))
         for node in ast.walk(tree):
             match node:
                 case ast.Call(

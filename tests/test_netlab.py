@@ -10,6 +10,7 @@ import time
 import uuid
 from pathlib import Path
 
+import project_paths
 import pytest
 from netlab import Host, LabError, NetLab, why_no_lab
 from netlab_program import Program
@@ -255,7 +256,11 @@ async def test_nothing_is_left_after_a_kill(mark: str) -> None:
         "        await asyncio.sleep(1000)\n"
         "asyncio.run(main())\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "MARK": mark}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join((str(project_paths.SUPPORT), str(project_paths.TESTS))),
+        "MARK": mark,
+    }
     program = await Program.start(sys.executable, "-c", code, mark, env=environment)
     try:
         await program.line_with("occupied")

@@ -38,10 +38,10 @@ READS = {  # methods that change nothing, of what those attributes hold
 }
 # What looks like it and is something else: the end of a module's name, and the expression.
 OTHERS = {
-    ("schedule", "node.last_done"),  # the node of a batch
+    ("state_machine", "node.last_done"),  # the node of a batch
     ("limits", "client.in_flight"),
     ("limits", "self._clients[name].in_flight"),
-    ("leading", "worker.slots"),
+    ("lease_leader", "worker.slots"),
     ("accepting", "self._gate.room"),  # an event of the gateway's connections
     ("accepting", "gate.room"),
 }

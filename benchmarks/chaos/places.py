@@ -103,7 +103,8 @@ class Here:
 
 
 class Lab:
-    """Hosts of tests/netlab.py, which must be on the path. The callers have a host of their own."""
+    """Hosts of tests/support/netlab.py, which must be on the path. The callers have a host of their
+    own."""
 
     def __init__(self) -> None:
         from netlab import NetLab

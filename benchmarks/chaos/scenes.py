@@ -23,7 +23,7 @@ class Scene:
 
     @property
     def is_lab(self) -> bool:
-        """Whether it needs a network of its own (tests/netlab.py)."""
+        """Whether it needs a network of its own (tests/support/netlab.py)."""
         return self.blow in ("cut", "drop") or self.name == HEALTHY_LAB
 
 
