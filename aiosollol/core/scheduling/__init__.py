@@ -1,1 +1,1 @@
-"""Batches: what a request costs, how a batch is planned, and which node gets which chunk."""
+"""Batch scheduling: cost model, plans, and assignment of chunks to nodes."""

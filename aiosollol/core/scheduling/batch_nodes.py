@@ -1,11 +1,10 @@
-"""The nodes at work on a batch, and when they can be done with what is left.
+"""The nodes working on a batch, and when they can finish the remaining work.
 
-The *horizon* is the earliest time at which all waiting work can be done by all active nodes
-together; each that takes part has at least one more request to pay for, so it counts as free only
-after the overhead of one. The horizon is asked for at every decision, so the common case costs
-O(1): while every node will be free before it, it is ``(work + sum of rate x free) / sum of rates``,
-and both sums are kept up to date as nodes change. Only near the end, when some nodes are busy
-beyond it, is it reckoned exactly (`horizon.earliest_finish`).
+The *horizon* is the earliest time at which all active nodes together can finish all waiting work.
+Each node needs at least one more request, so it counts as free only after the overhead of one.
+Every decision needs the horizon, so the common case is O(1): while every node is free before it,
+it is ``(work + sum of rate x free) / sum of rates``, and both sums are updated as nodes change.
+Near the end, when some nodes are busy beyond it, it is computed exactly (`cost.earliest_finish`).
 """
 
 from __future__ import annotations
@@ -19,11 +18,14 @@ from aiosollol.core.scheduling.cost import Cost, earliest_finish
 
 _UPDATES_PER_RECKONING = 4
 _LATE = 1.25
-"""How many times its predicted duration a chunk may take before it counts as late."""
+"""A chunk is late after this multiple of its predicted duration."""
 
 
 class Chunk(NamedTuple):
-    """Items for one request. `items` are indices into the batch, `is_copy` if another has them."""
+    """Items for one request.
+
+    items: indices into the batch. is_copy: another chunk already holds them.
+    """
 
     id: int
     node: str
@@ -34,10 +36,13 @@ class Chunk(NamedTuple):
 
 @dataclass(slots=True)
 class Tally:
-    """What one node did in the batch so far. Durations are seconds.
+    """One node's work in the batch so far. Durations are seconds.
 
-    items: that it answered first. requests: sent to it. busy: with at least one under way.
-    wasted: on requests whose items others answered first. retries: its failed requests.
+    items: items it answered first.
+    requests: requests sent to it.
+    busy: time with at least one request in flight.
+    wasted: time spent on requests whose items other nodes answered first.
+    retries: its failed requests.
     copies: requests for items that another node was working on.
     """
 
@@ -52,7 +57,7 @@ class Tally:
 
 @dataclass(slots=True, eq=False)
 class Flight:
-    """A chunk under way. Times are predictions but for `sent_at`."""
+    """A chunk in flight. All times except `sent_at` are predictions."""
 
     chunk: Chunk
     sent_at: float
@@ -61,7 +66,7 @@ class Flight:
     is_copied: bool = False
 
     def expected_finish(self, now: float) -> float:
-        """When it will be answered. One that is late is taken to be half way through."""
+        """Predicted time of the answer. A late chunk is assumed to be halfway through."""
         if now > self.starts_at + _LATE * (self.due_at - self.starts_at):
             return now + (now - self.starts_at)
         return self.due_at
@@ -69,7 +74,7 @@ class Flight:
 
 @dataclass(slots=True, eq=False)
 class BatchNode:
-    """One node at work. `free_at`: when it will be done with what it has, as predicted."""
+    """One node of a batch. `free_at`: when it is predicted to finish its chunks."""
 
     name: str
     cost: Cost
@@ -84,10 +89,10 @@ class BatchNode:
     flights: dict[int, Flight] = field(default_factory=dict)
     busy_since: float = 0.0
     last_done: float = float("-inf")
-    # Its rate, and the cost from which that was reckoned.
+    # Its rate, and the cost that it was computed from.
     full_rate: float = 0.0
     rated: Cost | None = None
-    # What the fleet's sums hold of it at present.
+    # Its current contribution to the sums in `BatchNodes`.
     rate: float = 0.0
     counted_free: float = 0.0
 
@@ -96,11 +101,11 @@ class BatchNode:
         return not (self.is_lost or self.is_standby)
 
     def has_place(self, now: float) -> bool:
-        """Whether it may get another chunk now."""
+        """Whether it can take another chunk now."""
         return self.is_active and len(self.flights) < self.window and self.retry_at <= now
 
     def expected_free(self, now: float) -> float:
-        """When it will be done with what it has, looking at the clock."""
+        """When it will finish its chunks, given the current time."""
         free = max(self.free_at, now, self.retry_at)
         if self.flights:
             first = next(iter(self.flights.values()))
@@ -109,7 +114,7 @@ class BatchNode:
         return free
 
     def board(self, flight: Flight) -> None:
-        """Take on a chunk."""
+        """Add a chunk that was sent to it."""
         if not self.flights:
             self.busy_since = flight.sent_at
         self.flights[flight.chunk.id] = flight
@@ -118,13 +123,13 @@ class BatchNode:
         self.tally.copies += flight.chunk.is_copy
 
     def land(self, flight: Flight, now: float) -> None:
-        """Be done with a chunk, however it went."""
+        """Remove a chunk that was answered, failed or was cancelled."""
         del self.flights[flight.chunk.id]
         if not self.flights:
             self.tally.busy += now - self.busy_since
 
     def foresee(self, now: float) -> None:
-        """Predict anew when each of its chunks will be done: one after another, from `now`."""
+        """Recompute the predictions for its chunks: one after another, from `now`."""
         at = now
         for flight in self.flights.values():
             flight.starts_at = at
@@ -136,8 +141,7 @@ class BatchNode:
 class BatchNodes:
     """The workers of a batch, by name.
 
-    chunk_seconds: how long a chunk usually takes; each has its overhead to pay, which lowers the
-    rate at which tokens are done.
+    chunk_seconds: usual duration of a chunk. Each chunk pays the overhead, which lowers the rate.
     """
 
     def __init__(self, chunk_seconds: float) -> None:
@@ -146,7 +150,7 @@ class BatchNodes:
         self._rate = 0.0
         self._filled = 0.0
         self._latest_free = 0.0
-        # What was last reckoned exactly, and how many updates ago.
+        # The last exact horizon, and the number of updates since.
         self._exact = float("-inf")
         self._updates = 0
 
@@ -160,7 +164,7 @@ class BatchNodes:
         return self._workers.get(name)
 
     def put(self, worker: BatchNode) -> None:
-        """Add a worker, or replace the one of the same name."""
+        """Add a worker, or replace the one with the same name."""
         self._workers[worker.name] = worker
         self.update(worker)
 
@@ -168,7 +172,7 @@ class BatchNodes:
         return any(worker.is_active for worker in self._workers.values())
 
     def update(self, worker: BatchNode) -> None:
-        """Bring the sums up to date. Call it whenever a worker changed."""
+        """Update the sums. Call it whenever a worker has changed."""
         self._rate -= worker.rate
         self._filled -= worker.rate * worker.counted_free
         if worker.rated is not worker.cost:
@@ -181,13 +185,14 @@ class BatchNodes:
         self._updates += 1
 
     def horizon(self, now: float, tokens: float) -> float:
-        """The earliest time at which `tokens` of waiting work can be done by all."""
+        """The earliest time at which all workers can finish `tokens` of waiting work."""
         if self._rate > 0.0:
             surface = (tokens + self._filled) / self._rate
             if surface > self._latest_free and surface > now:
                 return surface
-        # Near the end. Handing out work does not move the horizon: what the queue loses, a worker
-        # gets. Only wrong predictions do, so with many workers it need not be reckoned each time.
+        # Near the end. Assigning work does not move the horizon, because it only goes from the
+        # queue to a worker. Only wrong predictions do, so with many workers it need not be
+        # recomputed each time.
         if self._exact <= now or self._updates > len(self._workers) // _UPDATES_PER_RECKONING:
             self._exact = self.horizon_without(None, now, tokens)
             self._updates = 0
@@ -195,7 +200,7 @@ class BatchNodes:
         return self._exact
 
     def horizon_without(self, absent: str | None, now: float, tokens: float) -> float:
-        """The same without one worker. Always exact, O(n log n)."""
+        """The horizon without one worker. Always exact, O(n log n)."""
         return earliest_finish(
             [
                 (worker.expected_free(now) + worker.cost.overhead, worker.rate)
@@ -206,9 +211,9 @@ class BatchNodes:
         )
 
     def ranking(self, now: float, tokens: float) -> list[tuple[float, int, BatchNode]]:
-        """The active workers as a heap, by when they could be done with one more item of `tokens`.
+        """The active workers as a heap, by when each could finish one more item of `tokens`.
 
-        The second of each entry is unique, so that workers are never compared.
+        The second field of an entry is unique, so that workers are never compared.
         """
         ranking = [
             (worker.expected_free(now) + worker.cost.seconds(tokens), place, worker)

@@ -1,4 +1,4 @@
-"""How much a node gets at once."""
+"""The size of a node's next chunk."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ MIN_CHUNK_SECONDS = 0.01
 _PROBE_TOKENS = 200.0
 _PROBE_ITEMS = 16
 _EXTRAPOLATION = 8.0
-"""How far beyond the largest answer seen a prediction is trusted."""
+"""A prediction is trusted up to this multiple of the largest answer seen."""
 _SHARE_DIVISOR = 2.0
-"""A chunk is at most this fraction of what a node will still do, so that plans can change."""
+"""A chunk is at most a node's remaining share divided by this, so that plans can change."""
 _CHUNKS_PER_NODE = 8
-"""In a short batch chunks are shorter than usual: what one node is late with stays a small part."""
+"""Chunks are shorter in a short batch, so that a late one is a small part of it."""
 _FLOOR_OVERHEADS = 16.0
-"""Chunks are not cut below this many overheads: then requests would cost more than they balance."""
+"""Minimum chunk duration in overheads: below it, requests cost more than balancing saves."""
 
 
 class Portion(NamedTuple):
-    """What to take from the queue: up to so many tokens and items, from its long or short end."""
+    """How much to take from the queue: at most `tokens` and `items`, from its long or short end."""
 
     tokens: float
     items: int
@@ -29,9 +29,9 @@ class Portion(NamedTuple):
 
 
 def probe(*, is_first: bool) -> Portion:
-    """For a node of which nothing is known: one short text, then a few.
+    """The portion for an unmeasured node: one short text first, then a few.
 
-    Two sizes tell overhead and speed apart, and neither costs much if the node is slow.
+    Two sizes separate overhead from speed, and neither costs much if the node is slow.
     """
     return Portion(0.0, 1, True) if is_first else Portion(_PROBE_TOKENS, _PROBE_ITEMS, True)
 
@@ -47,15 +47,16 @@ def portion(
     max_items: int,
     max_tokens: float,
 ) -> Portion | None:
-    """For a node that has `left` seconds until all is done; None if that is not one item's worth.
+    """The portion for a node with `left` seconds until the horizon; None if one item takes longer.
 
-    longest, shortest: tokens of the items at the two ends of the queue. batch_seconds: how long the
-    whole batch takes, from its start on. chunk_seconds: how long a chunk should take at most.
+    longest, shortest: tokens of the items at the two ends of the queue.
+    batch_seconds: duration of the whole batch, from its start.
+    chunk_seconds: maximum duration of a chunk.
     """
     floor = max(_FLOOR_OVERHEADS * cost.overhead, MIN_CHUNK_SECONDS)
     seconds = left if left < 2 * floor else max(left / _SHARE_DIVISOR, floor)
     seconds = min(seconds, max(batch_seconds / _CHUNKS_PER_NODE, floor))
-    # At least half of a chunk is to be work, as `BatchNodes` and the planner reckon.
+    # At least half of a chunk's duration is work; `BatchNodes` and the planner assume the same.
     seconds = min(seconds, max(chunk_seconds, 2 * cost.overhead))
     tokens = (seconds - cost.overhead) / cost.seconds_per_token
     tokens = min(tokens, _EXTRAPOLATION * cost.reach, max_tokens)

@@ -1,8 +1,8 @@
-"""Whether two nodes on one machine are faster together than the faster one alone.
+"""Measure whether two nodes on one machine are faster together than the faster one alone.
 
-One Ollama per GPU in one box: they are. Two on one CPU: they are not, by far (two real ones gave 15
-texts/s together where one gave 49). Only a measurement tells: the second gets work while the first
-goes on, and their rates together are compared with the rate of the first alone.
+With one Ollama per GPU they are. Two on one CPU are much slower (measured: 15 texts/s together, 49
+alone), so it has to be measured: the second gets work while the first continues, and their combined
+rate is compared with the rate of the first alone.
 """
 
 from __future__ import annotations
@@ -15,21 +15,23 @@ from typing import NamedTuple
 from aiosollol.core.scheduling.cost import Cost
 
 ENOUGH_GAIN = 1.10
-"""How many times as fast as the first alone both must be, so that it is worth to use both."""
+"""Both nodes are used if together they are at least this many times as fast as the first alone."""
 
 TRIAL_CHUNK_SECONDS = 0.1
-"""Both work in small chunks for the while, so that it is short even if they are slow together."""
+"""Chunk duration during a trial: small, so that the trial is short even if both are slow."""
 
 _MIN_ANSWERS = 2
 _MIN_OBSERVATIONS = 3
 _MIN_SECONDS_LEFT = 2.0
-"""How much work must be left so that it pays to find out."""
+"""A trial begins only with at least this much work left."""
 
 
 class Finding(NamedTuple):
-    """What was measured. Rates are tokens per second.
+    """The result of a trial. Rates are tokens per second.
 
-    first, second: names of the nodes. alone: rate of `first` alone. together: of both at once.
+    first, second: names of the nodes.
+    alone: rate of `first` alone.
+    together: combined rate of both.
     """
 
     first: str
@@ -52,9 +54,9 @@ class Finding(NamedTuple):
 
 @dataclass(slots=True)
 class ColocationTrial:
-    """A measurement under way. Tell it of every answer of either node; ask for the `finding`.
+    """A running measurement. Report each answer of either node to `answered`; see `finding`.
 
-    alone: what the first costs by itself, as known when the trial begins at `began`.
+    alone: cost of the first node by itself, as known at `began`.
     """
 
     first: str
@@ -70,9 +72,9 @@ class ColocationTrial:
     _alone_seconds: float = 0.0
 
     def answered(self, node: str, tokens: float, worked_from: float, now: float) -> None:
-        """A node answered a request of `tokens` that it worked on from `worked_from` until now.
+        """Record an answer to a request of `tokens`, worked on from `worked_from` until now.
 
-        What the first began before the trial tells nothing and is left out.
+        Requests that the first node began before the trial are left out.
         """
         seconds = now - max(worked_from, self.began)
         if node == self.second:
@@ -87,7 +89,7 @@ class ColocationTrial:
 
     @property
     def finding(self) -> Finding | None:
-        """The result, once both have answered often enough; None before."""
+        """The result; None until both nodes have answered often enough."""
         if min(self._first_answers, self._second_answers) < _MIN_ANSWERS:
             return None
         first = self._first_tokens / max(self._first_seconds, 1e-9)
@@ -99,7 +101,8 @@ class ColocationTrial:
 class ColocationTrials:
     """The measurements of one batch, one after another.
 
-    pairs: (first, second) nodes to be measured. findings: the results so far.
+    pairs: (first, second) nodes to measure.
+    findings: the results so far.
     """
 
     def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
@@ -108,12 +111,12 @@ class ColocationTrials:
         self.findings: list[Finding] = []
 
     def waits_beside(self, first: str) -> bool:
-        """Whether a node waits to be tried beside `first`."""
+        """Whether the next trial pairs a node with `first`."""
         return bool(self._pairs) and self._pairs[0][0] == first and self._current is None
 
     @staticmethod
     def pays(cost: Cost, seconds_left: float) -> bool:
-        """Whether enough is known of the first and enough is left to do."""
+        """Whether the first node is measured well enough and enough work is left."""
         return cost.observations >= _MIN_OBSERVATIONS and seconds_left >= _MIN_SECONDS_LEFT
 
     def concerns(self, node: str) -> bool:
@@ -122,17 +125,17 @@ class ColocationTrials:
         return trial is not None and node in (trial.first, trial.second)
 
     def begin(self, alone: Cost, now: float) -> str:
-        """Begin the next measurement. Returns the name of the node that is to work as well."""
+        """Begin the next measurement. Returns the name of the second node, which now gets work."""
         first, second = self._pairs.popleft()
         self._current = ColocationTrial(first, second, alone, now)
         return second
 
     def drop(self) -> None:
-        """Give up the measurement under way: one of the two is gone."""
+        """Abort the current measurement because one of the two nodes was lost."""
         self._current = None
 
     def answered(self, node: str, tokens: float, worked_from: float, now: float) -> Finding | None:
-        """Tell of an answer. Returns the result if the measurement is complete with it."""
+        """Record an answer. Returns the result if it completes the measurement."""
         if self._current is None:
             return None
         self._current.answered(node, tokens, worked_from, now)

@@ -1,10 +1,10 @@
-"""What a request costs on a node: seconds = overhead + seconds per token x tokens.
+"""Cost of a request on a node: seconds = overhead + seconds per token x tokens.
 
-One `Cost` belongs to one (node, model). It is fitted by weighted least squares over the answers
-so far, each older answer counting `FORGET` times as much as the one after it. An answer's weight
-is 1 / (tokens + 100)^2: what matters is how far a prediction is off in proportion, and a list of
-400 texts must not drown out what one text told about the overhead. But below a few texts it is the
-network's jitter that counts, which has nothing to do with their length.
+There is one `Cost` per (node, model), fitted by weighted least squares over the answers so far.
+Each answer counts `FORGET` times as much as the next one. An answer's weight is
+1 / (tokens + 100)^2: the relative error of a prediction matters, and a list of 400 texts must not
+hide the overhead that a single text shows. The constant is there because for a few texts network
+jitter dominates, which does not depend on their length.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from dataclasses import dataclass
 FORGET = 0.75
 CHARACTERS_PER_TOKEN = 4.0
 SPECIAL_TOKENS = 2
-"""Tokens that a server adds to each text: a real one counts 2 for the empty text."""
+"""Tokens that a server adds to each text: a real server counts 2 for the empty text."""
 
 GPU_SPEED_RATIO = 10.0
-"""How much faster a node that uses a GPU is taken to be, before anything was measured."""
+"""Assumed speed of a GPU node relative to a CPU node until it is measured."""
 
 _CPU_SECONDS_PER_TOKEN = 1e-3
 _PRIOR_OVERHEAD = 2e-3
 _JITTER_TOKENS = 100.0
 _PRIOR_WEIGHT = 0.05
 _ENOUGH_SPREAD = 0.05
-"""Variance of the sizes over their mean square from which they alone tell the overhead: 0.1 where
-one half of the answers has twice the size of the other."""
-_MIN_SECONDS_PER_TOKEN = 1e-6  # nothing embeds a million tokens a second; noise may look like it
+"""Variance of the sizes over their mean square that suffices to fit the overhead without the prior:
+0.1 if half of the answers are twice the size of the others."""
+_MIN_SECONDS_PER_TOKEN = 1e-6  # a million tokens a second is noise, not a real rate
 _PLAUSIBLE_RATIOS = (0.3, 10.0)
 
 
 class Cost:
-    """The learned cost of a model on a node. Never changes: `observe` returns the next one.
+    """The learned cost of a model on a node. Immutable: `observe` returns a new one.
 
-    observations: answers seen. reach: the most tokens seen in one of them, fading with time;
-    beyond a few times that, a prediction is a guess.
+    observations: answers seen.
+    reach: largest answer seen in tokens, decaying; a prediction far beyond it is a guess.
 
-    Answers come by the thousand a second and predictions are asked for now and then, so the line is
-    fitted when it is asked for, and kept.
+    Answers come by the thousand a second and predictions are rarer, so the line is fitted lazily
+    and cached.
     """
 
     __slots__ = ("_line", "_sums", "observations", "reach")
@@ -64,7 +64,7 @@ class Cost:
 
     @classmethod
     def unknown(cls, *, gpu: bool = False) -> Cost:
-        """A guess for a node of which nothing was measured: right only in proportion."""
+        """A guess for an unmeasured node. Only the ratio of GPU to CPU is meaningful."""
         return _UNKNOWN_GPU if gpu else _UNKNOWN_CPU
 
     @property
@@ -83,7 +83,7 @@ class Cost:
         return overhead + seconds_per_token * tokens
 
     def observe(self, tokens: float, seconds: float) -> Cost:
-        """The cost after an answer to `tokens` tokens that kept the node busy for `seconds`."""
+        """The cost updated with an answer to `tokens` tokens that took the node `seconds`."""
         if seconds < 0.0:
             seconds = 0.0
         weight = 1.0 / (tokens + _JITTER_TOKENS) ** 2
@@ -113,9 +113,9 @@ _UNKNOWN_GPU = Cost(seconds_per_token=_CPU_SECONDS_PER_TOKEN / GPU_SPEED_RATIO)
 
 
 def _fit(sums: tuple[float, float, float, float, float]) -> tuple[float, float]:
-    """Least squares line through the answers: (intercept, slope), neither below zero.
+    """Least squares line through the answers: (intercept, slope), neither negative.
 
-    A weak extra point at zero tokens pins the intercept while all answers have about one size.
+    A weak prior point at zero tokens fixes the intercept while all answers have about one size.
     """
     w, x, y, xx, xy = sums
     spread = 1.0 - x * x / (w * xx) if xx else 0.0
@@ -132,19 +132,19 @@ def _fit(sums: tuple[float, float, float, float, float]) -> tuple[float, float]:
 
 @dataclass(frozen=True, slots=True)
 class TokenRatio:
-    """Characters per token of one model, corrected by what servers count.
+    """Characters per token of one model, corrected by the servers' token counts.
 
-    Each answer counts by its length: a batch ends with its shortest texts, and what those lose by
-    rounding to whole tokens says nothing of the others.
+    Answers are weighted by length: a batch ends with its shortest texts, whose rounding to whole
+    tokens must not affect the estimate for the others.
     """
 
     characters: float = CHARACTERS_PER_TOKEN
     observations: int = 0
-    # Fading sums of the characters that were sent and the tokens that were counted.
+    # Decaying sums of the characters sent and the tokens counted.
     _sums: tuple[float, float] = (0.0, 0.0)
 
     def tokens(self, text: str) -> float:
-        """Estimated tokens of `text`, the special ones included."""
+        """Estimated tokens of `text`, including the special ones."""
         return len(text) / self.characters + SPECIAL_TOKENS
 
     def tokens_each(self, texts: Sequence[str]) -> list[float]:
@@ -157,17 +157,17 @@ class TokenRatio:
         return sum(map(len, texts)) / self.characters + SPECIAL_TOKENS * len(texts)
 
     def observe(self, characters: int, texts: int, tokens: int) -> TokenRatio:
-        """The ratio after a server counted `tokens` for `texts` texts of `characters` in all.
+        """The ratio updated with a count of `tokens` for `texts` texts of `characters` in total.
 
-        An implausible ratio is ignored: a server counts only the tokens that were left after it
-        cut a text to its context length.
+        An implausible ratio is ignored: a server that truncates a text to its context length
+        counts only the tokens that remain.
         """
         counted = tokens - SPECIAL_TOKENS * texts
         if counted <= 0:
             return self
         if not _PLAUSIBLE_RATIOS[0] <= characters / counted <= _PLAUSIBLE_RATIOS[1]:
             return self
-        # As much is forgotten as is learned, at most a part of what is known.
+        # Forget as much as is learned, but at most 1 - FORGET of the known sums.
         known, seen = self._sums
         keep = max(FORGET, 1.0 - characters / known) if known else 0.0
         sums = (keep * known + characters, keep * seen + counted)
@@ -177,7 +177,7 @@ class TokenRatio:
 def earliest_finish(workers: Iterable[tuple[float, float]], work: float) -> float:
     """The smallest time T with ``sum(rate * max(0, T - free)) >= work``.
 
-    `workers` are pairs (time at which it is free, rate in work per second); infinity without any.
+    workers: pairs (time at which it is free, rate in work per second). Infinity if there are none.
     """
     rate = filled = 0.0
     surface = float("inf")

@@ -1,4 +1,4 @@
-"""Handing out the work of a batch: who gets what, as late as possible."""
+"""Assign the work of a batch to nodes, as late as possible."""
 
 from __future__ import annotations
 
@@ -24,15 +24,18 @@ from aiosollol.core.scheduling.colocation import TRIAL_CHUNK_SECONDS, Colocation
 from aiosollol.core.scheduling.work_queue import ItemLedger, WorkQueue
 
 _COPY_GAIN = 0.9
-"""A copy must be expected within this fraction of the time that the original still needs."""
+"""A copy must be predicted to take at most this fraction of the original's remaining time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleOptions:
-    """How a batch is cut. Durations are seconds.
+    """How a batch is cut into chunks. Durations are seconds.
 
-    chunk_seconds: how long a chunk should take. max_items, max_tokens: its upper bounds.
-    max_attempts: how often an item may be in a request that failed before it is given up.
+    chunk_seconds: target duration of a chunk.
+    max_items, max_tokens: maximum size of a chunk.
+    max_attempts: failed requests after which an item is given up.
+    busy_pause: pause after a node's first "busy" answer; doubled after each further one.
+    max_busy: "busy" answers in a row after which a node is lost.
     """
 
     chunk_seconds: float = 0.5
@@ -55,9 +58,9 @@ Instruction: TypeAlias = Send | Cancel
 
 
 class Dispatcher:
-    """Fills the free places of a fleet from a queue. The other half of `BatchState`.
+    """Fills the free slots of the nodes from the queue, for `BatchState`.
 
-    flights: the chunks under way, by id, in the order in which they were sent.
+    flights: the chunks in flight, by id, in the order in which they were sent.
     """
 
     def __init__(
@@ -78,47 +81,47 @@ class Dispatcher:
         self._next_id = 0
         self.flights: dict[int, Flight] = {}
         self._started_at = math.inf
-        # Nodes with a free place for which there was nothing to do. They are asked again only
-        # when something happened that may change that: `stir`.
+        # Nodes with a free slot that had nothing to do. They are reconsidered only after an event
+        # that may change that: `stir`.
         self._idle: dict[str, BatchNode] = {}
         self._is_stirred = False
         self._changed_at = 0.0
-        # For whom the last items wait, and when it should be done with one of them.
+        # The node that the last items wait for, and when it should finish one of them.
         self._awaited: BatchNode | None = None
         self._awaited_finish = math.inf
 
     def rest(self, node: BatchNode) -> None:
-        """Take note that a node has, or no longer has, a free place."""
+        """Record whether a node has a free slot."""
         if node.is_active and len(node.flights) < node.window:
             self._idle[node.name] = node
         else:
             self._idle.pop(node.name, None)
 
     def stir(self) -> None:
-        """Something changed: at the next dispatch, ask every idle node again."""
+        """Reconsider every idle node at the next dispatch."""
         self._is_stirred = True
 
     def start(self, now: float) -> list[Instruction]:
-        """Begin to hand out; nothing is before."""
+        """Start assigning work; `dispatch` does nothing before."""
         self._started_at = now
         self._is_stirred = True
         return self.dispatch(now)
 
     def next_tick(self, now: float) -> float | None:
-        """When `dispatch` should be called if nothing happens before; None: never."""
+        """When `dispatch` must be called if no event comes first; None if never."""
         if not self._ledger.open or not self._idle:
             return None
         if self._queue and not self.flights:
-            # Nothing that could wake us is under way. What is due already is due now.
+            # Nothing is in flight that could trigger a dispatch. A time in the past means now.
             return max(now, min(node.retry_at for node in self._idle.values()))
         waits = [node.retry_at for node in self._idle.values() if node.retry_at > now]
         if self.flights and len(waits) < len(self._idle):
-            # Often at first, when a copy helps most, and then ever more seldom.
+            # Often at first, when a copy helps most, then less and less often.
             waits.append(now + max(MIN_CHUNK_SECONDS, (now - self._changed_at) / 4))
         return min(waits, default=None)
 
     def dispatch(self, now: float, freed: BatchNode | None = None) -> list[Instruction]:
-        """Give work to the node that just became free, or to all idle ones if things changed."""
+        """Give work to the node that just became free, or to all idle nodes after `stir`."""
         instructions: list[Instruction] = []
         if not self._ledger.open or now < self._started_at:
             return instructions
@@ -132,10 +135,10 @@ class Dispatcher:
         else:
             nodes = [freed] if freed.has_place(now) else []
         while nodes:
-            # One chunk each, then the second: the first answers tell how to size the rest.
+            # One chunk each, then a second one: the first answers set the size of the rest.
             served = []
             for node in nodes:
-                if not node.has_place(now):  # it got the last item while another was asked
+                if not node.has_place(now):  # `_hand_out_last` filled it in this round
                     continue
                 due = self._due(node, now)
                 if due is None:
@@ -154,7 +157,7 @@ class Dispatcher:
         return instructions
 
     def _force(self, instructions: list[Instruction], now: float) -> None:
-        """Nothing is under way and everybody waits for another: the best one starts."""
+        """Start the fastest node: nothing is in flight, and each node waits for another."""
         able = [node for node in self._idle.values() if node.has_place(now)]
         if able:
             self._queue.forget_culprits()
@@ -164,7 +167,7 @@ class Dispatcher:
                 instructions.append(send)
 
     def _due(self, node: BatchNode, now: float) -> Portion | None:
-        """What `node` should get next; None if that is less than one item."""
+        """The next portion for `node`; None if it is less than one item."""
         queue, options = self._queue, self._options
         if node.cost.observations == 0:
             return probe(is_first=not node.flights)
@@ -182,9 +185,9 @@ class Dispatcher:
         )
 
     def _hand_out_last(self, freed: BatchNode, now: float) -> list[Instruction]:
-        """Give each of the last items to whoever would be done with it first.
+        """Give each of the last items to the node that would finish it first.
 
-        That may be a node that is busy now: then it is waited for.
+        If that node is busy now, the item waits for it.
         """
         shortest = self._queue.shortest(freed.name)
         if shortest == math.inf:
@@ -200,7 +203,7 @@ class Dispatcher:
             if not node.has_place(now):
                 break
             send = self._send(node, now, Portion(shortest, 1, True))
-            if send is None:  # there is nothing that this one may have
+            if send is None:  # every waiting item avoids this node
                 heappop(ranking)
                 continue
             instructions.append(send)
@@ -227,16 +230,16 @@ class Dispatcher:
         self._fleet.update(node)
         return Send(chunk)
 
-    # Nodes on one machine work in small chunks while they are compared.
+    # Nodes on one machine get small chunks while they are compared.
 
     def is_to_be_tried(self, first: BatchNode, now: float) -> bool:
-        """Whether it is time to try another node beside `first`."""
+        """Whether to begin a trial of another node beside `first` now."""
         return self._trials.waits_beside(first.name) and self._trials.pays(
             first.cost, self._fleet.horizon(now, self._queue.tokens) - now
         )
 
     def _chunk_seconds(self, node: BatchNode, now: float) -> float:
-        """How long a chunk of a node should take at most."""
+        """Maximum duration of a node's next chunk."""
         if self._trials.concerns(node.name) or self.is_to_be_tried(node, now):
             return TRIAL_CHUNK_SECONDS
         return self._options.chunk_seconds
@@ -244,9 +247,9 @@ class Dispatcher:
     # The tail.
 
     def _reissue(self, now: float) -> None:
-        """Queue copies of the chunk that is expected last, if that helps.
+        """Queue a copy of the chunk predicted to finish last, if that saves time.
 
-        The copies go through the queue, so that several idle nodes can share them.
+        It goes through the queue, so that several idle nodes can share it.
         """
         worst: Flight | None = None
         worst_finish = now

@@ -1,4 +1,4 @@
-"""The parallelism report: what would be done with batches of several sizes, and what it saves."""
+"""The parallelism report: the plan for batches of several sizes, and the time it saves."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from aiosollol.errors import InvalidInput
 
 DEFAULT_SIZES = (10, 50, 100, 200)
 DEFAULT_TOKENS_PER_ITEM = 75.0
-"""About fifty words of English."""
+"""About 50 words of English."""
 
 
 @dataclass(frozen=True, slots=True)
 class ParallelismEntry:
     """The report on one batch size. Durations are seconds.
 
-    sequential_seconds: on the best node alone. parallel_seconds: on all nodes that may take part,
-    each with its share. plan: what would be done, and why.
+    plan: the plan that would be used, and why.
+    sequential_seconds: predicted on the best node alone.
+    parallel_seconds: predicted on all nodes that may take part, each with its share.
     """
 
     items: int
@@ -40,7 +41,7 @@ class ParallelismEntry:
 
     @property
     def saved_seconds(self) -> float:
-        """How much sooner the recommended way is done than the other; 0 if it is not."""
+        """Time saved by the recommendation over the alternative; 0 if none."""
         other = (
             self.parallel_seconds
             if self.recommendation == "sequential"
@@ -57,12 +58,12 @@ def parallelism_report(
     options: PlanOptions | None = None,
     verdicts: Mapping[frozenset[str], bool] | None = None,
 ) -> list[ParallelismEntry]:
-    """One entry per batch size, in the order given. Raises InvalidInput for a size below 1."""
+    """One entry per batch size, in the given order. Raises InvalidInput for a size below 1."""
     options = options or PlanOptions()
     entries = []
     for items in sizes:
         if not isinstance(items, int) or items < 1:
-            raise InvalidInput(f"a batch size must be a whole number from 1 on, not {items!r}")
+            raise InvalidInput(f"a batch size must be a whole number of at least 1, not {items!r}")
         shape = BatchShape(items, items * tokens_per_item)
         planned = plan(view, shape, options, verdicts)
         parallel = plan(view, shape, replace(options, force_mode="parallel"), verdicts)
@@ -75,7 +76,7 @@ def parallelism_report(
 
 
 def is_parallel_worthwhile(tasks: int, machine_of: Mapping[str, str]) -> tuple[bool, str]:
-    """The original's rule, and the sentence behind it: at least two tasks and two machines.
+    """The rule of the original design, with its reason: at least two tasks and two machines.
 
     machine_of: node name -> the machine it runs on.
     """
@@ -83,8 +84,8 @@ def is_parallel_worthwhile(tasks: int, machine_of: Mapping[str, str]) -> tuple[b
     nodes = f"{len(machine_of)} node{'s' if len(machine_of) != 1 else ''}"
     where = f"{nodes} on {machines} machine{'s' if machines != 1 else ''}"
     if tasks < 2:
-        return False, f"{tasks} task{'s' if tasks != 1 else ''}: nothing to do at the same time"
+        return False, f"{tasks} task{'s' if tasks != 1 else ''}: nothing to run in parallel"
     if machines < 2:
-        why = "one at a time, they would share it" if len(machine_of) > 1 else "there is no other"
+        why = "one at a time, they would share it" if len(machine_of) > 1 else "no other node"
         return False, f"{where}: {why}"
-    return True, f"{where}: {tasks} tasks can run on them at the same time"
+    return True, f"{where}: {tasks} tasks can run in parallel"

@@ -1,8 +1,7 @@
-"""How a batch should be spread, before it starts, and why.
+"""Plan how to spread a batch before it starts.
 
-The plan predicts; the queue decides (`core.scheduling.state_machine`). A plan fixes which nodes
-take part: one (a *single-node stream*) or several (a *fan-out*); the shares say what each is
-expected to do.
+A plan fixes which nodes take part: one (a *single-node stream*) or several (a *fan-out*). Its
+shares are predictions; `core.scheduling.state_machine` assigns the chunks while the batch runs.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ SameMachine = Literal["measure", "share", "one"]
 
 
 class Mode(Enum):
-    """The two ways to carry out a batch."""
+    """The two ways to run a batch."""
 
     SINGLE_NODE = "single-node stream"
     FAN_OUT = "fan-out"
 
 
 class Reason(Enum):
-    """Why a plan is as it is; the values are the original's words."""
+    """Why a plan was chosen; the values are the original's words."""
 
     DOMINANT_NODE = "dominant_node"
     SMALL_BATCH = "small_batch"
@@ -44,15 +43,17 @@ class Reason(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanOptions:
-    """How to decide. Raises InvalidInput for a value that makes no sense.
+    """How a batch is planned. Raises InvalidInput for an invalid value.
 
     policy: "adaptive" compares predicted times; "rules" is the table of the original design.
-    min_gain: a fan-out must be predicted to save at least this fraction of the time.
+    min_gain: fraction of the time that a fan-out must be predicted to save.
     force_mode: "sequential" or "parallel" overrides both policies.
-    same_machine: what nodes on one machine do: "measure" whether they are faster together, always
-    "share" the work, or only "one" of them works.
-    chunk_seconds: how long a chunk usually takes, each with its overhead.
-    The others are the thresholds of "rules", in times, items and nodes.
+    same_machine: for nodes on one machine, "measure" whether they are faster together, always
+    "share" the work, or use only "one" of them.
+    chunk_seconds: usual duration of a chunk, including its overhead.
+    dominant_ratio, balanced_ratio: thresholds of "rules", as speed ratios.
+    small_batch, top_batch: thresholds of "rules", in items.
+    top_nodes: number of nodes that "rules" uses for an unbalanced cluster.
     """
 
     policy: Policy = "adaptive"
@@ -79,11 +80,11 @@ class PlanOptions:
         for name in ("small_batch", "top_batch", "top_nodes"):
             value = getattr(self, name)
             if not (_is_number(value, int) and value >= 0):
-                raise InvalidInput(f"{name} must be a whole number, not {value!r}")
+                raise InvalidInput(f"{name} must be a whole number of at least 0, not {value!r}")
 
 
 class Candidate(NamedTuple):
-    """A node as the planner sees it. `ahead`: seconds of work that it has to do first."""
+    """A node as the planner sees it. `ahead`: seconds of other work queued before the batch."""
 
     name: str
     cost: Cost
@@ -97,9 +98,9 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class BatchShape:
-    """What the planner needs to know of a batch: how many items, and their tokens in all.
+    """The size of a batch: number of items, and their tokens in total.
 
-    Raises InvalidInput for a number that there cannot be.
+    Raises InvalidInput for a negative or non-numeric value.
     """
 
     items: int
@@ -107,9 +108,9 @@ class BatchShape:
 
     def __post_init__(self) -> None:
         if not (_is_number(self.items, int) and self.items >= 0):
-            raise InvalidInput(f"items must be a whole number, not {self.items!r}")
+            raise InvalidInput(f"items must be a whole number of at least 0, not {self.items!r}")
         if not (_is_number(self.tokens) and 0 <= self.tokens < float("inf")):
-            raise InvalidInput(f"tokens must be a number from 0 on, not {self.tokens!r}")
+            raise InvalidInput(f"tokens must be a number of at least 0, not {self.tokens!r}")
 
     @property
     def tokens_per_item(self) -> float:
@@ -118,13 +119,15 @@ class BatchShape:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is going to happen. ``str(plan)`` says it in a sentence.
+    """How a batch will run. ``str(plan)`` summarises it in a sentence.
 
-    shares: items that each node is expected to do. predicted_seconds: of the whole batch.
-    best_single_seconds, even_split_seconds: what the alternatives are predicted to take.
-    speed_ratio: how many times as fast as the next the fastest node is; 1 if there is no other.
+    shares: items that each node is expected to do.
+    predicted_seconds: predicted duration of the batch.
+    best_single_seconds: the same on the best node alone.
+    even_split_seconds: the same with equal shares for all nodes.
+    speed_ratio: speed of the fastest node relative to the next; 1 if there is no other.
     standby: nodes that take over if all others are lost, best first.
-    trials: pairs of nodes on one machine for which it is to be measured whether both should work.
+    trials: pairs of nodes on one machine to measure: is the pair faster than its first node?
     """
 
     mode: Mode
@@ -143,7 +146,7 @@ class Plan:
         nodes = ", ".join(f"{name} {share}" for name, share in self.shares.items())
         what = f"{self.mode.value} of {_count(self.items, 'item')}"
         sentence = f"{what} ({self.reason.value}): {self.detail}; {nodes}"
-        if self.reason is Reason.MEASURING:  # the time is a guess, and nothing to be told
+        if self.reason is Reason.MEASURING:  # the predicted time is only a guess
             return sentence
         return f"{sentence}; about {self.predicted_seconds:.2f} s"
 
@@ -165,13 +168,13 @@ def plan(
 ) -> Plan:
     """The plan for `batch` over the nodes in `view`.
 
-    verdicts: for pairs of nodes on one machine, whether they were found to be faster together.
-    Raises InvalidInput if there is no node.
+    verdicts: for pairs of nodes on one machine, whether they were measured faster together.
+    Raises InvalidInput if `view` is empty.
     """
     if not view:
         raise InvalidInput("a plan needs at least one node")
     options = options or PlanOptions()
-    # Of equally fast ones, the one that is free first.
+    # Among equally fast nodes, the one that is free first.
     ranked = sorted(view, key=lambda node: (_seconds_per_item(node, batch, options), node.ahead))
     apart = _one_machine_each(ranked, options, verdicts or {})
     if options.force_mode is not None:
@@ -196,9 +199,9 @@ def _forced(
 ) -> _Choice:
     if options.force_mode == "sequential":
         best = min(ranked, key=lambda node: _alone_seconds(node, batch, options))
-        return _Choice([best], Reason.FORCED, "one node was asked for")
+        return _Choice([best], Reason.FORCED, "one node was requested")
     every = "node" if len(apart.nodes) == len(ranked) else "machine"
-    return _Choice(apart.nodes, Reason.FORCED, f"every {every} was asked for", apart.trials)
+    return _Choice(apart.nodes, Reason.FORCED, f"every {every} was requested", apart.trials)
 
 
 def _alone(ranked: Sequence[Candidate], apart: _Choice) -> _Choice:
@@ -210,7 +213,7 @@ def _alone(ranked: Sequence[Candidate], apart: _Choice) -> _Choice:
 def _one_machine_each(
     ranked: Sequence[Candidate], options: PlanOptions, verdicts: Mapping[frozenset[str], bool]
 ) -> _Choice:
-    """The fastest node of each machine, and those that are known to be of use beside it."""
+    """The fastest node of each machine, and the nodes measured to be faster together with it."""
     if options.same_machine == "share":
         return _Choice(ranked, Reason.BALANCED_CLUSTER, "")
     fastest: dict[str, Candidate] = {}
@@ -250,7 +253,7 @@ def _by_rules(nodes: Sequence[Candidate], batch: BatchShape, options: PlanOption
 
 
 def _by_prediction(nodes: Sequence[Candidate], batch: BatchShape, options: PlanOptions) -> _Choice:
-    """A fan-out if it is predicted to win by enough, else the best single node."""
+    """A fan-out if it is predicted to save at least `min_gain`, else the best single node."""
     ratio = speed_ratio(nodes, batch, options)
     single_seconds = _best_single(nodes, batch, options)
     shares, seconds = _shares(nodes, batch, options)
@@ -295,13 +298,13 @@ def _as_plan(
     )
 
 
-# Predicting.
+# Predictions.
 
 
 def speed_ratio(
     nodes: Sequence[Candidate], batch: BatchShape, options: PlanOptions | None = None
 ) -> float:
-    """How many times as fast as the next node the fastest is; 1 if there is no other."""
+    """Speed of the fastest node relative to the next; 1 if there is no other."""
     if len(nodes) < 2:
         return 1.0
     options = options or PlanOptions()
@@ -326,7 +329,7 @@ def _best_single(nodes: Iterable[Candidate], batch: BatchShape, options: PlanOpt
 
 
 def _even_split(nodes: Sequence[Candidate], batch: BatchShape, options: PlanOptions) -> float:
-    """What it would take if every node got the same number of items."""
+    """Predicted seconds if every node got the same number of items."""
     share = -(-batch.items // len(nodes))
     return max(
         node.ahead + node.cost.overhead + share * _seconds_per_item(node, batch, options)
@@ -339,9 +342,9 @@ def _shares(
 ) -> tuple[dict[str, int], float]:
     """Items for each node, and the earliest time at which all are done.
 
-    The smallest T with ``sum(floor((T - overhead - ahead) / seconds per item)) >= items``. Found by
-    giving the next item to the node that would be done with it first; all but the last few items
-    are given at once, by the same water level that `horizon.earliest_finish` finds.
+    That is the smallest T with ``sum(floor((T - overhead - ahead) / seconds per item)) >= items``.
+    Each item goes to the node that would finish it first; all but the last few are assigned at
+    once, from the water level of `cost.earliest_finish`.
     """
     paces = {node.name: max(_seconds_per_item(node, batch, options), 1e-12) for node in nodes}
     free = {node.name: node.ahead + node.cost.overhead for node in nodes}

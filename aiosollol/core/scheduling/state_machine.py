@@ -1,15 +1,15 @@
 """One batch as a state machine: events in, instructions out.
 
-The executor tells what happened (`node_up`, `done`, `failed`, `node_lost`, `tick`) and carries
-out what comes back (`Send`, `Cancel`) until `is_finished`. Nothing here waits or reads a clock.
+The executor reports events (`node_up`, `done`, `failed`, `node_lost`, `tick`) and carries out the
+returned instructions (`Send`, `Cancel`) until `is_finished`. Nothing here waits or reads a clock.
 
-Who gets what is decided as late as possible. Whenever a node has a free place, the *horizon* is
-reckoned: the earliest time at which all waiting work can be done by all nodes together. What the
-node can do until then is its share, and it gets a part of that, smaller as the end comes near. A
-node whose share is less than one item gets none, unless no other would finish that item sooner.
+Work is assigned as late as possible. Whenever a node has a free slot, the *horizon* is computed:
+the earliest time at which all nodes together can finish all waiting work. A node's share is the
+work it can do until then. It gets a part of its share, smaller towards the end. A node whose share
+is less than one item gets none, unless no other node would finish that item sooner.
 
-When nothing is waiting, idle nodes get copies of what the others are late with, if everybody
-together would be done sooner that way. The first answer counts, the other is cancelled.
+When the queue is empty, idle nodes get copies of late chunks if that ends the batch sooner. The
+first answer counts, the other request is cancelled.
 """
 
 from __future__ import annotations
@@ -51,20 +51,20 @@ class BatchState:
         *,
         expected_seconds: float = math.inf,
     ) -> None:
-        """`trials`: pairs of nodes for which it is to be measured whether both should work.
+        """tokens: estimated tokens of each item.
 
-        `expected_seconds`: how long the batch should take. If it turns out to take much longer, the
-        plan was wrong, and the nodes that stand by join.
+        trials: pairs of nodes to measure for whether they are faster together.
+        expected_seconds: planned duration. If the batch takes much longer, standby nodes join.
         """
         self._options = options or ScheduleOptions()
         self._queue = WorkQueue(tokens)
         self._fleet = BatchNodes(self._options.chunk_seconds)
         self._ledger = ItemLedger(len(tokens))
         self._trials = ColocationTrials(trials)
-        self._handout = Dispatcher(
+        self._dispatcher = Dispatcher(
             tokens, self._options, self._queue, self._fleet, self._ledger, self._trials
         )
-        self._flights = self._handout.flights
+        self._flights = self._dispatcher.flights
         self.last_errors: dict[str, SollolError] = {}
         self.tallies: dict[str, Tally] = {}
         self.slices: list[Slice] = []
@@ -72,26 +72,26 @@ class BatchState:
         self._expected_seconds = expected_seconds
         self._late_at = math.inf
 
-    # What the executor asks.
+    # Queries by the executor.
 
     @property
     def is_finished(self) -> bool:
-        """Every item has an answer or an error, and nothing is under way."""
+        """Whether every item has an answer or an error, and nothing is in flight."""
         return not self._ledger.open and not self._flights
 
     @property
     def errors(self) -> dict[int, SollolError]:
-        """Item -> its error, for the items that were given up."""
+        """Errors of the items that were given up, by item."""
         return self._ledger.errors
 
     @property
     def findings(self) -> list[Finding]:
-        """Whether nodes on one machine were found to be faster together."""
+        """The results of the trials of nodes on one machine."""
         return self._trials.findings
 
     @property
     def done_count(self) -> int:
-        """Items that are settled, by an answer or an error."""
+        """Number of items with an answer or an error."""
         return self._ledger.count - self._ledger.open
 
     @property
@@ -100,17 +100,17 @@ class BatchState:
 
     @property
     def is_stuck(self) -> bool:
-        """Items are open, but every node is lost."""
+        """Whether items are open but every node is lost."""
         return bool(self._ledger.open) and not self._flights and not self._fleet.any_active()
 
     def has_node(self, name: str) -> bool:
-        """Whether `name` takes part, or stands by, and is not lost."""
+        """Whether `name` takes part or is on standby, and is not lost."""
         node = self._fleet.get(name)
         return node is not None and not node.is_lost
 
     def next_tick(self, now: float) -> float | None:
-        """When `tick` should be called if nothing happens before; None: never."""
-        return self._handout.next_tick(now)
+        """When `tick` must be called if no event comes first; None if never."""
+        return self._dispatcher.next_tick(now)
 
     # Events.
 
@@ -124,9 +124,9 @@ class BatchState:
         ahead: float = 0.0,
         standby: bool = False,
     ) -> list[Instruction]:
-        """A node joins, or comes back. `ahead`: seconds of other work that it has to do first.
+        """A node joins or comes back. `ahead`: seconds of other work queued before the batch.
 
-        A `standby` node gets work only when all others are lost, or to be tried beside another.
+        A `standby` node gets work only if all others are lost, the batch is late, or in a trial.
         """
         known = self._fleet.get(name)
         if known is not None and not known.is_lost:
@@ -137,33 +137,33 @@ class BatchState:
             node.flights = known.flights
             node.busy_since = known.busy_since
         self._fleet.put(node)
-        self._handout.rest(node)
-        self._handout.stir()
-        return self._handout.dispatch(now)
+        self._dispatcher.rest(node)
+        self._dispatcher.stir()
+        return self._dispatcher.dispatch(now)
 
     def start(self, now: float) -> list[Instruction]:
-        """Hand out the first chunks, once the nodes known at the start have been announced."""
+        """Send the first chunks. Call `node_up` for the initial nodes first."""
         self._late_at = now + _PLAN_TOLERANCE * self._expected_seconds
-        return self._handout.start(now)
+        return self._dispatcher.start(now)
 
     def node_lost(
         self, name: str, now: float, error: SollolError | None = None
     ) -> list[Instruction]:
-        """A node must get no more work. What it is working on may still be answered."""
+        """A node gets no more work. Its chunks in flight may still be answered."""
         node = self._fleet.get(name)
         if node is None or node.is_lost:
             return []
         self._lose(node, error)
-        self._handout.stir()
-        return self._handout.dispatch(now)
+        self._dispatcher.stir()
+        return self._dispatcher.dispatch(now)
 
     def tick(self, now: float) -> list[Instruction]:
-        """Time has passed: pauses may be over, chunks may be late."""
-        self._handout.stir()
-        return self._handout.dispatch(now)
+        """Dispatch after time has passed: pauses may be over, chunks may be late."""
+        self._dispatcher.stir()
+        return self._dispatcher.dispatch(now)
 
     def done(self, chunk: Chunk, now: float, cost: Cost) -> list[Instruction]:
-        """A chunk was answered. `cost` is what the node is known to cost by now."""
+        """A chunk was answered. `cost` is the node's updated cost."""
         flight = self._land(chunk, now)
         if flight is None:
             return []
@@ -188,12 +188,12 @@ class BatchState:
             self._queue.discard(self._ledger.is_settled)
         if chunk.is_copy or flight.is_copied or not self._ledger.open:
             instructions = self._cancel_settled(now)
-        return instructions + self._handout.dispatch(now, node)
+        return instructions + self._dispatcher.dispatch(now, node)
 
     def failed(
         self, chunk: Chunk, now: float, failure: Failure, error: SollolError
     ) -> list[Instruction]:
-        """A chunk was not answered. Its items are tried again, alone if they look guilty."""
+        """A chunk failed. Its items are retried, in smaller chunks if they may be the cause."""
         flight = self._land(chunk, now)
         if flight is None:
             return []
@@ -212,11 +212,11 @@ class BatchState:
             self._punish(node, failure, error, now)
             self._retry(items, failure, error, node.name)
         self._fleet.update(node)
-        self._handout.stir()
-        return self._cancel_settled(now) + self._handout.dispatch(now)
+        self._dispatcher.stir()
+        return self._cancel_settled(now) + self._dispatcher.dispatch(now)
 
     def abandon(self, error: SollolError, now: float) -> list[Instruction]:
-        """Give every open item `error` and cancel what is under way."""
+        """Settle every open item with `error` and cancel the chunks in flight."""
         self._ledger.give_up_all(error)
         self._queue.drain()
         return self._cancel_settled(now)
@@ -250,7 +250,7 @@ class BatchState:
     def _split_or_give_up(
         self, items: Sequence[int], error: SollolError, allowed: int, culprit: str
     ) -> None:
-        """Halve what failed until the guilty item is alone, and allow that no more attempts."""
+        """Halve the failed items. A single one is given up after `allowed` failed attempts."""
         if len(items) > 1:
             self.splits += 1
             middle = len(items) // 2
@@ -262,7 +262,7 @@ class BatchState:
             self._queue.put_back(items, avoid=culprit)
 
     def _not_elsewhere(self, items: Sequence[int]) -> list[int]:
-        """`items` without those of which a copy or the original is still under way or waiting."""
+        """`items` without those that another chunk in flight or the queue still holds."""
         elsewhere = self._queue.returned()
         for flight in self._flights.values():
             elsewhere.update(flight.chunk.items)
@@ -275,7 +275,7 @@ class BatchState:
             return
         node.is_lost = True
         self._fleet.update(node)
-        self._handout.rest(node)
+        self._dispatcher.rest(node)
         if self._trials.concerns(node.name):
             self._trials.drop()
         if not self._fleet.any_active():
@@ -286,11 +286,11 @@ class BatchState:
     def _set_standby(self, node: BatchNode, is_standby: bool) -> None:
         node.is_standby = is_standby
         self._fleet.update(node)
-        self._handout.rest(node)
-        self._handout.stir()
+        self._dispatcher.rest(node)
+        self._dispatcher.stir()
 
     def _check_plan(self, now: float) -> None:
-        """Call in the nodes that stand by if the batch will take much longer than planned."""
+        """Activate the standby nodes if the batch will take much longer than planned."""
         if self._fleet.horizon(now, self._queue.tokens) > self._late_at:
             self._late_at = math.inf
             for node in self._fleet:
@@ -300,12 +300,12 @@ class BatchState:
     # Nodes on one machine.
 
     def _judge(self, node: BatchNode, chunk: Chunk, worked_from: float, now: float) -> None:
-        """Begin, continue or end the measurement of two nodes on one machine."""
+        """Begin, continue or end a trial of two nodes on one machine."""
         finding = self._trials.answered(node.name, chunk.tokens, worked_from, now)
         if finding is not None:
             if not finding.is_faster_together:
                 self._set_standby(self._fleet[finding.second], True)
-        elif self._handout.is_to_be_tried(node, now):
+        elif self._dispatcher.is_to_be_tried(node, now):
             under_way = [node.cost.seconds(flight.chunk.tokens) for flight in node.flights.values()]
             if max(under_way, default=0.0) <= 1.5 * TRIAL_CHUNK_SECONDS:
                 second = self._fleet.get(self._trials.begin(node.cost, now))
@@ -321,7 +321,7 @@ class BatchState:
         if flight is not None:
             node = self._fleet[chunk.node]
             node.land(flight, now)
-            self._handout.rest(node)
+            self._dispatcher.rest(node)
         return flight
 
     def _note(self, flight: Flight, now: float, outcome: Outcome) -> None:
@@ -339,7 +339,7 @@ class BatchState:
         )
 
     def _cancel_settled(self, now: float) -> list[Instruction]:
-        """Cancel the chunks of which every item has been settled by another."""
+        """Cancel the chunks whose items have all been settled by other chunks."""
         late = [
             flight
             for flight in self._flights.values()

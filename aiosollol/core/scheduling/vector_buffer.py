@@ -1,4 +1,4 @@
-"""Where the vectors of a batch land: one contiguous float32 buffer, in input order."""
+"""The vectors of a batch in one contiguous float32 buffer, in input order."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ _NAN = array("f", [float("nan")]).tobytes()
 
 
 class VectorBuffer:
-    """Rows of float32, made when the first vector tells their length.
+    """Rows of float32, allocated when the first vector gives their length.
 
-    Each different text has one entry, and may stand at several places: `places` maps entries to
-    their first row, `repeats` to the others. on_vectors: called after each `put`, perhaps several
-    times.
+    Each distinct text is one entry, which may fill several rows.
+
+    places: first row of each entry.
+    repeats: the other rows of an entry.
+    on_vectors: called one or more times per `put`.
     """
 
     def __init__(
@@ -38,17 +40,17 @@ class VectorBuffer:
     def put(self, entries: Sequence[int], floats: memoryview[float], dim: int) -> None:
         """Copy ``len(entries)`` vectors of length `dim` to their rows.
 
-        Raises ValueError if `dim` is not that of the vectors before.
+        Raises ValueError if `dim` differs from that of earlier vectors.
         """
         if not self.dim:
             self._allocate(dim)
         if dim != self.dim:
-            raise ValueError(f"vectors of {dim} do not fit among vectors of {self.dim}")
+            raise ValueError(f"expected vectors of {self.dim} dimensions, got {dim}")
         size = dim * _FLOAT_BYTES
         source, target, places = floats.cast("B"), self._view, self._places
         rows = [places[entry] for entry in entries]
         first, last = rows[0], rows[-1] + 1
-        if rows == list(range(first, last)):  # texts of one length, as they came
+        if rows == list(range(first, last)):  # consecutive rows: texts of equal length
             target[first * size : last * size] = source
         else:
             at = 0
@@ -63,16 +65,16 @@ class VectorBuffer:
                     self._copy_row(places[entry], row)
 
     def rows_of(self, entry: int) -> list[int]:
-        """Every row at which `entry` stands."""
+        """All rows of `entry`."""
         return [self._places[entry], *self._repeats.get(entry, ())]
 
     def clear_row(self, row: int) -> None:
-        """Fill a row with NaN: it has no vector."""
+        """Fill a row that has no vector with NaN."""
         size = self.dim * _FLOAT_BYTES
         self._view[row * size : (row + 1) * size] = _NAN * self.dim
 
     def finish(self) -> memoryview[int]:
-        """The buffer. Nothing may be put into it afterwards."""
+        """The buffer. Do not call `put` afterwards."""
         return self._view
 
     def _allocate(self, dim: int) -> None:

@@ -1,4 +1,4 @@
-"""The items of a batch that are waiting to be handed out."""
+"""The waiting items of a batch, and the ledger of settled ones."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from aiosollol.errors import SollolError
 
 @dataclass(slots=True, eq=False)
 class _Piece:
-    """Items that came back, to be handed out again before all others.
+    """Returned items, to be sent again before all others.
 
-    `avoid` is the node that failed them, or is still working on the original of a copy.
+    avoid: the node that failed them, or that is still working on the original of a copy.
     """
 
     items: Sequence[int]
@@ -24,10 +24,10 @@ class _Piece:
 
 
 class WorkQueue:
-    """Items in the order in which they should go: the longest first.
+    """Waiting items, longest first.
 
-    The end of a batch is where nodes wait for each other, so what is left there should be short.
-    Taking costs O(log n) whatever the number of items: sizes are kept as prefix sums.
+    At the end of a batch nodes wait for each other, so the last items should be short.
+    `take` is O(log n) for any number of items: sizes are kept as prefix sums.
     """
 
     def __init__(self, tokens: Sequence[float]) -> None:
@@ -48,7 +48,7 @@ class WorkQueue:
         return self._sums[self._tail] - self._sums[self._head] + self._piece_tokens
 
     def longest(self, node: str) -> float:
-        """Tokens of the item that `node` would get next, infinity if there is none for it."""
+        """Tokens of the item that `node` would get next; infinity if there is none for it."""
         piece = self._piece_for(node)
         if piece is not None:
             return self._tokens[piece.items[0]]
@@ -57,7 +57,7 @@ class WorkQueue:
         return float("inf")
 
     def shortest(self, node: str) -> float:
-        """Tokens of the shortest item that `node` could get, infinity if there is none for it."""
+        """Tokens of the shortest item that `node` could get; infinity if there is none for it."""
         if self._head < self._tail:
             return self._tokens[self._order[self._tail - 1]]
         return self.longest(node)
@@ -65,9 +65,9 @@ class WorkQueue:
     def take(
         self, node: str, tokens: float, count: int, *, shortest: bool = False
     ) -> tuple[Sequence[int], float]:
-        """Up to `count` items of `tokens` in all, at least one, and their tokens.
+        """Take at least one item, up to `count` of `tokens` in total. Returns (items, tokens).
 
-        `shortest` takes from the short end. Returns nothing if there is nothing for `node`.
+        shortest: take from the short end. Returns ``((), 0.0)`` if there is nothing for `node`.
         """
         piece = None if shortest and self._head < self._tail else self._piece_for(node)
         if piece is not None:
@@ -86,7 +86,7 @@ class WorkQueue:
         return self._order[head:end], sums[end] - sums[head]
 
     def put_back(self, items: Sequence[int], *, avoid: str | None = None) -> None:
-        """Hand `items` out again, first of all and not mixed with others, not to `avoid`."""
+        """Queue `items` again, before all others, as a chunk of their own, not for node `avoid`."""
         if not items:
             return
         tokens = sum(self._tokens[item] for item in items)
@@ -94,7 +94,7 @@ class WorkQueue:
         self._piece_tokens += tokens
 
     def discard(self, is_settled: Callable[[int], bool]) -> None:
-        """Forget the returned items that are settled by now."""
+        """Remove the returned items that have been settled."""
         pieces, self._pieces, self._piece_tokens = self._pieces, deque(), 0.0
         for piece in pieces:
             open_items = [item for item in piece.items if not is_settled(item)]
@@ -102,16 +102,16 @@ class WorkQueue:
                 self.put_back(open_items, avoid=piece.avoid)
 
     def returned(self) -> set[int]:
-        """The items that came back and wait to be handed out again."""
+        """The items put back into the queue and not taken again."""
         return {item for piece in self._pieces for item in piece.items}
 
     def forget_culprits(self) -> None:
-        """Let every node have every item again."""
+        """Allow every node to take every item again."""
         for piece in self._pieces:
             piece.avoid = None
 
     def drain(self) -> list[int]:
-        """Take everything."""
+        """Take all items."""
         items = self._order[self._head : self._tail]
         for piece in self._pieces:
             items.extend(piece.items)
@@ -143,9 +143,10 @@ class WorkQueue:
 
 
 class ItemLedger:
-    """The account of a batch of `count` items. An item is settled once and for all.
+    """Which of the `count` items of a batch are settled. An item is settled only once.
 
-    open: items that are not settled. errors: item -> its error, for those settled by one.
+    open: number of items that are not settled.
+    errors: errors by item, for items settled by an error.
     """
 
     def __init__(self, count: int) -> None:
@@ -169,7 +170,7 @@ class ItemLedger:
         return [item for item in items if not settled[item]]
 
     def answer(self, items: Sequence[int]) -> int:
-        """Settle `items` by an answer. Returns how many were not settled before."""
+        """Settle `items` with an answer. Returns how many were not settled before."""
         won = self.unsettled(items)
         for item in won:
             self._settled[item] = 1
@@ -177,7 +178,7 @@ class ItemLedger:
         return len(won)
 
     def give_up(self, item: int, error: SollolError) -> None:
-        """Settle an item by an error."""
+        """Settle an item with an error."""
         if not self._settled[item]:
             self._settled[item] = 1
             self.open -= 1
@@ -188,20 +189,20 @@ class ItemLedger:
             self.give_up(item, error)
 
     def attempt(self, items: Sequence[int]) -> int:
-        """Note that a request with `items` failed. Returns how often the worst of them did."""
+        """Record a failed request with `items`. Returns the highest failure count among them."""
         attempts = max((self._attempts.get(item, 0) for item in items), default=0) + 1
         for item in items:
             self._attempts[item] = attempts
         return attempts
 
     def attempts(self, item: int) -> int:
-        """Failed requests that held this item."""
+        """Number of failed requests that held this item."""
         return self._attempts.get(item, 0)
 
     def copy(self, items: Iterable[int]) -> None:
-        """Note that `items` are handed out a second time."""
+        """Record that `items` are sent a second time."""
         self._copied.update(items)
 
     def is_copy(self, items: Iterable[int]) -> bool:
-        """Whether any of `items` is handed out a second time."""
+        """Whether any of `items` is sent a second time."""
         return not self._copied.isdisjoint(items)

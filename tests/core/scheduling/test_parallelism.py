@@ -89,7 +89,7 @@ def test_no_sizes_no_entries() -> None:
 
 @pytest.mark.parametrize("size", [0, -5, 2.5, "10", None])
 def test_a_size_that_cannot_be_is_refused(size: Any) -> None:
-    with pytest.raises(InvalidInput, match="a batch size must be a whole number from 1 on"):
+    with pytest.raises(InvalidInput, match="a batch size must be a whole number of at least 1"):
         parallelism_report([FAST], [10, size])
 
 
@@ -140,9 +140,9 @@ def test_machines_are_counted_by_address_and_label(nodes: list[Any], machines: i
 @pytest.mark.parametrize(
     ("tasks", "nodes", "is_worthwhile", "why"),
     [
-        (0, ["10.0.0.2", "10.0.0.3"], False, "0 tasks: nothing to do at the same time"),
-        (1, ["10.0.0.2", "10.0.0.3"], False, "1 task: nothing to do at the same time"),
-        (2, ["10.0.0.2"], False, "1 node on 1 machine: there is no other"),
+        (0, ["10.0.0.2", "10.0.0.3"], False, "0 tasks: nothing to run in parallel"),
+        (1, ["10.0.0.2", "10.0.0.3"], False, "1 task: nothing to run in parallel"),
+        (2, ["10.0.0.2"], False, "1 node on 1 machine: no other node"),
         (
             99,
             ["10.0.0.2:1", "10.0.0.2:2"],
@@ -153,7 +153,7 @@ def test_machines_are_counted_by_address_and_label(nodes: list[Any], machines: i
             2,
             ["10.0.0.2", "10.0.0.3"],
             True,
-            "2 nodes on 2 machines: 2 tasks can run on them at the same time",
+            "2 nodes on 2 machines: 2 tasks can run in parallel",
         ),
     ],
 )

@@ -315,12 +315,12 @@ def test_a_mode_that_is_forced_overrides_both_policies(policy: Any) -> None:
     alone = PlanOptions(policy=policy, force_mode="sequential")
     made = plan(nodes(0.1, 0.1), items(1000), alone)
     assert (made.mode, made.reason, made.shares) == (Mode.SINGLE_NODE, Reason.FORCED, {"a": 1000})
-    assert made.detail == "one node was asked for"
+    assert made.detail == "one node was requested"
     together = PlanOptions(policy=policy, force_mode="parallel")
     made = plan(nodes(0.1, 9.0), items(10), together)
     assert (made.mode, made.reason) == (Mode.FAN_OUT, Reason.FORCED)
     assert set(made.shares) == {"a", "b"}
-    assert made.detail == "every node was asked for"
+    assert made.detail == "every node was requested"
 
 
 def test_standby_is_in_the_order_of_speed() -> None:
@@ -391,7 +391,7 @@ def test_other_labels_are_other_machines() -> None:
 def test_parallel_by_force_is_over_machines_and_says_so() -> None:
     made = plan([*box(), node("c", 0.1)], items(100), PlanOptions(force_mode="parallel"))
     assert set(made.shares) == {"a", "c"}
-    assert made.detail == "every machine was asked for"
+    assert made.detail == "every machine was requested"
 
 
 def test_nodes_that_are_not_known_are_measured_one_of_each_machine() -> None:
@@ -450,7 +450,7 @@ def test_a_plan_is_a_sentence(made: Plan, sentence: str) -> None:
         ({"dominant_ratio": -1}, "dominant_ratio"),
         ({"balanced_ratio": math.inf}, "balanced_ratio"),
         ({"top_nodes": 0}, "top_nodes"),
-        ({"top_nodes": 2.5}, "top_nodes must be a whole number, not 2.5"),
+        ({"top_nodes": 2.5}, "top_nodes must be a whole number of at least 0, not 2.5"),
         ({"small_batch": -1}, "small_batch"),
         ({"top_batch": "50"}, "top_batch"),
     ],

@@ -57,7 +57,7 @@ def test_without_any_vector_it_is_empty() -> None:
 def test_a_vector_of_another_length_is_refused_and_changes_nothing() -> None:
     buffer = VectorBuffer(2, [0, 1])
     buffer.put([0], view(1.0, 2.0), 2)
-    with pytest.raises(ValueError, match="vectors of 3 do not fit among vectors of 2"):
+    with pytest.raises(ValueError, match="expected vectors of 2 dimensions, got 3"):
         buffer.put([0], view(7.0, 8.0, 9.0), 3)
     assert rows(buffer) == [[1.0, 2.0], [0.0, 0.0]]
 
