@@ -103,7 +103,7 @@ async def test_a_function_that_answers_nonsense_is_told_so() -> None:
         return "a"
 
     async with cluster(a={}, b={}, strategy=none) as made:
-        with pytest.raises(InvalidInput, match="none of its nodes"):
+        with pytest.raises(InvalidInput, match="must return one of its nodes"):
             await made.embed()
         await made.rest()
 

@@ -1,1 +1,1 @@
-"""Live requests: which node gets one, and what its outcome changes."""
+"""Routing of live requests: node selection, node health, limits and retries."""

@@ -1,17 +1,17 @@
-"""A circuit breaker per node: whether to ask it at all, after what it did last.
+"""A circuit breaker per node: whether to send it requests after recent failures.
 
 ::
 
     closed     5 failures in a row, half of the recent ones,    open
-               a stream that was lost after its beginning,
-               or it cannot be reached                     -->
-    open       1 s after its first ejection, then 2 s, ...
-               up to 4 s                                   -->  half-open
-    half-open  two probes answered, one after the other    -->  closed
+               a stream cut off after it began,
+               or the node is unreachable                  -->
+    open       after 1 s for the first ejection, then 2 s,
+               at most 4 s                                 -->  half-open
+    half-open  two probes in a row answered                -->  closed
                a probe failed                              -->  open, for twice as long
 
-The names are those of Fowler (https://martinfowler.com/bliki/CircuitBreaker.html); that ejections
-grow longer each time is Envoy's outlier detection.
+The names are Fowler's (https://martinfowler.com/bliki/CircuitBreaker.html); growing ejection times
+are from Envoy's outlier detection.
 """
 
 from __future__ import annotations
@@ -25,27 +25,31 @@ from aiosollol.core.routing.retry import Failure
 FAILURES_TO_OPEN = 5
 SUCCESSES_TO_CLOSE = 2
 FIRST_EJECTION, LONGEST_EJECTION = 1.0, 4.0
-"""Seconds. Who is well again waits for a probe so long at most, and is to have its share after 10 s
-(`core.routing.node_health.RETURN_SECONDS`). A probe is a caller's request, but costs the caller
-next to nothing: what fails is tried elsewhere, and what is late is sent elsewhere beside it
+"""Seconds. A recovered node waits at most LONGEST_EJECTION for a probe, and must have its full
+share after 10 s (`core.routing.node_health.RETURN_SECONDS`). A probe is a caller's request, but
+costs the caller little: a failed one is retried on another node, a late one is hedged
 (`aiosollol.live.hedging`)."""
 FORGIVE_SECONDS = 60.0
-"""Closed for so long, the next ejection is as short as the first."""
+"""After this long closed, the next ejection is as short as the first."""
 
 _RATE_TO_OPEN, _LEAST_REQUESTS = 0.5, 10.0
-_WINDOW = 30.0  # seconds in which a request comes to count 1/e
-_FORGOTTEN = 0.05  # failures; below that, nothing happened
+_WINDOW = 30.0  # seconds after which a request counts 1/e
+_FORGOTTEN = 0.05  # failures; a smaller decayed count is reset to 0
 
 Phase = Literal["closed", "open", "half_open"]
 
 
 class Breaker(NamedTuple):
-    """The breaker of one node. Never changes: `advance` returns the next one.
+    """The breaker of one node. Immutable: `advance` returns the next state.
 
-    in_row: failures one after another. good, bad: requests of the last half minute, faded, counted
-    since the first failure; faded_at: until when. opens_at: when it may be probed, None while it is
-    closed. is_probing: whether a probe is under way. passed: probes that were answered.
-    ejections: how often it was opened lately. closed_at: when it was last closed.
+    in_row: consecutive failures.
+    good, bad: decayed counts of requests in the last 30 s, since the first failure.
+    faded_at: time of the last decay.
+    opens_at: when it may be probed; None while closed.
+    is_probing: whether a probe is in flight.
+    passed: probes answered.
+    ejections: how often it opened recently.
+    closed_at: when it last closed.
     """
 
     in_row: int = 0
@@ -68,11 +72,11 @@ class Breaker(NamedTuple):
         return self.opens_at is None or (now >= self.opens_at and not self.is_probing)
 
     def describe(self, now: float) -> str:
-        """In words, why it admits nobody; "" if it does."""
+        """Why it admits no request, for people to read; "" if it does."""
         if self.admits(now):
             return ""
         if self.is_probing:
-            return "a probe is under way after failures"
+            return "a probe is in flight after failures"
         return f"open after failures, for {(self.opens_at or now) - now:.1f} s more"
 
 
@@ -80,19 +84,22 @@ CLOSED = Breaker()
 
 
 class CallSent(NamedTuple):
-    """A request was sent as a probe: the breaker was not closed. Others need not be told."""
+    """A request was sent as a probe: the breaker was not closed. Only needed for probes."""
 
 
 class CallAnswered(NamedTuple):
-    """A request was answered. `is_probe`: `Sent` was told of it."""
+    """A request was answered. `is_probe`: it was reported as `CallSent`."""
 
     is_probe: bool = False
 
 
 class CallFailed(NamedTuple):
-    """A request failed. `is_probe`: `Sent` was told of it. `is_lost`: nobody else can do it any
-    more, as part of its answer has been delivered. One of those is enough: the next would be lost
-    as well, where other failures only cost another attempt."""
+    """A request failed.
+
+    is_probe: it was reported as `CallSent`.
+    is_lost: it cannot be retried, because part of its answer has been delivered. One such failure
+    opens the breaker: the next request could be lost too, while others only cost a retry.
+    """
 
     failure: Failure
     is_probe: bool = False
@@ -100,13 +107,13 @@ class CallFailed(NamedTuple):
 
 
 class CallAbandoned(NamedTuple):
-    """A request was cancelled by us, so it tells nothing. `is_probe`: `Sent` was told of it."""
+    """A request was cancelled by the client: no evidence. `is_probe`: reported as `CallSent`."""
 
     is_probe: bool = False
 
 
 class NodeReturned(NamedTuple):
-    """A node that could not be reached can be: it may be probed at once."""
+    """An unreachable node is reachable again: it may be probed at once."""
 
 
 Event: TypeAlias = CallSent | CallAnswered | CallFailed | CallAbandoned | NodeReturned
@@ -115,14 +122,14 @@ Event: TypeAlias = CallSent | CallAnswered | CallFailed | CallAbandoned | NodeRe
 def advance(breaker: Breaker, event: Event, now: float) -> Breaker:
     """The breaker after `event`. Returns `breaker` itself if nothing changes.
 
-    What requests report that were sent before it opened changes nothing while it is not closed:
-    they are of the past. Raises ValueError if a second probe is sent.
+    While it is not closed, results of requests sent before it opened are ignored. Raises ValueError
+    if a second probe is sent.
     """
     match event:
         case CallAnswered(is_probe):
             return _answered(breaker, is_probe, now)
         case CallFailed(Failure.INPUT | Failure.MODEL, is_probe):
-            return _answered(breaker, is_probe, now)  # it lives, and is right
+            return _answered(breaker, is_probe, now)  # a correct answer from a live node
         case CallAbandoned(is_probe):
             return breaker._replace(is_probing=False) if is_probe else breaker
         case CallFailed(failure, is_probe, is_lost):
@@ -135,14 +142,14 @@ def advance(breaker: Breaker, event: Event, now: float) -> Breaker:
             if breaker.opens_at is None:
                 return breaker
             if breaker.is_probing:
-                raise ValueError("a probe is under way already")
+                raise ValueError("a probe is already in flight")
             return breaker._replace(is_probing=True)
 
 
 def _answered(breaker: Breaker, is_probe: bool, now: float) -> Breaker:
     if breaker.opens_at is None:
         if not breaker.bad:
-            return breaker  # the usual case costs nothing
+            return breaker  # fast path
         good, bad = _faded(breaker, now)
         if bad < _FORGOTTEN:
             return Breaker(ejections=breaker.ejections, closed_at=breaker.closed_at)
@@ -151,7 +158,7 @@ def _answered(breaker: Breaker, is_probe: bool, now: float) -> Breaker:
         return breaker
     if breaker.passed + 1 >= SUCCESSES_TO_CLOSE:
         return Breaker(ejections=breaker.ejections, closed_at=now)
-    # One that was probed before its time, for want of another, has shown that it is back.
+    # A last-resort probe may have been answered before `opens_at`: the node is back.
     opens_at = min(breaker.opens_at, now)
     return breaker._replace(is_probing=False, passed=breaker.passed + 1, opens_at=opens_at)
 
@@ -179,7 +186,7 @@ def _opened(breaker: Breaker, now: float) -> Breaker:
 
 
 def ejection_seconds(ejections: int) -> float:
-    """How long a breaker stays open that opens for the `ejections`-th time: 1, 2, 4, ... 60 s."""
+    """Seconds that a breaker stays open at its `ejections`-th ejection: 1, 2, 4, 4, ..."""
     return min(LONGEST_EJECTION, FIRST_EJECTION * 2.0 ** min(ejections - 1, 16))
 
 
@@ -194,10 +201,10 @@ _Key = TypeVar("_Key")
 
 
 def last_resort(breakers: Iterable[tuple[_Key, Breaker]], now: float) -> _Key | None:
-    """Which node to ask anyway when no breaker admits anybody: the one that opens soonest.
+    """The node to try when no breaker admits a request: the one that may be probed soonest.
 
-    The request is a probe like any other (`Sent`). None while each of them is being probed, or if
-    one does admit.
+    The request is a probe like any other (`CallSent`). None if every node is being probed, or if
+    one admits requests.
     """
     best: _Key | None = None
     soonest = math.inf

@@ -1,22 +1,22 @@
-"""How many requests a node should have at once: as many as make it answer more, and few beyond.
+"""Adaptive concurrency limit of a node: enough requests in flight for full throughput, few beyond.
 
-Latency tells. With `n` requests on a node that works on `C` at once, each takes `n / C` times as
-long as alone, as soon as n is above C; what is above C only waits. So
+The limit follows latency. With `n` requests on a node that works on `C` at once, each takes
+`n / C` times as long as alone if n > C; the excess only waits. So
 
     waiting = n x (1 - seconds alone / seconds now)
 
 which is the estimate of TCP Vegas (Brakmo, O'Malley, Peterson 1994), used for servers by Netflix's
-concurrency-limits (Vegas, Gradient2) and Envoy's adaptive concurrency. The limit grows while less
-waits than about half of its square root, and shrinks when more waits than that root: then one
-waits at a node that does one thing at a time (the limit is 2), two to four where it does 16.
+concurrency-limits (Vegas, Gradient2) and Envoy's adaptive concurrency. The limit grows while fewer
+wait than about half of its square root, and shrinks when more wait than that root: one waits at a
+node that runs one request at a time (the limit is 2), two to four at a node that runs 16.
 
-A wait below `GOOD_DELAY` does not count. Nobody notices it; and where a node answers sooner than
-that, most of it is our own, since a busy event loop comes to an answer late. With few requests at
-once such a loop would have less to do each time it looks, and each of them would cost more.
+A delay below `GOOD_DELAY` does not count. It is not noticeable, and if a node answers faster than
+that, most of it is the client's own: a busy event loop handles answers late. With fewer requests at
+once such a loop would do less per iteration, at a higher cost per request.
 
-Seconds are per unit of work, so that a long text or a long chat is not taken for congestion. Work
-is what the caller says, in any unit: prompt tokens of an embedding, tokens of an answer. Only
-requests of one kind can be compared, so keep a state for each (node, model, kind).
+Seconds are per unit of work, so that a long text or a long chat is not mistaken for congestion. The
+caller chooses the unit: prompt tokens of an embedding, tokens of an answer. Only requests of one
+kind can be compared, so keep a state for each (node, model, kind).
 """
 
 from __future__ import annotations
@@ -26,22 +26,25 @@ from typing import NamedTuple
 
 START = 2.0
 GROW_BELOW, SHRINK_ABOVE = 0.6, 1.0
-"""Times the square root of the limit."""
+"""Multiples of the square root of the limit."""
 GOOD_DELAY = 0.005
-"""Seconds: what CoDel takes for the delay of a queue that does no harm (RFC 8289, TARGET)."""
+"""Seconds: the harmless queue delay of CoDel (RFC 8289, TARGET)."""
 _LEAST, _MOST = 1.0, 512.0
 _BACK_OFF = 0.7
-_ABSURD = 1e12  # seconds for a unit of work
+_ABSURD = 1e12  # seconds per unit of work
 _FAST, _SLOW = 0.3, 0.1
 _LOOK_EVERY = 60
-"""Rounds (as many answers as the limit) between two looks at what a request takes alone."""
+"""Rounds (as many answers as the limit) between two measurements of the latency alone."""
 
 
 class LatencySample(NamedTuple):
-    """One request that ended. in_flight: how many there were when it was sent, itself included.
+    """One finished request.
 
-    is_overload: it failed because there was too much to do: a timeout, or 503. Leave out others
-    that failed, cold loads, and what was cancelled.
+    seconds: its latency.
+    work: its amount of work, in any unit.
+    in_flight: requests in flight when it was sent, including itself.
+    is_overload: it failed from overload: a timeout, or 503. Leave out other failures, cold loads
+    and cancelled requests.
     """
 
     seconds: float
@@ -51,13 +54,16 @@ class LatencySample(NamedTuple):
 
 
 class Concurrency(NamedTuple):
-    """What is known of a node's concurrency. Never changes: `adapt` returns the next one.
+    """The limiter state of a node. Immutable: `adapt` returns the next one.
 
-    limit: how many requests, with its fraction. alone: seconds per unit of work when nobody is in
-    the way; busy: when the node is at its limit; both 0 before the first answer. seen: answers at
-    the limit. until_look: answers until the limit is halved for a moment, to see `alone` again;
-    looking: answers for which it still is. settling: answers until an overload counts again.
-    most: the limit's own limit.
+    limit: the limit, with its fraction.
+    alone: seconds per unit of work without contention; 0 before the first answer.
+    busy: seconds per unit of work at the limit; 0 before the first answer.
+    seen: answers at the limit.
+    until_look: answers until the limit is halved briefly, to measure `alone` again.
+    looking: answers for which it remains halved.
+    settling: answers until an overload counts again.
+    most: upper bound of the limit.
     """
 
     limit: float = START
@@ -71,13 +77,13 @@ class Concurrency(NamedTuple):
 
     @property
     def allowed(self) -> int:
-        """How many requests may be under way."""
+        """The number of requests that may be in flight."""
         limit = self.limit / 2 if self.looking else self.limit
         return max(1, int(limit + 1e-9))
 
 
 def start(max_concurrency: int | None = None) -> Concurrency:
-    """The state of a node that was asked nothing yet: 2 requests, or what its user allows."""
+    """The initial state: a limit of 2, or `max_concurrency` if that is lower."""
     most = _MOST if max_concurrency is None else float(max_concurrency)
     return Concurrency(limit=min(START, most), most=most)
 
@@ -88,7 +94,7 @@ def adapt(state: Concurrency, sample: LatencySample) -> Concurrency:
     limit, alone, busy, seen, until_look, looking, settling, most = state
     settling = max(0, settling - 1)
     if is_overload:
-        # Once for all that were under way together: they fail together.
+        # Count it once for all that were in flight together, since they fail together.
         if not settling:
             settling, limit = int(limit) + 1, max(_LEAST, limit * _BACK_OFF)
         return Concurrency(limit, alone, busy, seen, until_look, looking, settling, most)
@@ -103,14 +109,14 @@ def adapt(state: Concurrency, sample: LatencySample) -> Concurrency:
     until_look -= 1.0
     if until_look <= 0.0 and limit >= 2.0:
         until_look = _LOOK_EVERY * limit
-        # Those still under way, and a round at half the limit.
+        # The requests still in flight, and a round at half the limit.
         looking = int(limit) + max(3, int(limit / 2))
     if not alone:
         alone, busy = unit, unit * in_flight
     else:
         if in_flight <= 1:
             alone += _SLOW * (unit - alone)
-        if in_flight >= int(limit + 1e-9):  # otherwise it is not the limit that limits
+        if in_flight >= int(limit + 1e-9):  # otherwise the limit was not reached
             busy += max(_FAST / limit, 1.0 / (seen + 1)) * (unit - busy)
             seen += 1
             ratio = alone / busy if busy > 0.0 else 1.0
@@ -122,14 +128,15 @@ def adapt(state: Concurrency, sample: LatencySample) -> Concurrency:
 def _next(limit: float, in_flight: int, ratio: float, delay: float) -> float:
     """The limit after an answer.
 
-    ratio: the seconds alone over those when busy. delay: the seconds between them.
+    ratio: seconds alone / seconds when busy.
+    delay: the difference between the two, in seconds.
     """
     if delay < GOOD_DELAY:
         return limit + 1.0 / limit
     waiting = in_flight * (1.0 - ratio)
     root = math.sqrt(int(limit + 1e-9))
     if waiting > SHRINK_ABOVE * root:
-        # In one round, half of what is too much.
+        # Per round, shed half of the excess.
         return limit - (waiting - SHRINK_ABOVE * root) / 2 / limit
     if waiting < GROW_BELOW * root:
         return limit + 1.0 / limit

@@ -1,4 +1,4 @@
-"""Who may have a live request, and a decision in words: each node's terms, and why or why not."""
+"""Eligibility of nodes for a live request, and a readable explanation of a routing decision."""
 
 from __future__ import annotations
 
@@ -34,10 +34,11 @@ if TYPE_CHECKING:
 
 
 class NodeCondition(NodeLoad, Protocol):
-    """What must be known besides to say whether a node is eligible.
+    """What eligibility needs to know about a node.
 
-    error: why it is down. digest(model): "" where unknown. is_distrusted(model): whether its
-    vectors were found to differ from those of the others.
+    error: why it is down.
+    digest(model): the model's digest; "" if unknown.
+    is_distrusted(model): whether its vectors were found to differ from those of the other nodes.
     """
 
     @property
@@ -54,7 +55,7 @@ class NodeCondition(NodeLoad, Protocol):
 
 
 def why_not(node: NodeCondition, request: RouteRequest, now: float) -> str:
-    """In words, why `node` must not have `request`; "" if it may."""
+    """Why `node` is not eligible for `request`, for people to read; "" if it is."""
     if node.is_draining:
         return "draining"
     if node.is_down:
@@ -70,7 +71,7 @@ def why_not(node: NodeCondition, request: RouteRequest, now: float) -> str:
 
 
 def why_less(node: NodeLoad, now: float) -> str:
-    """In words, what keeps requests from an eligible node; "" if nothing does."""
+    """Why an eligible node gets fewer requests, for people to read; "" if it does not."""
     reasons = []
     if node.in_flight >= node.limit:
         waiting = f", {node.queued} waiting" if node.queued else ""
@@ -82,14 +83,14 @@ def why_less(node: NodeLoad, now: float) -> str:
 
 
 class Setback(NamedTuple):
-    """Why the answer is not the first attempt's. problem: what failed, "" if it was but late."""
+    """An attempt before the one that answered. problem: what failed; "" if it was only late."""
 
     node: str
     problem: str = ""
 
     @classmethod
     def of(cls, error: NodeError) -> Setback:
-        """What `error` tells, in our own words: those of a server may repeat what it was asked."""
+        """The setback for `error`, without the server's message, which may quote the request."""
         for kind, problem in _PROBLEMS:
             if isinstance(error, kind):
                 return cls(error.node, problem or error.detail)
@@ -97,7 +98,7 @@ class Setback(NamedTuple):
         return cls(error.node, status or "it gave no answer")
 
 
-# Without words here, the words of the error are our own.
+# "": the detail of such an error is written by this package, so it is safe to show.
 _PROBLEMS: tuple[tuple[type[NodeError], str], ...] = (
     (NodeUnreachable, ""),
     (NodeTimeout, ""),
@@ -111,9 +112,9 @@ _MOST_SETBACKS, _MOST_CHARACTERS = 3, 80
 
 
 def after(setbacks: Sequence[Setback]) -> str:
-    """In words, for a header, what came before an answer: printable ASCII, 600 characters at most.
+    """The earlier attempts as a header value: printable ASCII, 600 characters at most.
 
-    Such as "after n1 failed: connection refused; n2 was late"; "" if there was nothing.
+    For example "after n1 failed: connection refused; n2 was late"; "" if there were none.
     """
     if not setbacks:
         return ""
@@ -133,9 +134,10 @@ def _plain(text: str) -> str:
 
 
 class NodeExplanation(NamedTuple):
-    """One node in a decision. terms: by name, as far as it is eligible; durations are seconds.
+    """One node in a decision.
 
-    reason: why it is not eligible or gets less, "" otherwise.
+    reason: why it is not eligible or gets fewer requests; "" otherwise.
+    terms: its terms by name, empty if not eligible; durations are seconds.
     """
 
     name: str
@@ -145,9 +147,10 @@ class NodeExplanation(NamedTuple):
 
 
 class RouteExplanation(NamedTuple):
-    """Which node a request would go to now, and why. `str()` of it is a table.
+    """The node a request would go to now, and why. `str()` formats it as a table.
 
-    chosen: its name, None if no node is eligible. waits: whether it would wait there for a place.
+    chosen: name of the node; None if no node is eligible.
+    waits: whether the request would wait there for a slot.
     """
 
     strategy: str
@@ -180,9 +183,9 @@ def explain(
     now: float,
     rng: Random,
 ) -> RouteExplanation:
-    """What `route` would do with `request` among `nodes`, eligible or not, and why.
+    """What `route` would do with `request`, and why, for all `nodes`, eligible or not.
 
-    name: what to call the strategy. A "round_robin" takes its turn by this, as by `route`.
+    name: name of the strategy, for the report. A "round_robin" advances its turn, as in `route`.
     """
     every = list(nodes)
     reasons = [why_not(node, request, now) for node in every]

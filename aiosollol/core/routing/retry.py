@@ -1,4 +1,4 @@
-"""What a failure means, and whether a failed request is worth another attempt."""
+"""Classify failures, and decide whether to retry a failed request."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 
 
 class Failure(Enum):
-    """Why one attempt on one node failed, as far as it matters for what to do next."""
+    """Why an attempt on a node failed, as far as the next step depends on it."""
 
     INPUT = "input"
-    """The request is at fault: no other node would do better."""
+    """The request is invalid and would fail on every node."""
     MODEL = "model"
-    """This node does not have the model: ask another, and do not hold it against the node."""
+    """The node lacks the model: try another node. Does not count against the node."""
     BUSY = "busy"
-    """The node cannot take it now: ask it later, or another."""
+    """The node's queue is full: try it later, or another node."""
     NODE = "node"
-    """The node cannot be reached: ask another, this one is gone."""
+    """The node is unreachable: try another node."""
     ANSWER = "answer"
-    """It answered wrongly, not at all, or broke off: it may be at fault, or this very input."""
+    """A wrong, missing or incomplete answer: the fault of the node or of this input."""
 
 
 def classify(error: NodeError) -> Failure:
-    """The kind of `error`. What is not known to be otherwise is `Failure.ANSWER`."""
+    """The kind of `error`; `Failure.ANSWER` by default."""
     if isinstance(error, BadRequest):
         return Failure.INPUT
     if isinstance(error, ModelMissing):
@@ -59,10 +59,12 @@ Action = Literal["other", "later", "give_up"]
 
 
 class RetryDecision(NamedTuple):
-    """What to do about a failure. `reason` is in words.
+    """What to do about a failure.
 
-    action: "other", ask another node at once; "later", ask again after `after` seconds, whichever
-    node is best then; "give_up".
+    action: "other", try another node at once; "later", try again after `after` seconds on the node
+    that is best then; "give_up".
+    after: seconds to wait.
+    reason: why, for people to read.
     """
 
     action: Action
@@ -71,11 +73,11 @@ class RetryDecision(NamedTuple):
 
 
 class RetryBudget:
-    """Lets retries be a fifth of the recent requests, and a few more where there are few.
+    """Limits retries to `share` of the recent requests plus `floor`.
 
-    Recent is a window of 10 s that slides: what was counted in the last full window fades out
-    evenly during the present one. The figures are those of Finagle's RetryBudget, except that its
-    floor is 10 a second and ours 10 in a window: 10 a second to a small cluster would be no limit.
+    Recent means a sliding window of 10 s: the counts of the last full window fade out evenly during
+    the current one. The figures are those of Finagle's RetryBudget, except for the floor: 10 per
+    window instead of 10 per second, which would be no limit for a small cluster.
     """
 
     __slots__ = ("_before", "_ends", "_present", "floor", "share")
@@ -88,13 +90,13 @@ class RetryBudget:
         self._ends = -math.inf
 
     def request(self, now: float) -> None:
-        """A caller asked for something: its first attempt."""
+        """Count a request: its first attempt."""
         if now >= self._ends:
             self._slide(now)
         self._present[0] += 1
 
     def left(self, now: float) -> float:
-        """How many retries are left; below 1 means none."""
+        """The retries left, with fraction; below 1 means none."""
         if now >= self._ends:
             self._slide(now)
         part = max(0.0, self._ends - now) / _WINDOW
@@ -103,7 +105,7 @@ class RetryBudget:
         return self.floor + self.share * requests - retries
 
     def take(self, now: float) -> bool:
-        """Take a retry out of the budget; False if there is none left."""
+        """Take a retry from the budget; False if none is left."""
         if self.left(now) < 1.0:
             return False
         self._present[1] += 1
@@ -117,12 +119,12 @@ class RetryBudget:
 
 
 def backoff(retry: int, rng: Random, left: float = math.inf) -> float:
-    """Seconds to wait before the `retry`-th retry of a request, which counts from 0.
+    """Seconds to wait before the `retry`-th retry of a request, counted from 0.
 
-    Evenly between 0 and 0.5 x 2^retry: "full jitter", which spreads those who failed at the same
-    moment better than any jitter around a fixed pause
-    (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/). Never more than
-    half of `left`, the seconds that the caller has: the attempt needs the rest.
+    Uniform between 0 and 0.5 x 2^retry: "full jitter", which spreads simultaneous failures better
+    than jitter around a fixed pause
+    (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/). At most half of
+    `left`, the seconds until the caller's deadline: the attempt needs the rest.
     """
     seconds = rng.uniform(0.0, BACKOFF_SECONDS * 2.0 ** min(retry, 16))
     return max(0.0, min(seconds, left / 2))
@@ -140,27 +142,28 @@ def decide(
     delivered: int = 0,
     max_retries: int = MAX_RETRIES,
 ) -> RetryDecision:
-    """What to do after `error`. Takes from `budget` what it allows.
+    """What to do after `error`. Takes a retry from `budget` if it allows one.
 
-    failures: attempts of this request that failed, this one included. others: whether a node is fit
-    that this request has not been to. deadline: of the caller, infinity if it has none. delivered:
-    parts of a stream that the caller has had already.
+    failures: failed attempts of this request, including this one.
+    others: whether there is an eligible node that has not been tried for this request.
+    deadline: the caller's deadline; infinity if none.
+    delivered: parts of a stream already delivered to the caller.
     """
     if delivered or (isinstance(error, StreamCutOff) and error.delivered):
         parts = delivered or getattr(error, "delivered", 0)
-        return _give_up(f"{parts} parts of the answer were delivered already")
+        return _give_up(f"{parts} parts of the answer were already delivered")
     failure = classify(error)
     if failure is Failure.INPUT:
-        return _give_up("the request is at fault, and would fail on every node")
+        return _give_up("the request is invalid and would fail on every node")
     if not others and not _may_pass(error, failure):
-        return _give_up(_WHY_NOT_AGAIN.get(failure, "no other node is left, and it would not help"))
+        return _give_up(_WHY_NOT_AGAIN.get(failure, "no other node is left"))
     if failures > max_retries:
         return _give_up(f"it was tried {failures} times")
     left = deadline - now
     if left <= 0.0:
         return _give_up("the deadline has passed")
     if not budget.take(now):
-        return _give_up(f"retries are {budget.share:.0%} of the recent requests already")
+        return _give_up(f"retries are already {budget.share:.0%} of the recent requests")
     if others:
         return RetryDecision("other", 0.0, _WHY_OTHER[failure])
     return RetryDecision("later", backoff(failures - 1, rng, left), _WHY_LATER[failure])
@@ -171,10 +174,10 @@ def _give_up(reason: str) -> RetryDecision:
 
 
 def _may_pass(error: NodeError, failure: Failure) -> bool:
-    """Whether the node that failed may do it, if it is asked again in a moment.
+    """Whether a retry on the same node may succeed.
 
-    A queue drains, a server restarts in seconds, and a dead runner in 0.4 s. But what took too long
-    would take as long again, and what is not Ollama, or forbids, will not change its mind.
+    A queue drains, a server restarts in seconds, a dead runner in 0.4 s. But a timeout would only
+    repeat, and a server that is not Ollama, or denies access, will answer the same again.
     """
     if failure in (Failure.BUSY, Failure.NODE):
         return True
@@ -182,14 +185,14 @@ def _may_pass(error: NodeError, failure: Failure) -> bool:
 
 
 _WHY_OTHER = {
-    Failure.MODEL: "the node does not have the model; another does",
+    Failure.MODEL: "the node lacks the model; another has it",
     Failure.BUSY: "the node's queue is full; another's may not be",
-    Failure.NODE: "the node cannot be reached; another can",
+    Failure.NODE: "the node is unreachable; another is not",
     Failure.ANSWER: "the node failed; another may not",
 }
 _WHY_LATER = {
     Failure.BUSY: "every node's queue is full; they drain",
-    Failure.NODE: "no node can be reached; one may be restarting",
+    Failure.NODE: "no node is reachable; one may be restarting",
     Failure.ANSWER: "every node failed; a runner restarts within a second",
 }
 _WHY_NOT_AGAIN = {Failure.MODEL: "no other node has the model"}

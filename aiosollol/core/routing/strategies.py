@@ -1,8 +1,8 @@
-"""Which node gets a live request: the strategies, by name.
+"""The routing strategies for live requests, by name.
 
-A strategy is given the eligible nodes and answers with one of them. If that one is at its limit,
-the request waits in its line: `"performance"` chooses so when waiting for a fast node takes less
-time than a slow one that is free; the others only when every node is at its limit.
+A strategy picks one of the eligible nodes. If that node is at its limit, the request waits in its
+queue: `"performance"` picks such a node if waiting for it is faster than a free slow one; the
+other strategies only if every node is at its limit.
 """
 
 from __future__ import annotations
@@ -17,25 +17,26 @@ if TYPE_CHECKING:
     from random import Random
 
 CLOSE = 0.1
-"""Nodes whose predicted time is within this fraction of the best are as good as it."""
+"""Nodes whose predicted time is within this fraction of the best count as equally good."""
 STICKY = 2.5
-"""Times what it would take elsewhere that a conversation waits for the node with its cache."""
+"""A conversation stays on the node with its cache up to this multiple of the best prediction."""
 
-_GUESSED_SECONDS = 1.0  # for a request, while no node has answered any
+_GUESSED_SECONDS = 1.0  # for a request, until any node has answered one
 _UNKNOWN_CPU_LOAD = 0.5
 _LEAST_GPU_MB = 1.0
 
 
 class RouteRequest(NamedTuple):
-    """What is to be routed.
+    """A request to be routed.
 
-    tokens: estimated. kind: "embed", "chat" or "generate", where nodes keep their costs apart.
-    home: the node that has the conversation's prompt cache, by name: the one that answered last.
-    It is remembered rather than found by hashing the conversation, which would spread conversations
-    evenly over unequal nodes, and send one that had to move back to where its cache is not.
-    digest: of the model, where only vectors of one and the same are of use.
-    can_move: whether another node can be asked as long as there is no answer. A stream that has
-    begun cannot go anywhere else, so it is no probe of a node that failed.
+    tokens: estimated tokens.
+    kind: "embed", "chat" or "generate"; costs are learned per kind.
+    home: name of the node with the conversation's prompt cache: the last to answer. Hashing the
+    conversation instead would spread conversations evenly over unequal nodes, and send one that had
+    to move back to a node without its cache.
+    digest: required digest of the model, where vectors must be comparable; None for any.
+    can_move: whether the request can move to another node until it is answered. A stream that has
+    begun cannot, so it must not be used as a probe of a failed node.
     """
 
     model: str
@@ -47,18 +48,22 @@ class RouteRequest(NamedTuple):
 
 
 class NodeLoad(Protocol):
-    """What a strategy must know of a node. Durations are seconds.
+    """What a strategy can read from a node. Durations are seconds.
 
-    in_flight: this program's requests under way on it; queued: those waiting for a place on it;
-    limit: how many may be under way. latency: of recent answers, smoothed; 0 before the first.
-    cpu_load: 0 to 1,
-    gpu_free_mem: in MB, None where unknown. returned_at: when it came back from being down, minus
-    infinity if it was never away.
+    priority: lower is preferred.
+    in_flight: this program's requests in flight on it.
+    queued: this program's requests waiting for a slot on it.
+    limit: maximum number in flight.
+    latency: smoothed latency of recent answers; 0 before the first.
+    cpu_load: 0 to 1; None if unknown.
+    gpu_free_mem: MB; None if unknown.
+    returned_at: when it came back from being down; -inf if it was never down.
+    standing: its node health.
 
-    seconds(request): what it takes alone; None if the node has never answered such a request.
-    ahead(now): until it is done with what is under way, not with those queued.
-    load_seconds(model): 0 if it is in memory. fits(model): whether it can be loaded without
-    throwing another out.
+    seconds(request): time for the request alone; None if the node never answered such a request.
+    ahead(now): time until the requests in flight are done, without the queued ones.
+    load_seconds(model): time of the model load; 0 if it is in memory.
+    fits(model): whether the model can be loaded without evicting another; None if unknown.
     """
 
     @property
@@ -88,9 +93,9 @@ class NodeLoad(Protocol):
 
 
 class RoutingFunction(Protocol):
-    """A strategy: one of `nodes`, of which there is at least one and each is eligible.
+    """A strategy: returns one of `nodes`, a non-empty sequence of eligible nodes.
 
-    Users may pass their own. It is called in the event loop at every request, so it must be quick.
+    Users may pass their own. It runs in the event loop for every request, so it must be fast.
     """
 
     def __call__(
@@ -108,11 +113,11 @@ def route(
     now: float,
     rng: Random,
 ) -> NodeT:
-    """The node for `request`: the strategy's, or the conversation's unless that is much busier.
+    """The node for `request`: the conversation's home unless much slower, else the strategy's pick.
 
-    nodes: the eligible ones (`why_not`), at least one. One that has just returned is left out at
-    random, so that it gets the share that `share` gives it. Raises InvalidInput if a strategy of
-    the user's own answers with something else than one of the nodes.
+    nodes: the eligible nodes (`why_not`), at least one. A node that has just returned is left out
+    at random, so that it gets its `share`. Raises InvalidInput if a custom strategy returns
+    anything but one of the nodes.
     """
     for node in nodes:
         if now - node.returned_at < RETURN_SECONDS:
@@ -130,7 +135,7 @@ def route(
     with_room = [node for node in nodes if node.in_flight < node.limit] or nodes
     chosen = strategy(with_room, request, now, rng)
     if not any(chosen is node for node in with_room):
-        raise InvalidInput(f"the routing function answered {chosen!r}, which is none of its nodes")
+        raise InvalidInput(f"the routing function must return one of its nodes, not {chosen!r}")
     return cast(NodeT, chosen)
 
 
@@ -141,15 +146,15 @@ def _stays(home: NodeLoad, nodes: Sequence[NodeLoad], request: RouteRequest, now
 
 
 def predict(nodes: Iterable[NodeLoad], request: RouteRequest, now: float) -> list[float]:
-    """Seconds until each node would have answered.
+    """Predicted seconds until each node would answer.
 
-    (work ahead + (queued + 1) x its own seconds + loading the model) x
-    `NodeHealth.factor`. Who waits in line is taken to need what this request needs. Loading counts
-    twice where another model must make room: that one will have to be loaded again.
+    (work ahead + (queued + 1) x its own seconds + model load) x `NodeHealth.factor`. Queued
+    requests are assumed to cost as much as this one. The load counts twice if another model must
+    be evicted, because that one will have to be loaded again.
 
-    A node that never answered such a request, does nothing, and has the model in memory: 0, so it
-    is tried first. With a request under way, or a load, it counts like the mean of the others, so
-    that not everybody tries it at once.
+    An idle node that never answered such a request but has the model in memory gets 0, so it is
+    tried first. With a request in flight, or a model load, it counts like the mean of the others,
+    so that not all requests try it at once.
     """
     expected: list[float] = []
     alone = 0.0
@@ -170,12 +175,12 @@ def predict(nodes: Iterable[NodeLoad], request: RouteRequest, now: float) -> lis
             expected.append(whole * node.standing.factor(now))
     if untried:
         known = len(expected) - len(untried)
-        # What it takes alone, and not while others wait: else one that must load would never be
-        # better than those, however many wait for them.
+        # The seconds alone, without queued requests: otherwise a node that must load the model
+        # would never win, however long the queues of the others.
         guess = alone / known if known else _GUESSED_SECONDS
         for index, node, load in untried:
             busy = node.in_flight + node.queued
-            ahead = node.ahead(now)  # of other kinds, and of what is being loaded
+            ahead = node.ahead(now)  # other kinds of request, and model loads
             if busy or load or ahead:
                 waits = max(busy * guess, ahead) + guess + load
                 expected[index] = waits * node.standing.factor(now)
@@ -187,9 +192,9 @@ def performance(
 ) -> NodeLoad:
     """The node predicted to answer first.
 
-    Of several that are close to the best, the better of two random ones: several programs that know
-    the same must not all go to the same node (Mitzenmacher, "The Power of Two Choices in Randomized
-    Load Balancing", 2001).
+    If several are close to the best, the better of two random ones, so that programs with the same
+    information do not all pick the same node (Mitzenmacher, "The Power of Two Choices in
+    Randomized Load Balancing", 2001).
     """
     expected = predict(nodes, request, now)
     best = min(expected)
@@ -197,7 +202,7 @@ def performance(
     close = [index for index, seconds in enumerate(expected) if seconds <= at_most]
     if len(close) == 1:
         return nodes[close[0]]
-    # Two different ones, in random order; `rng.sample` would take as long as all of the rest.
+    # Two different ones, in random order; `rng.sample` would double the cost of this function.
     first = int(rng.random() * len(close))
     second = int(rng.random() * (len(close) - 1))
     one, other = close[first], close[second + (second >= first)]
@@ -205,7 +210,7 @@ def performance(
 
 
 class ScoreTerms(NamedTuple):
-    """The terms of the original's formula; their sum is the score, and the lowest is best."""
+    """The terms of the original's formula. Their sum is the score; the lowest is best."""
 
     cpu: float
     gpu: float
@@ -218,8 +223,9 @@ def score_terms(node: NodeLoad, now: float) -> ScoreTerms:
     """``cpu_load*0.3 + (1/gpu_free_mem)*0.2 + priority*0.1 + (latency_ms/1000)*0.2 +
     (1-success_rate)*0.2``, as in the original.
 
-    cpu_load: 0 to 1, 0.5 where unknown, as there. gpu_free_mem: MB; below 1, or unknown, counts as
-    1, which gives 0.2, as much as there. So a GPU with 100 MB free is as good as one with 80,000.
+    cpu_load: 0 to 1; 0.5 if unknown, as in the original.
+    gpu_free_mem: MB; below 1 or unknown counts as 1, which gives 0.2, as in the original. So a GPU
+    with 100 MB free scores about the same as one with 80,000.
     """
     cpu = _UNKNOWN_CPU_LOAD if node.cpu_load is None else node.cpu_load
     return ScoreTerms(
@@ -232,33 +238,33 @@ def score_terms(node: NodeLoad, now: float) -> ScoreTerms:
 
 
 def score(nodes: Sequence[NodeLoad], request: RouteRequest, now: float, rng: Random, /) -> NodeLoad:
-    """The node with the lowest score, the first of equals, however much is under way on it."""
+    """The node with the lowest score, regardless of its load; the first of equals."""
     return min(nodes, key=lambda node: sum(score_terms(node, now)))
 
 
 def least_loaded(
     nodes: Sequence[NodeLoad], request: RouteRequest, now: float, rng: Random, /
 ) -> NodeLoad:
-    """The node with the fewest requests of ours, of equals the one that answers faster."""
+    """The node with the fewest of this program's requests; the faster of equals."""
     return min(nodes, key=lambda node: (node.in_flight + node.queued, node.latency))
 
 
 def by_priority(
     nodes: Sequence[NodeLoad], request: RouteRequest, now: float, rng: Random, /
 ) -> NodeLoad:
-    """The least loaded node of the lowest priority number that is there."""
+    """The least loaded of the nodes with the lowest priority number."""
     return min(nodes, key=lambda n: (n.priority, n.in_flight + n.queued, n.latency))
 
 
 def at_random(
     nodes: Sequence[NodeLoad], request: RouteRequest, now: float, rng: Random, /
 ) -> NodeLoad:
-    """Any node."""
+    """A random node."""
     return rng.choice(nodes)
 
 
 class RoundRobin:
-    """One node after the other: the one whose last turn is the longest ago."""
+    """Nodes in turn: the one chosen longest ago."""
 
     def __init__(self) -> None:
         self._turn = 0
@@ -285,13 +291,13 @@ STRATEGIES = tuple(_STRATEGIES)
 
 
 def strategy_of(strategy: str | RoutingFunction) -> RoutingFunction:
-    """The strategy of that name, or the function itself. Raises InvalidInput if there is none."""
+    """The strategy with that name, or the function itself. Raises InvalidInput if unknown."""
     if callable(strategy):
         return strategy
     make = _STRATEGIES.get(strategy) if isinstance(strategy, str) else None
     if make is None:
         raise InvalidInput(
-            f"unknown routing strategy {strategy!r}; there are {', '.join(STRATEGIES)}, "
+            f"unknown routing strategy {strategy!r}; use one of {', '.join(STRATEGIES)}, "
             "or pass a function"
         )
     return make()

@@ -1,8 +1,8 @@
-"""Who is next of those that wait for a place on a node.
+"""Priority queues of requests that wait for a slot on a node.
 
-A request has a priority from 1 to 10, as in the original: 10 goes first, 5 is usual. Nobody waits
-for ever behind others: each step of priority is worth `AGING_SECONDS` of waiting. So what counts is
-when a request came, less that much for each step, and that never changes while it waits.
+A request has a priority from 1 to 10, as in the original: 10 goes first, 5 is the default. Aging
+prevents starvation: each step of priority is worth `AGING_SECONDS` of waiting. The sort key is the
+arrival time minus that much per step, which does not change while the request waits.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from aiosollol.errors import InvalidInput, PoolSaturated
 
 LOWEST, USUAL, HIGHEST = 1, 5, 10
 AGING_SECONDS = 5.0
-"""A request of priority 1 is overtaken by those of 10 that come within 45 s, and by no others."""
+"""A request of priority 1 is overtaken by those of priority 10 that arrive up to 45 s later."""
 
 ItemT = TypeVar("ItemT")
 
 
 def check_priority(priority: object) -> int:
-    """`priority` itself. Raises InvalidInput unless it is a whole number from 1 to 10."""
+    """Return `priority`. Raises InvalidInput unless it is a whole number from 1 to 10."""
     is_whole = isinstance(priority, int) and not isinstance(priority, bool)
     if not is_whole or not LOWEST <= priority <= HIGHEST:  # type: ignore[operator]
         raise InvalidInput(
@@ -40,7 +40,12 @@ def saturated(seconds: float) -> PoolSaturated:
 
 
 class Ticket(Generic[ItemT]):
-    """A place in a line. `item` is who waits, `line` for which node, `is_waiting` whether still."""
+    """A position in a queue.
+
+    item: the waiting request.
+    line: the queue, named after its node.
+    is_waiting: False once taken or removed.
+    """
 
     __slots__ = ("_came", "_key", "is_waiting", "item", "line")
 
@@ -56,10 +61,10 @@ class Ticket(Generic[ItemT]):
 
 
 class WaitingRoom(Generic[ItemT]):
-    """Who waits, in a line for each node, at most `limit` in all.
+    """The waiting items, in a queue per node, at most `limit` in total.
 
-    Adding, taking and leaving cost O(log n): who leaves from the middle stays in the heap, marked,
-    until there are more of those than of others.
+    `add`, `take` and `remove` are O(log n) amortised: an item removed from the middle stays in the
+    heap, marked, until such items outnumber the others.
     """
 
     def __init__(self, limit: int) -> None:
@@ -77,13 +82,13 @@ class WaitingRoom(Generic[ItemT]):
         return self._total >= self.limit
 
     def count(self, line: str) -> int:
-        """How many wait in `line`."""
+        """The number of items in `line`."""
         return self._waiting.get(line, 0)
 
     def add(
         self, item: ItemT, line: str, now: float, priority: int = USUAL
     ) -> Ticket[ItemT] | None:
-        """Let `item` wait in `line`. None if the room is full: the caller raises PoolSaturated."""
+        """Add `item` to `line`. None if the room is full: the caller raises PoolSaturated."""
         if self.is_full:
             return None
         self._came += 1
@@ -92,7 +97,7 @@ class WaitingRoom(Generic[ItemT]):
         return ticket
 
     def take(self, line: str) -> ItemT | None:
-        """Who is next in `line`, who leaves it by this; None if nobody waits."""
+        """Remove and return the next item of `line`; None if it is empty."""
         heap = self._lines.get(line)
         while heap:
             ticket = heappop(heap)
@@ -102,7 +107,7 @@ class WaitingRoom(Generic[ItemT]):
         return None
 
     def peek(self, line: str) -> ItemT | None:
-        """Who is next in `line`, who stays there; None if nobody waits."""
+        """The next item of `line`, without removing it; None if it is empty."""
         heap = self._lines.get(line)
         while heap:
             if heap[0].is_waiting:
@@ -111,9 +116,9 @@ class WaitingRoom(Generic[ItemT]):
         return None
 
     def remove(self, ticket: Ticket[ItemT]) -> bool:
-        """Let the holder of `ticket` leave; False if it was taken already.
+        """Remove the item of `ticket`; False if it was already taken.
 
-        Of two who race for it, the taker and the one who leaves, one wins.
+        If `take` and `remove` race for an item, exactly one of them gets it.
         """
         if not ticket.is_waiting:
             return False
@@ -125,9 +130,9 @@ class WaitingRoom(Generic[ItemT]):
         return True
 
     def move(self, ticket: Ticket[ItemT], line: str) -> Ticket[ItemT] | None:
-        """A new ticket for another line, where time and priority count on; the old one is void.
+        """Move the item to another line, keeping its arrival time and priority.
 
-        None if the old one was taken already.
+        Returns the new ticket, which replaces the old one; None if the item was already taken.
         """
         if not self.remove(ticket):
             return None
@@ -136,7 +141,7 @@ class WaitingRoom(Generic[ItemT]):
         return moved
 
     def tickets(self, line: str) -> list[Ticket[ItemT]]:
-        """The tickets of everybody in `line`, in no order."""
+        """The tickets in `line`, unordered."""
         return [ticket for ticket in self._lines.get(line, ()) if ticket.is_waiting]
 
     def front(self, line: str, most: int) -> list[Ticket[ItemT]]:
@@ -153,11 +158,11 @@ class WaitingRoom(Generic[ItemT]):
         return found
 
     def standing(self, line: str) -> list[Ticket[ItemT]]:
-        """The tickets of everybody in `line`, in order: to be moved when its node is gone."""
+        """The tickets in `line`, in order, for moving them when its node is gone."""
         return sorted(ticket for ticket in self._lines.get(line, ()) if ticket.is_waiting)
 
     def __iter__(self) -> Iterator[ItemT]:
-        """Everybody who waits, line by line, each in order."""
+        """All waiting items, line by line, each in order."""
         for line in list(self._lines):
             for ticket in self.standing(line):
                 yield ticket.item

@@ -86,7 +86,7 @@ def test_in_words() -> None:
     breaker = advance(CLOSED, CallFailed(Failure.NODE), 0.0)
     assert breaker.describe(0.25) == "open after failures, for 0.8 s more"
     assert breaker.describe(1.0) == ""
-    assert advance(breaker, CallSent(), 1.0).describe(1.0) == "a probe is under way after failures"
+    assert advance(breaker, CallSent(), 1.0).describe(1.0) == "a probe is in flight after failures"
 
 
 def test_ejections_double_up_to_four_seconds() -> None:

@@ -267,7 +267,7 @@ PROBED = advance(advance(CLOSED, CallFailed(Failure.NODE), NOW - 1), CallSent(),
         (Node("n", digest_="0123456789abcdef"), "f" * 64, "vectors differ: digest 0123456789ab, "),
         (Node("n", digest_=""), "f" * 64, "vectors differ: digest unknown, not ffffffffffff"),
         (Node("n", breaker=OPEN), None, "open after failures, for 0.5 s more"),
-        (Node("n", breaker=PROBED), None, "a probe is under way after failures"),
+        (Node("n", breaker=PROBED), None, "a probe is in flight after failures"),
         (Node("n", breaker=advance(CLOSED, CallFailed(Failure.NODE), NOW - 1)), None, ""),
     ],
 )
