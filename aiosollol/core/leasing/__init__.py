@@ -1,1 +1,1 @@
-"""Slots of nodes, shared by several programs."""
+"""Leases of node slots, shared by several programs."""

@@ -1,27 +1,26 @@
-"""Slots of nodes, leased to members: several programs on the same nodes, none above its limit.
+"""Leases of node slots, so that several programs on the same nodes stay within their limits.
 
-A node takes a limited number of requests at once: its slots. One coordinator keeps a `LeaseBook`,
-and each member asks it again and again, telling what it wants and what it is using. The answer is a
-`Lease`: how many requests the member may have under way on each node until it asks again.
-`core.leasing.demand` decides who ought to have how many; the book hands them out, and no slot
-twice:
+A node takes a limited number of requests at once: its slots. One coordinator keeps a `LeaseBook`.
+Each member asks it regularly, reporting what it wants and uses, and gets a `Lease`: how many
+requests it may have in flight on each node until it asks again. `core.leasing.demand` computes the
+targets; the book grants the slots, each only once:
 
-- A slot is taken while any lease that the member may still go by allows it, or a request is under
-  way in it. Which leases those are, the member says with the serial of the last one that it has
-  applied. A lower lease is a request, which costs nothing until it is confirmed.
-- More is given out of free slots only. Who ought to have more has first to wait for others to
-  confirm.
-- A member that does not ask within the term is forgotten. Its lease is over by then.
+- A slot is taken while any lease that the member may still be using allows it, or a request
+  occupies it. The member reports the serial of the last lease it has applied, which confirms it. A
+  lower lease is only a request until it is confirmed.
+- Additional slots are granted from free ones only. A member below its target waits until others
+  confirm lower leases.
+- A member that does not ask within the term is removed. Its lease has ended by then.
 
-What that asks of a member:
+A member must follow these rules:
 
-- It reckons a lease's end from when it sent the question: then its own end comes first, however
-  long the answer took. At that end it begins nothing more until it has another lease.
-- It ignores an answer with a serial below one that it has.
-- It takes up to the lease of slots, and when it has more under way than a new lease allows, lets
-  them end and begins none.
-- It asks again at once when a lease took something away, and when what was too much has ended:
-  others wait for that. A member that begins anew, with nothing under way, asks with serial 0.
+- Count the term of a lease from when the request was sent, so that its own end comes first, however
+  long the reply took. After that end, start no requests until there is another lease.
+- Ignore a reply with a lower serial than one already received.
+- Use at most the leased slots. With more requests in flight than a new lease allows, let them
+  finish and start none.
+- Ask again at once when a lease has taken slots away, and when the excess requests have ended:
+  others wait for that. A restarted member, with nothing in flight, asks with serial 0.
 """
 
 from __future__ import annotations
@@ -35,16 +34,17 @@ from aiosollol.core.leasing.fair_share import Party, SlotShares
 from aiosollol.errors import InvalidInput
 
 _MOST_LEASES = 32
-"""Unconfirmed leases kept for a member. Of more, the oldest are taken together as one."""
+"""Unconfirmed leases kept for a member. Beyond that, the oldest are merged into one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """What a member may use until it asks again.
+    """The slots a member may use until it asks again.
 
-    slots: node -> how many requests it may have under way there, for every node that it may know,
-    also where that is 0. until: when it ends unless it is renewed, in seconds on the book's clock.
-    serial: goes up with every answer to this member.
+    slots: maximum number of requests in flight by node, for every node visible to the member,
+    including those with 0.
+    until: when it ends unless renewed, in seconds on the book's clock.
+    serial: increases with every reply to this member.
     """
 
     slots: Mapping[str, int]
@@ -54,7 +54,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class MemberSlots:
-    """One member on one node: slots it has, ought to have because it wants them, and wants."""
+    """One member on one node, in slots: `held` now, its `target`, and the number it `wants`."""
 
     held: int
     target: int
@@ -63,7 +63,7 @@ class MemberSlots:
 
 @dataclass(frozen=True, slots=True)
 class NodeLeases:
-    """One node. `free` is below 0 where more is under way than its capacity allows."""
+    """One node. `free` is negative if more requests are in flight than its capacity allows."""
 
     capacity: int
     free: int
@@ -72,10 +72,11 @@ class NodeLeases:
 
 @dataclass(frozen=True, slots=True)
 class GroupLeases:
-    """One group; a member without one is a group of its own name.
+    """One group. A member without a group counts as one with the member's name.
 
-    Slots are sums over all nodes: `fair` what its weight and its wants entitle it to, in fractions,
-    and `held`. credit: slot-seconds owed to it; below 0, by it.
+    fair: slots that its weight and wants entitle it to, over all nodes, in fractions.
+    held: slots it holds, over all nodes.
+    credit: slot-seconds owed to it; negative if it owes them.
     """
 
     name: str
@@ -88,14 +89,14 @@ class GroupLeases:
 
 @dataclass(frozen=True, slots=True)
 class LeaseStatistics:
-    """All of a book at one time."""
+    """A snapshot of a lease book."""
 
     nodes: Mapping[str, NodeLeases]
     groups: tuple[GroupLeases, ...]
 
 
 class _Member:
-    """What the book knows of one member. leases: by serial, those it may be going by."""
+    """The book's record of a member. leases: those it may still be using, by serial."""
 
     __slots__ = ("knows", "leases", "party", "serial", "until", "using", "wants")
 
@@ -109,11 +110,11 @@ class _Member:
         self.wants: dict[str, int] = {}
 
     def confirm(self, serial: int, using: Mapping[str, int]) -> None:
-        """It goes by the lease `serial`, or a later one."""
+        """Record that the member uses the lease `serial`, or a later one."""
         if serial in self.leases:
             self.leases = {each: slots for each, slots in self.leases.items() if each >= serial}
             self.using = dict(using)
-        else:  # an old question that comes late, or another book's lease: it proves nothing
+        else:  # a delayed request, or a lease from another book: no proof of what is in use
             for node, count in using.items():
                 self.using[node] = max(count, self.using.get(node, 0))
         self.serial = max(self.serial, serial)
@@ -132,14 +133,14 @@ class _Member:
         return self.knows is None or node in self.knows
 
     def leased(self, node: str) -> int:
-        """The most that a lease which it may be going by allows it there."""
+        """The most slots on a node that any lease it may still be using allows."""
         most = 0
         for slots in self.leases.values():
             most = max(most, slots.get(node, 0))
         return most
 
     def holds(self, node: str) -> int:
-        """The most that it may have under way there before it asks again."""
+        """The most requests it may have in flight on a node before it asks again."""
         return max(self.using.get(node, 0), self.leased(node))
 
 
@@ -152,7 +153,7 @@ class _Node:
         self.division = division
         self.held: dict[str, int] = {}
         self.taken = 0
-        self.ranks: dict[str, int] | None = None  # who knows it, in order; None if that changed
+        self.ranks: dict[str, int] | None = None  # order of members that know it; None if stale
 
     def hold(self, member: str, slots: int) -> None:
         self.taken += slots - self.held.pop(member, 0)
@@ -161,16 +162,17 @@ class _Node:
 
 
 class LeaseBook:
-    """Divides the slots of nodes among members, fairly by weight, and hands out none twice.
+    """Divides the slots of nodes among members, fairly by weight, and grants none twice.
 
-    term: seconds for which a lease is good. turn: seconds between two moves of a slot on a node for
-    the sake of a fairness that whole slots cannot express at once. Every call takes `now`, seconds
-    of a clock that never goes back. Raises InvalidInput for what makes no sense.
+    term: seconds that a lease is valid.
+    turn: seconds between two moves of a node's slots for fairness that whole slots cannot express
+    at once.
+    Every call takes `now`, in seconds of a monotonic clock. Raises InvalidInput for invalid values.
 
-    Members of one group share its weight. Fairness is over all nodes together, by slot-seconds: who
-    can use one node only has it before those who can use others. Slots that nobody wants are given
-    in advance, evenly, and called back when somebody wants them. A group whose requests keep a slot
-    for longer than its share waits for it afterwards; at most ten turns of one slot are counted.
+    Members of a group share its weight. Fairness is over all nodes together, in slot-seconds: a
+    member that can use only one node has precedence there over members that can use others.
+    Unwanted slots are granted in advance, evenly, and called back when wanted. A group that keeps a
+    slot longer than its share waits afterwards; at most ten turns of one slot are counted.
     """
 
     def __init__(self, *, term: float = 10.0, turn: float = 2.0) -> None:
@@ -184,7 +186,7 @@ class LeaseBook:
         self._now = -math.inf
 
     def set_nodes(self, slots: Mapping[str, int], now: float) -> None:
-        """The nodes, and how many requests each takes at once. One that is not named is forgotten.
+        """Set the nodes and their slots. Nodes that are not named are removed.
 
         Members may name others when they ask.
         """
@@ -205,20 +207,21 @@ class LeaseBook:
         now: float,
         nodes: Mapping[str, int] | None = None,
     ) -> Lease:
-        """A new lease for `member`, which takes the place of the one it has.
+        """A new lease for `member`, replacing its current one. Raises InvalidInput.
 
-        group: members with the same one share one weight, the greatest that one of them named; a
-        member without is alone. wants: requests it could have under way on each node now, those
-        under way included. using: those under way. serial: of the last lease it has applied, 0 for
-        none. nodes: those that it knows, and how many requests each takes as far as it can tell;
-        then it is given slots of these only, and the least that anybody named counts.
+        group: members of a group share one weight, the highest that any of them gives; "" for none.
+        wants: requests it could have in flight now on each node, including `using`.
+        using: requests in flight on each node.
+        serial: of the last lease it has applied; 0 for none.
+        nodes: the nodes it knows, with the slots it believes they have. It then gets slots of these
+        only, and the lowest number that any member gives counts.
         """
         _name(member, "a member")
         weight = _positive(weight, "a weight")
         wants, using = _counts(wants, "wants"), _counts(using, "using")
         knows = None if nodes is None else _counts(nodes, "the slots of nodes")
         if type(serial) is not int or serial < 0:
-            raise InvalidInput(f"a serial must be a whole number from 0 on, not {serial!r}")
+            raise InvalidInput(f"a serial must be a whole number of at least 0, not {serial!r}")
         if not isinstance(group, str):
             raise InvalidInput(f"a group must be a string, not {group!r}")
         self._pass_time(now)
@@ -245,21 +248,21 @@ class LeaseBook:
         return self._lease(member, known)
 
     def leave(self, member: str, now: float) -> None:
-        """`member` is gone, and uses nothing any more. Nothing happens if it is not known."""
+        """Remove `member`, which uses no slots any more. Does nothing if it is unknown."""
         self._pass_time(now)
         if member in self._members:
             self._forget(member)
             self._claims.settle(self._now)
 
     def expire(self, now: float) -> list[str]:
-        """The members whose lease has ended since this was last asked. Their slots are free."""
+        """The members whose lease has ended since the last call. Their slots are free."""
         self._pass_time(now)
         self._claims.settle(self._now)
         expired, self._expired = self._expired, []
         return expired
 
     def statistics(self) -> LeaseStatistics:
-        """What everybody has and wants, as of the last call."""
+        """The slots that every member has and wants, as of the last call."""
         nodes = {}
         for name, node in sorted(self._nodes.items()):
             shares = {}
@@ -305,7 +308,7 @@ class LeaseBook:
             self._see_nodes()
 
     def _see_nodes(self) -> None:
-        """Of each node, the least that anybody named."""
+        """Update the nodes, each with the lowest number of slots that any member gave."""
         least = dict(self._given)
         for known in self._members.values():
             for name, slots in (known.knows or {}).items():
@@ -323,7 +326,7 @@ class LeaseBook:
             self._see(member, known)
 
     def _see(self, member: str, known: _Member) -> None:
-        """Write down what a member wants and holds."""
+        """Record what a member wants and holds."""
         charged, claims = 0, self._claims
         for name, node in self._nodes.items():
             can_use = known.can_use(name)
@@ -342,7 +345,7 @@ class LeaseBook:
                 ought = node.division.targets.get(known.party, 0)
                 ought += self._advance(member, name, node, place)
                 if ought:
-                    # What it is using beyond its lease is a fact, but not its right.
+                    # Slots it uses beyond its lease count as held, but are not granted.
                     free = node.division.capacity - (node.taken - held)
                     ought = min(ought, max(free, known.leased(name)))
                 slots[name] = ought
@@ -355,8 +358,10 @@ class LeaseBook:
         return Lease(slots=dict(slots), until=known.until, serial=known.serial)
 
     def _advance(self, member: str, name: str, node: _Node, place: int) -> int:
-        """Its part of the slots that nobody wants. `place`: the node's, so that what does not
-        divide evenly goes to other members on other nodes."""
+        """The member's part of the unwanted slots of a node.
+
+        place: index of the node, which rotates the members that get the remainder.
+        """
         spare = node.division.spare
         if not spare:
             return 0
@@ -384,9 +389,11 @@ def _positive(value: float, what: str) -> float:
 
 
 def _counts(counts: Mapping[str, int], what: str) -> dict[str, int]:
-    """A copy of it. Raises InvalidInput unless it maps names to whole numbers from 0 on."""
+    """A copy of `counts`. Raises InvalidInput unless it maps names to whole numbers from 0."""
     for name, count in counts.items():
         _name(name, "a node")
         if type(count) is not int or count < 0:
-            raise InvalidInput(f"{what} must be whole numbers from 0 on, not {count!r} for {name}")
+            raise InvalidInput(
+                f"{what} must be whole numbers of at least 0, not {count!r} for {name}"
+            )
     return dict(counts)

@@ -1,9 +1,9 @@
-"""What members want of the nodes' slots, what is owed to them, and who is to have how many.
+"""Members' demand for slots, their credits, and their target slots on all nodes.
 
-`core.leasing.fair_share` divides one node; this decides when, and keeps the accounts. A group that
-had less than its fair share for a while has a credit of slot-seconds, one that had more a debt.
-Together they are zero: what nobody could use, because a slot was on its way from one member to
-another, is missing from the share of everybody who wants more than there is.
+`core.leasing.fair_share` divides one node; this module decides when, and keeps the accounts. A
+group that had less than its fair share has a credit of slot-seconds, one that had more a debt. They
+sum to zero: slots that were unusable while they moved between members are deducted from the fair
+share of every group that wants more than its share.
 """
 
 from __future__ import annotations
@@ -19,28 +19,30 @@ from aiosollol.core.leasing.fair_share import (
 )
 
 _CREDIT_TURNS = 10.0
-"""Turns of one slot that a group may be owed, or owe. More would be a grudge: who is owed c
-slot-seconds may have more than its share for c seconds and longer."""
-_FADE_TURNS = 5.0  # until what an idle group is owed, or owes, counts 1/e
+"""Maximum credit or debt, in turns of one slot. A group with a credit of c slot-seconds may have
+more than its share for c seconds or longer, so it must be bounded."""
+_FADE_TURNS = 5.0  # turns after which the credit or debt of an idle group counts 1/e
 _WORK = 200
-"""Claims looked at in one `settle`. What it leaves comes next time, so no question is slow."""
+"""Claims processed in one `settle`. The rest waits for the next, so that every call is fast."""
 
 KeyT = TypeVar("KeyT")
 
 
 class SlotDemand:
-    """Who is to have how many slots of which node.
+    """The target slots of each member on each node.
 
-    turn: seconds between two moves of slots on a node for the sake of fractions; and the time in
-    which a debt is to be made good.
+    turn: seconds between two moves of a node's slots to even out fractions; also the time in which
+    a debt is to be repaid.
     """
 
     def __init__(self, turn: float) -> None:
-        self.nodes: dict[str, SlotShares] = {}  # those looked at longest ago first
+        self.nodes: dict[str, SlotShares] = {}  # least recently divided first
         self.groups: dict[tuple[str, str], Group] = {}
         self._turn = turn
         self._now = self._parted_at = -math.inf
-        self._changed: dict[str, bool] = {}  # node -> whether who had nothing began to want it
+        self._changed: dict[
+            str, bool
+        ] = {}  # node -> whether a group without slots began to want it
 
     def set_capacity(self, name: str, capacity: int, now: float) -> SlotShares:
         node = self.nodes.get(name)
@@ -55,12 +57,12 @@ class SlotDemand:
         for party in [*node.wants, *node.targets]:
             self.want(party, name, 0)
             node.give(party, -node.targets.get(party, 0))
-        node.fill()  # nobody's now
+        node.fill()  # resets the fair shares to zero
         del self.nodes[name]
         self._changed.pop(name, None)
 
     def join(self, name: str, group: str, weight: float) -> Party:
-        """A new member. Without a group it is one by itself."""
+        """Add a member. Without a group it forms one by itself."""
         key = (group, "" if group else name)
         if key not in self.groups:
             self.groups[key] = Group(key)
@@ -78,7 +80,7 @@ class SlotDemand:
             self._reweigh(party.group)
 
     def remove(self, party: Party) -> None:
-        """It is gone, with all that it wants and is to have."""
+        """Remove a member with its wants and targets."""
         group = party.group
         for name, node in self.nodes.items():
             self.want(party, name, 0)
@@ -95,7 +97,7 @@ class SlotDemand:
         del self.groups[group.key]
 
     def want(self, party: Party, name: str, wants: int) -> None:
-        """So many requests it could have there, itself included those under way."""
+        """Set the number of requests the member could have on a node, including those in flight."""
         node = self.nodes[name]
         wants = min(wants, node.capacity)
         before = node.wants.get(party, 0)
@@ -109,7 +111,7 @@ class SlotDemand:
         least = min(wants, before)
         has = max(node.fair.get(group, 0.0), node.targets.get(party, 0))
         if has < least and len(group.parties) == 1:
-            return  # it is to have less than it wants, before and after
+            return  # its target is below its wants, before and after
         if not before and len(group.parties) > 1:
             short = [mate.served for mate in group.parties.values() if mate.is_short]
             party.served = max(party.served, min(short, default=0.0))
@@ -117,12 +119,12 @@ class SlotDemand:
         self._changed[name] = is_new or self._changed.get(name, False)
 
     def charge(self, party: Party, slots: int) -> None:
-        """So many slots it has and wants, on all nodes together, from now on."""
+        """Set the number of slots that the member both has and wants, over all nodes."""
         party.group.charged += slots - party.charged
         party.charged = slots
 
     def pass_time(self, now: float) -> None:
-        """Keep the accounts up to `now`."""
+        """Update the accounts to `now`."""
         seconds, self._now = now - self._now, max(now, self._now)
         if not 0.0 < seconds < math.inf:
             return
@@ -139,9 +141,9 @@ class SlotDemand:
                 self._serve(group, seconds, most)
 
     def _scales(self) -> dict[int, float]:
-        """By part, how much of their fair share is there for the groups that want more than that.
+        """By part, the fraction of their fair share that is available to groups that want more.
 
-        Each part by itself: what is lost on some nodes is no debt of those who use others.
+        Parts are separate, so that slots lost on some nodes do not affect groups on other nodes.
         """
         had: dict[int, float] = {}
         fair: dict[int, float] = {}
@@ -155,7 +157,7 @@ class SlotDemand:
         }
 
     def _part(self) -> None:
-        """Number the parts: groups that have to do with each other, by way of nodes they want."""
+        """Number the parts: groups connected, directly or not, by nodes that they both want."""
         together: dict[Group, list[Group]] = {}
         for node in self.nodes.values():
             first: list[Group] | None = None
@@ -170,7 +172,7 @@ class SlotDemand:
                     first += those
                     together.update(dict.fromkeys(those, first))
         for number, group in enumerate(self.groups.values()):
-            group.part = -1 - number  # one by itself
+            group.part = -1 - number  # a part of its own
         for number, those in enumerate({id(each): each for each in together.values()}.values()):
             for group in those:
                 group.part = number
@@ -185,7 +187,7 @@ class SlotDemand:
                 party.served = min(max(party.served, low), low + most)
 
     def settle(self, now: float) -> None:
-        """Divide anew what has changed, and what nobody has looked at for a turn."""
+        """Divide the nodes that changed, and those not divided for a turn."""
         if now >= self._parted_at + self._turn:
             self._parted_at = now
             self._part()
@@ -200,8 +202,8 @@ class SlotDemand:
             work -= self._divide(name, now)
 
     def _divide(self, name: str, now: float, *, is_new: bool = False) -> int:
-        """The targets on one node. What it cost, in claims looked at."""
-        node = self.nodes[name] = self.nodes.pop(name)  # to the end of the line
+        """Update the targets on one node. Returns the cost, in claims processed."""
+        node = self.nodes[name] = self.nodes.pop(name)  # now the most recently divided
         node.seen_at = now
         node.fill()
         may_turn = is_new or now >= node.rotated_at + self._turn
@@ -221,7 +223,7 @@ class SlotDemand:
 
 
 def _add(counts: dict[KeyT, int], key: KeyT, more: int) -> None:
-    """Add, and keep no zeros."""
+    """Add `more` to a count, dropping zeros."""
     if total := counts.get(key, 0) + more:
         counts[key] = total
     else:

@@ -1,18 +1,16 @@
-"""How the slots of one node are divided among those that want them: fairly, in whole slots.
+"""Fair division of one node's slots among the groups that want them, in whole slots.
 
-Two steps, each by one rule:
+There are two steps:
 
-- What would be fair, in fractions. A node is filled like a vessel with steps in it: each group that
-  wants it starts at what it has on the other nodes per weight, and the water goes where the level
-  is lowest, up to what is wanted (`water`). Done for one node after another, again and again, this
-  leads to max-min fairness by weight over all nodes together: the sum of the squares of what the
-  groups have, over their weights, falls with every step, and it is convex.
-- Whole slots. Each goes to the group that lacks most: its fair share + credit / turn - slots, over
-  all nodes. A slot is moved only if that makes the two more equal, so it stays where it is when it
-  is fair there too. Credit is slot-seconds that a group had too little: `core.leasing.demand` keeps
-  it.
+- Fair shares, in fractions, by water filling: each group that wants the node starts at the level
+  of its share on other nodes / weight, and capacity goes to the lowest level, up to what the group
+  wants (`water`). Repeated over all nodes, this converges to weighted max-min fairness over all
+  nodes together: each step lowers the sum of the squared shares over the weights, which is convex.
+- Whole slots. Each goes to the group with the largest deficit: fair share + credit / turn - slots,
+  over all nodes. A slot moves only if that makes the two groups more equal, so it stays if both
+  are equally fair. Credit is the slot-seconds a group had too little (`core.leasing.demand`).
 
-The members of one group share its slots in the same way, by what they were served.
+The members of a group share its slots in the same way, by the slot-seconds they were served.
 """
 
 from __future__ import annotations
@@ -24,14 +22,14 @@ _EPSILON = 1e-9
 
 
 def water(capacity: float, claims: Sequence[tuple[float, float, float]]) -> list[float]:
-    """What each of `claims` gets of `capacity`: max-min fair by weight, in the same order.
+    """Weighted max-min fair shares of `capacity`, in the order of `claims`.
 
-    A claim is (weight, wants, elsewhere): it gets at most `wants`, and counts as having `elsewhere`
-    already. What all want is given if there is so much; otherwise all of `capacity` is.
+    A claim is (weight, wants, elsewhere): it gets at most `wants`, and counts as already having
+    `elsewhere`. All wants are met if `capacity` suffices; otherwise all of it is given out.
     """
     if sum(wants for _, wants, _ in claims) <= capacity:
         return [wants for _, wants, _ in claims]
-    bends = []  # where the inflow that raises the level by one changes, and by how much
+    bends = []  # (level, change): points where the inflow per unit of level changes
     for weight, wants, elsewhere in claims:
         bends.append((elsewhere / weight, weight))
         bends.append(((elsewhere + wants) / weight, -weight))
@@ -50,11 +48,12 @@ def water(capacity: float, claims: Sequence[tuple[float, float, float]]) -> list
 
 
 class Group:
-    """Members that share one weight: the greatest that one of them named.
+    """Members that share one weight, the highest that any of them reported.
 
-    credit: slot-seconds owed to it. Sums over all nodes, in slots: `fair` what it should have,
-    `target` what it is to have, `charged` what it has and wants, `wanted`. part: a number that it
-    shares with the groups it has to do with.
+    credit: slot-seconds owed to it.
+    fair, target, charged, wanted: sums over all nodes, in slots: its fair share, its whole slots,
+    the slots it both has and wants, and the slots it wants.
+    part: number of its connected component, see `SlotDemand._part`.
     """
 
     __slots__ = (
@@ -84,7 +83,7 @@ class Group:
 
 
 class Party:
-    """One member. target, charged, wanted: as in `Group`; served: slot-seconds charged to it."""
+    """One member. target, charged, wanted: as in `Group`. served: slot-seconds charged to it."""
 
     __slots__ = ("charged", "group", "name", "served", "target", "wanted", "weight")
 
@@ -101,8 +100,12 @@ class Party:
 
 
 class SlotShares:
-    """The slots of one node. By member: `wants` and `targets`, without zeros. By group: `claims`,
-    the sums of wants, and `fair`, its share in fractions."""
+    """The slots of one node.
+
+    wants, targets: slots by member, without zeros.
+    claims: wants by group.
+    fair: fair share by group, in fractions.
+    """
 
     __slots__ = ("capacity", "claims", "fair", "rotated_at", "seen_at", "targets", "wants")
 
@@ -117,11 +120,11 @@ class SlotShares:
 
     @property
     def spare(self) -> int:
-        """Slots that nobody is to have because nobody wants them."""
+        """Slots that no member wants."""
         return max(0, self.capacity - sum(self.targets.values()))
 
     def give(self, party: Party, slots: int) -> None:
-        """So many more are meant for it, or fewer if negative."""
+        """Raise the member's target by `slots`, or lower it if negative."""
         if slots:
             total = self.targets.get(party, 0) + slots
             if total:
@@ -132,7 +135,7 @@ class SlotShares:
             party.group.target += slots
 
     def fill(self) -> None:
-        """What would be fair here, in fractions, given what all have elsewhere."""
+        """Recompute the fair shares on this node, given the shares on the others."""
         claims = [
             (group.weight, float(wants), max(0.0, group.fair - self.fair.get(group, 0.0)))
             for group, wants in self.claims.items()
@@ -145,11 +148,12 @@ class SlotShares:
 
 
 class SlotDivision:
-    """One division of one node's slots, which changes its targets. `moves` counts the slots moved.
+    """One division of one node's slots: `run` changes its targets.
 
-    turn: seconds in which a credit is to be made good. may_turn: whether a slot may move for the
-    sake of credits alone. Otherwise it moves only if it would without them as well as with them:
-    whole slots that are not fair at all need not wait for their turn.
+    turn: seconds in which a credit is to be repaid.
+    may_turn: whether a slot may move because of credits alone. Otherwise it moves only if it would
+    both with and without them, so that an unfair division by whole slots is corrected at once.
+    moves: number of slots moved.
     """
 
     def __init__(self, node: SlotShares, turn: float, *, may_turn: bool) -> None:
@@ -167,7 +171,7 @@ class SlotDivision:
                 self._having.setdefault(party.group, []).append(party)
             if has < wants:
                 self._short.setdefault(party.group, []).append(party)
-        # What lacks most comes first among takers, what lacks least last among givers.
+        # Takers are sorted by deficit, largest first; givers too, so the smallest is last.
         self._taking: dict[Group, tuple[float, tuple[str, str]]] = {}
         self._giving: dict[Group, tuple[float, tuple[str, str]]] = {}
         for group in node.claims:
@@ -232,7 +236,7 @@ class SlotDivision:
 
 
 def _list(lists: dict[Group, list[Party]], party: Party, *, was: bool, now: bool) -> None:
-    """Keep `party` in the list of its group while it belongs there, and no empty list."""
+    """Add `party` to its group's list or remove it, without leaving an empty list."""
     group = party.group
     if now and not was:
         lists.setdefault(group, []).append(party)

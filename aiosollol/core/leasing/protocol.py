@@ -1,8 +1,7 @@
-"""What programs that share nodes tell one another: a `Report` out, an `Answer` back,
-`LeaseCoordinator`.
+"""Messages of programs that share nodes, and the `LeaseCoordinator` that answers them.
 
-Whoever carries these (a Ray actor, a pipe, a test) carries dictionaries of plain values, with a
-number of the protocol in them: programs of two versions must find out that they are two.
+A `MemberReport` gets a `CoordinatorReply`. The transport (a Ray actor, a pipe, a test) carries
+them as dictionaries of plain values with a protocol number, so that versions can be told apart.
 """
 
 from __future__ import annotations
@@ -20,21 +19,24 @@ from aiosollol.errors import InvalidInput
 PROTOCOL = 1
 
 TERM = 10.0
-"""Seconds for which a lease is good: after that, the slots of a program that died are free."""
+"""Seconds that a lease is valid: after that, the slots of a program that died are free."""
 
 DEFAULT_SLOTS = 4
-"""Requests that a node is taken to handle at once where nobody says `max_concurrency`. What it
-really computes at once (OLLAMA_NUM_PARALLEL, one for embeddings) it does not tell; it queues the
-rest. More than that keep it busy while answers travel, and are enough for a few programs to have a
-slot each all the time; many more would only wait in its queue, out of our hands."""
+"""Slots of a node without `max_concurrency`. A node does not report how many requests it computes
+at once (OLLAMA_NUM_PARALLEL; one for embeddings) and queues the rest. A few more keep it busy while
+answers travel, and let a few programs have a slot each at all times; many more would only wait in
+its queue, where they cannot be rerouted."""
 
-_LEAST_OBSERVATIONS = 3  # from which a learned cost is worth telling
+_LEAST_OBSERVATIONS = 3  # needed to share a learned cost
 
 
 class NodeUse(NamedTuple):
-    """A member on one node. slots: requests that the node takes at once, as the member believes.
+    """A member's use of one node.
 
-    using: requests under way there. wants: those that wait as well. is_down: as the member found.
+    slots: requests that the node takes at once, as far as the member knows.
+    wants: requests it could have in flight there, including those waiting.
+    using: requests in flight there.
+    is_down: whether the member finds the node down.
     """
 
     slots: int
@@ -53,7 +55,7 @@ class KnownCost(NamedTuple):
 
     @property
     def is_sound(self) -> bool:
-        """Whether it can be believed, and is of enough answers."""
+        """Whether it is plausible and based on enough answers."""
         numbers = (self.overhead, self.seconds_per_token, self.reach)
         return (
             all(math.isfinite(number) and number >= 0.0 for number in numbers)
@@ -68,9 +70,11 @@ CostKey = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class MemberReport:
-    """What a member tells. nodes: by `node_id`. costs: those that are new since its last report.
+    """A member's report.
 
-    group, weight, serial: see `core.leasing.book`.
+    group, weight, serial: see `LeaseBook.ask`.
+    nodes: its use of each node, by `node_id`.
+    costs: learned costs that are new since its last report.
     """
 
     member: str
@@ -93,7 +97,7 @@ class MemberReport:
 
     @classmethod
     def load(cls, told: Mapping[str, Any]) -> MemberReport:
-        """Raises InvalidInput for what no member of this version tells."""
+        """The report in a dictionary. Raises InvalidInput if it is not one of this version."""
         try:
             return cls(
                 told["member"],
@@ -104,18 +108,22 @@ class MemberReport:
                 {(node, model): KnownCost(*cost) for node, model, *cost in told["costs"]},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InvalidInput(f"this is not a report: {error!r}") from error
+            raise InvalidInput(f"invalid member report: {error!r}") from error
 
 
 @dataclass(frozen=True, slots=True)
 class CoordinatorReply:
-    """What a member is answered. slots: node -> requests it may have under way there.
+    """The coordinator's reply to a report.
 
-    seconds: for which that holds, from when the member asked. serial: of this lease. is_new:
-    whether the member was not known before, so that what it told before is not known either.
-    down: nodes that others find down. costs: what others learned, and the member does not know.
-    elsewhere: nodes that only others named. members: how many there are. groups: group -> its
-    weight.
+    slots: requests that the member may have in flight, by node.
+    seconds: term of the lease, from when the member sent its report.
+    serial: of this lease.
+    is_new: whether the member was unknown, so that its earlier reports are lost.
+    down: nodes that other members find down.
+    costs: costs learned by others that the member has not received yet.
+    elsewhere: nodes that only other members named.
+    members: number of members.
+    groups: weights by group.
     """
 
     slots: Mapping[str, int]
@@ -144,10 +152,10 @@ class CoordinatorReply:
 
     @classmethod
     def load(cls, told: Mapping[str, Any]) -> CoordinatorReply:
-        """Raises InvalidInput for what no coordinator of this version answers."""
+        """The reply in a dictionary. Raises InvalidInput if it is not one of this version."""
         try:
             if told["protocol"] != PROTOCOL:
-                raise ValueError(f"protocol {told['protocol']}, not {PROTOCOL}")  # noqa: TRY301 (mapped like what else is wrong)
+                raise ValueError(f"protocol {told['protocol']}, not {PROTOCOL}")  # noqa: TRY301 (mapped below)
             return cls(
                 dict(told["slots"]),
                 float(told["seconds"]),
@@ -160,13 +168,13 @@ class CoordinatorReply:
                 dict(told["groups"]),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise InvalidInput(f"this is not an answer: {error!r}") from error
+            raise InvalidInput(f"invalid coordinator reply: {error!r}") from error
 
 
 def node_id(spec: NodeSpec, machine: str) -> str:
-    """What all programs call a node: ``host:port``, with the path and what is not http.
+    """A node's name in all programs: ``host:port`` with its path, and its scheme unless http.
 
-    A loopback address is another server on every machine, so that has the name of `machine`.
+    A loopback address means a different server on every machine, so it is prefixed with `machine`.
     """
     address = spec.address
     name = f"{address.netloc}{address.path}"
@@ -176,12 +184,12 @@ def node_id(spec: NodeSpec, machine: str) -> str:
 
 
 def slots_of(spec: NodeSpec) -> int:
-    """How many requests a node is taken to handle at once, as far as this program was told."""
+    """The node's slots: its `max_concurrency`, else `DEFAULT_SLOTS`."""
     return spec.max_concurrency or DEFAULT_SLOTS
 
 
 class _Learned:
-    """A cost, who told it, and when it was told: the how manieth of all."""
+    """A cost, the member that reported it, and its number in the order of arrival."""
 
     __slots__ = ("cost", "count", "member")
 
@@ -192,10 +200,10 @@ class _Learned:
 
 
 class LeaseCoordinator:
-    """What the members have in common: leases of slots, who finds what down, learned costs.
+    """The members' shared state: leases, nodes found down, learned costs.
 
-    Pure: `now` is an argument, in seconds of any clock that does not go back. Costs outlive those
-    who told them, as long as somebody names the node.
+    Pure: `now` is an argument, in seconds of any monotonic clock. Costs outlive the member that
+    reported them, as long as another member names the node.
     """
 
     def __init__(self, *, term: float = TERM, turn: float = 2.0) -> None:
@@ -208,7 +216,7 @@ class LeaseCoordinator:
         self._parties: dict[str, tuple[str, float]] = {}
 
     def exchange(self, report: MemberReport, now: float) -> CoordinatorReply:
-        """Take a member's report; its lease, and what others know. Raises InvalidInput."""
+        """Record a member's report; its lease and the others' news. Raises InvalidInput."""
         self._forget(self._book.expire(now))
         member, nodes = report.member, report.nodes
         lease = self._book.ask(
@@ -240,18 +248,18 @@ class LeaseCoordinator:
         )
 
     def leave(self, member: str, now: float) -> None:
-        """`member` is gone; its slots are free at once."""
+        """Remove `member`; its slots are free at once."""
         self._book.leave(member, now)
         self._forget([member, *self._book.expire(now)])
 
     def statistics(self, now: float) -> LeaseStatistics:
-        """Who has what, of those who are still there."""
+        """The slots of all members whose lease has not ended."""
         self._forget(self._book.expire(now))
         return self._book.statistics()
 
     @property
     def members(self) -> Collection[str]:
-        """Who is there, as of the last call."""
+        """The names of the members, as of the last call."""
         return self._nodes.keys()
 
     def _forget(self, members: Collection[str]) -> None:
@@ -267,7 +275,7 @@ class LeaseCoordinator:
         return {name for nodes in self._nodes.values() for name in nodes}
 
     def _is_down(self, name: str, *, but: str) -> bool:
-        """Whether somebody else finds it down, and no other finds it up."""
+        """Whether at least one other member finds it down, and none finds it up."""
         found = [
             nodes[name].is_down
             for member, nodes in self._nodes.items()
@@ -282,7 +290,7 @@ class LeaseCoordinator:
                 self._costs[key] = _Learned(cost, report.member, self._count)
 
     def _news(self, member: str, nodes: Mapping[str, NodeUse]) -> dict[CostKey, KnownCost]:
-        """What others told since this member was last answered."""
+        """Costs that others reported since the last reply to this member."""
         since = self._told.get(member, 0)
         if since == self._count:
             return {}

@@ -348,8 +348,11 @@ def test_a_member_may_change_its_group() -> None:
         (lambda book: ask(book, "a", weight="1"), "a weight must be a number above 0"),
         (lambda book: ask(book, "a", group=None), "a group must be a string"),
         (lambda book: ask(book, "a", serial=-1), "a serial must be a whole number"),
-        (lambda book: ask(book, "a", wants={"n": -1}), "wants must be whole numbers from 0 on"),
-        (lambda book: ask(book, "a", using={"n": 0.5}), "using must be whole numbers from 0 on"),
+        (lambda book: ask(book, "a", wants={"n": -1}), "wants must be whole numbers of at least 0"),
+        (
+            lambda book: ask(book, "a", using={"n": 0.5}),
+            "using must be whole numbers of at least 0",
+        ),
         (lambda book: ask(book, "a", nodes={"n": -1}), "slots of nodes must be whole numbers"),
         (lambda book: ask(book, "a", math.inf), "now must be a number of seconds"),
     ],

@@ -106,14 +106,14 @@ def test_an_answer_is_the_same_after_its_way(told: CoordinatorReply) -> None:
     [{}, {"member": "a"}, {**report("a").dump(), "nodes": 3}, {**report("a").dump(), "costs": [1]}],
 )
 def test_what_is_no_report_is_refused(told: dict[str, Any]) -> None:
-    with pytest.raises(InvalidInput, match="not a report"):
+    with pytest.raises(InvalidInput, match="invalid member report"):
         MemberReport.load(told)
 
 
 @pytest.mark.parametrize("change", [{"protocol": PROTOCOL + 1}, {"slots": None}, {"costs": [()]}])
 def test_what_is_no_answer_is_refused(change: dict[str, Any]) -> None:
     told = CoordinatorReply({"n": 1}, TERM, 1).dump()
-    with pytest.raises(InvalidInput, match="not an answer"):
+    with pytest.raises(InvalidInput, match="invalid coordinator reply"):
         CoordinatorReply.load({**told, **change})
 
 
