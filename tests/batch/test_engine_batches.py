@@ -178,7 +178,7 @@ async def test_an_engine_that_is_seen_to_be_slower_is_left_alone() -> None:
             assert given.report is not None
             chosen.append(given.report.engine)
         assert [each.name for each in chosen] == ["dask", "local", "local", "local"]
-        assert "times what was predicted, this process" in chosen[-1].reason
+        assert "times the predicted time, this process" in chosen[-1].reason
 
 
 async def test_an_engine_is_not_judged_by_the_time_that_it_takes_to_start() -> None:

@@ -1,1 +1,1 @@
-"""Batches given to an engine: which engine, in what partitions."""
+"""Offloading batches to an engine: choice of the engine, partitions, and reports."""

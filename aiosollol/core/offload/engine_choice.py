@@ -1,7 +1,7 @@
-"""Which engine carries a batch, in what partitions, and what is told of it afterwards.
+"""Choose the engine for a batch, cut it into partitions, and collect the outcome.
 
-An engine is a place where batches are computed: this process (`LOCAL`), or the workers of Dask or
-Ray. What it has to do is `EngineJob`, what it has done `EngineOutcome`.
+An engine computes batches: this process (`LOCAL`), or the workers of Dask or Ray. Its input is an
+`EngineJob`, its result an `EngineOutcome`.
 """
 
 from __future__ import annotations
@@ -20,24 +20,26 @@ EngineName = Literal["auto", "local", "dask", "ray"]
 LOCAL = "local"
 
 PARTITION_SECONDS = 2.0
-"""How long a partition should take: long beside the way to a worker, short beside a batch, since it
-is what is done again when a worker dies."""
+"""Target duration of a partition: long compared with the transfer to a worker, but short compared
+with a batch, because a whole partition is repeated if a worker dies."""
 _LEAST_ITEMS, _MOST_ITEMS = 32, 4096
 _MOST_CHARACTERS = 4 << 20  # a partition passes through the scheduler of the engine
 
 
 def check_engine(name: object) -> None:
-    """Raises InvalidInput for what is not the name of an engine."""
+    """Raises InvalidInput if `name` is not the name of an engine."""
     if name not in get_args(EngineName):
         names = ", ".join(map(repr, get_args(EngineName)))
         raise InvalidInput(f"engine must be one of {names}, not {name!r}")
 
 
 class EngineOffer(NamedTuple):
-    """An engine that is there. threshold: the fewest items that it is used for by itself.
+    """An available engine.
 
-    start_seconds: until it could begin; 0 if it runs. is_automatic: whether "auto" may take it.
-    pace: times what was predicted that its large batches took; None before the first.
+    start_seconds: time until it could start; 0 if it is running.
+    threshold: minimum number of items for its use with "auto".
+    is_automatic: whether "auto" may use it.
+    pace: actual / predicted time of its large batches; None before the first.
     """
 
     name: str
@@ -56,19 +58,18 @@ def choose(
 ) -> EngineNote:
     """The engine for a batch of `items`, with the reason.
 
-    By itself an engine is taken for `threshold` items and more, if the batch is predicted to take
-    longer than the engine takes to start, and as long as it has not been seen to be slower than
-    this process, whose own `pace` is as in `EngineOffer`. Raises EngineError for one that is not
-    there.
+    "auto" uses an engine for at least `threshold` items if the batch is predicted to take longer
+    than the engine's start, unless its pace is worse than `pace`, that of this process. Raises
+    EngineError if the requested engine is not available.
     """
     if wanted == LOCAL:
-        return EngineNote(LOCAL, "asked for")
+        return EngineNote(LOCAL, "requested")
     if wanted != "auto":
         if not any(offer.name == wanted for offer in offers):
             raise EngineError(
-                wanted, f"is not turned on: make the pool with OllamaPool(enable_{wanted}=True)"
+                wanted, f"is not enabled: create the pool with OllamaPool(enable_{wanted}=True)"
             )
-        return EngineNote(wanted, "asked for")
+        return EngineNote(wanted, "requested")
     reason = ""
     for offer in offers:
         if not offer.is_automatic:
@@ -78,11 +79,11 @@ def choose(
         elif predicted_seconds < offer.start_seconds:
             reason = (
                 f"predicted to take {predicted_seconds:.1f} s, "
-                f"less than the {offer.start_seconds:.1f} s in which {offer.name} starts"
+                f"less than the {offer.start_seconds:.1f} s that {offer.name} needs to start"
             )
         elif offer.pace is not None and offer.pace > pace:
             reason = (
-                f"{offer.name} took {offer.pace:.2f} times what was predicted, "
+                f"{offer.name} took {offer.pace:.2f} times the predicted time, "
                 f"this process {pace:.2f} times"
             )
         else:
@@ -93,10 +94,10 @@ def choose(
 def partitions(
     texts: Sequence[str], tokens: Sequence[float], predicted_seconds: float, workers: int
 ) -> Iterator[range]:
-    """The positions of a batch in partitions, in order, of about equal tokens.
+    """The positions of a batch in partitions of about equal tokens, in order.
 
-    Each is meant to take `PARTITION_SECONDS` where `workers` share what takes `predicted_seconds`
-    in all, and there are at least two for each worker, so that they end at about the same time.
+    Each should take `PARTITION_SECONDS` if `workers` share a batch of `predicted_seconds`. There
+    are at least two per worker, so that all workers finish at about the same time.
     """
     total, count = sum(tokens), len(texts)
     wanted = max(2.0, predicted_seconds / PARTITION_SECONDS) * max(1, workers)
@@ -115,11 +116,14 @@ def partitions(
 
 @dataclass(frozen=True, slots=True)
 class EngineJob:
-    """What an engine has to embed: different texts, in order. tokens: estimated, per text.
+    """A batch for an engine.
 
-    planning: how to spread each partition over nodes. predicted_seconds: of all of it, by one
-    program. timeout: seconds for one request. digest: that nodes must have of the model, None for
-    any.
+    texts: distinct texts, in order.
+    tokens: estimated tokens of each text.
+    planning: how to spread each partition over nodes.
+    predicted_seconds: predicted time of the batch in one program.
+    timeout: seconds for one request.
+    digest: required digest of the model; None for any.
     """
 
     settings: EmbedSettings
@@ -133,12 +137,14 @@ class EngineJob:
 
 @dataclass(slots=True)
 class EngineOutcome:
-    """What an engine did. `add` a partition at a time.
+    """The result of an `EngineJob`, accumulated with `add` per partition.
 
-    nodes: per node name, what it did. counters: the same, as `NodeCounters`. errors: position ->
-    error of the texts without a vector. workers: the names of those that took part. reruns: how
-    many partitions were computed again. dashboard: an URL at which people can watch, if there is
-    one.
+    nodes: share of each node, by name.
+    counters: the same as `NodeCounters`.
+    errors: errors of the texts without a vector, by position.
+    workers: names of the workers that took part.
+    reruns: number of partitions computed again.
+    dashboard: URL of the engine's dashboard, if it has one.
     """
 
     nodes: dict[str, NodeShare] = field(default_factory=dict)
@@ -158,7 +164,7 @@ class EngineOutcome:
         errors: Mapping[int, SollolError],
         worker: str,
     ) -> None:
-        """Count a partition that began at position `start`, which `worker` has done."""
+        """Add a partition that starts at position `start`, done by `worker`."""
         for name, share in nodes.items():
             self.nodes[name] = self.nodes.get(name, NodeShare()).plus(share)
         for name, each in counters.items():
@@ -167,7 +173,7 @@ class EngineOutcome:
         self.workers.add(worker)
 
     def note(self, chosen: EngineNote) -> EngineNote:
-        """What is told of it: `chosen`, and how it went."""
+        """The note for the report: `chosen`, completed with the outcome."""
         return EngineNote(
             chosen.name, chosen.reason, len(self.workers), self.reruns, self.dashboard
         )

@@ -1,4 +1,4 @@
-"""Partitions of a batch: which workers can do one, which gets it, and again after a worker died."""
+"""Partitions of an engine batch: assignment to eligible workers, and retries after failures."""
 
 from __future__ import annotations
 
@@ -24,13 +24,15 @@ from aiosollol.errors import (
 
 LOCAL_HINT = "addresses such as 127.0.0.1 mean the worker's own machine"
 MOST_TRIES = 3
-"""Workers that are given a partition before its failure counts."""
+"""Workers that try a partition before it counts as failed."""
 
 
 class WorkerState(NamedTuple):
-    """A worker as its client knows it. problem: why it is of no use, "" if it is or may be.
+    """A worker as its client knows it.
 
-    up: the nodes that answer it, None if it has not told yet. down: those that do not, with why.
+    problem: why it cannot be used; "" if it can, or is not known yet.
+    up: nodes that answer it; None if it has not reported yet.
+    down: nodes that do not, with the reason.
     """
 
     name: str
@@ -41,8 +43,12 @@ class WorkerState(NamedTuple):
 
 
 class Fitness(NamedTuple):
-    """fit: the workers for a batch. unfit: worker -> why it is none. is_final: whether all have
-    told how they are."""
+    """The eligible workers for a batch.
+
+    fit: workers that can do it.
+    unfit: reasons of those that cannot, by worker.
+    is_final: whether every worker has reported.
+    """
 
     fit: tuple[WorkerState, ...]
     unfit: Mapping[str, str]
@@ -50,7 +56,7 @@ class Fitness(NamedTuple):
 
 
 def fitness(workers: Iterable[WorkerState], nodes: Collection[str]) -> Fitness:
-    """Who of `workers` reaches any of `nodes`, those that have the model."""
+    """The `workers` that reach any of `nodes`, the nodes with the model."""
     fit, unfit, is_final = [], {}, True
     for worker in workers:
         if worker.problem:
@@ -66,20 +72,19 @@ def fitness(workers: Iterable[WorkerState], nodes: Collection[str]) -> Fitness:
 
 
 def taking_part(fit: Sequence[WorkerState], slots: int) -> Sequence[WorkerState]:
-    """Those that are given partitions: no more than can have a slot of a node at once."""
+    """The workers that get partitions: at most one per node slot."""
     return sorted(fit)[: max(1, slots)] if len(fit) > slots else fit
 
 
 def room(worker: WorkerState) -> int:
-    """How many partitions a worker has in hand: one waits, so that none waits for the client."""
+    """Partitions to assign to a worker at once: one more than it runs, so that it never idles."""
     return max(1, worker.threads) + 1
 
 
 def confined(found: Fitness) -> list[str] | None:
-    """Where a task may run that is not to come to an unfit worker; None for anywhere.
+    """Where a task may run so as to avoid unfit workers; None for anywhere.
 
-    Hosts, so that a worker that is started again there may have it; or the workers themselves,
-    where a host has others that are unfit.
+    Hosts, so that a worker restarted there may run it; or workers, if a host also has unfit ones.
     """
     if not found.unfit:
         return None
@@ -90,7 +95,7 @@ def confined(found: Fitness) -> list[str] | None:
 
 
 def is_within(worker: str, places: Collection[str] | None) -> bool:
-    """Whether `worker` is where a task may run, see `confined`."""
+    """Whether `worker` may run a task confined to `places` (see `confined`)."""
     return places is None or worker in places or host_of(worker) in places
 
 
@@ -100,7 +105,7 @@ def host_of(worker: str) -> str:
 
 
 def nobody_fit(engine: str, scheduler: str, found: Fitness) -> EngineError:
-    """Why no worker can do a batch."""
+    """The error for a batch that no worker can do."""
     if not found.unfit:
         return EngineError(
             engine, f"has no worker at {scheduler}: start one with: dask worker {scheduler}"
@@ -114,12 +119,12 @@ def nobody_fit(engine: str, scheduler: str, found: Fitness) -> EngineError:
 
 
 def is_of_worker(error: SollolError) -> bool:
-    """Whether a failure is one of the worker, so that another may do better."""
+    """Whether a failure is the worker's, so that another worker may succeed."""
     return isinstance(error, NoNodeAvailable | ModelNotFound | PoolClosed | EngineError)
 
 
 def failures(outcome: EngineOutcome, missing: Iterable[range], error: SollolError) -> None:
-    """What is `missing` of a batch has failed, with `error`."""
+    """Record `error` for the `missing` positions of a batch."""
     for items in missing:
         outcome.errors.update(dict.fromkeys(items, error))
 
@@ -128,8 +133,8 @@ def failures(outcome: EngineOutcome, missing: Iterable[range], error: SollolErro
 class Partition:
     """Texts for a worker, and how to embed them.
 
-    index: unique among the partitions of a client. A partition done again has another one.
-    digest: that nodes must have of the model, None for any.
+    index: unique among the partitions of a client. A retried partition gets a new one.
+    digest: required digest of the model; None for any.
     """
 
     index: int
@@ -141,7 +146,7 @@ class Partition:
 
 @dataclass(frozen=True, slots=True)
 class PartitionResult:
-    """The vectors of a partition, in order, and what it took.
+    """The vectors of a partition, in order, with statistics.
 
     vectors: float32, `count` x `dim`.
     errors: position -> error of the texts without a vector, whose rows are NaN.
@@ -165,14 +170,14 @@ class PartitionResult:
         return Embeddings(self.vectors, self.dim, errors=self.errors, count=self.count)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        # Out of band, where whoever pickles this takes buffers by themselves: without a copy.
+        # Out-of-band pickling, if the caller supports it, avoids a copy.
         vectors = pickle.PickleBuffer(self.vectors) if protocol >= 5 else bytes(self.vectors)
         rest = (self.errors, self.nodes, self.counters, self.splits, self.copies)
         return PartitionResult, (vectors, self.dim, self.count, self.worker, *rest)
 
 
 class WorkerDied(NamedTuple):
-    """In place of a result. has_begun: whether the worker had begun with the partition."""
+    """Takes the place of a result. has_begun: whether the worker had started the partition."""
 
     why: str
     has_begun: bool = True
@@ -183,8 +188,14 @@ PartitionAnswer = PartitionResult | SollolError | WorkerDied
 
 @dataclass(slots=True, eq=False)
 class PendingPartition:
-    """A partition on its way. index: its number in the batch. tries: workers that were given it,
-    `worker` the last of them, `tried` all by name."""
+    """A partition that is assigned or waits for a retry.
+
+    index: its number in the batch.
+    items: its positions in the batch.
+    worker: the last worker it was assigned to.
+    tries: number of times it was assigned.
+    tried: names of all workers it was assigned to.
+    """
 
     index: int
     items: range
@@ -194,10 +205,10 @@ class PendingPartition:
 
 
 class PendingPartitions:
-    """Decides which partition goes to which worker.
+    """Assigns partitions to workers.
 
-    cut: all partitions, in order; made as they are needed.
-    most_tries: workers that are given one before its failure counts.
+    cut: all partitions, in order, generated as needed.
+    most_tries: workers that try a partition before it counts as failed.
     """
 
     def __init__(self, cut: Iterator[range], most_tries: int = MOST_TRIES) -> None:
@@ -215,10 +226,9 @@ class PendingPartitions:
         return self._next is None and not self._again and not self._out
 
     def give(self, rooms: Mapping[str, int]) -> list[PendingPartition]:
-        """What to give to workers now, so that each has as many partitions as it has room for.
+        """Assign partitions so that each worker has as many as it has room for.
 
-        rooms: of all workers that can do the batch. One without room is given nothing but what
-        others have failed at.
+        rooms: room of each eligible worker. One without room only gets partitions to retry.
         """
         given = []
         for parcel in list(self._again):
@@ -227,7 +237,7 @@ class PendingPartitions:
             if free:
                 self._again.remove(parcel)
                 given.append(self._hand(parcel, min(free, key=lambda n: (self._load[n], n))))
-        # One more for each in turn: the first ones go to different workers.
+        # One per worker in turn, so that the first ones go to different workers.
         for place in range(max(rooms.values(), default=0)):
             for name, room in rooms.items():
                 if self._load[name] <= place < room and self._next is not None:
@@ -252,9 +262,9 @@ class PendingPartitions:
     def answered(
         self, parcel: PendingPartition, answer: PartitionAnswer, workers: Collection[str]
     ) -> bool:
-        """A worker has answered. Returns whether the partition is to be done again.
+        """Record an answer. Returns whether the partition will be retried.
 
-        workers: that can do the batch. What failed at one is done again if there is another.
+        workers: the eligible workers. A failed partition is retried if there is an untried one.
         """
         if isinstance(answer, WorkerDied):
             return self.lost(parcel)
@@ -265,12 +275,12 @@ class PendingPartitions:
         return False
 
     def settle(self, parcel: PendingPartition) -> None:
-        """It is done, or is given up."""
+        """Remove a partition that is done or given up."""
         del self._out[parcel.index]
         self._load[parcel.worker] -= 1
 
     def lost(self, parcel: PendingPartition) -> bool:
-        """A worker died over it. Returns whether it is to be done again."""
+        """Record that its worker died. Returns whether it will be retried."""
         self.settle(parcel)
         if parcel.tries >= self._most_tries:
             return False
@@ -278,7 +288,7 @@ class PendingPartitions:
         return True
 
     def left(self) -> Iterator[range]:
-        """What is not settled."""
+        """The positions of the partitions that are not settled."""
         for parcel in [*self._out.values(), *self._again]:
             yield parcel.items
         while self._next is not None:

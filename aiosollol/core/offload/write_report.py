@@ -1,4 +1,4 @@
-"""Collections whose vectors are written where they are computed: what to do, and what was done."""
+"""Order and report for collections whose vectors are written by the workers."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from aiosollol.errors import SollolError
 class WriteOrder:
     """How to embed a collection, and where to write it.
 
-    directory: absolute, and seen by all workers; overwrite: remove such files from it first.
-    column: of the texts, in a dataframe; None for a collection of texts. dim: length of the
-    vectors. digest: that nodes must have of the model. run: tells the unfinished files of this call
-    from those of others.
+    directory: absolute path, visible to all workers.
+    column: the dataframe column with the texts; None for a collection of texts.
+    dim: length of the vectors.
+    digest: required digest of the model; None for any.
+    run: identifies the unfinished files of this call.
+    overwrite: remove earlier files from the directory first.
     """
 
     settings: EmbedSettings
@@ -36,8 +38,7 @@ class WriteOrder:
 
 @dataclass(frozen=True, slots=True)
 class WrittenPart:
-    """One file that was written. failed: rows without a vector. counters, worker: as of
-    `EngineOutcome`."""
+    """One written file. failed: rows without a vector. counters, worker: see `EngineOutcome`."""
 
     file: str
     rows: int
@@ -49,8 +50,7 @@ class WrittenPart:
 
 @dataclass(frozen=True, slots=True)
 class BadPart:
-    """A part that was not written, and why. item: position in it of the text that failed, if it was
-    for one."""
+    """A part that was not written, and why. item: position of the failed text, if there is one."""
 
     error: SollolError
     item: int | None = None
@@ -58,11 +58,16 @@ class BadPart:
 
 @dataclass(frozen=True, slots=True)
 class WriteReport:
-    """What was written. ``str(report)`` says it in a line.
+    """The files written. ``str(report)`` summarises it in a line.
 
-    directory: where; files: their names, in the order of the partitions. rows: in all of them.
-    failed: rows without a vector; their reasons are in the column ``error``. seconds: the whole
-    time. dim: length of the vectors. nodes: per node name, what it did. engine: who did it.
+    directory: the directory of the files.
+    files: their names, in the order of the partitions.
+    rows: total number of rows.
+    failed: rows without a vector; the reasons are in the column ``error``.
+    seconds: duration of the whole call.
+    dim: length of the vectors.
+    nodes: share of each node, by name.
+    engine: the engine that was used.
     """
 
     directory: str
@@ -85,10 +90,10 @@ class WriteReport:
 
 
 def file_name(part: int) -> str:
-    """The name of the file of partition number `part`."""
+    """The file name of partition number `part`."""
     return f"part-{part:05d}.parquet"
 
 
 def unfinished_name(part: int, run: str) -> str:
-    """Its name while it is written: readers of Parquet leave out what begins with a dot."""
+    """The file name during writing: readers of Parquet skip names that begin with a dot."""
     return f".{file_name(part)}.{run}"

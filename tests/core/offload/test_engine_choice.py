@@ -33,12 +33,12 @@ CHOICES = [
     ("as fast as this process", "auto", [RUNNING._replace(pace=1.0)], 5000, 9.0, "dask", "5000"),
     ("faster", "auto", [RUNNING._replace(pace=0.6)], 5000, 9.0, "dask", "5000 items"),
     ("slower", "auto", [RUNNING._replace(pace=1.4)], 5000, 9.0, "local", "dask took 1.40 times"),
-    ("slower, asked for", "dask", [RUNNING._replace(pace=9.0)], 1, 9.0, "dask", "asked for"),
+    ("slower, asked for", "dask", [RUNNING._replace(pace=9.0)], 1, 9.0, "dask", "requested"),
     ("ray is for sharing", "auto", [RAY], 5000, 900.0, "local", ""),
     ("both", "auto", [RAY, RUNNING], 5000, 900.0, "dask", "5000 items"),
-    ("ray, asked for", "ray", [RAY, RUNNING], 1, 0.0, "ray", "asked for"),
-    ("dask, asked for", "dask", [DASK], 1, 0.0, "dask", "asked for"),
-    ("here, asked for", "local", [RUNNING], 10**6, 900.0, "local", "asked for"),
+    ("ray, asked for", "ray", [RAY, RUNNING], 1, 0.0, "ray", "requested"),
+    ("dask, asked for", "dask", [DASK], 1, 0.0, "dask", "requested"),
+    ("here, asked for", "local", [RUNNING], 10**6, 900.0, "local", "requested"),
 ]
 
 
@@ -112,8 +112,8 @@ def test_an_outcome_adds_up() -> None:
     assert outcome.nodes["a"].seconds == 3.0
     assert outcome.counters["a"] == NodeCounters(6, 3, vectors=30, latency=0.5)
     assert outcome.errors == dict.fromkeys((3, 13, 23), timeout)
-    note = outcome.note(EngineNote("dask", "asked for"))
-    assert note == EngineNote("dask", "asked for", 2, 0, "http://127.0.0.1:8787")
+    note = outcome.note(EngineNote("dask", "requested"))
+    assert note == EngineNote("dask", "requested", 2, 0, "http://127.0.0.1:8787")
     assert "(dask, 2 workers)" in str(BatchReport(30, 30, 3.0, engine=note))
 
 
