@@ -169,7 +169,7 @@ class RequestRouter:
         send: _Send[_Answer],
         setbacks: list[Setback] | None = None,
     ) -> _Answer:
-        """Send to the best node, and as far as `core.routing.retry` allows to others if it fails."""
+        """Send to the best node; on failure, to others as far as `core.routing.retry` allows."""
         registry = self._registry
         now = registry.clock()
         deadline = now + wishes.timeout

@@ -34,7 +34,7 @@ from aiosollol import BatchError, InvalidInput, OllamaPool, __version__  # noqa:
 from aiosollol.embedded import EmbeddedNode  # noqa: E402
 from aiosollol.engines.common import lease_leader  # noqa: E402
 from aiosollol.engines.dask import link as dask_link  # noqa: E402
-from aiosollol.engines.dask import worker as dask_worker
+from aiosollol.engines.dask import worker as dask_worker  # noqa: E402
 from aiosollol.errors import EngineError  # noqa: E402
 from aiosollol.testing import FakeModel, FakeOllama, FakeOllamaProcess, Fault  # noqa: E402
 

@@ -1,4 +1,4 @@
-"""Requests to a real server, its answers, and how those of another server are compared with them."""
+"""Captured requests and answers of a real server, and the comparison with another's answers."""
 
 from __future__ import annotations
 

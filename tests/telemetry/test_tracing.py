@@ -109,7 +109,7 @@ async def test_a_gathered_list_carries_the_trace_of_its_first_text() -> None:
 
 
 class ListsOnly:
-    """What a `MicroBatcher` needs of a pool: it notes each list, and whose it is, and answers late."""
+    """What a `MicroBatcher` needs of a pool: notes each list and its trace, and answers late."""
 
     def __init__(self) -> None:
         self.lists: list[tuple[str, list[str]]] = []
