@@ -56,8 +56,8 @@ class NodeSlots:
     limit: how many live requests there should be at once, as was learned. cap: how many of any kind
     there may be here, as the user, `allow` and `lend` say. slots: places for chunks of batches.
     far_using, far_wants: requests that workers of this program have under way, or would have.
-    lent: places that these may use without asking again. ends_at: until then nobody in line gives
-    up.
+    lent: places that these may use without asking again. ends_at: no request in its line gives
+    up before.
     """
 
     __slots__ = (
@@ -253,8 +253,8 @@ class NodeSlots:
             waiter.arrived.set()
 
     def send_late_away(self, now: float) -> None:
-        """Wake those whose time is over, and of those who have waited for this node longer than it
-        should take the foremost: they look for another one."""
+        """Wake the requests whose time is over. Of those that have waited for this node longer than
+        they should, wake the foremost: they look for another one."""
         room, line = self._room, self.name
         late = [ticket for ticket in room.front(line, _LOOKING) if ticket.item.until <= now]
         if self.ends_at <= now:

@@ -258,9 +258,9 @@ def reserve_port(host: str, port: int) -> socket.socket:
 
 
 def raise_file_limit(wanted: int) -> None:
-    """Let this process have so many files open, or as many as its user may: each connection is one.
+    """Raise the soft limit of open files to `wanted`, or as far as it goes: each connection is one.
 
-    macOS has a limit below the hard one (``kern.maxfilesperproc``), which it does not tell.
+    macOS has a limit below the hard one (``kern.maxfilesperproc``), which no call returns.
     """
     try:
         import resource

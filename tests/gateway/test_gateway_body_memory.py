@@ -1,4 +1,4 @@
-"""The bytes of all requests under way: who waits for room, in which order, and who gives up."""
+"""The bytes of all requests under way: which wait for room, in which order, and for how long."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def turns() -> None:
         (0, [60, 60, 10], "a"),  # the last would fit, and is not let in before the second
     ],
 )
-async def test_who_is_let_in_at_once(small: int, sizes: list[int], let_in: str) -> None:
+async def test_which_are_let_in_at_once(small: int, sizes: list[int], let_in: str) -> None:
     bodies = Bodies()
     bodies.memory.small = small
     tasks = [await bodies.come(name, size) for name, size in zip("abc", sizes, strict=False)]
@@ -79,7 +79,7 @@ async def test_room_is_given_in_order() -> None:
     assert bodies.memory.large == 0
 
 
-async def test_who_leaves_the_line_lets_those_behind_him_in() -> None:
+async def test_leaving_the_line_lets_those_behind_in() -> None:
     bodies = Bodies()
     await bodies.come("a", 60)
     too_large = await bodies.come("b", 90)
@@ -92,7 +92,7 @@ async def test_who_leaves_the_line_lets_those_behind_him_in() -> None:
     assert bodies.memory.large == 90
 
 
-async def test_who_is_cancelled_when_room_comes_gives_it_on() -> None:
+async def test_room_that_comes_with_a_cancellation_is_given_on() -> None:
     bodies = Bodies()
     await bodies.come("a", 60)
     leaving = await bodies.come("b", 60)

@@ -80,7 +80,7 @@ class Gathering:
         return [each.text for each in self.gatherer._groups[KEY].waiting.values()]
 
     async def lists(self, count: int) -> list[list[str]]:
-        """The lists but for those that were there at first, once there are so many."""
+        """The lists but for those that were there at first, once there are `count`."""
         while len(self.pool.lists) < LISTS + count:
             await asyncio.sleep(0)
         return self.pool.lists[LISTS:]
@@ -111,7 +111,7 @@ async def test_texts_wait_in_order_and_go_in_lists_of_256() -> None:
     await gathering.end()
 
 
-async def test_who_leaves_takes_his_text_along() -> None:
+async def test_a_client_that_leaves_takes_its_text_along() -> None:
     gathering = Gathering(OneNode())
     await gathering.begin()
     await gathering.come(*range(10, 20))
@@ -125,7 +125,7 @@ async def test_who_leaves_takes_his_text_along() -> None:
     await gathering.end()
 
 
-async def test_those_behind_a_list_of_texts_that_nobody_wants_are_sent() -> None:
+async def test_texts_behind_many_that_were_cancelled_are_sent() -> None:
     gathering = Gathering(OneNode())
     await gathering.begin()
     await gathering.come(*range(10, 300))
@@ -136,7 +136,7 @@ async def test_those_behind_a_list_of_texts_that_nobody_wants_are_sent() -> None
     await gathering.end()
 
 
-async def test_who_waits_too_long_is_refused() -> None:
+async def test_a_text_that_waits_too_long_is_refused() -> None:
     """Those in no list; those in a list are the pool's business."""
     gathering = Gathering(OneNode(wait_timeout=0.0))
     await gathering.begin()

@@ -268,7 +268,7 @@ async def test_nobody_waits_longer_than_was_said(wait_timeout: float, timeout: f
 
 @pytest.mark.parametrize("nodes", [1, 2, 3])
 async def test_a_long_line_is_served_in_order(nodes: int) -> None:
-    """However often those in front look around: on each node, nobody overtakes by much."""
+    """However often those in front look around."""
     done: list[int] = []
     names = "abc"[:nodes]
     async with cluster(**dict.fromkeys(names, ONE), wait_timeout=1000.0) as made:
@@ -319,7 +319,7 @@ async def test_in_a_long_line_only_the_first_look_around() -> None:
         (100.0, 4.0, True, 9.0, False),  # in time for the node, which takes too long
     ],
 )
-async def test_waiting_in_line_counts_for_those_who_say_so(
+async def test_whether_a_timeout_runs_while_a_request_waits(
     wait_timeout: float, timeout: float, is_patient: bool, seconds: float, answered: bool
 ) -> None:
     node = {"seconds_per_item": 5.0, "max_concurrency": 1}

@@ -176,8 +176,7 @@ class Guard:
             if (content := request.content).is_eof():
                 small = content.total_bytes
                 self.bodies.small += small
-            else:
-                size = request.content_length or _UNKNOWN_LENGTH
+            elif (size := self._size(request)) is not None:
                 limits = self.limiter.limits
                 if not await self.bodies.wait(size, limits.max_bodies, limits.wait_timeout):
                     message = (
@@ -206,6 +205,13 @@ class Guard:
         if len(self.keys) and (key is None or not key.is_admin):
             return "changing models needs a key with the option admin"
         return ""
+
+    def _size(self, request: web.Request) -> int | None:
+        """Bytes that a body is to have; None if they are too many, so that it is not even read."""
+        length, most = request.content_length, self.limiter.limits.max_body
+        if length is None:
+            return min(_UNKNOWN_LENGTH, most)
+        return length if length <= most else None
 
     async def _body_problem(self, request: web.Request) -> web.Response | None:
         """Read a body that has not come yet, within its limits; what to answer if it breaks them.

@@ -18,8 +18,7 @@ from aiosollol.gateway.serving.connections import ClientConnection, ConnectionLi
 log = logging.getLogger("aiosollol")
 
 BACKLOG = 4096
-"""Connections that the system keeps for us until they are accepted, if it allows so many
-(``net.core.somaxconn``)."""
+"""Connections that the system keeps until they are accepted, up to ``net.core.somaxconn``."""
 
 _AT_ONCE = 16  # accepted in one turn of asyncio's loop; they are counted two turns later
 _LOOK_SECONDS = 1.0  # while there is no room

@@ -57,7 +57,7 @@ class ConnectionLimiter:
 
     room: set when there is enough room to accept again. refused: connections that were too many.
     late: those cut off for a head that came too slowly. stalled: those cut off for an answer that
-    nobody read. errors: where what else goes wrong on them is logged.
+    was left unread. errors: where what else goes wrong on them is logged.
     """
 
     def __init__(
@@ -221,8 +221,8 @@ class ClientConnection(HttpConnection):
 class Refused(asyncio.Protocol):
     """A connection that is one too many: it is answered 503 and closed.
 
-    why: what its client is told. What it sends is read for a moment: to close a connection with
-    something unread in it would take the answer away again.
+    why: the error that its client reads. What it sends is read for a second: closing a connection
+    with unread bytes resets it, and the client may lose the answer.
     """
 
     def __init__(self, why: str) -> None:
