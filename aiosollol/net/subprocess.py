@@ -1,4 +1,4 @@
-"""A server in a Python process of its own, that ends with whoever started it."""
+"""Python processes that end with the program that started them, and the servers among them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ import stat
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 from aiosollol.errors import NodeTimeout, NodeUnreachable
 
 _ANNOUNCEMENT = "listening on "
-_END_SECONDS = 5.0  # from the polite request to end until the process is killed
+_END_SECONDS = 5.0  # from the polite request to end until a server is killed
+_KILL_SECONDS = 10.0  # from then on, until its pipes are given up
+
+T = TypeVar("T")
 
 
 def announce(url: str) -> None:
@@ -42,7 +47,7 @@ def stopping(
             loop.add_signal_handler(number, stop.set)
             watched.append(number)
     if with_parent and stat.S_ISFIFO(os.fstat(0).st_mode):
-        threading.Thread(target=_watch_stdin, args=(loop, stop, on_line), daemon=True).start()
+        follow(stdin_lines(), stop.set, on_line)
     try:
         yield stop
     finally:
@@ -50,20 +55,141 @@ def stopping(
             loop.remove_signal_handler(number)
 
 
-def _watch_stdin(
-    loop: asyncio.AbstractEventLoop,
-    stop: asyncio.Event,
-    on_line: Callable[[bytes], None] | None,
+def follow(
+    items: Iterator[T],
+    on_end: Callable[[], object],
+    on_item: Callable[[T], object] | None = None,
 ) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop ended first
-        with contextlib.suppress(OSError):
-            rest = b""
-            while chunk := os.read(0, 4096):
-                *lines, rest = (rest + chunk).split(b"\n")
-                if on_line is not None:
-                    for line in lines:
-                        loop.call_soon_threadsafe(on_line, line)
-        loop.call_soon_threadsafe(stop.set)
+    """Take items that block in a thread; the callbacks are called in this event loop.
+
+    With `stdin_lines`, `on_end` is called when the process that holds the other end has ended.
+    """
+    loop = asyncio.get_running_loop()
+
+    def run() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop ended first
+            with contextlib.suppress(OSError):
+                for item in items:
+                    if on_item is not None:
+                        loop.call_soon_threadsafe(on_item, item)
+            loop.call_soon_threadsafe(on_end)
+
+    threading.Thread(target=run, daemon=True).start()
+
+
+def stdin_lines() -> Iterator[bytes]:
+    """The lines of stdin, as they come. Blocks."""
+    rest = b""
+    while chunk := os.read(0, 4096):
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from lines
+
+
+class ChildProcess:
+    """A Python process with pipes to it, in a session of its own. `spawn` starts one.
+
+    pid: the process. stdout: for the reader that `spawn` was given.
+    """
+
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        reader: Callable[[ChildProcess], Coroutine[Any, Any, None]],
+    ) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._process = process
+        self._stdin = process.stdin
+        self.stdout = process.stdout
+        self._stderr: deque[bytes] = deque(maxlen=50)
+        self._readers = [
+            asyncio.create_task(reader(self), name=f"read process {process.pid}"),
+            asyncio.create_task(self._read_stderr(), name=f"read stderr of {process.pid}"),
+        ]
+
+    @classmethod
+    async def spawn(
+        cls,
+        arguments: Sequence[str],
+        reader: Callable[[ChildProcess], Coroutine[Any, Any, None]],
+        environment: Mapping[str, str] | None = None,
+    ) -> ChildProcess:
+        """Start ``python ARGUMENTS``. Cancelled half way, it leaves no process behind.
+
+        reader: run in a task; it has to read `stdout` to its end.
+        """
+        spawning = asyncio.ensure_future(
+            asyncio.create_subprocess_exec(
+                sys.executable,
+                *arguments,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env={**os.environ, **(environment or {})},
+                # Ctrl-C in a terminal goes to the whole group: the parent gets it, and ends us.
+                start_new_session=True,
+            )
+        )
+        try:
+            return cls(await asyncio.shield(spawning), reader)
+        except asyncio.CancelledError:
+            # uvloop leaves a process behind that nobody owns.
+            await cls(await spawning, reader).end(0.0)
+            raise
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.returncode
+
+    @property
+    def said(self) -> str:
+        """The last lines that it wrote to stderr."""
+        return b"".join(self._stderr).decode("utf-8", "replace").strip()
+
+    def write(self, data: bytes) -> None:
+        """Send it `data`. Nothing happens if it is dead."""
+        if not self._stdin.is_closing():
+            self._stdin.write(data)
+
+    async def wait(self) -> None:
+        """Return when it has ended, and its pipes."""
+        await asyncio.wait(self._readers)  # to the end, or asyncio would never close them
+        await self._process.wait()
+
+    async def end(self, seconds: float, number: int | None = None) -> None:
+        """End its stdin, and the process by force if it is still there after `seconds`.
+
+        number: of a signal that it is sent first.
+        """
+        try:
+            self._stdin.close()
+            with contextlib.suppress(ProcessLookupError, TimeoutError):
+                if number is not None:
+                    self._process.send_signal(number)
+                async with asyncio.timeout(seconds):
+                    await self.wait()
+        finally:
+            self.kill()  # also if this is cancelled: nothing may be left running
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_KILL_SECONDS):
+                await self.wait()
+
+    def kill(self) -> None:
+        """End it at once, with all that it may have started: they are one group."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if hasattr(os, "killpg"):
+                os.killpg(self.pid, signal.SIGKILL)
+            else:
+                self._process.kill()
+
+    async def _read_stderr(self) -> None:
+        assert self._process.stderr is not None
+        while chunk := await self._process.stderr.read(4096):
+            self._stderr.append(chunk)
 
 
 class ServerProcess:
@@ -82,12 +208,10 @@ class ServerProcess:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self._name = name
-        self._command = (sys.executable, "-m", module, *arguments)
+        self._arguments = ("-m", module, *arguments)
         self._start_timeout = start_timeout
-        self._environment = {**os.environ, **(environment or {})}
-        self._process: asyncio.subprocess.Process | None = None
-        self._stderr: deque[bytes] = deque(maxlen=50)
-        self._reader: asyncio.Task[None] | None = None
+        self._environment = environment
+        self._process: ChildProcess | None = None
 
     @property
     def pid(self) -> int | None:
@@ -100,85 +224,50 @@ class ServerProcess:
         Raises NodeUnreachable with what it wrote to stderr if it ends instead, and NodeTimeout if
         it is not ready in time. Neither leaves it running.
         """
-        spawning = asyncio.ensure_future(self._spawn())
-        try:
-            self._process = await asyncio.shield(spawning)
-        except asyncio.CancelledError:
-            # Cancelled half way, uvloop leaves a process behind that nobody owns.
-            self._process = await spawning
-            await self.aclose()
-            raise
-        self._reader = asyncio.create_task(self._read_stderr(self._process))
+        url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        reader = partial(_read_url, url)
+        process = await ChildProcess.spawn(self._arguments, reader, self._environment)
+        self._process = process
         try:
             async with asyncio.timeout(self._start_timeout):
-                return await self._read_url(self._process)
+                if found := await url:
+                    return found
+                await process.wait()
         except TimeoutError:
             await self.aclose()
             seconds = f"{self._start_timeout:g} s"
-            raise NodeTimeout(self._name, f"not ready within {seconds}{self._said()}") from None
+            raise NodeTimeout(self._name, f"not ready within {seconds}{_said(process)}") from None
         except BaseException:
             await self.aclose()
             raise
-
-    async def _spawn(self) -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(
-            *self._command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=self._environment,
-            # Ctrl-C in a terminal goes to the whole group: the parent gets it, and ends us.
-            start_new_session=True,
-        )
+        await self.aclose()
+        problem = f"ended with code {process.returncode}{_said(process)}"
+        raise NodeUnreachable(self._name, problem)
 
     def tell(self, line: bytes) -> None:
         """Send it a line: see `stopping`. Nothing happens if it is dead."""
         if self._process is not None:
-            assert self._process.stdin is not None
-            self._process.stdin.write(line + b"\n")
+            self._process.write(line + b"\n")
 
     async def aclose(self) -> None:
         """End it: politely, and by force if that takes more than five seconds. Idempotent."""
         process, self._process = self._process, None
-        if process is None:
-            return
-        try:
-            assert process.stdin is not None
-            process.stdin.close()
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()
-            async with asyncio.timeout(_END_SECONDS):
-                await self._wait(process)
-        except TimeoutError:
-            process.kill()
-            await self._wait(process)
-        except BaseException:
-            # Cancelled: no time to be polite, but nothing may be left running.
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            raise
+        if process is not None:
+            await process.end(_END_SECONDS, signal.SIGTERM)
 
-    async def _wait(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stdout is not None
-        await process.stdout.read()  # to its end, or the transport is never closed
-        if self._reader is not None:
-            await asyncio.wait([self._reader])
-        await process.wait()
 
-    async def _read_url(self, process: asyncio.subprocess.Process) -> str:
-        assert process.stdout is not None
-        async for line in process.stdout:
-            _, found, url = line.decode("utf-8", "replace").partition(_ANNOUNCEMENT)
-            if found:
-                return url.strip()
-        await self._wait(process)
-        raise NodeUnreachable(self._name, f"ended with code {process.returncode}{self._said()}")
+async def _read_url(found: asyncio.Future[str], process: ChildProcess) -> None:
+    async for line in process.stdout:
+        _, is_there, url = line.decode("utf-8", "replace").partition(_ANNOUNCEMENT)
+        if is_there:
+            break
+    else:
+        url = ""
+    if not found.done():
+        found.set_result(url.strip())
+    while await process.stdout.read(4096):
+        pass
 
-    async def _read_stderr(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stderr is not None
-        while chunk := await process.stderr.read(4096):
-            self._stderr.append(chunk)
 
-    def _said(self) -> str:
-        text = b"".join(self._stderr).decode("utf-8", "replace").strip()
-        return f"; it said: {text[-2000:]}" if text else " and said nothing"
+def _said(process: ChildProcess) -> str:
+    return f"; it said: {process.said[-2000:]}" if process.said else " and said nothing"

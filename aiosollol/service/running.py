@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiosollol.errors import InvalidInput, MissingExtra, SollolError
 from aiosollol.net.error_log import ErrorLog
+from aiosollol.net.subprocess import follow, stdin_lines
 from aiosollol.service import security
 from aiosollol.service.config import ConfigSource, SOLLOLConfig
 from aiosollol.service.sollol import SOLLOL
@@ -123,7 +124,7 @@ async def _serve_one(
     reloading = asyncio.Event()
     with Signals(reloading.set) as signals:
         if siblings is not None:
-            _end_with_parent(signals.end)
+            follow(stdin_lines(), signals.end)  # the parent has ended
         reloader = asyncio.create_task(_keep_reloading(sollol, reloading))
         giving_up = asyncio.create_task(_give_up(signals))
         try:
@@ -296,15 +297,3 @@ def _first_line() -> bytes:
             raise SystemExit(1)
         line += byte
     return line
-
-
-def _end_with_parent(end: Callable[[], None]) -> None:
-    """Call `end` when stdin ends: the other end is held by the parent, however that one dies."""
-    loop = asyncio.get_running_loop()
-
-    def look() -> None:
-        if not os.read(0, 4096):
-            loop.remove_reader(0)
-            end()
-
-    loop.add_reader(0, look)

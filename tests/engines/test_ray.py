@@ -31,6 +31,7 @@ from ray_parts import (
 need("ray")
 
 from aiosollol import OllamaPool  # noqa: E402 (what follows `need`)
+from aiosollol.core.offload.engine_choice import EngineOutcome  # noqa: E402
 from aiosollol.errors import BadRequest, EngineError  # noqa: E402
 from aiosollol.testing import FakeModel, FakeOllama, FakeOllamaProcess, fake_vector  # noqa: E402
 
@@ -265,10 +266,18 @@ async def test_a_cluster_without_aiosollol_is_told_what_it_lacks(
 
 
 async def test_a_batch_by_workers_is_whole_and_in_order_and_survives_one_of_them(
-    ours: RayPlace, head: str
+    ours: RayPlace, head: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = [f"passage {number}" for number in range(4000)]
-    options: Any = {"poison": ["bad"], "models": [MODEL], "seconds_per_item": 0.001, "slots": 2}
+    options: Any = {"poison": ["bad"], "models": [MODEL], "seconds_per_item": 0.006, "slots": 2}
+    contributed: list[str] = []
+    add = EngineOutcome.add
+
+    def record(outcome: EngineOutcome, *partition: Any) -> None:
+        contributed.append(partition[-1])
+        add(outcome, *partition)
+
+    monkeypatch.setattr(EngineOutcome, "add", record)
     async with (
         FakeOllama(**options) as one,
         FakeOllama(**options) as two,
@@ -288,11 +297,13 @@ async def test_a_batch_by_workers_is_whole_and_in_order_and_survives_one_of_them
         assert small.report.engine.name == "ray"
         workers = await asyncio.to_thread(ours.processes, "ray::WorkerActor")
         assert len(workers) == 2
+        contributed.clear()
         killed = False
 
         def kill_one(settled: int, of: int) -> None:
             nonlocal killed
-            if not killed and settled >= 1000:
+            # Both have done something, and have more to do: what is killed is to be done again.
+            if not killed and len(set(contributed)) == 2:
                 killed = True
                 os.kill(workers[0], signal.SIGKILL)
 

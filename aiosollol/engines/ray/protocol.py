@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import struct
+from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 from aiosollol.engines.common.remote_pool import NodeEntry
@@ -52,6 +54,13 @@ def length_of(header: bytes) -> int:
 def unpack(body: bytes) -> Any:
     """The value of a frame, from what follows its header."""
     return pickle.loads(body)
+
+
+def read_all(stream: BinaryIO) -> Iterator[Any]:
+    """The values of a blocking stream, to its end."""
+    with contextlib.suppress(EOFError):
+        while True:
+            yield read(stream)
 
 
 def read(stream: BinaryIO) -> Any:

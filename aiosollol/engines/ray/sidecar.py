@@ -15,13 +15,14 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from aiosollol.engines.ray import cluster, coordinator, protocol
 from aiosollol.engines.ray.protocol import FAILED, FRAME_DONE, REFUSED
 from aiosollol.errors import EngineError
+from aiosollol.net.subprocess import follow
 
 if TYPE_CHECKING:
     from aiosollol.engines.ray.workers import WorkerGroup
@@ -178,8 +179,7 @@ def main() -> None:
                 out.flush()
 
     async def run() -> None:
-        loop = asyncio.get_running_loop()
-        threading.Thread(target=_read, args=(loop, orders), daemon=True).start()
+        follow(_read(), partial(orders.put_nowait, None), orders.put_nowait)
         await serve(orders, answers.put)
 
     writer = threading.Thread(target=write, daemon=True)
@@ -190,15 +190,15 @@ def main() -> None:
     _end_all()  # Ray's agents may outlive the rest of a cluster that was started here
 
 
-def _read(loop: asyncio.AbstractEventLoop, orders: asyncio.Queue[Any]) -> None:
-    with contextlib.suppress(EOFError, OSError):
-        while True:
-            loop.call_soon_threadsafe(orders.put_nowait, protocol.read(sys.stdin.buffer))
-    loop.call_soon_threadsafe(orders.put_nowait, None)
-    # The main thread may be in the middle of something of Ray's that takes a minute.
-    timer = threading.Timer(END_SECONDS, _end_all)
-    timer.daemon = True
-    timer.start()
+def _read() -> Iterator[Any]:
+    """The orders, to the end of stdin; soon after that this process is ended, whatever it does."""
+    try:
+        yield from protocol.read_all(sys.stdin.buffer)
+    finally:
+        # The main thread may be in the middle of something of Ray's that takes a minute.
+        timer = threading.Timer(END_SECONDS, _end_all)
+        timer.daemon = True
+        timer.start()
 
 
 def _end_all() -> None:

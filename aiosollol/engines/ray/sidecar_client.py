@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import signal
-import sys
-from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from aiosollol.engines.ray import protocol
 from aiosollol.errors import EngineError, PoolClosed
+from aiosollol.net.subprocess import ChildProcess
 
 SIDECAR = ("-m", "aiosollol.engines.ray.sidecar")
 CONNECT_SECONDS = 30.0
@@ -52,12 +49,10 @@ class RayLink:
     def __init__(self, address: str | None, *, arguments: Sequence[str] = SIDECAR) -> None:
         self._address = address
         self._arguments = arguments
-        self._process: asyncio.subprocess.Process | None = None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._process: ChildProcess | None = None
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._number = 0
         self._failures = 0
-        self._stderr: deque[bytes] = deque(maxlen=50)
         self._starting: asyncio.Task[None] | None = None
         self._is_closed = False
         self.life = 0
@@ -108,14 +103,9 @@ class RayLink:
         loop = asyncio.get_running_loop()
         began = loop.time()
         await self._end()  # of one that was lost, what is left
-        self._stderr.clear()
         self._failures = 0
         try:
-            self._process = process = await self._spawn()
-            self._tasks = [
-                asyncio.create_task(self._read(process), name="read Ray's sidecar"),
-                asyncio.create_task(self._read_stderr(process), name="read Ray's sidecar's stderr"),
-            ]
+            self._process = await ChildProcess.spawn(self._arguments, self._read)
             is_named = self._address is not None or bool(os.environ.get("RAY_ADDRESS"))
             seconds = CONNECT_SECONDS if is_named else START_SECONDS
             told = await self._ask("join", (self._address,), seconds)
@@ -126,42 +116,15 @@ class RayLink:
         self.info = LinkInfo(**told)
         self.seconds_to_start = loop.time() - began
 
-    async def _spawn(self) -> asyncio.subprocess.Process:
-        spawning = asyncio.ensure_future(
-            asyncio.create_subprocess_exec(
-                sys.executable,
-                *self._arguments,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                # Ctrl-C in a terminal goes to the whole group: the program gets it, and ends us.
-                start_new_session=True,
-            )
-        )
-        try:
-            return await asyncio.shield(spawning)
-        except asyncio.CancelledError:
-            self._process = await spawning  # so that somebody owns it
-            raise
-
     async def _end(self, *, force: bool = False) -> None:
         process, self._process = self._process, None
         self.info = None
         if process is None:
             return
         try:
-            assert process.stdin is not None
-            process.stdin.close()
-            if not force:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(END_SECONDS):
-                        await process.wait()
+            await process.end(0.0 if force else END_SECONDS)
         finally:
-            _kill(process)
-            tasks, self._tasks = self._tasks, []
             self._fail("was lost: its process has been ended")
-        # Whoever reads its pipes reads to the end, or asyncio would never close them.
-        await asyncio.wait([*tasks, asyncio.ensure_future(process.wait())], timeout=END_SECONDS)
 
     # Orders and answers.
 
@@ -174,29 +137,23 @@ class RayLink:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
         try:
-            self._send(process, (number, order, arguments))
+            process.write(protocol.pack((number, order, arguments)))
             async with asyncio.timeout(timeout):
                 return await answer
         except TimeoutError:
-            problem = f"did not answer to {order!r} within {timeout:g} s{self._said()}"
+            problem = f"did not answer to {order!r} within {timeout:g} s{_said(process)}"
             if self._process is process:
-                self._send(process, (number, "cancel", ()))
+                process.write(protocol.pack((number, "cancel", ())))
                 self._count_failure(process, problem)
             raise EngineError("ray", problem) from None
         except asyncio.CancelledError:
             if self._process is process:
-                self._send(process, (number, "cancel", ()))
+                process.write(protocol.pack((number, "cancel", ())))
             raise
         finally:
             self._waiting.pop(number, None)
 
-    def _send(self, process: asyncio.subprocess.Process, value: Any) -> None:
-        assert process.stdin is not None
-        if not process.stdin.is_closing():
-            process.stdin.write(protocol.pack(value))
-
-    async def _read(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stdout is not None
+    async def _read(self, process: ChildProcess) -> None:
         stream = process.stdout
         try:
             while True:
@@ -216,22 +173,17 @@ class RayLink:
                     self._failures = 0
         except asyncio.IncompleteReadError:
             if self._process is process:
-                self._lose(process, f"was lost: its process has ended{self._said()}")
+                self._lose(process, f"was lost: its process has ended{_said(process)}")
 
-    async def _read_stderr(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stderr is not None
-        while chunk := await process.stderr.read(4096):
-            self._stderr.append(chunk)
-
-    def _count_failure(self, process: asyncio.subprocess.Process, problem: str) -> None:
+    def _count_failure(self, process: ChildProcess, problem: str) -> None:
         self._failures += 1
         if self._failures >= MOST_FAILURES and self._process is process:
             self._lose(process, problem)
 
-    def _lose(self, process: asyncio.subprocess.Process, problem: str) -> None:
+    def _lose(self, process: ChildProcess, problem: str) -> None:
         """Do without this sidecar; the next call starts another, and clears away what is left."""
         self.info = None
-        _kill(process)
+        process.kill()
         self._fail(problem)
 
     def _fail(self, problem: str) -> None:
@@ -240,17 +192,9 @@ class RayLink:
             if not each.done():
                 each.set_exception(EngineError("ray", problem))
 
-    def _said(self) -> str:
-        text = b"".join(self._stderr)[-_STDERR_KEPT:].decode("utf-8", "replace").strip()
-        if "InvalidAuthToken" in text or "Unauthenticated" in text:
-            return f"; {_TOKEN_HINT}"
-        return f"; it said: {text.splitlines()[-1][:300]}" if text else ""
 
-
-def _kill(process: asyncio.subprocess.Process) -> None:
-    """End a sidecar at once, with the cluster that it may have started: they are one group."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        if hasattr(os, "killpg"):
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
+def _said(process: ChildProcess) -> str:
+    text = process.said[-_STDERR_KEPT:]
+    if "InvalidAuthToken" in text or "Unauthenticated" in text:
+        return f"; {_TOKEN_HINT}"
+    return f"; it said: {text.splitlines()[-1][:300]}" if text else ""
