@@ -1,1 +1,1 @@
-"""Decisions. Nothing here waits, reads a clock, rolls dice or opens a socket."""
+"""Pure decisions: nothing here waits, reads a clock, draws random numbers or opens a socket."""

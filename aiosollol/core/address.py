@@ -1,4 +1,4 @@
-"""Where a node is: every way in which people write it, as one normal form."""
+"""Node addresses: parse the common spellings into one normal form."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from aiosollol.errors import InvalidInput
 
 DEFAULT_PORT = 11434
 AGENT_PORT = 11435
-"""Where an agent listens unless it is told otherwise: next to Ollama's own."""
+"""The default port of an agent, next to Ollama's own."""
 _SCHEME_PORTS = {"http": 80, "https": 443}
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
 
@@ -21,8 +21,8 @@ _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,
 class Address:
     """The normal form of a node's address.
 
-    `host` has no brackets, `path` is a prefix that begins with a slash and does not end with one,
-    or the empty string.
+    host: without brackets.
+    path: a prefix that begins with a slash and does not end with one, or "".
     """
 
     scheme: str
@@ -32,12 +32,12 @@ class Address:
 
     @property
     def url(self) -> str:
-        """The base URL, without a slash at its end: ``http://10.0.0.2:11434``."""
+        """The base URL, without a trailing slash: ``http://10.0.0.2:11434``."""
         return f"{self.scheme}://{self.netloc}{self.path}"
 
     @property
     def netloc(self) -> str:
-        """``host:port``, an IPv6 host in brackets. Also the key of a node in statistics."""
+        """``host:port``, with an IPv6 host in brackets. Also the key of a node in statistics."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
@@ -49,17 +49,16 @@ class Address:
         """Read a URL, ``host:port``, a bare host, or IPv6 with or without brackets.
 
         Without a scheme the port defaults to `bare_port`. With one it defaults to the scheme's own
-        (80 or 443), as Ollama itself reads ``OLLAMA_HOST`` (envconfig/config.go in its source).
-        An at sign anywhere, also a percent-encoded one, is taken for the end of a user name and a
-        password, and refused. Raises InvalidInput, which says what was expected and shows no
-        credentials.
+        (80 or 443), as Ollama reads ``OLLAMA_HOST`` (envconfig/config.go in its source). An at sign
+        anywhere, even percent-encoded, is refused as the end of a user name and password. Raises
+        InvalidInput, which says what was expected and shows no credentials.
         """
         if not isinstance(text, str):
             raise InvalidInput(f"a node's address must be a string, not {type(text).__name__}")
         stripped = text.strip()
         if not stripped:
             raise InvalidInput("a node's address is empty")
-        if has_at_sign(stripped):  # first: where credentials end, urlsplit can be misled about
+        if has_at_sign(stripped):  # first, because urlsplit can misplace the end of credentials
             raise _malformed(text, "credentials do not belong in it: pass headers instead")
         scheme, separator, rest = stripped.partition("://")
         if separator:
@@ -71,21 +70,21 @@ class Address:
             scheme, rest, default_port = "http", stripped, bare_port
             if _is_ipv6(rest):
                 rest = f"[{rest}]"
-        if re.search(r"[\s\0]", rest):  # urlsplit would drop a line break without a word
+        if re.search(r"[\s\0]", rest):  # urlsplit would silently drop a line break
             raise _malformed(text, "it contains white space")
         try:
             parts = urlsplit(f"{scheme}://{rest}")
             host, port = parts.hostname or "", parts.port
         except ValueError as error:
-            # Not as its cause, and without the value at its end: "http://user:password" has that
-            # in the place of the port.
+            # Not as its cause, and without the value at its end: in "http://user:password" the
+            # password takes the place of the port.
             raise _malformed(text, str(error).partition(" as ")[0]) from None
         if parts.query or parts.fragment:
             raise _malformed(text, "it has a query or a fragment")
         if parts.netloc.endswith(":"):
             raise _malformed(text, "there is no port after the colon")
         if port == 0:
-            raise _malformed(text, "port 0 is no port to connect to")
+            raise _malformed(text, "port 0 cannot be connected to")
         if not (_is_ipv6(host) or _HOST_NAME.fullmatch(host)):
             raise _malformed(text, f"{host!r} is not a host name or an IP address")
         if re.fullmatch(r"[0-9.]+", host) and not _is_ipv4(host):
@@ -95,10 +94,10 @@ class Address:
 
 
 def parse_ollama_host(text: str) -> Address:
-    """Where a client finds the server that ``OLLAMA_HOST`` describes.
+    """The address at which a client reaches the server that ``OLLAMA_HOST`` describes.
 
-    Ollama reads the variable for servers and clients alike: quotes are dropped, ``:8080`` means
-    every interface, and a client reaches "every interface" on loopback.
+    Ollama uses the variable for servers and clients alike: quotes are dropped, ``:8080`` means
+    every interface, and a client reaches "every interface" on loopback. Raises InvalidInput.
     """
     stripped = text.strip().strip("\"'").strip()
     scheme, separator, rest = stripped.partition("://")

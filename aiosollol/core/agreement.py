@@ -1,4 +1,4 @@
-"""Whether several nodes give the same vectors for the same texts."""
+"""Check whether nodes return the same vectors for the same texts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from operator import mul
 from typing import NamedTuple
 
 ENOUGH = 0.999
-"""The cosine from which two vectors count as equal. Other kernels and CPUs change the last digits
-(0.9999995 was measured for one node alone against in a list); another quantisation changes more."""
+"""Two vectors count as equal from this cosine on. Other kernels and CPUs change the last digits
+(measured: 0.9999995 on one node, alone vs. in a list); another quantisation changes more."""
 
 CANARIES = (
     "The quick brown fox jumps over the lazy dog.",
@@ -17,17 +17,17 @@ CANARIES = (
     "def f(x):\n    return x * x  # code",
     "1, 2, 3, 5, 8, 13, 21",
 )
-"""Short texts that look different to a tokenizer."""
+"""Short texts that exercise a tokenizer in different ways."""
 
 Vectors = Sequence[Sequence[float]]
 
 
 class NodeAgreement(NamedTuple):
-    """How well one node agrees with the node that most others agree with.
+    """How well one node agrees with the reference node.
 
-    alone: the smallest cosine over all canaries, each embedded by a request of its own.
+    digest: of the model, as reported by the node.
+    alone: the smallest cosine over all canaries, each embedded in a request of its own.
     listed: the same for the canaries embedded as one list.
-    digest: of the model, as the node says.
     """
 
     node: str
@@ -37,12 +37,16 @@ class NodeAgreement(NamedTuple):
 
     @property
     def is_enough(self) -> bool:
-        """Whether its vectors can stand beside the others' in one index."""
+        """Whether its vectors can be used in one index with the others'."""
         return min(self.alone, self.listed) >= ENOUGH
 
 
 class Agreement(NamedTuple):
-    """What `pool.verify` found. failed: node -> why it gave no vectors."""
+    """The result of `pool.verify`.
+
+    reference: the node that the others were compared with.
+    failed: why nodes returned no vectors, by node.
+    """
 
     model: str
     reference: str
@@ -51,7 +55,7 @@ class Agreement(NamedTuple):
 
     @property
     def outliers(self) -> tuple[str, ...]:
-        """The nodes whose vectors differ: they are kept out of batches for this model."""
+        """The nodes whose vectors differ. They are excluded from batches for this model."""
         return tuple(node.node for node in self.nodes if not node.is_enough)
 
     def __str__(self) -> str:
@@ -74,10 +78,12 @@ def compare(
     failed: Mapping[str, str],
     references: Iterable[str] | None = None,
 ) -> Agreement:
-    """How well nodes agree. `alone` and `listed` map each node to its vectors of the canaries.
+    """How well nodes agree.
 
-    The node with which most agree is the reference, the first of several; one of `references`,
-    where those are given.
+    The reference is the node that most nodes agree with, the first of several.
+
+    alone, listed: vectors of the canaries by node, see `NodeAgreement`.
+    references: the nodes to choose the reference from; None for all.
     """
     names = list(alone)
     reference, most = "", -1
@@ -98,14 +104,14 @@ def compare(
 
 
 def worst_cosine(one: Vectors, other: Vectors) -> float:
-    """The smallest cosine of vectors at the same place; -1.0 where their lengths differ."""
+    """The smallest cosine of vectors at the same position; -1.0 if the lengths differ."""
     if len(one) != len(other):
         return -1.0
     return min((cosine(a, b) for a, b in zip(one, other, strict=True)), default=1.0)
 
 
 def cosine(one: Sequence[float], other: Sequence[float]) -> float:
-    """The cosine of the angle between two vectors; -1.0 if it has none, as with zeros or NaN."""
+    """The cosine of the angle between two vectors; -1.0 if undefined, as for zeros or NaN."""
     if len(one) != len(other):
         return -1.0
     lengths = math.sqrt(sum(map(mul, one, one)) * sum(map(mul, other, other)))
@@ -115,7 +121,7 @@ def cosine(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 class DigestGroup(NamedTuple):
-    """The nodes whose vectors may stand together. `excluded`: node -> its other digest."""
+    """Nodes with comparable vectors. excluded: digests of the other nodes, by node."""
 
     digest: str
     nodes: frozenset[str]
@@ -125,11 +131,13 @@ class DigestGroup(NamedTuple):
 def comparable(
     digests: Mapping[str, str], speeds: Mapping[str, float], required: str | None = None
 ) -> DigestGroup:
-    """The group of nodes to use for a model, given each node's digest of it.
+    """The nodes to use for a model, given each node's digest of it.
 
-    One digest is one set of weights; vectors of two are not comparable. Used are the nodes with
-    the `required` digest (a prefix of 7 characters is enough), else those that are fastest
-    together. speeds: node -> how much it does per second, in any unit.
+    A digest identifies a set of weights; vectors of two digests are not comparable. The result has
+    the nodes with the `required` digest (a prefix of 7 characters suffices), or by default the
+    group with the highest total speed.
+
+    speeds: work per second by node, in any unit.
     """
     if required is not None:
         wanted = required.removeprefix("sha256:").lower()
@@ -146,12 +154,12 @@ def comparable(
 
 
 def check_digest(digest: object) -> str | None:
-    """What is wrong with a digest that a user pins, None if nothing."""
+    """The problem with a digest that a user pins; None if it is valid."""
     if not isinstance(digest, str):
         return f"a digest must be a string, not {type(digest).__name__}"
     plain = digest.removeprefix("sha256:").lower()
     if len(plain) < 7 or not _is_hex(plain):
-        return f"a digest is hexadecimal, its first 7 digits or more, not {digest!r}"
+        return f"a digest must be at least 7 hexadecimal digits, not {digest!r}"
     return None
 
 
@@ -164,7 +172,7 @@ def _is_hex(text: str) -> bool:
 
 
 def names_of(excluded: Mapping[str, str]) -> str:
-    """Nodes and their digests, as a warning lists them."""
+    """Nodes and their digests, formatted for a warning."""
     return ", ".join(f"{name} ({digest[:12] or 'unknown'})" for name, digest in _sorted(excluded))
 
 

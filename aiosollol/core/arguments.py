@@ -1,7 +1,7 @@
-"""The keyword arguments that several public methods take, each group written once.
+"""Keyword arguments shared by several public methods.
 
-They are the types of ``**arguments: Unpack[...]``, so that editors and type checkers know the names
-and their types. None of them has to be given. What each means is in the docstring of the method.
+They type ``**arguments: Unpack[...]``, so that editors and type checkers know the names and types.
+All are optional; the docstrings of the methods describe them.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from aiosollol.core.scheduling.vector_buffer import OnVectors
 FilePath = str | os.PathLike[str]
 OnError = Literal["raise", "return"]
 OnProgress = Callable[[int, int], None]
-"""Called with (settled, all)."""
+"""Called with (settled, total)."""
 
 
 class ModelArguments(TypedDict, total=False):
-    """How the model runs, in the words of Ollama's API."""
+    """How the model runs, as in Ollama's API."""
 
     options: Mapping[str, Any] | None
     keep_alive: str | float | None
 
 
 class EmbedArguments(ModelArguments, total=False):
-    """Everything of an embedding request but its model and texts."""
+    """An embedding request without its model and texts."""
 
     dimensions: int | None
     truncate: bool | None
 
 
 class StreamArguments(EmbedArguments, total=False):
-    """Of `OllamaPool.embed_stream`."""
+    """Arguments of `OllamaPool.embed_stream`."""
 
     on_error: OnError
 
 
 class BatchArguments(StreamArguments, total=False):
-    """Of `OllamaPool.embed_batch`."""
+    """Arguments of `OllamaPool.embed_batch`."""
 
     on_progress: OnProgress | None
     on_vectors: OnVectors | None
@@ -51,46 +51,46 @@ class BatchArguments(StreamArguments, total=False):
 
 
 class SizeArguments(TypedDict, total=False):
-    """Of `OllamaPool.parallelism_report`."""
+    """Arguments of `OllamaPool.parallelism_report`."""
 
     tokens_per_item: float
 
 
 class PlanArguments(SizeArguments, total=False):
-    """Of `OllamaPool.plan`."""
+    """Arguments of `OllamaPool.plan`."""
 
     force_mode: ForceMode | None
 
 
 class WriteArguments(StreamArguments, total=False):
-    """Of `OllamaPool.embed_bag` and `embed_dataframe`."""
+    """Arguments of `OllamaPool.embed_bag` and `embed_dataframe`."""
 
     on_progress: OnProgress | None
     overwrite: bool
 
 
 class SubmitArguments(EmbedArguments, total=False):
-    """Of `AutoBatch.submit`."""
+    """Arguments of `AutoBatch.submit`."""
 
     metadata: Mapping[str, Any] | None
     owner: str | None
 
 
 class CallArguments(TypedDict, total=False):
-    """How a live request is treated."""
+    """How a live request is handled."""
 
     timeout: float | None
     priority: int
 
 
 class LiveArguments(CallArguments, ModelArguments, total=False):
-    """How a live request, and the model for it, are treated."""
+    """How a live request and its model are handled."""
 
     sticky: str | None
 
 
 class TalkArguments(LiveArguments, total=False):
-    """Of both `OllamaPool.chat` and `generate`, whether the answer is whole or in parts."""
+    """Arguments of both `OllamaPool.chat` and `generate`, streamed or not."""
 
     think: bool | str | None
     format: str | Mapping[str, Any] | None
@@ -101,13 +101,13 @@ class _Chat(TalkArguments, total=False):
 
 
 class ChatArguments(_Chat, total=False):
-    """Of `OllamaPool.chat`, for an answer as a whole."""
+    """Arguments of `OllamaPool.chat`, without streaming."""
 
     stream: Literal[False]
 
 
 class StreamChatArguments(_Chat, total=False):
-    """Of `OllamaPool.chat`, for an answer in parts."""
+    """Arguments of `OllamaPool.chat`, with streaming."""
 
     stream: Required[Literal[True]]
 
@@ -121,12 +121,12 @@ class _Generate(TalkArguments, total=False):
 
 
 class GenerateArguments(_Generate, total=False):
-    """Of `OllamaPool.generate`, for a text as a whole."""
+    """Arguments of `OllamaPool.generate`, without streaming."""
 
     stream: Literal[False]
 
 
 class StreamGenerateArguments(_Generate, total=False):
-    """Of `OllamaPool.generate`, for a text in parts."""
+    """Arguments of `OllamaPool.generate`, with streaming."""
 
     stream: Required[Literal[True]]

@@ -1,11 +1,11 @@
-"""Durations as Go writes them: "5m", "1h30m", "1.5s", "-1ns"."""
+"""Durations in Go's format: "5m", "1h30m", "1.5s", "-1ns"."""
 
 from __future__ import annotations
 
 from aiosollol.errors import InvalidInput
 
 LONGEST = 4096
-"""Characters. Go has no limit, but no duration that anyone means is longer."""
+"""Characters. Go has no limit, but no meaningful duration is longer."""
 
 _UNITS = {
     "ns": 1,
@@ -19,16 +19,16 @@ _UNITS = {
 }
 _DIGITS = frozenset("0123456789")
 _NUMBER = _DIGITS | {"."}
-_MOST = 2**63  # nanoseconds; a positive duration is shorter by one
+_MOST = 2**63  # nanoseconds; the maximum of a positive duration is one less
 _MOST_DIGITS = 19  # of a number up to _MOST
-_SHOWN = 64  # characters of a text that is too long
+_SHOWN = 64  # characters shown of a text that is too long
 
 
 def parse_duration(text: str) -> int:
     """The nanoseconds of a duration, in time linear in its length.
 
-    As Go's time.ParseDuration (time/format.go), overflow and rounding included, but for texts
-    longer than `LONGEST`.
+    Like Go's time.ParseDuration (time/format.go), including overflow and rounding, except that
+    texts longer than `LONGEST` are refused.
 
     Raises InvalidInput, with Go's message.
     """
@@ -53,7 +53,7 @@ def parse_duration(text: str) -> int:
 
 
 def _read_step(unsigned: str, at: int, text: str) -> tuple[int, int]:
-    """The nanoseconds of one number with its unit, such as "30m", and where the next begins."""
+    """The nanoseconds of one number with its unit, such as "30m", and the start of the next."""
     number_end = _end_of(unsigned, at, _DIGITS)
     whole, fraction = unsigned[at:number_end], ""
     if unsigned.startswith(".", number_end):
@@ -80,7 +80,7 @@ def _read_step(unsigned: str, at: int, text: str) -> tuple[int, int]:
 
 
 def _fraction_of(digits: str, unit: int) -> int:
-    """The part of `unit` that the digits after a decimal point are, computed as Go does."""
+    """The nanoseconds of the digits after a decimal point, computed as in Go."""
     value, scale = 0, 1.0
     for digit in digits:
         if value > (_MOST - 1) // 10 or value * 10 + int(digit) > _MOST:
@@ -101,7 +101,7 @@ def _invalid(text: str) -> InvalidInput:
 
 
 def _quoted(text: str) -> str:
-    """`text` as Go's package time quotes it: what is not printable ASCII becomes bytes in hex."""
+    """`text` quoted as in Go's package time: all but printable ASCII becomes hex bytes."""
     written = []
     for character in text:
         if character in '"\\':

@@ -23,11 +23,11 @@ class Embeddings(Sequence[Vector]):
 
     A sequence of `Vector`; slicing gives `Embeddings` over the same memory (a step other than 1
     copies). ``numpy.asarray(embeddings)`` is an array of shape (n, dim) without a copy; numpy is
-    not needed for anything else.
+    not needed otherwise.
 
-    dim: length of each vector; 0 when there is none.
-    errors: item index -> error, for the items without a vector, whose rows are NaN.
-    report: what was done by which node, where the vectors come from a batch.
+    dim: length of each vector; 0 if there are no vectors.
+    errors: errors by item index, for the items without a vector, whose rows are NaN.
+    report: the report of the batch that made the vectors; None if there is none.
     """
 
     __slots__ = ("_count", "_floats", "dim", "errors", "report")
@@ -41,9 +41,9 @@ class Embeddings(Sequence[Vector]):
         report: BatchReport | None = None,
         count: int | None = None,
     ) -> None:
-        """View `buffer`, of ``count * dim`` float32 in this machine's byte order.
+        """A view of `buffer`: ``count * dim`` float32 in native byte order.
 
-        `count` is needed only where `dim` is 0. Raises ValueError if the sizes do not agree.
+        `count` is needed only if `dim` is 0. Raises ValueError if the sizes do not match.
         """
         floats = memoryview(buffer).toreadonly().cast("B").cast("f")
         if count is None:
@@ -90,7 +90,7 @@ class Embeddings(Sequence[Vector]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Embeddings):
             return NotImplemented
-        # Bytes, not floats: a missing row is NaN, which is unequal to itself.
+        # Compare bytes, not floats: a missing row is NaN, which is unequal to itself.
         same_shape = self.dim == other.dim and len(self) == len(other)
         return same_shape and self._floats.cast("B") == other._floats.cast("B")
 
@@ -105,11 +105,11 @@ class Embeddings(Sequence[Vector]):
 
     @property
     def buffer(self) -> memoryview[float]:
-        """All floats, read-only, flat: item `i` is ``buffer[i * dim:(i + 1) * dim]``."""
+        """All floats, flat and read-only: item `i` is ``buffer[i * dim:(i + 1) * dim]``."""
         return self._floats
 
     def tobytes(self) -> bytes:
-        """The raw float32 bytes, ``len(self) * dim * 4`` of them."""
+        """The raw float32 data, ``len(self) * dim * 4`` bytes."""
         return self._floats.tobytes()
 
     def tolist(self) -> list[list[float]]:
@@ -119,7 +119,7 @@ class Embeddings(Sequence[Vector]):
         return [floats[row * dim : (row + 1) * dim] for row in range(len(self))]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> numpy.ndarray[Any, Any]:
-        # numpy calls this, so numpy is there.
+        # Only numpy calls this, so it is installed.
         import numpy
 
         array = numpy.ndarray((len(self), self.dim), dtype=numpy.float32, buffer=self._floats)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What a pool tells whoever watches it: one value per thing that happened."""
+"""The events of a pool, for observers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from typing import NamedTuple, TypeAlias
 
 
 class Routed(NamedTuple):
-    """A live request is sent to `node`. attempt: 1 for the first. reason: why there is another, ""
-    for the first."""
+    """A live request goes to `node`.
+
+    attempt: 1 for the first.
+    reason: why it is tried again; "" for the first.
+    """
 
     at: float
     model: str
@@ -17,7 +20,7 @@ class Routed(NamedTuple):
 
 
 class Hedged(NamedTuple):
-    """A live embedding took so long that a second node was asked too."""
+    """A late live embedding was also sent to a second node."""
 
     at: float
     model: str
@@ -26,7 +29,7 @@ class Hedged(NamedTuple):
 
 
 class AttemptFailed(NamedTuple):
-    """A request to `node` failed. kind: what that means, a value of `Failure`."""
+    """A request to `node` failed. kind: the kind of failure, a value of `Failure`."""
 
     at: float
     model: str
@@ -36,8 +39,11 @@ class AttemptFailed(NamedTuple):
 
 
 class NodeChanged(NamedTuple):
-    """A node is "up", "down", "added", "removed", "draining" or "resumed", or its circuit breaker
-    is "breaker open", "breaker half-open" (it is being probed) or "breaker closed"."""
+    """A node or its circuit breaker changed state.
+
+    change: "up", "down", "added", "removed", "draining", "resumed", "breaker open",
+    "breaker half-open" (it is being probed) or "breaker closed".
+    """
 
     at: float
     node: str
@@ -46,9 +52,10 @@ class NodeChanged(NamedTuple):
 
 
 class Loading(NamedTuple):
-    """A node begins to load a model, or is done: `seconds` is None, or how long it took.
+    """A model load began or ended.
 
-    error: why it could not, "" if it could.
+    seconds: duration of the load; None when it begins.
+    error: why it failed; "" otherwise.
     """
 
     at: float
@@ -59,4 +66,4 @@ class Loading(NamedTuple):
 
 
 PoolEvent: TypeAlias = Routed | Hedged | AttemptFailed | NodeChanged | Loading
-"""`at` is in seconds by the event loop's clock."""
+"""`at` is the event loop's time, in seconds."""

@@ -1,4 +1,4 @@
-"""Which nodes are one physical machine, and which are even one server under two addresses."""
+"""Find nodes on the same physical machine, and addresses of the same server."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _DEFAULT_LOOPBACK = ("127.0.0.1", "::1")
 
 
 class MachineFacts(NamedTuple):
-    """What was learned about whose address is whose.
+    """Known addresses and machine ids.
 
-    own: every address of this machine's interfaces, Docker bridges included.
-    resolved: host name -> its addresses.
-    machines: node name -> what the node itself said of its machine (an id, by its agent or by
-    zeroconf). own_machine: the same for this machine.
+    own: every address of this machine's interfaces, including Docker bridges.
+    resolved: addresses by host name.
+    machines: machine ids by node name, as reported by the nodes' agents or by zeroconf.
+    own_machine: the id of this machine.
     """
 
     own: frozenset[str] = frozenset()
@@ -33,16 +33,16 @@ NO_FACTS = MachineFacts()
 
 
 class Duplicate(NamedTuple):
-    """Two nodes that are one server: `dropped` is reached as well by the address of `kept`."""
+    """Two nodes that are one server: the address of `kept` also reaches `dropped`."""
 
     dropped: str
     kept: str
 
 
 def machine_of(spec: NodeSpec, facts: MachineFacts = NO_FACTS) -> str:
-    """The machine of a node by itself: its label if it has one, else by its host.
+    """The machine of a single node: its label, or else its host.
 
-    Every address of this machine is this machine, loopback or not.
+    Every address of this machine means this machine, loopback or not.
     """
     if spec.machine is not None:
         return spec.machine
@@ -50,14 +50,14 @@ def machine_of(spec: NodeSpec, facts: MachineFacts = NO_FACTS) -> str:
     addresses = _addresses_of(host, facts)
     if any(_is_here(address, facts) for address in addresses):
         return THIS_MACHINE
-    # A name that means one host is that host; one that is spread over several is none of them.
+    # A name of one host is that host; a name of several hosts stands for itself.
     return min(addresses) if len(addresses) == 1 else host
 
 
 def machines_of(specs: Iterable[NodeSpec], facts: MachineFacts = NO_FACTS) -> dict[str, str]:
-    """Node name -> its machine, for nodes that are seen together.
+    """The machines of nodes by node name, for nodes considered together.
 
-    Nodes are on one machine if they share a label, or, without labels, an address or a machine id.
+    Nodes are on one machine if they share a label or, without labels, an address or a machine id.
     """
     specs = list(specs)
     groups = _Groups()
@@ -82,11 +82,12 @@ def machines_of(specs: Iterable[NodeSpec], facts: MachineFacts = NO_FACTS) -> di
 
 
 def duplicates(specs: Sequence[NodeSpec], facts: MachineFacts = NO_FACTS) -> list[Duplicate]:
-    """The nodes that are reached by two addresses, each with the one to keep.
+    """Pairs of nodes that are the same server, with the one to keep.
 
-    Two entries are one server if scheme, port and path are the same, and their hosts are names of
-    one address, or both are this machine: a server listens on loopback and on the real address
-    alike. The real address is kept, since others can reach it too. Labels keep them apart.
+    Two nodes are one server if scheme, port and path are equal and their hosts resolve to the same
+    address, or both are this machine, where a server listens on loopback and the real address
+    alike. The real address is kept, since other machines can reach it. Different labels keep nodes
+    apart.
     """
     kept: dict[tuple[object, ...], NodeSpec] = {}
     found: list[Duplicate] = []
@@ -104,7 +105,7 @@ def duplicates(specs: Sequence[NodeSpec], facts: MachineFacts = NO_FACTS) -> lis
 
 
 def _server_host(host: str, facts: MachineFacts) -> str | None:
-    """The one address by which servers at `host` are told apart, None if there is no telling."""
+    """The address that identifies servers at `host`; None if there is no single one."""
     addresses = _addresses_of(host, facts)
     if any(address in _DEFAULT_LOOPBACK or address in facts.own for address in addresses):
         return THIS_MACHINE
@@ -114,7 +115,7 @@ def _server_host(host: str, facts: MachineFacts) -> str | None:
 
 
 def _host_of(spec: NodeSpec) -> str:
-    """The host, as one of its forms: IPv6 has many."""
+    """The host in canonical form: an IPv6 address has several spellings."""
     host = spec.address.host.lower()
     try:
         return str(ipaddress.ip_address(host))
@@ -123,11 +124,11 @@ def _host_of(spec: NodeSpec) -> str:
 
 
 def _addresses_of(host: str, facts: MachineFacts) -> frozenset[str]:
-    """What `host` stands for: its addresses, or itself if they are not known or not of one host."""
+    """The addresses of `host`, or itself if they are unknown or belong to several hosts."""
     if host == "localhost" or host.endswith(".localhost"):  # RFC 6761, section 6.3
         return frozenset(_DEFAULT_LOOPBACK)
     addresses = facts.resolved.get(host, frozenset())
-    # A name with several IPv4 addresses is a balanced one: many machines behind one name.
+    # A name with several IPv4 addresses is load-balanced: several machines behind one name.
     if addresses and sum(":" not in address for address in addresses) <= 1:
         return addresses
     return frozenset((host,))
@@ -138,7 +139,7 @@ def _is_here(host: str, facts: MachineFacts) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host` never leaves this machine, whatever DNS says."""
+    """Whether `host` always means this machine, regardless of DNS."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
@@ -148,7 +149,7 @@ def is_loopback(host: str) -> bool:
 
 
 def is_name(host: str) -> bool:
-    """Whether DNS has to tell what `host` is."""
+    """Whether `host` must be resolved by DNS."""
     if is_loopback(host):
         return False
     try:
@@ -159,7 +160,7 @@ def is_name(host: str) -> bool:
 
 
 class _Groups:
-    """Sets that grow together: union-find."""
+    """Disjoint sets (union-find)."""
 
     def __init__(self) -> None:
         self._above: dict[tuple[str, str], tuple[str, str]] = {}

@@ -1,4 +1,4 @@
-"""Which addresses a search asks, in which order, and which networks it leaves alone and why."""
+"""The addresses that discovery probes, in order, and the networks that it skips, with reasons."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ IPAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 IPNetwork: TypeAlias = IPv4Network | IPv6Network
 
 MAX_ADDRESSES = 1024
-"""As many as a /22 has. What is larger takes its time, so it is for the user to name."""
+"""The size of a /22. A larger network takes long, so the user must name it."""
 
 MOST_EXPLICIT = 65_536
-"""As many as a /16 has. At 254 silent addresses in half a second that takes two minutes."""
+"""The size of a /16. At 254 silent addresses per half second it takes two minutes."""
 
 _DOCKER = re.compile(r"docker\d+|docker_gwbridge|br-[0-9a-f]{12}|veth.*|podman.*|cni.*|virbr.*")
 _VPN = re.compile(r"(tun|tap|wg|tailscale|utun|ppp|zt).*")
 _PRIVATE = tuple(map(IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))  # RFC 1918
-_SHARED = IPv4Network("100.64.0.0/10")  # RFC 6598: providers' own, and where Tailscale lives
+_SHARED = IPv4Network("100.64.0.0/10")  # RFC 6598: carrier-grade NAT, also used by Tailscale
 _WHY_NOT: dict[Kind, str] = {
-    "link-local": "the addresses of {name} were made up for want of others (link-local)",
+    "link-local": "{name} has only a link-local address",
     "docker": "{name} leads to containers and virtual machines on this machine, not to a network",
-    "vpn": "{name} is a VPN or a provider's network, and whoever is on it may not want to be asked",
+    "vpn": "{name} is a VPN or a provider's network, shared with machines of others",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """An address of this machine, with its network, and the name of the interface that has it."""
+    """An address of this machine with its network, and the name of its interface."""
 
     name: str
     address: IPv4Interface | IPv6Interface
@@ -50,7 +50,7 @@ class Interface:
 
 
 class Skipped(NamedTuple):
-    """A network that is not swept, and why, in words."""
+    """A network that is not swept, and the reason, for people to read."""
 
     network: str
     reason: str
@@ -61,12 +61,13 @@ class Skipped(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SweepOptions:
-    """Which networks to sweep; `parse_networks` reads what users write.
+    """Which networks to sweep; `parse_networks` parses the user's input.
 
-    subnets: these, in place of those of the interfaces; None takes the interfaces.
-    allow: addresses outside of these are not asked; None allows all. deny: these are not asked.
-    max_addresses: a network of an interface that has more is not swept.
-    kinds: of the interfaces whose networks are swept.
+    subnets: networks to sweep instead of those of the interfaces; None for the interfaces'.
+    allow: only addresses in these networks are probed; None allows all.
+    deny: addresses in these networks are not probed.
+    max_addresses: maximum size of an interface's network.
+    kinds: kinds of interfaces whose networks are swept.
     """
 
     subnets: tuple[IPv4Network, ...] | None = None
@@ -77,13 +78,13 @@ class SweepOptions:
 
     @property
     def most_addresses(self) -> int:
-        """How many addresses the networks may have: all that are named, or one of an interface."""
+        """Number of addresses: the total of the subnets, or the maximum per interface."""
         if self.subnets is None:
             return self.max_addresses
         return sum(network.num_addresses for network in self.subnets)
 
     def permits(self, address: IPAddress) -> bool:
-        """Whether `allow` and `deny` let a search ask there."""
+        """Whether `allow` and `deny` permit probing `address`."""
         if any(address in network for network in self.deny):
             return False
         return self.allow is None or any(address in network for network in self.allow)
@@ -91,14 +92,14 @@ class SweepOptions:
 
 @dataclass(frozen=True, slots=True)
 class SweepPlan:
-    """Addresses in the order in which to ask them, each once; and what is left out."""
+    """The distinct addresses to probe, in order, and the networks skipped."""
 
     addresses: tuple[str, ...]
     skipped: tuple[Skipped, ...] = ()
 
 
 def kind_of(name: str, address: IPAddress) -> Kind:
-    """What an interface is for, as far as its name and its address tell."""
+    """The kind of an interface, judged by its name and address."""
     if address.is_loopback:
         return "loopback"
     if address.is_link_local:
@@ -111,9 +112,9 @@ def kind_of(name: str, address: IPAddress) -> Kind:
 
 
 def parse_networks(what: str, texts: Iterable[str]) -> tuple[IPNetwork, ...]:
-    """Networks as users write them: ``10.0.0.0/24``, ``10.0.0.7/24`` or a single address.
+    """Parse networks such as ``10.0.0.0/24``, ``10.0.0.7/24`` or a single address.
 
-    `what` names the argument. Raises InvalidInput, which says what to write.
+    what: name of the argument, for errors. Raises InvalidInput, with the expected format.
     """
     if isinstance(texts, str):
         shown = safe_repr(texts)
@@ -122,7 +123,7 @@ def parse_networks(what: str, texts: Iterable[str]) -> tuple[IPNetwork, ...]:
     for text in texts:
         try:
             if not isinstance(text, str | IPv4Network | IPv6Network):
-                raise ValueError(f"it is of the type {type(text).__name__}")  # noqa: TRY301, TRY004
+                raise ValueError(f"its type is {type(text).__name__}")  # noqa: TRY301, TRY004
             if has_at_sign(str(text)):
                 raise ValueError("it has an at sign")  # noqa: TRY301 - ipaddress would quote it
             found.append(ipaddress.ip_network(str(text).strip(), strict=False))
@@ -135,7 +136,7 @@ def parse_networks(what: str, texts: Iterable[str]) -> tuple[IPNetwork, ...]:
 
 
 def parse_subnets(texts: Iterable[str]) -> tuple[IPv4Network, ...]:
-    """Networks that a user wants to have swept. Raises InvalidInput for what cannot be."""
+    """Parse networks to sweep. Raises InvalidInput for one that is IPv6 or too large."""
     found = []
     for network in parse_networks("subnets", texts):
         if isinstance(network, IPv6Network):
@@ -145,8 +146,8 @@ def parse_subnets(texts: Iterable[str]) -> tuple[IPv4Network, ...]:
             )
         if network.num_addresses > MOST_EXPLICIT:
             raise InvalidInput(
-                f"{network} in subnets has {network.num_addresses:,} addresses, and at most "
-                f"{MOST_EXPLICIT:,} are asked; write the part of it where nodes can be, "
+                f"{network} in subnets has {network.num_addresses:,} addresses, more than the "
+                f"limit of {MOST_EXPLICIT:,}; write the part of it where nodes can be, "
                 f"like {network.network_address}/24"
             )
         found.append(network)
@@ -156,20 +157,20 @@ def parse_subnets(texts: Iterable[str]) -> tuple[IPv4Network, ...]:
 def plan_sweep(
     interfaces: Sequence[Interface], neighbours: Iterable[str], options: SweepOptions
 ) -> SweepPlan:
-    """Whom to ask, and in which order: this machine, then `neighbours` (addresses with which it
-    has spoken lately), then what is nearest to its own address.
+    """The addresses to probe, in order: this machine, then `neighbours` (addresses with recent
+    traffic), then the others by distance from the machine's own address.
 
     Networks of interfaces are swept only if they are private and small. Network and broadcast
-    addresses are never asked, nor is IPv6.
+    addresses are never probed, nor is IPv6.
     """
-    # address -> its rank; a lower one is asked earlier
+    # address -> rank; the lowest is probed first
     ranks: dict[int, int] = {}
     near = {int(IPv4Address(each)) for each in neighbours if _is_ipv4(each)}
     own = {int(i.address.ip) for i in interfaces if isinstance(i.address, IPv4Interface)}
     skipped: list[Skipped] = []
     if options.subnets is None:
         networks = list(_attached(interfaces, options, skipped))
-        for interface in interfaces:  # its network may be too large: we are no stranger there
+        for interface in interfaces:  # our own address, even if its network is too large
             if isinstance(interface.address, IPv4Interface) and interface.kind in options.kinds:
                 ranks[int(interface.address.ip)] = -1
     else:
@@ -189,11 +190,11 @@ def plan_sweep(
 def _attached(
     interfaces: Sequence[Interface], options: SweepOptions, skipped: list[Skipped]
 ) -> Iterator[IPv4Network]:
-    """The networks of interfaces that may be swept. Why the others may not goes to `skipped`."""
+    """The networks of interfaces that may be swept. The others are added to `skipped`."""
     seen: set[IPNetwork] = set()
     for interface in interfaces:
         network, kind = interface.network, interface.kind
-        # Loopback is asked without being swept, and every IPv6 interface has a link-local address.
+        # Loopback is probed without a sweep, and every IPv6 interface has a link-local address.
         is_plain = kind == "loopback" or (kind == "link-local" and network.version == 6)
         if network in seen or (is_plain and kind not in options.kinds):
             continue
@@ -207,25 +208,25 @@ def _attached(
 
 def _why_not(interface: Interface, options: SweepOptions) -> str:
     network, kind = interface.network, interface.kind
-    name_it = f"if it is to be, name it: subnets=['{network}'], or --subnet {network}"
+    name_it = f"to search it, name it: subnets=['{network}'], or --subnet {network}"
     if isinstance(network, IPv6Network):
         return (
-            "IPv6 networks are too large to be swept; nodes in them are found by what they "
-            "announce (aiosollol advertise), or named"
+            "IPv6 networks are too large to search; let nodes in them announce themselves "
+            "(aiosollol advertise), or name the nodes"
         )
     if kind not in options.kinds:
-        why_not = _WHY_NOT.get(kind, "{name} was not asked for").format(name=interface.name)
+        why_not = _WHY_NOT.get(kind, "{name} was not requested").format(name=interface.name)
         return f"{why_not}; {name_it}"
     if network.num_addresses > options.max_addresses:
         part = IPv4Network((interface.address.ip, 24), strict=False)
         return (
             f"it has {network.num_addresses:,} addresses, and more than {options.max_addresses:,} "
-            f"are asked only on demand; name the part where nodes are: subnets=['{part}'], "
+            f"are searched only on request; name the part where nodes are: subnets=['{part}'], "
             f"or --subnet {part}"
         )
     is_known = kind != "lan" or any(network.subnet_of(private) for private in _PRIVATE)
     if not is_known and network.num_addresses > 1:
-        return f"it is a public network, where strangers are; {name_it}"
+        return f"it is a public network; {name_it}"
     return ""
 
 
@@ -234,7 +235,7 @@ def _rank_hosts(network: IPv4Network, own: set[int], near: set[int], ranks: dict
     if network.prefixlen < 31:  # in a /31 both addresses are hosts (RFC 3021)
         first, last = first + 1, last - 1
     ours = [number for number in own if first <= number <= last]
-    far = 1 << 32  # behind every neighbour
+    far = 1 << 32  # after every neighbour
     for number in range(first, last + 1):
         if number in own:
             rank = -1
@@ -254,18 +255,18 @@ def _is_ipv4(text: str) -> bool:
 
 
 Source = Literal["environment", "known", "zeroconf", "scan"]
-"""How a node was found: named by ``OLLAMA_HOST``, known from before, announced, or by a probe of
-its subnet."""
+"""How a node was found: named by ``OLLAMA_HOST``, known from before, announced, or by a sweep."""
 
 
 class Discovered(NamedTuple):
-    """An Ollama server that answered as one.
+    """A server that was verified to be Ollama.
 
-    url: its base URL, as `Address.url` writes it. models: full names.
-    seconds: the round trip of its first answer.
-    name: what it calls itself, machine: what it says of the machine it runs on, where it was
-    announced, agent: URL of its agent; fingerprint: of the certificate by which it was trusted.
-    All are "" otherwise.
+    url: its base URL, as in `Address.url`.
+    models: full names.
+    seconds: round trip time of its first answer.
+    name, machine, agent: its own name, its machine id and the URL of its agent, if announced; else
+    "".
+    fingerprint: of the certificate by which it was trusted; else "".
     """
 
     url: str

@@ -1,6 +1,6 @@
-"""A node as configured (`NodeSpec`), as known (`NodeState`), and all of them (`ClusterView`).
+"""A node as configured (`NodeSpec`), its known state (`NodeState`), and all nodes (`ClusterView`).
 
-All three are frozen: a change makes a new one, so whoever holds a view can decide in peace.
+All three are frozen: a change makes a new object, so a view stays consistent during a decision.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ _SPEC_KEYS = (
 
 @dataclass(frozen=True, slots=True)
 class NodeSpec:
-    """What the user says of a node. Only `url` is needed.
+    """A node's configuration. Only `url` is required.
 
-    url: where it is, in any form that `Address.parse` reads; normalised here.
-    name: what logs, errors and reports call it; ``host:port`` unless given.
+    url: its address, in any form that `Address.parse` accepts; normalised here.
+    name: its name in logs, errors and reports; ``host:port`` by default.
     priority: the lowest number is used first by the strategy "priority".
     machine: nodes with the same label share one physical machine.
     headers: sent with every request, for a node behind a reverse proxy; never printed.
-    max_concurrency: the most requests that this pool has under way on the node at once.
-    vram_gb: GPU memory in all, in GiB, where the user knows it.
-    fingerprint: SHA-256 of the certificate of an https node, 64 hexadecimal digits (colons may
-    stand between). Given, that certificate is trusted and no other, whoever signed it.
-    agent: where its `aiosollol agent` answers, such as 10.0.0.2:11435; None if it has none.
+    max_concurrency: maximum number of this pool's requests in flight on the node.
+    vram_gb: total GPU memory, in GiB, if known.
+    fingerprint: SHA-256 of an https node's certificate, 64 hexadecimal digits, with or without
+    colons. If given, only that certificate is trusted, regardless of its issuer.
+    agent: address of its `aiosollol agent`, such as 10.0.0.2:11435; None if it has none.
 
-    Raises InvalidInput on a field that cannot be right.
+    Raises InvalidInput for an invalid field.
     """
 
     url: str
@@ -90,7 +90,7 @@ class NodeSpec:
             set_(self, "agent", Address.parse(self.agent, AGENT_PORT).url)
 
     def __reduce__(self) -> tuple[type[NodeSpec], tuple[Any, ...]]:
-        # The read-only view of the headers can be neither pickled nor copied.
+        # The read-only view of the headers cannot be pickled or copied.
         values = (
             dict(self.headers) if key == "headers" else getattr(self, key) for key in _SPEC_KEYS
         )
@@ -98,20 +98,20 @@ class NodeSpec:
 
     @property
     def address(self) -> Address:
-        """`url`, taken apart."""
+        """The parsed `url`."""
         return Address.parse(self.url)
 
     @property
     def key(self) -> str:
-        """``host:port``: how statistics name the node."""
+        """``host:port``, the node's key in statistics."""
         return self.address.netloc
 
     @classmethod
     def parse(cls, node: NodeLike) -> NodeSpec:
-        """Read a node as a user may give it: a string, a mapping, or a `NodeSpec`.
+        """A `NodeSpec` from a string, a mapping, or a `NodeSpec`.
 
-        A mapping has "url", or "host" and perhaps "port" (a string or a number), and any of the
-        other fields. Raises InvalidInput and names the key that is wrong.
+        A mapping has "url", or "host" and optionally "port" (a string or a number), and any of the
+        other fields. Raises InvalidInput, which names the invalid key.
         """
         if isinstance(node, NodeSpec):
             return node
@@ -128,7 +128,7 @@ class NodeSpec:
                 raise InvalidInput(f"node {host} has both 'host' and 'url': give one")
             fields["url"] = _join_host(fields.pop("host"), fields.pop("port", None))
         elif "port" in fields:
-            raise InvalidInput("'port' of a node goes with 'host'; a 'url' has its port inside")
+            raise InvalidInput("'port' of a node needs 'host'; a 'url' contains its port")
         unknown = sorted(str(key) for key in fields if key not in _SPEC_KEYS)
         if unknown:
             raise InvalidInput(
@@ -176,7 +176,11 @@ def _wrong_port(host: str, port: object) -> InvalidInput:
 
 
 class ModelInfo(NamedTuple):
-    """A model that a node has, from ``/api/tags``. `dim` is 0 where the server does not tell."""
+    """A model on a node, from ``/api/tags``.
+
+    size: bytes.
+    dim: length of its embeddings; 0 if the server does not report it.
+    """
 
     name: str
     digest: str = ""
@@ -185,7 +189,7 @@ class ModelInfo(NamedTuple):
 
 
 class LoadedModel(NamedTuple):
-    """A model that a node has in memory, from ``/api/ps``. Sizes are bytes."""
+    """A model in a node's memory, from ``/api/ps``. Sizes are bytes."""
 
     name: str
     digest: str = ""
@@ -195,12 +199,15 @@ class LoadedModel(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class NodeState:
-    """What is known of one node.
+    """The known state of one node.
 
-    `models` and `loaded` are None until the node has told. `failures` counts the requests, `missed`
-    the probes that failed one after another; `error` is the last failure while it is down.
-    `cpu_load` (0 to 1), GPU memory (bytes, None without a GPU) and `machine` (an id) are what its
-    agent measured, where it has one.
+    models, loaded: its models, and those in memory, by full name; None until reported.
+    failures: consecutive failed requests.
+    missed: consecutive failed probes.
+    error: the last failure while it is down.
+    cpu_load: 0 to 1, from its agent; None if unknown.
+    gpu_memory_total, gpu_memory_free: bytes, from its agent; None if unknown or without a GPU.
+    machine: machine id, from its agent.
     """
 
     spec: NodeSpec
@@ -221,7 +228,7 @@ class NodeState:
         return self.spec.name
 
     def has_model(self, model: str) -> bool:
-        """Whether the node is known to have `model`; ``x`` and ``x:latest`` are one name."""
+        """Whether the node is known to have `model`; ``x`` means ``x:latest``."""
         return self.models is not None and full_name(model) in self.models
 
     def find_model(self, model: str) -> ModelInfo | None:
@@ -232,7 +239,7 @@ class NodeState:
         return any(model.size_vram > 0 for model in (self.loaded or {}).values())
 
     def without_model(self, model: str) -> NodeState:
-        """The same node after it said that it does not have `model`."""
+        """The state after the node reported that it does not have `model`."""
         if not self.has_model(model):
             return self
         name = full_name(model)
@@ -241,7 +248,7 @@ class NodeState:
 
 @dataclass(frozen=True, slots=True)
 class ClusterView:
-    """Every node, as known at one moment. `nodes` maps names to states, in the user's order."""
+    """A snapshot of all nodes. `nodes`: states by name, in the user's order."""
 
     nodes: Mapping[str, NodeState]
 
@@ -259,12 +266,12 @@ def full_name(model: str) -> str:
 
 _GIB = 2**30
 _OVERHEAD = 1.2
-"""How much more memory a loaded model is taken to need than its file is large: for its context and
-buffers. A guess, not a measurement; Ollama's own estimate goes by the context length."""
+"""Assumed memory of a loaded model relative to its file size, for context and buffers. A guess, not
+a measurement; Ollama's own estimate depends on the context length."""
 
 
 def gpu_total(state: NodeState) -> int | None:
-    """Bytes of GPU memory in all, None if nobody has told: its agent, or the user's `vram_gb`."""
+    """Total GPU memory in bytes, from the agent or the user's `vram_gb`; None if unknown."""
     if state.gpu_memory_total is not None:
         return state.gpu_memory_total
     vram_gb = state.spec.vram_gb
@@ -272,9 +279,9 @@ def gpu_total(state: NodeState) -> int | None:
 
 
 def gpu_free(state: NodeState) -> int | None:
-    """Bytes of GPU memory that are free, None if unknown.
+    """Free GPU memory in bytes; None if unknown.
 
-    What the agent measured, else the total less what the loaded models take.
+    As measured by the agent, else the total minus the memory of the loaded models.
     """
     if state.gpu_memory_free is not None:
         return state.gpu_memory_free
@@ -285,9 +292,9 @@ def gpu_free(state: NodeState) -> int | None:
 
 
 def fits(state: NodeState, model: str) -> bool | None:
-    """Whether `model` is in GPU memory or has room there beside what is loaded; None if unknown.
+    """Whether `model` is in memory or fits into the free GPU memory; None if unknown.
 
-    A node without GPU memory (a total of 0) makes no difference: None.
+    Also None for a node without GPU memory (a total of 0).
     """
     name = full_name(model)
     if state.loaded is not None and name in state.loaded:

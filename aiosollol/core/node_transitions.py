@@ -1,4 +1,4 @@
-"""How what happens to a node changes what is known of it: (state, event) -> state."""
+"""Transitions of a node's known state: (state, event) -> state."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PROBES_UNTIL_DOWN = 2
 
 
 class Probed(NamedTuple):
-    """A node told what it has. `version` and `loaded` are None where that was not learned."""
+    """A probe succeeded. `version` and `loaded` are None if not reported."""
 
     version: str | None
     models: Mapping[str, ModelInfo]
@@ -22,14 +22,14 @@ class Probed(NamedTuple):
 
 
 class Described(NamedTuple):
-    """A node told more of itself. None is what was not learned."""
+    """A node reported its version or loaded models. None if not reported."""
 
     version: str | None
     loaded: Mapping[str, LoadedModel] | None
 
 
 class Measured(NamedTuple):
-    """A node's agent told how its machine is; see `NodeState` for units. None is unknown."""
+    """A node's agent reported measurements; see `NodeState` for units. None if unknown."""
 
     cpu_load: float | None
     gpu_memory_total: int | None
@@ -38,7 +38,7 @@ class Measured(NamedTuple):
 
 
 class ProbeFailed(NamedTuple):
-    """A node did not answer when asked what it is."""
+    """A probe failed."""
 
     error: NodeError
 
@@ -91,8 +91,8 @@ def advance(state: NodeState, event: Event) -> NodeState:
             )
         case ProbeFailed(error):
             missed = state.missed + 1
-            # Refused is refused; but one that is late may only be busy, as a machine that loads a
-            # model into memory is, and is asked again before it is given up.
+            # Unreachable means down. But a node that times out may only be busy, for example with
+            # a model load, and is probed again first.
             is_down = classify(error) is Failure.NODE or missed >= PROBES_UNTIL_DOWN
             is_down = is_down or state.is_down or state.models is None
             return replace(state, missed=missed, is_down=is_down, error=error.detail)
@@ -106,7 +106,7 @@ def _after_failure(state: NodeState, error: NodeError, model: str) -> NodeState:
         return state.without_model(model)
     if failure in (Failure.INPUT, Failure.BUSY):
         return state
-    # Who cannot be reached is down at once. A wrong answer may be the fault of one input or one
-    # model: whether to ask again is a matter of the circuit breaker, not of the node's health.
+    # An unreachable node is down at once. A wrong answer may be the fault of one input or one
+    # model: the circuit breaker decides whether to send more requests.
     is_down = state.is_down or failure is Failure.NODE
     return replace(state, failures=state.failures + 1, is_down=is_down, error=error.detail)

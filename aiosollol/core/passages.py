@@ -1,4 +1,4 @@
-"""Long texts, cut into passages that are short enough to have one meaning each."""
+"""Cut long texts into passages short enough to have one meaning each."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from aiosollol.errors import InvalidInput
 _SOLID = re.compile(r"\S")
 _WORD = re.compile(r"\s+")
 _PARAGRAPH = re.compile(r"\n\s*\n")
-# Western sentences end before white space, unless a small letter follows ("e.g. this"); Chinese
-# and Japanese ones need no space. The group is what still belongs to the sentence.
+# Western sentences end before white space, unless a lower-case letter follows ("e.g. this");
+# Chinese and Japanese ones need no space. The group still belongs to the sentence.
 _SENTENCE = re.compile(r"([.!?…]['\"”’)\]]*)\s+(?![a-z\s])|([。！？]['\"”’）」』]*)")
 
 
@@ -29,8 +29,8 @@ def cut_passages(text: str, size: int) -> Iterator[Passage]:
     """The passages of `text`, in order, none longer than `size` characters.
 
     Short paragraphs share a passage. A long one is cut after a sentence, else between words,
-    and inside a word only if that word alone is longer than a passage. Nothing is lost but white
-    space and nothing comes twice. A text of white space has no passages.
+    and inside a word only if that word alone is longer than a passage. Only white space is lost,
+    and nothing is repeated. A text of only white space has no passages.
 
     Raises InvalidInput if `size` is less than 1.
     """
@@ -59,10 +59,10 @@ def _find_end(text: str, start: int, stop: int, size: int) -> int:
     rest = stop - start
     if rest <= size:
         return stop
-    # Near the end of the text something must be left for the last passage: three words alone
-    # have hardly a meaning.
+    # Near the end of the text, leave enough for the last passage: three words alone have little
+    # meaning.
     most = min(size, max(rest * 2 // 3, 1))
-    # Not too close to the start: a heading alone is no passage, but a short sentence is better
+    # Not too close to the start: a heading alone is not a passage, but a short sentence is better
     # than a longer passage that ends in the middle of one.
     for pattern, least in ((_PARAGRAPH, most // 2), (_SENTENCE, most // 4), (_WORD, most // 2)):
         end = _last_break(pattern, text, start + max(least, 1), start + most)
@@ -72,10 +72,10 @@ def _find_end(text: str, start: int, stop: int, size: int) -> int:
 
 
 def _last_break(pattern: re.Pattern[str], text: str, low: int, high: int) -> int:
-    """The last place from `low` to `high`, both included, where `pattern` ends a piece; or 0."""
+    """The last position in `low` to `high`, inclusive, where `pattern` ends a piece; 0 if none."""
     last = 0
-    # Two characters beyond `high`: the white space after a piece that ends there, and whether a
-    # small letter follows it.
+    # Two characters beyond `high`: the white space after a piece that ends there, and the
+    # lower-case letter that may follow it.
     for match in pattern.finditer(text, low - 1, min(high + 2, len(text))):
         end = match.end(match.lastindex) if match.lastindex else match.start()
         if low <= end <= high:

@@ -1,4 +1,4 @@
-"""What an error may show of a text that may hold a password, and of other values."""
+"""Redact passwords and tokens in values shown in errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import islice
 from urllib.parse import unquote
 
 _LEFT_OUT = "..."
-_MOST_LAYERS = 8  # of percent-encoding that are taken off
+_MOST_LAYERS = 8  # of percent-encoding that are decoded
 _MOST_ITEMS = 8
 _QUERY = re.compile(r"[?#].*", re.DOTALL)
 _WITH_PORT = re.compile(
@@ -20,14 +20,14 @@ _IPV6 = re.compile(r"\[?[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*")
 
 
 def has_at_sign(text: str) -> bool:
-    """Whether `text` has an at sign, be it percent-encoded or of full width."""
+    """Whether `text` has an at sign, including percent-encoded and full-width ones."""
     return "@" in text or (("%" in text or not text.isascii()) and "@" in _decoded(text))
 
 
 def without_userinfo(text: str) -> str:
-    """`text` with dots in place of all that stands before its last at sign.
+    """`text` with everything before its last at sign replaced by dots.
 
-    A password may contain any character, so where in the text it begins cannot be known.
+    A password may contain any character, so its start cannot be determined.
     """
     if not has_at_sign(text):
         return text
@@ -35,11 +35,10 @@ def without_userinfo(text: str) -> str:
 
 
 def redacted(text: str) -> str:
-    """`text`, which was meant to be an address or a URL, as an error may show it.
+    """`text`, meant to be an address or URL, without possible secrets, for an error.
 
-    Dots stand in place of what may be a secret: all before the last at sign; what stands where a
-    port should and is none, with what follows (``http://user:password`` without a host); a query
-    and a fragment.
+    Replaced by dots: everything before the last at sign; an invalid port with the text after it
+    (``http://user:password`` without a host); a query and a fragment.
     """
     shown = _QUERY.sub(lambda found: f"{found[0][0]}{_LEFT_OUT}", without_userinfo(text))
     found = _WITH_PORT.match(shown)
@@ -51,7 +50,7 @@ def redacted(text: str) -> str:
 
 
 def safe_repr(value: object) -> str:
-    """`value` much as Python writes it, for an error: texts `without_userinfo`.
+    """The repr of `value` for an error, with texts `without_userinfo`.
 
     Texts in a mapping are left out: it may be a node, whose headers hold tokens.
     """

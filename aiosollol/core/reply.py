@@ -1,4 +1,4 @@
-"""What chat and generate answer: Ollama's own fields, as attributes and by key."""
+"""Answers of chat and generate: Ollama's fields, as attributes and by key."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 class Record(Mapping[str, Any]):
     """One JSON object of an answer: ``record["done"]`` and ``record.done`` are the same.
 
-    Objects inside it are records too, also in lists.
+    Nested objects are records too, including those in lists.
     """
 
     __slots__ = ("_fields",)
@@ -28,7 +28,7 @@ class Record(Mapping[str, Any]):
         return value if type(value) is str else _readable(value)
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The field of that name, or `default`."""
+        """The field with that name, or `default`."""
         return _readable(self._fields.get(key, default))
 
     def __iter__(self) -> Iterator[str]:
@@ -55,7 +55,7 @@ def _readable(value: Any) -> Any:
 class ChatReply(Record):
     """A chat answer, or one part of a streamed one.
 
-    It has ``message`` (with ``role``, ``content``, perhaps ``thinking`` and ``tool_calls``),
+    It has ``message`` (with ``role``, ``content``, and optionally ``thinking``, ``tool_calls``),
     ``model`` and ``done``; the last part also ``done_reason`` and the server's counts and
     durations (ns). ``str(reply)`` is the text.
     """
@@ -69,7 +69,7 @@ class ChatReply(Record):
 
 
 class GeneratedText(str):
-    """Generated text, or one part of a streamed one: a string that knows its answer.
+    """Generated text, or one part of a streamed one: a string with its full answer.
 
     answer: the whole JSON object, with ``response``, ``done``, ``context`` and the metrics.
     """
@@ -88,5 +88,5 @@ class GeneratedText(str):
 
     @property
     def response(self) -> str:
-        """The text, by the name that Ollama gives it."""
+        """The text, under Ollama's name."""
         return str(self)

@@ -1,4 +1,4 @@
-"""What a batch did, told afterwards: `Embeddings.report`."""
+"""The report of a finished batch: `Embeddings.report`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from aiosollol.core.scheduling.planner import Plan, Reason
 
 @dataclass(frozen=True, slots=True)
 class NodeShare:
-    """What one node did in a batch. Durations are seconds.
+    """One node's share of a batch. Durations are seconds.
 
-    items: vectors that came from it. requests: sent to it, failed ones included.
-    tokens: prompt tokens of the answered ones, as estimated before they were sent.
-    seconds: how long at least one was under way; idle: the rest of the batch.
-    wasted: spent on requests whose items another node answered first.
-    retries: how many of its requests failed and had to be done again.
+    items: vectors from this node.
+    requests: requests sent to it, including failed ones.
+    tokens: estimated prompt tokens of the answered requests.
+    seconds: time with at least one request in flight.
+    idle: the rest of the batch.
+    wasted: time spent on requests whose items another node answered first.
+    retries: failed requests that had to be repeated.
     """
 
     items: int = 0
@@ -33,7 +35,7 @@ class NodeShare:
     retries: int = 0
 
     def plus(self, other: NodeShare) -> NodeShare:
-        """What it did in two batches one after the other, or beside each other."""
+        """The sum of its shares of two batches."""
         return NodeShare(
             self.items + other.items,
             self.requests + other.requests,
@@ -47,11 +49,13 @@ class NodeShare:
 
 @dataclass(frozen=True, slots=True)
 class EngineNote:
-    """Where a batch was computed, and why there.
+    """The engine that computed a batch, and why.
 
-    name: "local" for this process, "dask" or "ray". workers: how many took part, 0 if local.
-    reruns: partitions that were computed again, for a worker that died. dashboard: an URL at which
-    people can watch the engine, None if there is none.
+    name: "local" for this process, "dask" or "ray".
+    reason: why it was chosen.
+    workers: number of workers that took part; 0 if local.
+    reruns: partitions computed again after a worker died.
+    dashboard: URL of the engine's dashboard; None if there is none.
     """
 
     name: str = "local"
@@ -63,15 +67,18 @@ class EngineNote:
 
 @dataclass(frozen=True, slots=True)
 class BatchReport:
-    """What a batch did. ``str(report)`` says it in a line.
+    """The report of a batch. ``str(report)`` summarises it in a line.
 
-    items: texts asked for. unique: different texts among them, each embedded once.
-    seconds: the whole time. nodes: per node name, what it did. plan: what was meant to happen, None
-    where there was nothing to plan. splits: chunks that were halved to find a bad input.
+    items: texts in the batch.
+    unique: distinct texts, each embedded once.
+    seconds: total duration.
+    nodes: share of each node, by name.
+    plan: the plan; None if none was needed.
+    splits: chunks that were halved to find a bad input.
     copies: requests for items that another node was working on.
-    findings: whether nodes on one machine were found to be faster together.
-    slices: every chunk, for `to_trace`; none of what an engine did elsewhere.
-    engine: where it was computed.
+    findings: results of measuring whether nodes on one machine are faster together.
+    slices: every chunk, for `to_trace`; empty for batches of another engine.
+    engine: the engine that computed it.
     """
 
     items: int
@@ -87,7 +94,7 @@ class BatchReport:
 
     @property
     def predicted_seconds(self) -> float:
-        """What the plan expected `seconds` to be; 0 without a plan."""
+        """The plan's prediction of `seconds`; 0 without a plan."""
         return self.plan.predicted_seconds if self.plan is not None else 0.0
 
     @property
@@ -110,14 +117,14 @@ class BatchReport:
         shares = ", ".join(f"{name} {share.items}" for name, share in self.nodes.items())
         line = f"{self.items} items in {self.seconds:.2f} s ({rate:.0f}/s): {shares or 'no node'}"
         if self.plan is not None and self.plan.reason is Reason.SAME_MACHINE:
-            line += f" ({self.plan.detail})"  # or one would wonder what the others did
+            line += f" ({self.plan.detail})"  # explains why the others have no share
         if self.engine.name != "local":
             line += f" ({self.engine.name}, {self.engine.workers} workers)"
         return line
 
 
 def report_of_one(node: str, items: int, tokens: int, seconds: float) -> BatchReport:
-    """The report of a list that was one request to one node. tokens: as the server counted them."""
+    """The report of a list sent as one request to one node. tokens: as counted by the server."""
     share = NodeShare(items=items, requests=1, tokens=tokens, seconds=seconds)
     return BatchReport(items, items, seconds, {node: share})
 
@@ -133,10 +140,10 @@ _COLOURS: dict[Outcome, str] = {
 
 
 class Slice(NamedTuple):
-    """One chunk on one node, from being handed out to its end. Times are seconds.
+    """One chunk on one node, from its send to its end. Times are seconds.
 
-    outcome: "done"; "late" if another node had answered all its items before; "failed";
-    "cancelled" because another node had.
+    outcome: "done"; "late" if another node answered all its items first; "failed"; "cancelled"
+    because another node answered them.
     """
 
     node: str
@@ -149,10 +156,10 @@ class Slice(NamedTuple):
 
 
 def trace_events(slices: Iterable[Slice]) -> dict[str, Any]:
-    """The JSON object of a trace file, one track per node, times from the first slice on.
+    """The JSON object of a trace file, with times relative to the first slice.
 
-    Chunks that are under way on a node at the same time overlap, which one track cannot show, so a
-    node has as many tracks as it had chunks at once.
+    A node has one track per chunk that it had in flight at once, since a track cannot show
+    overlapping chunks.
     """
     ordered = sorted(slices, key=lambda each: (each.began, each.ended))
     start = ordered[0].began if ordered else 0.0
@@ -167,7 +174,7 @@ def trace_events(slices: Iterable[Slice]) -> dict[str, Any]:
             names[len(names)] = (each.node, lane)
         track, _ = lanes[lane]
         lanes[lane] = (track, each.ended)
-        # Both ends are rounded, not the duration: what does not overlap must not begin to.
+        # Round both ends, not the duration, so that rounding creates no overlap.
         began, ended = (round((time - start) * 1e6) for time in (each.began, each.ended))
         events.append(
             {

@@ -1,4 +1,4 @@
-"""What a caller asks for: validated values, in the field names of Ollama's API."""
+"""Validated request values, with the field names of Ollama's API."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from aiosollol.errors import InvalidInput
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbedSettings:
-    """Everything of an embedding request but the texts. None leaves a choice to the server.
+    """An embedding request without its texts. None selects the server's default.
 
-    dimensions: cut each vector to this length and normalise it again. truncate: cut a text that
-    exceeds the context length (the server's default) instead of failing. options: the model's
-    runtime options. keep_alive: how long it stays loaded, like ``"5m"`` or seconds.
+    model: name of the model.
+    dimensions: truncate each vector to this length and normalise it again.
+    truncate: truncate a text that exceeds the context length (the server's default), else fail.
+    options: the model's runtime options.
+    keep_alive: how long the model stays loaded, such as ``"5m"``, or in seconds.
 
     Raises InvalidInput.
     """
@@ -41,18 +43,18 @@ class EmbedSettings:
             raise InvalidInput(f"truncate must be True or False, not {self.truncate!r}")
         check_options(self.options, self.keep_alive)
         if self.options is not None:
-            # A copy: whoever changes theirs in mid-batch must not change our later requests.
+            # A copy, so that a caller's change during a batch does not affect later requests.
             object.__setattr__(self, "options", dict(self.options))
 
 
 @lru_cache(maxsize=256)
 def plain_settings(model: str) -> EmbedSettings:
-    """The settings of a request that leaves everything to the server: checked once per model."""
+    """The settings with the server's defaults, cached per model."""
     return EmbedSettings(model=model)
 
 
 def check_model(model: object) -> None:
-    """Raise InvalidInput unless `model` can be a model's name."""
+    """Raise InvalidInput unless `model` is a valid model name."""
     if not isinstance(model, str):
         raise InvalidInput(f"model must be a string, not {type(model).__name__}")
     if not model.strip():
@@ -60,13 +62,13 @@ def check_model(model: object) -> None:
 
 
 def check_options(options: object, keep_alive: object) -> None:
-    """Raise InvalidInput unless these can be the runtime options and the keep-alive of a model."""
+    """Raise InvalidInput unless these are valid runtime options and a valid keep-alive."""
     if options is not None and not isinstance(options, Mapping):
         raise InvalidInput(f"options must be a mapping, not {type(options).__name__}")
     if keep_alive is None or _is_keep_alive(keep_alive):
         return
     is_int = isinstance(keep_alive, int) and not isinstance(keep_alive, bool)
-    # Python does not write an integer of thousands of digits.
+    # Python refuses to print an integer of thousands of digits.
     shown = "a number that large" if is_int else reprlib.repr(keep_alive)
     raise InvalidInput(
         f'keep_alive must be seconds, or a duration such as "5m" or "1h30m", not {shown}'
@@ -84,7 +86,7 @@ def _is_keep_alive(value: object) -> bool:
         return False
     try:
         return math.isfinite(value)
-    except OverflowError:  # an integer that no float64 can be, and JSON has no other numbers
+    except OverflowError:  # an integer beyond float64, which JSON numbers are
         return False
 
 
@@ -99,7 +101,7 @@ def check_timeout(seconds: object) -> float:
 def loading_of(
     options: Mapping[str, Any] | None, keep_alive: str | float | None
 ) -> dict[str, Any] | None:
-    """What a request says of how its model is to be loaded; None if nothing."""
+    """The fields of a request that affect the model load; None if there are none."""
     if options is None and keep_alive is None:
         return None
     return {"options": options, "keep_alive": keep_alive}
@@ -109,9 +111,9 @@ _RELOADING = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_th
 
 
 def reload_key(options: Mapping[str, Any] | None) -> tuple[tuple[str, str], ...] | None:
-    """What of `options` makes a server load the model anew when it differs; None if nothing.
+    """The `options` that make a server reload the model if they differ; None if there are none.
 
-    These are the options of the runner, which it takes when it starts (ollama#8029, #12783).
+    These are the runner's options, read when it starts (ollama#8029, #12783).
     """
     if not options:
         return None
@@ -128,16 +130,16 @@ def check_text(text: object, index: int | None = None) -> None:
             text.encode()
         except UnicodeEncodeError as error:
             raise InvalidInput(
-                f"{where} holds a lone surrogate at character {error.start}, which is not text; "
+                f"{where} has a lone surrogate at character {error.start}, which is not text; "
                 "read the source with errors='replace'",
                 index=index,
             ) from error
 
 
 def collect_texts(texts: object) -> tuple[list[str], dict[int, InvalidInput]]:
-    """`texts` as a list, and an error for each item that cannot be sent.
+    """`texts` as a list, and errors by index for the items that cannot be sent.
 
-    Raises InvalidInput if `texts` is not a collection of texts at all.
+    Raises InvalidInput if `texts` is not a collection of texts.
     """
     if isinstance(texts, str):
         raise InvalidInput("texts is one string: pass a list, or use embed() for one text")
@@ -147,7 +149,7 @@ def collect_texts(texts: object) -> tuple[list[str], dict[int, InvalidInput]]:
         raise InvalidInput(f"texts must be a list of strings, not {type(texts).__name__}")
     items = list(texts)
     try:
-        # The common case in one look: `isascii` is a flag of the string, not a scan.
+        # Fast path: `isascii` reads a flag of the string, without a scan.
         if all(map(str.isascii, items)):
             return items, {}
     except TypeError:
@@ -163,7 +165,7 @@ def collect_texts(texts: object) -> tuple[list[str], dict[int, InvalidInput]]:
 
 
 def unique_texts(texts: Sequence[str], skip: Mapping[int, object]) -> Unique:
-    """The different texts among `texts`, leaving out the indices in `skip`."""
+    """The distinct texts among `texts`, without the indices in `skip`."""
     if not skip:
         different = list(dict.fromkeys(texts))
         if len(different) == len(texts):
@@ -183,7 +185,7 @@ def unique_texts(texts: Sequence[str], skip: Mapping[int, object]) -> Unique:
 
 
 class Unique(NamedTuple):
-    """Different texts, and where each stands: its first row, and the rows that repeat it."""
+    """Distinct texts, with the first row of each, and the rows that repeat it."""
 
     texts: list[str]
     places: Sequence[int]

@@ -1,4 +1,4 @@
-"""Counters of one node, and their picture in the ancestor's format."""
+"""Counters of a node, and statistics in the original's format."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ _SMOOTHING = 0.2
 
 @dataclass(slots=True)
 class NodeCounters:
-    """What was asked of a node. Every request that began ends in exactly one of the four counts.
+    """Request counters of a node. Every request ends in exactly one of the first four.
 
-    Counted in the event loop, between two awaits, so that no lock is needed and none is missed.
+    Updated in the event loop without an await in between, so no lock is needed.
 
-    succeeded: answered. failed: not answered, or wrongly, which is the node's fault.
-    rejected: refused for what the request says, which is the caller's fault.
-    cancelled: given up by us.
-    tokens: of texts, prompts and answers, as the node counted them.
-    latency: a moving average over the requests that succeeded, in seconds.
+    succeeded: answered.
+    failed: not answered, or wrongly: the node's fault.
+    rejected: refused as invalid: the caller's fault.
+    cancelled: cancelled by the client.
+    vectors: vectors received.
+    tokens: tokens of texts, prompts and answers, as counted by the node.
+    latency: moving average over the successful requests, in seconds.
     """
 
     succeeded: int = 0
@@ -38,25 +40,25 @@ class NodeCounters:
 
     @property
     def unsuccessful(self) -> int:
-        """Requests that failed, whoever is to blame."""
+        """Failed requests, including rejected ones."""
         return self.failed + self.rejected
 
     @property
     def success_rate(self) -> float:
-        """Share of requests that succeeded, of those that the node is to blame for; 1.0 at first.
+        """succeeded / (succeeded + failed); 1.0 before the first request.
 
-        What it rejected tells of its callers, and what was cancelled of nobody.
+        Rejected and cancelled requests are not the node's fault.
         """
         answered = self.succeeded + self.failed
         return self.succeeded / answered if answered else 1.0
 
     def success(self, seconds: float) -> None:
-        """A request was answered after `seconds`."""
+        """Count a request that was answered after `seconds`."""
         self.latency += (seconds - self.latency) * (_SMOOTHING if self.succeeded else 1.0)
         self.succeeded += 1
 
     def merge(self, other: NodeCounters) -> None:
-        """Count what somebody else counted, of the same node."""
+        """Add another program's counters of the same node."""
         answered = self.succeeded + other.succeeded
         if answered:
             self.latency += (other.latency - self.latency) * other.succeeded / answered
@@ -69,11 +71,14 @@ class NodeCounters:
 
 
 class NodeStats(NamedTuple):
-    """One node at one moment, as `pool_stats` shows it.
+    """A snapshot of one node for `pool_stats`.
 
-    active: requests under way, queued: requests that wait for a place, limit: how many live
-    requests it should have at once. breaker: "closed", "open" or "half_open". cpu_load: 0 to 1,
-    gpu_free_mem: MB; None where unknown.
+    active: requests in flight.
+    queued: requests waiting for a slot.
+    limit: concurrency limit of live requests.
+    breaker: "closed", "open" or "half_open".
+    cpu_load: 0 to 1; None if unknown.
+    gpu_free_mem: MB; None if unknown.
     """
 
     key: str
@@ -101,15 +106,14 @@ def pool_stats(
 ) -> dict[str, Any]:
     """The dictionary of `OllamaPool.get_stats`.
 
-    A request here is one sent to a node: a call that is tried on two nodes counts as two. The sums
-    over ``node_performance`` equal the totals, and ``total_requests`` equals successful + failed +
-    cancelled. Failed are all that failed; ``success_rate`` leaves out those that the node rejected
-    because the request was at fault. ``tokens`` are those that nodes counted; some endpoints of
-    theirs, and what broke off, tell none.
+    Requests are counted per node: a call that is tried on two nodes counts as two. The sums over
+    ``node_performance`` equal the totals, and ``total_requests`` equals successful + failed +
+    cancelled. ``failed_requests`` includes requests that nodes rejected as invalid;
+    ``success_rate`` does not. ``tokens`` are as counted by nodes; some endpoints and broken-off
+    answers report none. ``cache`` and ``dask``, which the original has, are shown as off.
 
-    plans: how many batches had a plan of each mode. states: what is known of the nodes, for
-    ``vram_monitoring`` (see `vram_stats`). ``cache`` and ``dask``, which the ancestor has, say that
-    they are off.
+    plans: number of batches by mode of their plan.
+    states: node states, for ``vram_monitoring`` (see `vram_stats`).
     """
     succeeded = sum(node.counters.succeeded for node in nodes)
     failed = sum(node.counters.unsuccessful for node in nodes)
@@ -154,11 +158,11 @@ def pool_stats(
 
 
 def vram_stats(states: Iterable[NodeState]) -> dict[str, Any]:
-    """What nodes tell of GPU memory, in MB: ``nodes`` by key, those that told something.
+    """GPU memory in MB: ``nodes`` by key, for nodes that report any.
 
-    Of each: ``total`` and ``free``, None if unknown; ``models``, what each model in memory takes of
-    it; ``source``: "agent", "settings" (`vram_gb`) for the total, or "ollama", which knows of
-    models alone. ``enabled``: whether any node told.
+    Each has ``total`` and ``free``, None if unknown; ``models``, the GPU memory of each model in
+    memory; and ``source``: "agent", "settings" if the total is from `vram_gb`, or "ollama", which
+    reports only models. ``enabled``: whether any node reports GPU memory.
     """
     nodes = {
         state.spec.key: {

@@ -230,7 +230,7 @@ async def test_jobs_with_equal_settings_share_batches(tmp_path: Path) -> None:
         ([], {}, "docs is empty"),
         ("text", {}, "texts is one string"),
         (["good", 7], {}, "item 1 must be a string, not int"),
-        (["\udc80"], {}, "item 0 holds a lone surrogate"),
+        (["\udc80"], {}, "item 0 has a lone surrogate"),
         (["text"], {"model": ""}, "model is empty"),
         (["text"], {"dimensions": 0}, "dimensions must be a positive whole number"),
         (["text"], {"options": {"a": object()}}, "JSON"),

@@ -41,7 +41,7 @@ BAD_TEXTS = [
     pytest.param(3, "must be a string, not int", id="a number"),
     pytest.param(b"x", "must be a string, not bytes", id="bytes"),
     pytest.param(["x"], "must be a string, not list", id="a list"),
-    pytest.param(SURROGATE, "holds a lone surrogate at character 2", id="a lone surrogate"),
+    pytest.param(SURROGATE, "has a lone surrogate at character 2", id="a lone surrogate"),
     pytest.param(SURROGATE, "read the source with errors='replace'", id="and what to do"),
 ]
 

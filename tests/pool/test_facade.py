@@ -239,7 +239,7 @@ def test_nodes_that_cannot_be_read(nodes: Any, says: str) -> None:
         (lambda pool: pool.embed_batch("m", ["a", None]), "item 1"),
         (lambda pool: pool.embed_batch("m", 5), "int"),
         (lambda pool: pool.embed_batch("m", b"bytes"), "bytes"),
-        (lambda pool: pool.embed_batch("m", ["fine", "\ud800"]), "item 1 holds a lone surrogate"),
+        (lambda pool: pool.embed_batch("m", ["fine", "\ud800"]), "item 1 has a lone surrogate"),
         (lambda pool: pool.embed_batch("", ["a"]), "model is empty"),
         (lambda pool: pool.embed_batch(None, ["a"]), "model must be a string"),
         (lambda pool: pool.embed_batch("m", ["a"], on_error="ignore"), "on_error"),
