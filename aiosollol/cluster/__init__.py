@@ -1,1 +1,1 @@
-"""What is known of all nodes, and the tasks that keep it up to date."""
+"""The cluster state, and the background tasks that keep it up to date."""

@@ -1,4 +1,4 @@
-"""Which nodes are fit for a model right now."""
+"""Eligibility: the nodes that can serve a model now."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from aiosollol.errors import ModelNotFound, NoNodeAvailable, PoolClosed
 log = logging.getLogger("aiosollol")
 
 PATIENCE_SECONDS = 0.2
-"""How long a new pool waits for its other nodes once the first has answered."""
+"""How long a new pool waits for its other nodes after the first has answered."""
 
 _LOOK_AGAIN_SECONDS = 1.0
-_MAX_NAMES = 256  # of models: callers choose them, so not every typo must be kept
+_MAX_NAMES = 256  # of models: callers choose them, so the caches must be bounded
 
 
 class Eligibility:
-    """Finds the nodes fit for a model, and waits for them if need be.
+    """Finds the eligible nodes for a model, and waits for them if necessary.
 
-    probe: asks a node, by name, what it has; it never raises. require_digest: model -> the digest
-    that nodes must have of it.
+    probe: probes a node, by name; never raises.
+    require_digest: required digests by model.
     """
 
     def __init__(
@@ -52,13 +52,13 @@ class Eligibility:
         self.is_closed = False
 
     def close(self) -> None:
-        """Let whoever waits for a node raise PoolClosed."""
+        """Make all callers that wait for a node raise PoolClosed."""
         self.is_closed = True
         self._closed.set()
         self._registry.wake()
 
     def ready(self, model: str) -> list[Node]:
-        """The nodes that are known to be up and to have `model`, perhaps none."""
+        """The nodes known to be up and to have `model`; may be empty."""
         version, nodes = self._ready.get(model, (-1, []))
         if version != self._registry.version:
             nodes = [
@@ -72,11 +72,11 @@ class Eligibility:
         return nodes
 
     def comparable(self, model: str) -> Sequence[Node]:
-        """Those that are `ready` whose vectors of `model` may stand in one index, perhaps none.
+        """The `ready` nodes whose vectors of `model` are comparable; may be empty.
 
-        They have the digest that the user requires, or the one that was used before, or else the
-        one of the nodes that are fastest together. Who is left out is named in a warning, once.
-        Raises NoNodeAvailable if there are nodes, but none with such vectors.
+        They have the digest that the user requires, else the one used before, else the one of the
+        group with the highest total speed. A warning names each excluded node once. Raises
+        NoNodeAvailable if there are ready nodes, but none with such vectors.
         """
         version, nodes = self._comparable.get(model, (-1, ()))
         if version != self._registry.version:
@@ -101,8 +101,8 @@ class Eligibility:
             raise self._nobody_comparable(model, nodes)
         if before and group.digest != before and required is None:
             log.warning(
-                "no node is left with digest %s of %s: vectors are made with digest %s from now "
-                "on, and are not comparable with those before (require_digest rules this out)",
+                "no node is left with digest %s of %s: new vectors are made with digest %s and "
+                "are not comparable with earlier ones (require_digest prevents this)",
                 before[:12],
                 name,
                 group.digest[:12] or "unknown",
@@ -119,37 +119,37 @@ class Eligibility:
         reasons = {
             node.name: f"has digest {node.digest(model)[:12] or 'unknown'}"
             if name not in node.distrusted
-            else "gives other vectors than the others, as verify found"
+            else "returns different vectors than the other nodes, as verify found"
             for node in nodes
         }
         if required is None:
-            return NoNodeAvailable(f"no node is left whose vectors of {model!r} are right", reasons)
+            return NoNodeAvailable(f"no node is left with correct vectors of {model!r}", reasons)
         return NoNodeAvailable(
             f"no node has {model!r} with the required digest {required}", reasons
         )
 
     def require(self, model: str, digest: str) -> None:
-        """From now on nodes must have this digest of `model`, as if its user had said so."""
+        """Require this digest of `model` from now on, as if the user had set it."""
         name = full_name(model)
         if self._required.get(name) != digest:
             self._required[name] = digest
             self._comparable.clear()
 
     def is_undecided(self, model: str) -> bool:
-        """Whether nobody has asked yet which digest of `model` to use."""
+        """Whether no digest of `model` has been chosen yet."""
         return model not in self._comparable and full_name(model) not in self._chosen
 
     def digest_in_use(self, model: str) -> str | None:
-        """The digest of the nodes that `comparable` gave last; None if it was never asked."""
+        """The digest of the nodes that `comparable` last returned; None if never called."""
         return self._chosen.get(full_name(model))
 
     def _warn(self, name: str, group: DigestGroup) -> None:
-        # Once for each node and digest: one that comes and goes is not news every time.
+        # Once per node and digest, so that a flapping node does not repeat it.
         warned = self._warned.setdefault(name, set())
         excluded = set(group.excluded.items())
         if not excluded <= warned:
             log.warning(
-                "vectors of %s are not comparable between all nodes: digest %s is used; left out: "
+                "vectors of %s are not comparable between all nodes: using digest %s; excluded: "
                 "%s (pull the same version on every node)",
                 name,
                 group.digest[:12] or "unknown",
@@ -158,7 +158,7 @@ class Eligibility:
             warned |= excluded
 
     async def pause(self, seconds: float) -> None:
-        """Wait. Raises PoolClosed as soon as the pool is closed."""
+        """Sleep. Raises PoolClosed as soon as the pool is closed."""
         with anyio.move_on_after(seconds):
             await self._closed.wait()
         if self.is_closed:
@@ -167,8 +167,8 @@ class Eligibility:
     async def wait_ready(self, model: str, *, patient: bool = False) -> list[Node]:
         """The nodes that are up and have `model`, at least one.
 
-        Waits until one has answered; `patient` also waits a moment for the others of a pool that
-        was just started. Raises PoolClosed, ModelNotFound or NoNodeAvailable.
+        Waits until one has answered. patient: in a new pool, also wait `PATIENCE_SECONDS` for the
+        others. Raises PoolClosed, ModelNotFound or NoNodeAvailable.
         """
         registry = self._registry
         if self._patience_until is None:
@@ -188,9 +188,9 @@ class Eligibility:
                 await registry.wait_changed(version)
 
     async def _look_again(self, model: str) -> list[Node]:
-        """Ask every node once more: `model` may have been pulled, or a node may be back."""
+        """Probe every node again: `model` may have been pulled, or a node may be back."""
         sought_at = self._sought_at.get(model, -math.inf)
-        # Whoever comes while the nodes are being asked waits for what they say.
+        # Calls during a round of probes wait for its result.
         if self._probing is not None or self._registry.clock() - sought_at > _LOOK_AGAIN_SECONDS:
             await self.probe_all()
             if len(self._sought_at) > _MAX_NAMES:
@@ -204,12 +204,12 @@ class Eligibility:
         return nodes
 
     async def probe_all(self) -> None:
-        """Ask every node what it has. Callers at the same time share one round."""
+        """Probe every node. Concurrent callers share one round."""
         rounds = self._rounds
         while self._probing is not None:
             await self._probing.wait()
             if self._rounds > rounds:
-                return  # otherwise whoever asked was cancelled, and we ask ourselves
+                return  # otherwise that round was cancelled, so start another
         self._probing = done = anyio.Event()
         try:
             async with anyio.create_task_group() as group:
@@ -221,12 +221,12 @@ class Eligibility:
             done.set()
 
     async def _look_at(self, name: str) -> None:
-        # Between the start of a task and its first step a node may go, and the pool may be closed.
+        # Before the task's first step the node may be removed, or the pool closed.
         if name in self._registry and not self.is_closed:
             await self._probe(name)
 
     def conditions(self) -> dict[str, str]:
-        """Each node, and in words how it is."""
+        """The condition of each node, by name, for people to read."""
         return {
             node.name: f"{node.state.error} ({node.spec.url})"
             if node.state.is_down
@@ -239,7 +239,7 @@ class Eligibility:
         }
 
     def nobody(self, model: str) -> ModelNotFound | NoNodeAvailable:
-        """Why no node is `ready`."""
+        """The error to raise if no node is `ready`."""
         drained = {
             node.name: "is being drained"
             for node in self._registry
@@ -263,7 +263,7 @@ class Eligibility:
         if not states:
             return NoNodeAvailable(
                 "no Ollama server was found: name one, as in OllamaPool(['10.0.0.2']), or start "
-                "one that others can reach with: OLLAMA_HOST=0.0.0.0 ollama serve",
+                "one that other machines can reach with: OLLAMA_HOST=0.0.0.0 ollama serve",
                 {},
             )
         return NoNodeAvailable("no node answers; is Ollama running there?", silent)

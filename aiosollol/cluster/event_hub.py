@@ -1,4 +1,4 @@
-"""Tells whoever watches a pool what happens in it. Costs nothing while nobody does."""
+"""Publishes a pool's events to observers. Costs nothing without observers."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _KEPT = 10_000
 
 
 class EventStream:
-    """The events from now on, as an async iterator. Also a context manager; `close` ends it.
+    """The events from now on, as an async iterator and context manager; `close` ends it.
 
-    One that is read too slowly loses the oldest; `missed` counts them.
+    missed: number of events dropped, oldest first, because the stream was read too slowly.
     """
 
     def __init__(self, hub: EventHub) -> None:
@@ -33,7 +33,7 @@ class EventStream:
         while not self._waiting:
             if self._is_closed:
                 raise StopAsyncIteration
-            if self._arrived.is_set():  # several tasks may wait for the same
+            if self._arrived.is_set():  # several tasks may wait for the same event
                 self._arrived = anyio.Event()
             await self._arrived.wait()
         return self._waiting.popleft()
@@ -50,23 +50,23 @@ class EventStream:
         self.close()
 
     def close(self) -> None:
-        """End the iteration, once what has happened was read. Idempotent."""
+        """End the iteration once the buffered events are read. Idempotent."""
         self._is_closed = True
         self._hub.forget(self)
         self._arrived.set()
 
     def push(self, event: PoolEvent) -> None:
-        """For the hub."""
+        """Add an event. For the hub only."""
         self.missed += len(self._waiting) == _KEPT
         self._waiting.append(event)
         self._arrived.set()
 
 
 class EventHub:
-    """Where events come in and go out. Ask `is_watched` before making one on a hot path."""
+    """Distributes events to streams. On a hot path, check `is_watched` before creating one."""
 
     def __init__(self) -> None:
-        # Weak: who drops a stream without closing it, as `break` does, is to be done with it.
+        # Weak, so that a stream that is dropped without `close`, as by `break`, is freed.
         self._streams: tuple[ReferenceType[EventStream], ...] = ()
 
     @property
@@ -74,7 +74,7 @@ class EventHub:
         return bool(self._streams)
 
     def watch(self) -> EventStream:
-        """A stream of what happens from now on."""
+        """A stream of the events from now on."""
         stream = EventStream(self)
         self._streams += (ref(stream, self._drop),)
         return stream
@@ -86,7 +86,7 @@ class EventHub:
         self._streams = tuple(each for each in self._streams if each is not gone)
 
     def tell(self, event: PoolEvent) -> None:
-        """Something happened."""
+        """Publish an event."""
         for each in self._streams:
             if (stream := each()) is not None:
                 stream.push(event)

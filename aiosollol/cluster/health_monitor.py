@@ -1,4 +1,4 @@
-"""Keeps what is known of the nodes up to date: one loop per node."""
+"""Keeps node states up to date, with one polling loop per node."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from aiosollol.wire.ollama import client
 
 PROBE_SECONDS = 5.0
 PS_SECONDS = 2.0
-"""``/api/ps`` can hang behind a wedged runner for seconds; nothing must wait for it that long."""
+"""``/api/ps`` can hang for seconds behind a stuck runner; nothing must wait that long for it."""
 
 METRICS_INTERVAL = 30.0
 CHECK_INTERVAL = 120.0
@@ -33,11 +33,13 @@ _FIRST_LOOK = 0.25
 
 
 class HealthMonitor:
-    """Asks nodes what they are and have, and tells the registry.
+    """Polls nodes and updates the cluster state. Intervals are seconds.
 
-    transport_of: how to reach a node, by name. agent_of: the same for its agent, None where it has
-    none. Intervals are seconds between two looks: metrics_interval at what a node has loaded and
-    how its machine is, check_interval at all of it, down_interval at one that is down.
+    transport_of: the transport to a node, by name.
+    agent_of: the transport to its agent, by name; None if it has none.
+    metrics_interval: between polls of the loaded models and the agent's measurements.
+    check_interval: between full probes.
+    down_interval: between probes of a node that is down.
     """
 
     def __init__(
@@ -60,14 +62,15 @@ class HealthMonitor:
         self._rng = rng or random.Random()
 
     async def watch(self, name: str) -> None:
-        """Look at a node again and again, until it is removed or this is cancelled.
+        """Poll a node until it is removed or this is cancelled.
 
-        One that is in trouble, by whatever was noticed, is looked at soon.
+        A node in trouble, whatever the source of the report, is probed soon.
         """
         checked_at = -float("inf")
         looks = 0
         while name in self._registry:
-            # A little less than the interval: jitter must not put the check off to the next look.
+            # Slightly less than the interval, so that jitter does not defer the check to the next
+            # poll.
             since_check = self._registry.clock() - checked_at
             if self._is_troubled(name) or since_check > 0.75 * self._check_interval:
                 await self.probe(name)
@@ -75,14 +78,14 @@ class HealthMonitor:
             else:
                 await self.measure(name)
             looks = looks + 1 if self._is_troubled(name) else 0
-            # Jitter: many programs watch the same nodes, and must not all ask at the same moment.
+            # Jitter, so that programs that watch the same nodes do not poll at the same moment.
             jitter = self._rng.uniform(0.8, 1.2)
             if not looks:
                 with anyio.move_on_after(self._metrics_interval * jitter):
                     while name in self._registry and not self._is_troubled(name):
                         await self._registry.wait_changed(self._registry.version)
             if self._is_troubled(name):
-                # It may be back in a moment, or not for days.
+                # It may be back in a moment, or only in days.
                 soon = _FIRST_LOOK * 2 ** min(looks, 16)
                 await anyio.sleep(min(soon, self._down_interval) * jitter)
 
@@ -94,10 +97,10 @@ class HealthMonitor:
         return node.state.is_down or node.state.missed > 0
 
     async def probe(self, name: str) -> None:
-        """Ask one node for its models, its version and what it has loaded, all at once.
+        """Request a node's models, version and loaded models concurrently. Never raises NodeError.
 
-        Its models decide whether it is up, and the registry learns of them at once: the others can
-        be slow. Never raises for what the node does.
+        The answer with the models decides whether it is up, and is applied at once, because the
+        others can be slow.
         """
         transport = self._transport_of(name)
         async with anyio.create_task_group() as group:
@@ -111,9 +114,9 @@ class HealthMonitor:
                 self._registry.apply(name, ProbeFailed(error))
 
     async def measure(self, name: str) -> None:
-        """Ask one node what it has loaded, and its agent how the machine is. Never raises.
+        """Request a node's loaded models and its agent's measurements. Never raises NodeError.
 
-        That a node does not tell is no fault; that it cannot be reached is.
+        Only an unreachable node counts as a failed probe.
         """
         async with anyio.create_task_group() as group:
             self._start_agent(group, name)
@@ -144,7 +147,7 @@ class HealthMonitor:
             body = await transport.request("GET", AGENT_PATH, timeout=PS_SECONDS)
             report = load_report(name, body)
         except NodeError:
-            # What it said before is worth nothing any more.
+            # Its earlier measurements are outdated.
             self._registry.apply(name, Measured(None, None, None))
             return
         self._registry.apply(

@@ -1,4 +1,4 @@
-"""One node in use: what is known of it, what it is doing, and what was learned from its answers."""
+"""One node in use: its state, its requests, and the figures learned from its answers."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ _GUESSED_LOAD_SECONDS = 5.0
 
 
 class WorkKind(NamedTuple):
-    """What a cost or a limit is learned for: a model by its full name, and a kind of request."""
+    """The key of a learned cost or limit: a model by its full name, and a kind of request."""
 
     model: str
     kind: str
 
 
 class Node(NodeSlots):
-    """One node in use. `state` is what is known of it; everything else is what it is doing.
+    """One node in use. Only it and its `ClusterState` set its attributes; others call its methods.
 
-    Its attributes are changed here and by the `ClusterState` that it belongs to; others call the
-    verbs.
-
-    costs: of embedding, by full model name; talk_costs: of other requests.
-    speaks_base64: whether it answers vectors in base64, None until it was asked.
-    source: how it was found, None if somebody named it.
+    state: its known state.
+    costs: costs of embedding, by full model name.
+    talk_costs: costs of other requests.
+    speaks_base64: whether it returns vectors in base64; None until it was asked to.
+    source: how it was found; None if it was configured.
     backlog, standing, breaker: see `core.routing.node_health` and `core.routing.circuit_breaker`.
-    returned_at: when it came back from being down, by the registry's clock. outrun: requests under
-    way that another node answered first, though this one had more time for them; by `id`, since
-    equal requests are not the same. loading: models that a request of ours is loading. distrusted:
-    models whose vectors are not those of other nodes.
+    returned_at: when it came back from being down, by the cluster state's clock.
+    outrun: requests in flight that another node answered first, although this one had more time for
+    them; by `id`, because equal requests are not the same.
+    loading: models that a request of this program is loading.
+    distrusted: models whose vectors differ from those of other nodes.
     """
 
     __slots__ = (
@@ -99,7 +99,7 @@ class Node(NodeSlots):
         condition = "down" if self.state.is_down else "up" if self.is_known else "unknown"
         return f"<Node {self.name} {condition}, {self.in_flight} in flight>"
 
-    # What is known.
+    # State.
 
     @property
     def spec(self) -> NodeSpec:
@@ -128,60 +128,59 @@ class Node(NodeSlots):
 
     @property
     def gpu_free_mem(self) -> float | None:
-        """MB of free GPU memory, as the original counts it; None if unknown."""
+        """Free GPU memory in MB, as in the original; None if unknown."""
         free = memory.gpu_free(self.state)
         return None if free is None else free / 1e6
 
     @property
     def latency(self) -> float:
-        """Seconds that it usually takes to answer; 0 before its first answer."""
+        """Smoothed seconds per answer; 0 before the first answer."""
         return self.counters.latency
 
     def has_model(self, model: str) -> bool:
         return self.state.has_model(model)
 
     def digest(self, model: str) -> str:
-        """Of `model`, as the node says; "" if it does not."""
+        """The digest of `model`, as reported by the node; "" if unknown."""
         known = self.state.find_model(model)
         return "" if known is None else known.digest
 
     def is_distrusted(self, model: str) -> bool:
-        """Whether its vectors of `model` are not those of other nodes."""
+        """Whether its vectors of `model` differ from those of other nodes."""
         return full_name(model) in self.distrusted
 
-    # What a request costs.
+    # Predicted costs.
 
     def cost(self, model: str) -> Cost:
-        """What embedding with `model` costs here, as far as is known."""
+        """The known or assumed cost of embedding with `model` on this node."""
         return self.costs.get(full_name(model)) or Cost.unknown(gpu=self.state.has_gpu())
 
     def seconds(self, request: RouteRequest) -> float | None:
-        """What a request takes alone; None if the node never answered one of its kind."""
+        """Predicted seconds for a request alone; None if it never answered one of its kind."""
         steady = self._steady.get((full_name(request.model), request.kind))
         return None if steady is None else steady.seconds(request.tokens)
 
     def ahead(self, now: float) -> float:
-        """Seconds until it is done with all that this program gave it."""
+        """Seconds until it has finished this program's requests in flight."""
         return self.backlog.ahead(now)
 
     def is_cold(self, model: str, options: object = None) -> bool:
-        """Whether it will have to load `model` first, as far as is known.
+        """Whether it must load `model` first, as far as is known.
 
-        options: what about the request makes a server load the model anew, see
-        `core.request.reload_key`.
+        options: options that force a reload, see `core.request.reload_key`.
         """
-        # What is not known is taken for cold: to load again what is there costs next to nothing.
+        # Unknown counts as cold: a redundant load request costs almost nothing.
         loaded = self.state.loaded or ()
         name = full_name(model)
         return (name not in self._warmed and name not in loaded) or self.reloads(model, options)
 
     def reloads(self, model: str, options: object) -> bool:
-        """Whether it would load `model` anew, which it used last with other options."""
+        """Whether it would reload `model`, because it last used it with other options."""
         name = full_name(model)
         return name in self._options and self._options[name] != options
 
     def load_seconds(self, model: str) -> float:
-        """Seconds to load `model` first; 0 if it is in memory, or is being loaded already."""
+        """Seconds of the model load; 0 if `model` is in memory or already being loaded."""
         name = full_name(model)
         loaded = self.state.loaded
         if loaded is None or name in self._warmed or name in loaded or name in self.loading:
@@ -189,17 +188,17 @@ class Node(NodeSlots):
         return self._load_seconds.get(name, _GUESSED_LOAD_SECONDS)
 
     def fits(self, model: str) -> bool | None:
-        """Whether `model` is in GPU memory or has room there; None if unknown."""
+        """Whether `model` is in GPU memory or fits there; None if unknown."""
         return memory.fits(self.state, model)
 
-    # What was learned from answers.
+    # Learning from answers.
 
     def learn(self, model: str, tokens: float, sent_at: float, now: float) -> Cost:
-        """An embedding of `tokens`, sent at `sent_at`, was answered: learn what it cost.
+        """Learn the cost of an embedding of `tokens`, sent at `sent_at` and answered now.
 
-        What counts is the time that the node worked on it alone. A node computes one request after
-        another, so that began when it was done with the one before. If one beside it failed or was
-        cancelled, nobody knows when that was, and nothing is learned.
+        Only the time that the node worked on it counts. A node computes one request after another,
+        so work began at the end of the previous one. If a request failed or was cancelled since
+        `sent_at`, that time is unknown, and nothing is learned.
         """
         name = full_name(model)
         known = self.costs.get(name) or Cost.unknown()
@@ -211,24 +210,24 @@ class Node(NodeSlots):
         return cost
 
     def teach(self, model: str, tokens: float, sent_at: float, now: float) -> None:
-        """As if it had just answered an embedding of `tokens`, sent at `sent_at`."""
+        """Record an embedding of `tokens` as if sent at `sent_at` and answered now."""
         self.standing.asked(sent_at)
         self.learn(model, tokens, sent_at, now)
 
     def adopt_cost(self, model: str, cost: Cost) -> bool:
-        """Take the cost of `model` from another program. Returns whether it was unknown here."""
+        """Adopt a cost of `model` from another program. Returns whether it was unknown here."""
         if model in self.costs:
             return False
         self.costs[model] = cost
         return True
 
     def adopt_answers(self, other: Node) -> None:
-        """Take what another `Node` of the same server learned from its answers, and its counts."""
+        """Adopt the costs and counters of another `Node` of the same server."""
         self.costs = other.costs
         self.counters = other.counters
 
     def learn_talk(self, work: WorkKind, tokens: float, seconds: float) -> None:
-        """A chat or generate with a prompt of `tokens` was answered in `seconds`."""
+        """Learn from a chat or generate with a prompt of `tokens`, answered in `seconds`."""
         known = self.talk_costs.get(work) or Cost.unknown()
         self.talk_costs[work] = cost = known.observe(tokens, seconds)
         self._follow(work, cost)
@@ -241,7 +240,7 @@ class Node(NodeSlots):
             steady.follow(cost)
 
     def learn_limit(self, work: WorkKind, sample: LatencySample) -> None:
-        """A live request ended: adapt how many there should be at once."""
+        """Adapt the concurrency limit to a finished live request."""
         known = self._concurrency.get(work) or concurrency_limit.start(self.spec.max_concurrency)
         self._concurrency[work] = adapted = concurrency_limit.adapt(known, sample)
         if len(self._concurrency) == 1:
@@ -250,37 +249,37 @@ class Node(NodeSlots):
             self.adapt(max(each.allowed for each in self._concurrency.values()))
 
     def warmed(self, model: str, options: object) -> None:
-        """`model` answered, so it is in memory, with these options."""
+        """Record that `model` answered, so it is in memory with these options."""
         name = full_name(model)
         self._warmed.add(name)
         self._options[name] = options
 
     def learn_base64(self, is_base64: bool) -> None:
-        """It answered vectors in base64, or as numbers although asked for base64."""
+        """Record whether it returned vectors in base64 when asked to."""
         self.speaks_base64 = is_base64
 
     def learn_load(self, model: str, seconds: float) -> None:
-        """Loading `model` and answering with it took `seconds`."""
+        """Record that loading `model` and answering took `seconds`."""
         self._load_seconds[full_name(model)] = seconds
 
     def forget_warmed(self) -> None:
-        """The node has told what it has in memory: that counts, and not what we concluded."""
+        """Drop the inferred loaded models, after the node reported the actual ones."""
         self._warmed.clear()
 
-    # Accounts.
+    # Accounting.
 
     def begin(self, seconds: float, now: float) -> None:
-        """A request that should take `seconds` is sent. `end` must follow."""
+        """Record the send of a request that should take `seconds`. Pair with `end`."""
         self.backlog.enter(seconds, now)
         self.standing.asked(now)
 
     def end(self, seconds: float, now: float, *, is_live: bool) -> None:
-        """A request ended, however it did. `seconds` must be what `begin` was given."""
+        """Record the end of a request, with any outcome. `seconds`: as passed to `begin`."""
         self.backlog.leave(seconds, now)
         self.leave(is_live=is_live)
 
     def succeed(self, sent_at: float, now: float, *, vectors: int = 0, tokens: int = 0) -> None:
-        """A request was answered. vectors, tokens: in the answer, as the server counted them."""
+        """Count an answered request. tokens: as counted by the server."""
         counters = self.counters
         counters.success(now - sent_at)
         counters.vectors += vectors
@@ -288,7 +287,7 @@ class Node(NodeSlots):
         self.last_done = now
 
     def fail(self, now: float, *, is_rejected: bool) -> None:
-        """A request failed. is_rejected: it was refused for what it says."""
+        """Count a failed request. is_rejected: it was refused as invalid."""
         if is_rejected:
             self.counters.rejected += 1
         else:
@@ -296,43 +295,43 @@ class Node(NodeSlots):
         self._disturb(now)
 
     def cancel(self, now: float) -> None:
-        """A request was given up by us."""
+        """Count a request that was cancelled by the client."""
         self.counters.cancelled += 1
         self._disturb(now)
 
     def _disturb(self, now: float) -> None:
-        # What was sent beside a request that had no answer tells nothing of its cost.
+        # A request sent while another had no answer is no evidence of the cost.
         self.disturbed_at = now
 
     def count_vectors(self, count: int) -> None:
-        """An answer that was passed on unread held `count` vectors."""
+        """Count the vectors of an answer that was passed on unparsed."""
         self.counters.vectors += count
 
     def begin_load(self, model: str, now: float) -> float:
-        """A load of `model` is sent; the seconds that it should take. `end_load` must follow."""
+        """Record the start of a load of `model`. Returns its predicted seconds for `end_load`."""
         seconds = self.load_seconds(model)
         self.loading.add(full_name(model))
-        # Work of its own: it goes on when all who wait for it have left.
+        # Separate work: it goes on if all requests that wait for it are cancelled.
         self.backlog.enter(seconds, now)
         return seconds
 
     def end_load(self, model: str, seconds: float, now: float) -> None:
-        """A load ended, however it did. `seconds` must be what `begin_load` returned."""
+        """Record the end of a load, with any outcome. `seconds`: as returned by `begin_load`."""
         self.loading.discard(full_name(model))
         self.backlog.leave(seconds, now)
 
     def mark_outrun(self, request: RouteRequest) -> None:
-        """Another node answered `request` first, though this one had more time for it."""
+        """Record that another node answered `request` first, although this one had more time."""
         self.outrun.add(id(request))
 
     def take_outrun(self, request: RouteRequest) -> bool:
-        """Whether `request` was marked as outrun here; True once."""
+        """Whether `request` was marked as outrun here. Clears the mark."""
         if id(request) not in self.outrun:
             return False
         self.outrun.remove(id(request))
         return True
 
-    # What its operator, or its client, decides.
+    # Decisions of the operator or the client.
 
     def drain(self) -> bool:
         """Take no more work. Returns whether that changes anything."""
@@ -351,7 +350,7 @@ class Node(NodeSlots):
         return True
 
     def trust(self, model: str, *, is_right: bool) -> bool:
-        """Whether its vectors of `model` are those of other nodes. Returns whether that is news."""
+        """Set whether its vectors of `model` match other nodes'. Returns whether that changed."""
         name = full_name(model)
         if is_right is (name not in self.distrusted):
             return False
@@ -362,7 +361,7 @@ class Node(NodeSlots):
         return True
 
     def mirror(self, *, is_draining: bool, distrusted: Collection[str]) -> None:
-        """Be in a worker as the node is in its client."""
+        """Copy the client's state of the node into a worker."""
         self.is_draining = is_draining
         self.distrusted = set(distrusted)
 
@@ -387,7 +386,7 @@ class Node(NodeSlots):
 
 
 def has_same_vectors(node: Node, model: str, digest: str | None) -> bool:
-    """Whether the vectors of `model` on `node` may stand beside those of the other nodes."""
+    """Whether the vectors of `model` on `node` are comparable with those of other nodes."""
     if node.is_distrusted(model):
         return False
     return digest is None or node.digest(model) == digest

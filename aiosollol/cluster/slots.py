@@ -1,4 +1,4 @@
-"""The places on one node: who may send a request now, and who waits until he may."""
+"""The slots of one node: admission of requests, and waiting for a free slot."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from aiosollol.core.routing import concurrency_limit
 from aiosollol.core.routing.wait_queue import Ticket, WaitingRoom
 
 BATCH_WINDOW = 2
-"""Chunks under way on a node at once: one is computed while the next is on the wire."""
+"""Chunks in flight on a node at once: one is computed while the next is on the wire."""
 
 _LOOKING = 16
 """The first requests in the line of a node, which may look for another one when they wait longer
@@ -23,15 +23,15 @@ limit 7 s, and 3 s over nodes so fast that hardly any wait."""
 
 
 class Gate(Protocol):
-    """What one task waits at until another opens it. `anyio.Event` is one, and asyncio has a much
-    cheaper one (`asyncio_parts.FutureGate`)."""
+    """An event that one task waits for. `anyio.Event` is one; for asyncio there is a much cheaper
+    one, `FutureGate`."""
 
     def set(self) -> object: ...
     async def wait(self) -> object: ...
 
 
 class Waiter:
-    """Somebody who waits for a place. `arrived` is set when he has one, or should look elsewhere.
+    """A request that waits for a slot.
 
     until: when to look for another node, by the registry's clock. gives_up: when not to wait any
     longer. has_place: he has one.
@@ -101,12 +101,12 @@ class NodeSlots:
 
     @property
     def window(self) -> int:
-        """How many chunks of a batch may be under way on it."""
+        """Maximum number of chunks of a batch in flight."""
         return int(min(BATCH_WINDOW, self._own_cap))
 
     @property
     def wanted(self) -> int:
-        """How many requests it would have now if none had to wait: those under way among them."""
+        """Requests in flight and waiting: the number it could have in flight now."""
         return self.in_flight + self.queued + len(self._waiting_chunks)
 
     def allow(
@@ -123,10 +123,11 @@ class NodeSlots:
         self._set_cap()
 
     def lend(self, kept: int | None, using: int = 0, wants: int = 0, lent: int = 0) -> None:
-        """Of the program's places keep so many for this process: the others are its workers'.
+        """Divide the program's slots between this process and its workers.
 
-        None: it has no workers. using, wants: requests that these have under way, and would have.
-        lent: places that they may use until they are told otherwise.
+        kept: slots for this process; None if there are no workers.
+        using, wants: requests that the workers have, and could have, in flight.
+        lent: slots that the workers may use until updated.
         """
         self._kept = math.inf if kept is None else kept
         self.far_using, self.far_wants, self.lent = using, wants, lent
@@ -138,9 +139,9 @@ class NodeSlots:
 
     @property
     def taken(self) -> int:
-        """Places that the program uses, here and by its workers.
+        """Slots that the program uses, here and in its workers.
 
-        While more are kept and lent than its share has become: all that may yet be used.
+        If more are kept and lent than its reduced share, all that may still be used.
         """
         allotted = max(self.in_flight, self.cap) + self.lent
         if self.lent and allotted > self.share:
@@ -158,19 +159,19 @@ class NodeSlots:
             self._on_pressure(self)
 
     def adapt(self, limit: int) -> None:
-        """It was learned that so many live requests are best."""
+        """Set the adaptive concurrency limit of live requests."""
         self._adapted = limit
         self._bound()
 
     def _bound(self) -> None:
-        # Where there is no place, a request should not wait for one while others have some.
+        # The cap also bounds `limit`, so that requests go to nodes with free slots instead.
         self.limit = int(min(self._adapted, self.cap))
 
-    # In and out.
+    # Taking and freeing slots.
 
     def try_enter(self) -> bool:
-        """Take a place for a live request if there is one. `leave` must follow."""
-        # A batch always has its chunks under way: they must not keep out every live request.
+        """Take a slot for a live request if one is free. Pair with `leave`."""
+        # A batch always has chunks in flight: they must not keep out all live requests.
         if self.in_flight - self._chunks >= max(1, self.limit - self._chunks):
             return False
         if self.in_flight >= self.cap:
@@ -179,9 +180,9 @@ class NodeSlots:
         return True
 
     async def enter(self) -> None:
-        """Begin a request of a batch, as soon as `cap` lets it.
+        """Take a slot for a chunk of a batch, as soon as `cap` allows it.
 
-        ``leave(is_live=False)`` must follow.
+        Pair with ``leave(is_live=False)``.
         """
         if self.in_flight < self.cap:
             self.in_flight += 1
@@ -193,14 +194,14 @@ class NodeSlots:
         try:
             await has_place.wait()
         except BaseException:
-            if has_place.is_set():  # a place was given to us, and we do not want it any more
+            if has_place.is_set():  # cancelled after the slot was assigned: free it again
                 self.leave(is_live=False)
             else:
                 self._waiting_chunks.remove(has_place)
             raise
 
     def leave(self, *, is_live: bool = True) -> None:
-        """End a request, however it went. Whoever waits for the place has it at once."""
+        """Free the slot of a request. The next waiting request gets it at once."""
         self.in_flight -= 1
         self._chunks -= not is_live
         if self._waiting_chunks:
@@ -217,10 +218,10 @@ class NodeSlots:
             self._left = anyio.Event()
         await self._left.wait()
 
-    # Who waits.
+    # Waiting.
 
     def line_up(self, waiter: Waiter, came: float, priority: int) -> Ticket[Waiter] | None:
-        """Let `waiter` wait for a place here; None if the room is full. `step_out` must follow."""
+        """Queue `waiter` for a slot; None if the room is full. Pair with `step_out`."""
         ticket = self._room.add(waiter, self.name, came, priority)
         if ticket is not None:
             self.queued += 1
@@ -242,7 +243,7 @@ class NodeSlots:
             self._waiting_chunks.popleft().set()
 
     def call_waiting(self) -> None:
-        """Let in those who wait, as far as there are places."""
+        """Assign free slots to waiting requests."""
         while self.queued and self.try_enter():
             waiter = self._room.take(self.name)
             if waiter is None:
@@ -267,7 +268,7 @@ class NodeSlots:
                 ticket.item.arrived.set()
 
     def send_away(self) -> None:
-        """Let those who wait look for another node: this one is no good any more."""
+        """Reroute all waiting requests."""
         while (waiter := self._room.take(self.name)) is not None:
             self.queued -= 1
             waiter.arrived.set()

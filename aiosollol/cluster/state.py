@@ -1,4 +1,4 @@
-"""All nodes of a pool, and everything that changes what is known of them."""
+"""The cluster state: all nodes of a pool, and every change to them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,7 @@ from aiosollol.core.events import NodeChanged, PoolEvent
 from aiosollol.core.locality import NO_FACTS, MachineFacts, duplicates, machines_of
 from aiosollol.core.networks import Source
 from aiosollol.core.node import ClusterView, NodeLike, NodeSpec, full_name
-from aiosollol.core.node_transitions import (
-    Answered,
-    Described,
-    Event,
-    Failed,
-    Probed,
-    advance,
-)
+from aiosollol.core.node_transitions import Answered, Described, Event, Failed, Probed, advance
 from aiosollol.core.redaction import safe_repr
 from aiosollol.core.routing import circuit_breaker as breakers
 from aiosollol.core.routing.node_health import NodeHealth
@@ -40,17 +33,18 @@ _UNKNOWN_RATIO = TokenRatio()
 
 
 class ClusterState:
-    """All nodes, by name. Changes are made here and nowhere else; whoever waits is told.
+    """All nodes, by name. All changes are made here, and wake the tasks that wait for one.
 
-    A collection of `Node`: iterate over it, ask for ``registry[name]`` or ``name in registry``.
+    A collection of `Node`: supports iteration, ``registry[name]`` and ``name in registry``.
 
-    clock: seconds, as the event loop counts them. max_waiting: requests that may wait for a place.
-    hub: where events are told. room: who waits for a place on which node, each at a new_gate.
-    not_closed: nodes whose circuit breaker is not closed, by name. stained: those that gave cause
-    for complaint lately, see `core.routing.node_health.Standing`.
-    facts: what is known of whose address is whose.
-    is_searching: whether somebody looks for more nodes at present, so that one that is missed may
-    come yet.
+    clock: the event loop's time, in seconds. hub: publishes events.
+    max_waiting: maximum number of requests that wait for a slot.
+    room: the requests that wait for a slot, by node.
+    new_gate, new_scope: make the gates at which live requests wait, and the scopes they run in.
+    not_closed: names of the nodes whose circuit breaker is not closed.
+    stained: names of the nodes with recent problems, see `core.routing.node_health.NodeHealth`.
+    facts: known addresses and machine ids. version: increases with every change.
+    is_searching: whether discovery is running, so that more nodes may appear.
     """
 
     def __init__(
@@ -96,7 +90,7 @@ class ClusterState:
 
     @property
     def view(self) -> ClusterView:
-        """Everything that is known now, frozen."""
+        """A frozen snapshot of all nodes."""
         if self._view is None:
             states = {name: node.state for name, node in self._nodes.items()}
             self._view = ClusterView(MappingProxyType(states))
@@ -104,15 +98,15 @@ class ClusterState:
 
     @property
     def nodes(self) -> Mapping[str, Node]:
-        """Every node, by its URL."""
+        """All nodes, by URL."""
         return {node.spec.url: node for node in self._nodes.values()}
 
     def add(self, node: NodeLike, source: Source | None = None) -> Node:
-        """Add a node. One that is already there, by its URL, is left as it is.
+        """Add a node and return it. A node with the same URL is left unchanged and returned.
 
-        source: how it was found, None if it was named. If it is the same server as another, under
-        another address, one of the two stays, and that is returned. Raises InvalidInput if it
-        cannot be read, or if its name is taken by another.
+        source: how it was found; None if it was configured. If it is the same server as another
+        node, under another address, only one is kept, and returned. Raises InvalidInput if it is
+        invalid, or if another node has its name.
         """
         spec = NodeSpec.parse(node)
         for known in self._nodes.values():
@@ -132,7 +126,7 @@ class ClusterState:
         return self._nodes[kept]
 
     def find(self, node: str) -> Node:
-        """The node of that name, or at that URL, however written. Raises InvalidInput."""
+        """The node with that name or URL, in any spelling. Raises InvalidInput."""
         if not isinstance(node, str):
             raise InvalidInput(f"a node is named by its name or URL, not {safe_repr(node)}")
         if node in self._nodes:
@@ -149,7 +143,7 @@ class ClusterState:
         return InvalidInput(f"there is no node {safe_repr(node)}; there are {there}")
 
     def remove(self, name: str) -> Node:
-        """Forget a node. Raises InvalidInput if there is none of that name."""
+        """Remove a node and return it. Raises InvalidInput if there is none with that name."""
         if name not in self._nodes:
             raise self._no_such(name)
         removed = self._nodes[name]
@@ -166,19 +160,19 @@ class ClusterState:
             self.tell(NodeChanged(self.clock(), name, "removed", dropped.spec.url))
 
     def learn_facts(self, facts: MachineFacts) -> None:
-        """Take note of whose address is whose. Two nodes that turn out to be one become one."""
+        """Update the known addresses and machine ids, and merge nodes that are the same server."""
         if facts != self.facts:
             self.facts = facts
             self._membership_changed()
             self._collapse()
 
     def learn_machine(self, name: str, machine: str) -> None:
-        """A node told which machine it is on."""
+        """Record the machine id that a node reported."""
         machines = {**self.facts.machines, name: machine}
         self.learn_facts(self.facts._replace(machines=machines))
 
     def _collapse(self) -> dict[str, str]:
-        """Keep one node of each server. Returns what was dropped -> what was kept."""
+        """Keep one node per server. Returns kept nodes by dropped ones."""
         specs = [node.spec for node in self._nodes.values()]
         dropped = {}
         for duplicate in duplicates(specs, self.facts):
@@ -200,14 +194,14 @@ class ClusterState:
 
     @property
     def machines(self) -> Mapping[str, str]:
-        """Node name -> the physical machine it runs on, as far as is known."""
+        """The physical machine of each node, by node name, as far as is known."""
         if self._machines is None:
             specs = [node.spec for node in self._nodes.values()]
             self._machines = machines_of(specs, self.facts)
         return self._machines
 
     def apply(self, name: str, event: Event) -> None:
-        """Take note of what happened to a node, and wake whoever waits for a change."""
+        """Apply an event to a node's state, and wake the tasks that wait for a change."""
         node = self._nodes.get(name)
         if node is None:  # it was removed while the event was on its way
             return
@@ -217,7 +211,7 @@ class ClusterState:
         if isinstance(event, Probed | Described) and event.loaded is not None:
             node.forget_warmed()
         if node.distrusted:
-            # Of another version of the model nobody has found out anything yet.
+            # A changed version of the model has not been verified yet.
             models, old = node.state.models or {}, before.models or {}
             node.distrusted &= {
                 name
@@ -241,35 +235,35 @@ class ClusterState:
         self.wake()
 
     def tell(self, event: PoolEvent) -> None:
-        """Tell whoever watches."""
+        """Publish an event."""
         if self.hub.is_watched:
             self.hub.tell(event)
 
     def drain(self, node: Node) -> None:
-        """Give `node` no more work."""
+        """Send no more work to `node`."""
         if node.drain():
             self.tell(NodeChanged(self.clock(), node.name, "draining"))
             self.wake()
 
     def resume(self, node: Node) -> None:
-        """Give `node` work again."""
+        """Send work to `node` again."""
         if node.resume(self.clock()):
             self.tell(NodeChanged(self.clock(), node.name, "resumed"))
             self._offer()
             self.wake()
 
     def trust(self, node: Node, model: str, *, is_right: bool) -> None:
-        """Whether the vectors of `model` on `node` are those of other nodes."""
+        """Set whether the vectors of `model` on `node` match those of other nodes."""
         if node.trust(model, is_right=is_right):
             self.wake()
 
     def _offer(self) -> None:
-        """There is a node more: let those who wait in a line look around. Their age counts on."""
+        """Reroute the waiting requests to a new node. They keep their waiting time."""
         if len(self.room):
             for node in self._nodes.values():
                 node.send_away()
 
-    # What became of requests.
+    # Results of requests.
 
     def answered(
         self,
@@ -281,10 +275,11 @@ class ClusterState:
         is_well: bool = False,
         is_probe: bool = False,
     ) -> None:
-        """A request to `node` was answered. Cheap when that is no news.
+        """Record that `node` answered a request. Cheap if nothing changes.
 
-        seconds: that it took; predicted: that it was to take. is_well: this answer shows that what
-        the node did before is over. is_probe: its breaker was not closed when it was sent.
+        seconds, predicted: actual and predicted duration.
+        is_well: the answer shows that earlier problems of the node are over.
+        is_probe: the breaker was not closed when the request was sent.
         """
         node.standing.answered(seconds, predicted, now)
         if is_well:
@@ -298,17 +293,17 @@ class ClusterState:
             self.apply(node.name, Answered())
 
     def failed(self, node: Node, error: NodeError, model: str) -> None:
-        """A request to `node` for `model` failed."""
+        """Record that a request to `node` for `model` failed."""
         if self._is_current(node):
             self.apply(node.name, Failed(error, model))
 
     def blame(self, node: Node, now: float) -> None:
-        """A request failed, and `node` is to blame."""
+        """Record a failed request that is the fault of `node`."""
         node.standing.failed(now)
         self._restain(node)
 
     def outrun(self, node: Node, seconds: float, predicted: float, now: float) -> None:
-        """Another node answered first, although `node` had `seconds` for it."""
+        """Record that another node answered first, although `node` had `seconds` for it."""
         node.standing.outrun(seconds, predicted, now)
         self._restain(node)
 
@@ -317,7 +312,7 @@ class ClusterState:
         change(node.name)
 
     def advance_breaker(self, node: Node, event: breakers.Event, now: float) -> None:
-        """Tell the circuit breaker of `node` of an event, and others of what changes by it."""
+        """Advance the circuit breaker of `node` by an event, and publish the change."""
         before, after = node.breaker, breakers.advance(node.breaker, event, now)
         if after is before:
             return
@@ -332,7 +327,7 @@ class ClusterState:
                 self.tell(NodeChanged(now, node.name, "breaker half-open"))
         elif before.opens_at is not None and after.opens_at is None:
             node.returned_at = now
-            node.standing = NodeHealth(now)  # what was wrong is over, as two probes have shown
+            node.standing = NodeHealth(now)  # two answered probes show that it has recovered
             self._restain(node)
             self.tell(NodeChanged(now, node.name, "breaker closed"))
         elif after.ejections != before.ejections:
@@ -340,21 +335,21 @@ class ClusterState:
             self.tell(NodeChanged(now, node.name, "breaker open", node.state.error))
 
     def merge_counters(self, counters: Mapping[str, NodeCounters]) -> None:
-        """Count what others counted of requests to the nodes, by name."""
+        """Add others' request counters to the nodes, by name."""
         for name, each in counters.items():
             if name in self._nodes:
                 self._nodes[name].counters.merge(each)
 
     def _is_current(self, node: Node) -> bool:
-        """Whether `node` was not removed. Another may have come by its name meanwhile."""
+        """Whether `node` is still in use: it may have been removed, or replaced by name."""
         return self._nodes.get(node.name) is node
 
     def ratio(self, model: str) -> TokenRatio:
-        """Characters per token of `model`, as learned from what servers counted."""
+        """Characters per token of `model`, as learned from the servers' counts."""
         return self._ratios.get(full_name(model), _UNKNOWN_RATIO)
 
     def learn_ratio(self, model: str, characters: int, texts: int, tokens: int) -> None:
-        """A server counted `tokens` for `texts` texts of `characters` characters in all."""
+        """Record that a server counted `tokens` for `texts` texts of `characters` in total."""
         self._ratios[full_name(model)] = self.ratio(model).observe(characters, texts, tokens)
 
     def candidates(self, model: str, nodes: Iterable[Node]) -> list[Candidate]:
@@ -368,37 +363,37 @@ class ClusterState:
         ]
 
     def verdicts(self, model: str) -> Mapping[frozenset[str], bool]:
-        """For pairs of nodes on one machine: whether `model` is faster on both together."""
+        """Whether `model` is faster on both nodes together, for pairs on one machine."""
         return self._verdicts.get(full_name(model), {})
 
     def remember(self, model: str, finding: Finding) -> None:
-        """Two nodes on one machine were compared."""
+        """Record the comparison of two nodes on one machine."""
         log.info("model %s: %s", model, finding)
         pair = frozenset((finding.first, finding.second))
         self._verdicts.setdefault(full_name(model), {})[pair] = finding.is_faster_together
 
-    # How it waits, and for what.
+    # Waiting.
 
     def wait_by(self, new_gate: Callable[[], Gate], new_scope: Callable[[], Any]) -> None:
-        """Let live requests wait at these gates and run in these scopes from now on."""
+        """Set the gates that live requests wait at, and the scopes they run in."""
         self.new_gate, self.new_scope = new_gate, new_scope
 
     def limit_waiting(self, requests: int) -> None:
-        """Let at most so many requests wait for a place."""
+        """Set the maximum number of requests that wait for a slot."""
         self.room.limit = requests
 
     def set_searching(self, is_searching: bool) -> None:
-        """Whether a search for more nodes is under way."""
+        """Set whether discovery is running."""
         self.is_searching = is_searching
         self.wake()
 
     async def wait_changed(self, version: int) -> None:
-        """Return when anything has changed since `version`."""
+        """Wait until anything has changed since `version`."""
         while self.version == version:
             await self._changed.wait()
 
     def wake(self) -> None:
-        """Make everybody look again who waits for a change."""
+        """Wake all tasks that wait for a change."""
         self.version += 1
         self._view = None
         changed, self._changed = self._changed, anyio.Event()
