@@ -1,1 +1,1 @@
-"""Many texts: planned, executed, gathered in input order."""
+"""Batches of texts: planning, execution, and vectors in input order."""

@@ -1,4 +1,4 @@
-"""Batches given to an engine: chosen, handed over, and their vectors put in their places."""
+"""Engine batches: choose an engine, run a batch on it, and collect the vectors."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from aiosollol.ports import Engine, WritingEngine
 
 log = logging.getLogger("aiosollol")
 
-_LEAST_SECONDS = 0.05  # of a batch that tells how fast an engine is
+_LEAST_SECONDS = 0.05  # predicted duration of a batch from which an engine's pace is measured
 _SMOOTHING = 0.3
-_MOST_PACE = 10.0  # a node that died in one batch is not to count for ever
+_MOST_PACE = 10.0  # limits the effect of a batch in which a node died
 
 AUTOMATIC = "dask"
-"""The engine that a batch may be given to without being asked for: others are there for sharing."""
+"""The engine that "auto" may use for a batch. The others are there for sharing nodes."""
 
 WRITING = "dask"
-"""The engine that knows collections, which workers read and write by themselves."""
+"""The engine with collections, which its workers read and write themselves."""
 
 
 class EngineBatches:
-    """The engines of a pool. threshold: items from which one is used without being asked for."""
+    """The engines of a pool. threshold: minimum number of items for which "auto" uses one."""
 
     def __init__(
         self, registry: ClusterState, engines: Mapping[str, Engine], threshold: int
@@ -47,7 +47,7 @@ class EngineBatches:
         self._paces: dict[str, float] = {}
 
     def choose(self, wanted: str, items: int, predicted_seconds: float) -> EngineNote:
-        """The engine for a batch. Raises EngineError for one that is not turned on."""
+        """The engine for a batch. Raises EngineError if the requested one is not enabled."""
         if wanted == "auto" and not self._engines:
             return EngineNote()
         offers = [
@@ -64,9 +64,9 @@ class EngineBatches:
 
     @contextmanager
     def timing(self, name: str, items: int, predicted_seconds: float) -> Iterator[None]:
-        """Around a batch: learn how long it takes there, beside what was predicted.
+        """Context manager around a batch that learns the engine's pace (actual / predicted).
 
-        Small batches tell nothing, nor do those for which an engine had to start.
+        Skips small batches, and those for which an engine has to start.
         """
         engine = self._engines.get(name)
         is_telling = (
@@ -83,19 +83,19 @@ class EngineBatches:
             self._paces[name] = known + _SMOOTHING * (pace - known)
 
     def instead(self, chosen: EngineNote, error: EngineError) -> EngineNote:
-        """This process, because the engine that was chosen cannot be used. Says so once."""
+        """Fall back to this process if the chosen engine is unusable. Warns once per error."""
         if self._complaints.get(chosen.name) != error.detail:
             self._complaints[chosen.name] = error.detail
             log.warning("%s; batches are computed in this process", error)
         return EngineNote(LOCAL, str(error))
 
     def writing_engine(self) -> WritingEngine:
-        """The engine for collections. Raises EngineError if it is not turned on."""
+        """The engine for collections. Raises EngineError if it is not enabled."""
         choose(WRITING, [EngineOffer(name, 0.0, 0) for name in self._engines], 0, 0.0)
         return cast(WritingEngine, self._engines[WRITING])
 
     def stats(self) -> dict[str, dict[str, Any]]:
-        """Of each engine, what it tells of itself."""
+        """The statistics of each engine, by name."""
         return {name: engine.stats() for name, engine in self._engines.items()}
 
     async def aclose(self) -> None:
@@ -106,12 +106,12 @@ class EngineBatches:
     def begin(
         self, name: str, job: EngineJob, buffer: VectorBuffer, tell: Callable[[int], None] | None
     ) -> Delivery:
-        """A batch for the engine `name`. tell: called with how many texts are settled."""
+        """Prepare a batch for the engine `name`. tell: called with the number of settled texts."""
         return Delivery(self._registry, self._engines[name], job, buffer, tell)
 
 
 class Delivery:
-    """One batch at an engine. Await `run` once, then read `outcome` and `errors`."""
+    """One batch on an engine. Await `run` once, then read `outcome` and `errors`."""
 
     def __init__(
         self,
@@ -131,14 +131,14 @@ class Delivery:
         self.errors: dict[int, SollolError] = {}
 
     async def run(self) -> None:
-        """Return when the engine is done. Raises EngineError if it could not even begin."""
+        """Wait until the engine is done. Raises EngineError if it could not start."""
         self.outcome = await self._engine.carry(self._job, self._put)
         self.errors.update(self.outcome.errors)
         self._registry.merge_counters(self.outcome.counters)
         self.give_up(EngineError(self._engine.name, "returned no vector for this text"))
 
     def give_up(self, error: SollolError) -> None:
-        """What has no vector by now has failed, with `error` unless something else is known."""
+        """Fail the texts without a vector with `error`, unless they already have an error."""
         for item, is_put in enumerate(self._is_put):
             if not is_put:
                 self.errors.setdefault(item, error)
@@ -150,7 +150,7 @@ class Delivery:
         elif vectors.dim:
             error = EngineError(
                 self._engine.name,
-                f"returned vectors of {vectors.dim} numbers among others of {self._buffer.dim}",
+                f"returned vectors of {vectors.dim} dimensions, expected {self._buffer.dim}",
             )
             self.errors.update(dict.fromkeys(items, error))
         self._is_put[items.start : items.stop] = b"\1" * len(items)

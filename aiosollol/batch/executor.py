@@ -1,4 +1,4 @@
-"""Carries out one batch: the instructions of `core.scheduling.state_machine`, over transports."""
+"""Runs one batch: executes the instructions of `core.scheduling.state_machine`."""
 
 from __future__ import annotations
 
@@ -39,17 +39,22 @@ from aiosollol.live.node_client import EmbedCall, NodeClient, promised_dim
 from aiosollol.wire.ollama import embeddings as wire
 
 MAX_VAIN_RETURNS = 3
-"""How often a node may come back to a batch without having answered anything meanwhile."""
+"""How often a node may come back to a batch without answering anything in between."""
 
 GIVE_UP_SECONDS = 5.0
-"""How long a batch waits for any node to come back when all are lost."""
+"""How long a batch waits for a node to come back if all are lost."""
 
 
 class BatchJob(NamedTuple):
-    """What a batch is made of: different texts, the settings of every request, and the plan.
+    """The input of a batch.
 
-    tokens: estimated, per text. timeout: seconds for one request. options: what the plan was made
-    with, for nodes that join later. digest: that nodes must have of the model, None for any.
+    settings: for every request.
+    texts: distinct texts.
+    tokens: estimated tokens of each text.
+    timeout: seconds for one request.
+    plan: the plan of the batch.
+    options: options of the plan, for nodes that join later.
+    digest: required digest of the model; None for any.
     """
 
     settings: EmbedSettings
@@ -62,10 +67,10 @@ class BatchJob(NamedTuple):
 
 
 class Executor:
-    """One batch on its way. Make one, await `run` once, then read `state`.
+    """One running batch. Create one, await `run` once, then read `state`.
 
-    exchange: sends a request to a node. on_progress: called with how many of the texts are
-    settled, whenever that grew.
+    exchange: sends a request to a node.
+    on_progress: called with the number of settled texts, whenever it has grown.
     """
 
     def __init__(
@@ -96,11 +101,11 @@ class Executor:
         self._vain_returns: Counter[str] = Counter()
 
     async def run(self) -> None:
-        """Return when every text has a vector in the buffer or an error in ``state.errors``."""
+        """Wait until every text has a vector in the buffer or an error in ``state.errors``."""
         try:
             await self._run()
         except BaseExceptionGroup as group:
-            # What a caller's `on_progress` raises is to arrive as it is.
+            # Exceptions from the caller's `on_progress` must arrive unwrapped.
             raise first_of(group) from None
 
     async def _run(self) -> None:
@@ -121,16 +126,14 @@ class Executor:
                     self._follow(group, state.tick(self._registry.clock()))
             group.cancel_scope.cancel()
         if not state.is_finished:
-            # A task of ours was cancelled by somebody else, which ends its group without a word.
-            self.give_up(
-                RequestFailed("the batch was cut short: a part of it was cancelled from outside")
-            )
+            # A task of the group was cancelled from outside, which ends the group silently.
+            self.give_up(RequestFailed("the batch was cut short: one of its tasks was cancelled"))
 
     def give_up(self, error: SollolError) -> None:
-        """What has no vector by now has failed."""
+        """Fail the texts without a vector with `error`."""
         self.state.abandon(error, self._registry.clock())
 
-    # Nodes come and go.
+    # Node changes.
 
     async def _watch_registry(self, group: TaskGroup, version: int) -> None:
         while True:
@@ -146,7 +149,7 @@ class Executor:
             self._follow(group, self._admit_nodes())
 
     def _admit_nodes(self) -> list[Instruction]:
-        """Let every node take part that is up and has the model."""
+        """Add every usable node: up, with the model, and with comparable vectors."""
         now = self._registry.clock()
         instructions: list[Instruction] = []
         for node in self._registry:
@@ -175,7 +178,7 @@ class Executor:
         )
 
     def _takes_part(self, node: Node) -> bool:
-        """Whether the plan has work for a node, or would have had it known of it."""
+        """Whether the plan has work for a node, or would if it had included the node."""
         planned = self._job.plan
         if node.name in planned.shares or node.name in planned.standby:
             return node.name in planned.shares
@@ -189,8 +192,8 @@ class Executor:
         return node.name in plan(view, batch, self._job.options, verdicts).shares
 
     def _may_return(self, node: Node) -> bool:
-        # A node that was lost for what it answered is not down, and must not come back at once; nor
-        # for ever, if it is well whenever it is asked how it is, and fails whatever it gets to do.
+        # A node that was lost for its answers is not down, and must not come back at once; nor
+        # repeatedly, if its probes succeed but its requests fail.
         if node.name not in self.state.last_errors:
             return True
         if node.state.failures:
@@ -202,7 +205,7 @@ class Executor:
         return self._vain_returns[node.name] < MAX_VAIN_RETURNS
 
     async def _await_rescue(self, group: TaskGroup) -> None:
-        """Every node is lost: give them a moment to return, then give up."""
+        """Wait for a lost node to return, or give up after `GIVE_UP_SECONDS`."""
         with anyio.move_on_after(GIVE_UP_SECONDS):
             while self.state.is_stuck:
                 await self._wake.wait()
@@ -254,9 +257,9 @@ class Executor:
             loading=self._loading,
         )
         async with node.slots:
-            if node.is_draining:  # since the chunk was given to it
+            if node.is_draining:  # the drain began after the chunk was assigned
                 raise NodeUnreachable(chunk.node, "is being drained")
-            # Asked only now: the first answer of the batch may have come while we waited.
+            # Read only now: the first answer of the batch may have arrived during the wait.
             dim = self._buffer.dim or promised_dim(node, self._model, job.settings.dimensions)
             await node.enter()
             request, trace = call.request(), self._exchange.trace()
@@ -264,7 +267,9 @@ class Executor:
                 call, node, request, trace, job.timeout, dim=dim, is_live=False
             )
         if self._buffer.dim not in (0, answer.dim):
-            raise ProtocolError(node.name, f"answered {answer.dim} numbers, others did not")
+            raise ProtocolError(
+                node.name, f"answered {answer.dim} dimensions, expected {self._buffer.dim}"
+            )
         self._buffer.put(chunk.items, answer.floats, answer.dim)
         if answer.tokens:
             characters = sum(map(len, texts))
@@ -277,10 +282,10 @@ class Executor:
             self._registry.remember(self._model, finding)
         return instructions
 
-    # What was done.
+    # Results.
 
     def shares(self, seconds: float) -> dict[str, NodeShare]:
-        """Per node, what it did in a batch of `seconds`."""
+        """The share of each node, by name, in a batch of `seconds`."""
         return {
             name: NodeShare(
                 items=tally.items,
@@ -297,9 +302,9 @@ class Executor:
 
 
 def _expected_seconds(planned: Plan) -> float:
-    """How long a batch may take before the nodes left out join.
+    """Duration after which the excluded nodes join a batch.
 
-    For ever if it was not for their speed that they were left out.
+    Infinity if they were not excluded for their speed.
     """
     is_for_speed = planned.reason in (Reason.DOMINANT_NODE, Reason.SMALL_BATCH, Reason.TOP_NODES)
     return planned.predicted_seconds if is_for_speed else math.inf

@@ -1,4 +1,4 @@
-"""Batches: many texts in, `Embeddings` out, by way of a plan and an executor, or of an engine."""
+"""Batches: many texts in, `Embeddings` out, by an executor or an engine."""
 
 from __future__ import annotations
 
@@ -39,9 +39,11 @@ OnProgress = Callable[[int, int], None]
 
 
 class _Batch(NamedTuple):
-    """A batch under way. tell: called with how many of its texts are settled.
+    """A running batch.
 
-    began: by the registry's clock. timeout: seconds for all of it, None for no limit.
+    tell: called with the number of settled texts.
+    began: its start, by the cluster state's clock.
+    timeout: seconds for the whole batch; None for no limit.
     """
 
     job: BatchJob
@@ -52,18 +54,20 @@ class _Batch(NamedTuple):
 
 
 class _Done(NamedTuple):
-    """What became of a batch: position -> error of the texts without a vector, and a report."""
+    """The result of a batch: errors by position, for texts without a vector, and a report."""
 
     errors: Mapping[int, SollolError]
     report: BatchReport
 
 
 class BatchRunner:
-    """Carries out batches over the nodes of a registry, any number at a time.
+    """Runs batches on the nodes of a pool, any number concurrently.
 
-    exchange: sends a request to a node. roster: says which nodes are fit for a model. carriage:
-    has the engines for batches that are not computed in this process. timeout: seconds for one
-    request. plans: how many batches had a plan of each mode.
+    exchange: sends a request to a node.
+    roster: the eligible nodes for a model.
+    carriage: the engines for batches that are not computed in this process.
+    timeout: seconds for one request.
+    plans: number of batches by mode of their plan.
     """
 
     def __init__(
@@ -84,21 +88,21 @@ class BatchRunner:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a batch is under way."""
+        """Whether a batch is running."""
         return bool(self._running)
 
     def close(self) -> None:
-        """End the batches that are under way: they raise PoolClosed."""
+        """Cancel the running batches: they raise PoolClosed."""
         for scope in self._running:
             scope.cancel()
 
     async def plan(self, model: str, shape: BatchShape, options: PlanOptions) -> Plan:
-        """What would be done with a batch now."""
+        """The plan for a batch on the current nodes."""
         view = self._registry.candidates(model, await self.ready_nodes(model))
         return plan(view, shape, options, self._registry.verdicts(model))
 
     async def ready_nodes(self, model: str) -> Sequence[Node]:
-        """The nodes that may take part in a batch: up, with `model`, and of comparable vectors."""
+        """The nodes eligible for a batch: up, with `model`, and with comparable vectors."""
         await self._roster.wait_ready(model, patient=True)
         return self._roster.comparable(model)
 
@@ -113,10 +117,13 @@ class BatchRunner:
         engine: str = "auto",
         on_vectors: OnVectors | None = None,
     ) -> Embeddings:
-        """Vectors for `texts` but those that are `invalid`; what failed is in ``.errors``.
+        """Vectors for `texts`, except for those that are `invalid`; failures are in ``.errors``.
 
-        timeout: seconds for all of it; what is not done by then has failed. engine: where to
-        compute, see `core.offload.engine_choice.choose`. on_vectors: see `OllamaPool.embed_batch`.
+        invalid: errors by index, for texts that cannot be sent.
+        on_progress: called with (settled, total).
+        timeout: seconds for the whole batch; texts not done by then fail.
+        engine: where to compute, see `core.offload.engine_choice.choose`.
+        on_vectors: see `OllamaPool.embed_batch`.
 
         Raises PoolClosed, ModelNotFound, NoNodeAvailable or EngineError.
         """
@@ -171,7 +178,7 @@ class BatchRunner:
         return _Done(state.errors, report)
 
     async def _carry(self, batch: _Batch, note: EngineNote) -> _Done:
-        """Let an engine compute a batch. Raises EngineError if it cannot even begin."""
+        """Run a batch on an engine. Raises EngineError if it cannot start."""
         job = batch.job
         order = EngineJob(
             job.settings,
@@ -213,7 +220,7 @@ class BatchRunner:
         work: Callable[[], Awaitable[None]],
         give_up: Callable[[SollolError], None],
     ) -> None:
-        """Carry out a batch, unless the pool is closed or its time is over meanwhile."""
+        """Run a batch until its timeout. Raises PoolClosed if the pool is closed."""
         timeout = batch.timeout
         deadline = math.inf if timeout is None else batch.began + timeout
 
@@ -226,7 +233,7 @@ class BatchRunner:
         await self.until_closed(in_time)
 
     async def until_closed(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Carry out `work`, which counts as a batch. Raises PoolClosed if `close` ends it."""
+        """Run `work` as a batch. Raises PoolClosed if `close` cancels it."""
         with anyio.CancelScope() as scope:
             self._running.add(scope)
             try:
@@ -240,7 +247,7 @@ class BatchRunner:
 def _counting_rows(
     unique: Unique, invalid: int, rows: int, on_progress: OnProgress | None
 ) -> Callable[[int], None] | None:
-    """Tell a caller of rows settled, where the executor counts different texts."""
+    """Convert progress in distinct texts into progress in rows for the caller."""
     if on_progress is None:
         return None
     rows_per_text = (rows - invalid) / len(unique.texts)

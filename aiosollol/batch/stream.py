@@ -16,17 +16,17 @@ SEGMENT_ITEMS = 2048
 SEGMENT_CHARACTERS = 4_000_000
 _END = object()
 _SEGMENTS_AHEAD = 2
-"""While one segment comes to its end, the nodes already work on the next."""
+"""Segments in flight: while one is being finished, the nodes already work on the next."""
 
 
 class EmbedStream:
-    """Iterate over it once with ``async for``; leaving early needs `aclose` or ``async with``.
+    """An async iterator of vectors. To stop early, use `aclose` or ``async with``.
 
-    The source is read only as far ahead as the nodes need to stay busy. Texts are embedded in
-    segments of at most `SEGMENT_ITEMS`; when the source is slow, a segment is what has come so far.
+    The source is read only as far ahead as needed to keep the nodes busy. Texts are embedded in
+    segments of at most `SEGMENT_ITEMS`; with a slow source, a segment has the texts read so far.
 
-    errors: item index -> error, for the items without a vector; their vectors are NaN.
-    delivered: vectors handed out so far.
+    errors: errors by item index, for the items without a vector; their vectors are NaN.
+    delivered: number of vectors delivered so far.
     """
 
     def __init__(
@@ -36,7 +36,11 @@ class EmbedStream:
         *,
         stops_at_error: bool,
     ) -> None:
-        """`embed` gives the vectors of a segment, and never raises for single texts."""
+        """source: the texts. Raises InvalidInput if it is not an iterable of strings.
+
+        embed: returns the vectors of a segment; never raises for single texts.
+        stops_at_error: raise BatchError at the first failed item instead of continuing.
+        """
         if isinstance(source, str | bytes) or not isinstance(source, Iterable | AsyncIterable):
             raise InvalidInput(f"texts must be an iterable of strings, not {type(source).__name__}")
         self.errors: dict[int, SollolError] = {}
@@ -69,7 +73,7 @@ class EmbedStream:
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if self._is_over and task is not None and not task.cancelling():
-                # Not we were cancelled but what we waited for: another task closed the stream.
+                # The awaited task was cancelled, not this one: another task closed the stream.
                 raise self._ended_by or StopAsyncIteration from None
             await self.aclose()
             raise
@@ -94,9 +98,9 @@ class EmbedStream:
         await self.aclose()
 
     async def aclose(self, error: BaseException | None = None) -> None:
-        """Stop reading, and cancel what is under way. Idempotent.
+        """Stop reading, and cancel the requests in flight. Idempotent.
 
-        A task that waits for a vector meanwhile gets `error`, or sees the stream end.
+        A task that waits for a vector gets `error`, or the end of the stream.
         """
         self._is_over = True
         self._ended_by = self._ended_by or error
@@ -106,9 +110,9 @@ class EmbedStream:
             tasks.append(self._reader)
         for task in tasks:
             task.cancel()
-        with suppress(asyncio.QueueFull):  # who waits for a text finds the queue empty
+        with suppress(asyncio.QueueFull):  # wakes a waiting `get`; if full, none is waiting
             self._texts.put_nowait(_END)
-        # Their results, errors included, are nobody's business any more.
+        # Discard their results, including errors.
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _deliver(self) -> AsyncIterator[Vector]:
@@ -116,7 +120,7 @@ class EmbedStream:
         start = 0
         while True:
             while not self._is_read and len(self._segments) < _SEGMENTS_AHEAD:
-                # Waiting for the source must not hold back what is already embedded.
+                # Waiting for the source must not delay vectors that are ready.
                 if self._segments and (self._segments[0].done() or self._texts.empty()):
                     break
                 segment = await self._next_segment()
@@ -135,12 +139,12 @@ class EmbedStream:
             start += len(embeddings)
 
     async def _next_segment(self) -> list[str]:
-        """Wait for a text, and take with it what else has come, within bounds."""
+        """Wait for a text, then take it with the other texts read so far, within the limits."""
         segment: list[str] = []
         characters = 0
         while len(segment) < SEGMENT_ITEMS and characters < SEGMENT_CHARACTERS:
             if segment and self._texts.empty():
-                # Let the reader run once: a source that is not slow has more.
+                # Let the reader run once: a fast source has more.
                 await asyncio.sleep(0)
                 if self._texts.empty():
                     break
@@ -148,7 +152,7 @@ class EmbedStream:
             if text is _END:
                 self._is_read = True
                 break
-            segment.append(cast(str, text))  # what is none is told of as an item's error
+            segment.append(cast(str, text))  # anything else becomes an error of the item
             characters += len(text) if isinstance(text, str) else 0
         return segment
 
@@ -160,7 +164,7 @@ class EmbedStream:
             else:
                 for text in self._source:
                     await self._texts.put(text)
-        except Exception as error:  # the caller's own, raised when its turn has come
+        except Exception as error:  # the caller's, raised after the vectors before it
             self._source_error = error
         await self._texts.put(_END)
 

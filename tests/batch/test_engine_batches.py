@@ -125,7 +125,7 @@ async def test_vectors_of_another_length_are_refused() -> None:
         given = await made.embed_batch(TEXTS)
         check(given, TEXTS)
         assert given.dim == EMBED.dim
-        assert "vectors of 12 numbers among others of 8" in str(given.errors[0])
+        assert "vectors of 12 dimensions, expected 8" in str(given.errors[0])
 
 
 async def test_the_timeout_of_a_batch_holds_and_keeps_what_has_come() -> None:
