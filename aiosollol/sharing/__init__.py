@@ -1,1 +1,1 @@
-"""Nodes shared with other programs by leases."""
+"""Sharing nodes with other programs, by leases."""

@@ -1,4 +1,4 @@
-"""Sharing nodes with other programs: one task that asks a coordinator for leases ahead of need.
+"""Sharing nodes with other programs: a background task renews leases from a coordinator.
 
 No request waits for the coordinator. It decides how many requests this program may have under way
 on each node (`Node.allow`), and that is renewed twice a second, sooner when a request waits for a
@@ -41,9 +41,9 @@ INTERVAL = 0.5
 URGENT_INTERVAL = 0.1
 """The same, while a request waits for a place that only a lease keeps from it."""
 RETRY_INTERVAL, MOST_RETRY_INTERVAL = 3.0, 30.0
-"""The same, while there is no coordinator: longer and longer, since a try may start a process."""
+"""The same, without a coordinator: exponential, because an attempt may start a process."""
 ANSWER_SECONDS = 6.0
-"""Until a question counts as not answered, whatever carries it."""
+"""Timeout of a report, on any transport."""
 LEAVE_SECONDS = 1.0
 
 
@@ -75,11 +75,12 @@ class Renewal:
 
 
 class LeaseClient:
-    """Keeps the leases of one program. `run` it in a task; cancel that to leave.
+    """Maintains the leases of one program. Await `run` in a task; cancel it to leave.
 
-    member: what the program is called, like no other. group, weight: see `core.leasing.book`.
-    machine: the name of this machine, see `core.leasing.protocol.node_id`. probe: asks a node, by
-    name, what it has; it never raises.
+    probe: probes a node, by name; never raises.
+    member: unique name of the program.
+    group, weight: see `core.leasing.book`.
+    machine: name of this machine, see `core.leasing.protocol.node_id`.
     """
 
     def __init__(
@@ -117,11 +118,11 @@ class LeaseClient:
 
     @property
     def is_connected(self) -> bool:
-        """Whether a lease is good at present."""
+        """Whether there is a valid lease."""
         return self._ends_at is not None
 
     def stats(self) -> dict[str, Any]:
-        """For `get_stats`: whether it is connected, with how many, and what it may use where."""
+        """The part of `get_stats` on sharing: connection, members, and leases by node."""
         answer = self._answer if self.is_connected else None
         names = self._names()
         return {
@@ -140,7 +141,7 @@ class LeaseClient:
         }
 
     async def run(self) -> None:
-        """Renew the leases until cancelled. Then give them back, and lift every limit."""
+        """Renew the leases until cancelled. Then return them and remove all limits."""
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._watch_end)
@@ -193,12 +194,12 @@ class LeaseClient:
     @staticmethod
     def _use(node: Node) -> NodeUse:
         using = node.taken
-        # One that is down for us may be up for others: what waits for it here is not to be had.
+        # A node that is down here may be up for others: requests waiting for it do not count.
         wants = using if node.is_down or node.is_draining else _wants(node)
         return NodeUse(slots_of(node.spec), wants, using, node.is_down)
 
     def _own_costs(self, names: dict[str, Node]) -> dict[CostKey, KnownCost]:
-        """What was learned here since it was told last, and not from others."""
+        """Costs learned here, not from others, since they were last reported."""
         costs = {}
         for known, node in names.items():
             for model, cost in node.costs.items():
@@ -212,18 +213,18 @@ class LeaseClient:
                     costs[key] = figures
         return costs
 
-    # The answer.
+    # Replies.
 
     def _take(
         self, answer: CoordinatorReply, asked_at: float, names: dict[str, Node], group: TaskGroup
     ) -> None:
-        # From when it was asked for: then it ends here first, however long the answer took.
+        # Counted from the send, so that the lease ends here first, however long the reply took.
         ends_at = asked_at + answer.seconds
         if ends_at <= self._registry.clock():
             self._lost(TimeoutError())
             return
         if answer.is_new and self._told:
-            self._told.clear()  # it knows nothing of what we told before
+            self._told.clear()  # the coordinator lost the earlier reports
         self._lowered = False
         for known, slots in answer.slots.items():
             node = names.get(known)
@@ -242,8 +243,7 @@ class LeaseClient:
         self._look_at_suspects(answer.down, names, group)
 
     def _adopt(self, answer: CoordinatorReply, names: dict[str, Node]) -> None:
-        """Take the costs of others for nodes of which nothing is known: the first own answer
-        replaces them."""
+        """Adopt others' costs for unmeasured nodes, until this program's first own answer."""
         for (known, model), told in answer.costs.items():
             node = names.get(known)
             if node is not None and told.is_sound:
@@ -254,7 +254,7 @@ class LeaseClient:
     def _look_at_suspects(
         self, down: frozenset[str], names: dict[str, Node], group: TaskGroup
     ) -> None:
-        """Ask the nodes that others find down, once for each time: they need not be so for us."""
+        """Probe nodes newly reported down by others: they may be up for this program."""
         for known in down - self._suspects:
             node = names.get(known)
             if node is not None and not node.is_down and node.name in self._registry:
@@ -268,20 +268,20 @@ class LeaseClient:
         return self._coordinator.name
 
     def _lost(self, error: Exception) -> None:
-        """No answer. The lease is good until it ends; who has none is alone, and says so once."""
+        """Handle a missing reply. A lease stays valid until it ends; without one, warn once."""
         why = str(error) or f"{self._name} did not answer in time"
         if self.is_connected:
-            log.debug("%s; the lease is good for a while", why)
+            log.debug("%s; the lease is still valid", why)
             self._complaint = why
         elif self._complaint is None:
             self._complaint = why
             self._complain(why)
 
     def _complain(self, why: str) -> None:
-        log.warning("%s; meanwhile the nodes are used without regard to other programs", why)
+        log.warning("%s; until it is back, nodes are used without regard to other programs", why)
 
     async def _watch_end(self) -> None:
-        """End the lease in time, whatever the coordinator is doing."""
+        """End the lease in time, regardless of the coordinator."""
         while True:
             renewed = self._is_renewed
             left = math.inf if self._ends_at is None else self._ends_at - self._registry.clock()
@@ -297,7 +297,7 @@ class LeaseClient:
         for node in self._registry:
             node.allow(None)
 
-    # When to ask again.
+    # Timing of reports.
 
     def _next_interval(self) -> float:
         jitter = self._rng.uniform(0.9, 1.1)  # many programs ask, and not all at the same moment
