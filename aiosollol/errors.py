@@ -5,31 +5,31 @@
     SollolError
     ├── InvalidInput (ValueError)      an argument is wrong; nothing was sent
     │   ├── ConfigError                a setting or a file of nodes is wrong
-    │   └── UnknownJob                 there is no such job, or no longer
+    │   └── UnknownJob                 there is no such job, or it has expired
     ├── MissingExtra (ImportError)     an optional dependency is not installed
     ├── PoolClosed                     the pool was closed, or never opened
-    ├── StorageError                   the file of a queue could not be read or written
+    ├── StorageError                   a queue's file could not be read or written
     ├── EngineError                    Dask or Ray could not be used, or failed
     ├── NodeError                      one node failed one request
     │   ├── NodeUnreachable            no connection could be made
     │   ├── NodeTimeout                no answer within the deadline
     │   ├── ConnectionLost             the connection broke in the middle
-    │   ├── ProtocolError              the answer is not what Ollama answers
+    │   ├── ProtocolError              the answer is not one of Ollama's
     │   │   └── StreamCutOff           a stream broke off
     │   └── ResponseError              the node answered with an error
     │       ├── ModelMissing           this node does not have the model
     │       ├── ServerBusy             its queue is full
     │       ├── RunnerFailed           the model's process died or could not load
-    │       └── BadRequest             the request itself is at fault
-    └── RequestFailed                  all that could be tried was tried
-        ├── NoNodeAvailable            no node is fit to be asked, or all failed
+    │       └── BadRequest             the request is invalid
+    └── RequestFailed                  the request failed after all attempts
+        ├── NoNodeAvailable            no node is eligible, or all failed
         ├── ModelNotFound              no node has the model
         ├── PoolSaturated              too many requests are waiting already
         ├── QueueFull                  too many documents are queued already
         └── BatchError                 some items of a batch have no vector
 
-Data is in attributes; the message says what to do next where we know it.
-A `NodeError` is about one attempt on one node, a `RequestFailed` about what the caller asked for.
+Attributes hold the data; the message says what to do next if that is known.
+A `NodeError` concerns one attempt on one node, a `RequestFailed` the caller's whole request.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ if TYPE_CHECKING:
 
 
 class SollolError(Exception):
-    """Base of all errors of this library. Each can be copied and pickled, with its attributes."""
+    """Base of all errors of this library. All can be copied and pickled with their attributes."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.args), self.__dict__
 
 
 def _rebuild(kind: type[SollolError], args: tuple[Any, ...]) -> SollolError:
-    """An error of `kind` whose attributes are set afterwards."""
+    """An error of `kind`; its attributes are set afterwards."""
     error = kind.__new__(kind, *args)
-    # Not `kind`'s own: that makes the message out of other arguments, and the message is there.
+    # Not `kind.__init__`, which would build the message from other arguments.
     super(SollolError, error).__init__(*args)
     return error
 
@@ -59,7 +59,7 @@ def _rebuild(kind: type[SollolError], args: tuple[Any, ...]) -> SollolError:
 class InvalidInput(SollolError, ValueError):
     """An argument is wrong. Raised before anything is sent.
 
-    `index` is the position of the offending text where the argument is a list of texts.
+    index: position of the invalid text, if the argument is a list of texts.
     """
 
     def __init__(self, message: str, *, index: int | None = None) -> None:
@@ -70,7 +70,8 @@ class InvalidInput(SollolError, ValueError):
 class ConfigError(InvalidInput):
     """A setting or a configuration file is wrong.
 
-    `source` is the file or the environment variable, `line` the line in the file if that is known.
+    source: the file or environment variable.
+    line: the line in the file, if known.
     """
 
     def __init__(self, message: str, *, source: str, line: int | None = None) -> None:
@@ -80,9 +81,9 @@ class ConfigError(InvalidInput):
 
 
 class UnknownJob(InvalidInput):
-    """A queue has no such job: there never was one, or its results were kept for long enough.
+    """A queue has no such job: it never existed, or its results have expired.
 
-    `job` is the id that was asked for.
+    job: the requested id.
     """
 
     def __init__(self, job: str) -> None:
@@ -91,7 +92,10 @@ class UnknownJob(InvalidInput):
 
 
 class MissingExtra(SollolError, ImportError):
-    """A feature needs a package that comes with an extra of aiosollol."""
+    """A feature needs a package from an extra of aiosollol.
+
+    feature: the feature. extra: the name of the extra.
+    """
 
     def __init__(self, feature: str, extra: str) -> None:
         super().__init__(f"{feature} needs the extra {extra!r}: pip install 'aiosollol[{extra}]'")
@@ -104,10 +108,10 @@ class PoolClosed(SollolError):
 
 
 class StorageError(SollolError):
-    """The file of a queue could not be read or written. What was acknowledged before is kept.
+    """A queue's file could not be read or written. Acknowledged data is kept.
 
-    `source` is the file. `reason` is "full", "locked", "damaged", "read-only", or "io" for whatever
-    else the system refuses.
+    source: the file.
+    reason: "full", "locked", "damaged", "read-only", or "io" for any other system error.
     """
 
     def __init__(self, message: str, *, source: str, reason: str) -> None:
@@ -117,7 +121,10 @@ class StorageError(SollolError):
 
 
 class EngineError(SollolError):
-    """An engine, such as Dask, could not be used or failed. `engine` is its name."""
+    """An engine, such as Dask, could not be used or failed.
+
+    engine: its name. detail: the reason, for people to read.
+    """
 
     def __init__(self, engine: str, detail: str) -> None:
         super().__init__(f"{engine} {detail}")
@@ -126,7 +133,7 @@ class EngineError(SollolError):
 
 
 class NodeError(SollolError):
-    """One node failed one request. `node` is its name, `detail` what happened, in words."""
+    """One node failed one request. node: its name. detail: the reason, for people to read."""
 
     def __init__(self, node: str, detail: str) -> None:
         super().__init__(f"{node}: {detail}")
@@ -151,7 +158,7 @@ class ProtocolError(NodeError):
 
 
 class StreamCutOff(ProtocolError):
-    """A stream broke off. `delivered` is how many parts came before, the cause what happened."""
+    """A stream broke off. delivered: number of parts received before. Its cause has the reason."""
 
     def __init__(self, node: str, detail: str, *, delivered: int = 0) -> None:
         super().__init__(node, detail)
@@ -159,7 +166,7 @@ class StreamCutOff(ProtocolError):
 
 
 class ResponseError(NodeError):
-    """The node answered with an error. `status` is the HTTP status, `message` the node's text."""
+    """The node answered with an error. status: the HTTP status. message: the node's message."""
 
     def __init__(self, node: str, status: int, message: str) -> None:
         super().__init__(node, f"{message} (status {status})")
@@ -180,13 +187,13 @@ class RunnerFailed(ResponseError):
 
 
 class BadRequest(ResponseError):
-    """The request is at fault and would fail on every node."""
+    """The request is invalid and would fail on every node."""
 
 
 class RequestFailed(SollolError):
-    """What the caller asked for could not be done.
+    """The caller's request could not be completed.
 
-    `attempts` lists the failure of every attempt, in the order in which they were made.
+    attempts: the failures of all attempts, in order.
     """
 
     def __init__(self, message: str, attempts: Sequence[NodeError] = ()) -> None:
@@ -196,7 +203,7 @@ class RequestFailed(SollolError):
 
 
 class NoNodeAvailable(RequestFailed):
-    """No node could answer. `nodes` maps each node's name to its last error, in words."""
+    """No node could answer. nodes: each node's last error by name, for people to read."""
 
     def __init__(
         self, message: str, nodes: Mapping[str, str], attempts: Sequence[NodeError] = ()
@@ -210,8 +217,9 @@ class NoNodeAvailable(RequestFailed):
 class ModelNotFound(RequestFailed):
     """No node has the model.
 
-    `nodes` maps each node that was asked to the models it has, `silent` each that does not answer
-    to its error.
+    model: the requested model.
+    nodes: models by node, for the nodes that answered.
+    silent: errors by node, for the nodes that did not.
     """
 
     def __init__(
@@ -232,16 +240,16 @@ class ModelNotFound(RequestFailed):
 
 
 class PoolSaturated(RequestFailed):
-    """So many requests are waiting for a node that another would wait too long.
+    """Too many requests are waiting for a node.
 
-    Raised at once when the waiting room is full, or when a request waited there for too long.
+    Raised at once if the waiting room is full, or after a request has waited there too long.
     """
 
 
 class QueueFull(RequestFailed):
     """A queue has no room for these documents. None of them was queued.
 
-    `retry_after` is the seconds after which there is room, as far as can be told.
+    retry_after: estimated seconds until there is room.
     """
 
     def __init__(self, message: str, *, retry_after: float) -> None:
@@ -252,8 +260,8 @@ class QueueFull(RequestFailed):
 class BatchError(RequestFailed):
     """Some items of a batch have no vector.
 
-    `errors` maps the index of each missing item to its error; `embeddings` holds every vector
-    that was computed, at its place, and rows of NaN for the missing ones.
+    embeddings: every computed vector, in input order, with rows of NaN for the missing ones.
+    errors: errors of the missing items, by index.
     """
 
     def __init__(self, embeddings: Embeddings, errors: Mapping[int, SollolError]) -> None:
@@ -272,9 +280,9 @@ class BatchError(RequestFailed):
 
 
 def summary(error: BaseException) -> str:
-    """`error` for a log: its kind and node, and nothing that a request or an answer holds.
+    """`error` for a log: its kind and node, without content of requests or answers.
 
-    What a node says in an error, or answered in place of what was due, may quote a prompt.
+    A node's error message, or a malformed answer, may quote a prompt.
     """
     match error:
         case StreamCutOff():

@@ -1,4 +1,4 @@
-"""The places where one implementation can stand for another, as Protocols."""
+"""Protocols of the replaceable parts."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from aiosollol.core.offload.write_report import WriteOrder, WriteReport
 from aiosollol.core.routing.strategies import RouteRequest
 
 CANCELLED = "cancelled"
-"""What a `Span` is told of a request that nobody waits for any more."""
+"""The problem that a `Span` gets for a cancelled request."""
 
 
 class Transport(Protocol):
-    """The way to one node. `HttpTransport` uses sockets, `testing.FakeTransport` none.
+    """The connection to one node. `HttpTransport` uses sockets, `testing.FakeTransport` none.
 
-    Both raise nothing but `NodeError` for what goes wrong on the way or at the node, and let
-    cancellation through: a cancelled request is cancelled on the wire.
+    All failures of the connection or the node are raised as `NodeError`. Cancelling a request
+    cancels it on the wire.
     """
 
     async def request(
@@ -34,10 +34,10 @@ class Transport(Protocol):
         timeout: float,
         headers: Mapping[str, str] | None = None,
     ) -> bytes:
-        """The whole body of an answer with status 200.
+        """The whole body of a response with status 200.
 
-        `timeout` is in seconds and covers everything, from connecting to the last byte. `headers`
-        are sent beside those that the way has of its own, which count more.
+        timeout: seconds for everything, from connecting to the last byte.
+        headers: sent in addition to the transport's own, which take precedence.
         """
         ...
 
@@ -49,57 +49,57 @@ class Transport(Protocol):
         timeout: float,
         headers: Mapping[str, str] | None = None,
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """The body of the answer to a POST, in pieces of any size, as they arrive.
+        """The body of the response to a POST, in pieces of any size, as they arrive.
 
-        Entering waits for the status line, and raises for one other than 200. `timeout` is in
-        seconds and covers everything until the last piece. Leaving early closes the connection.
+        Entering waits for the status line, and raises for a status other than 200. Leaving early
+        closes the connection. timeout: seconds for everything until the last piece.
         """
         ...
 
     async def aclose(self) -> None:
-        """Close every connection. Idempotent."""
+        """Close all connections. Idempotent."""
         ...
 
 
 class Engine(Protocol):
-    """A place outside of this process where batches are computed, with the nodes of a pool.
+    """Computes batches outside of this process, with the nodes of a pool.
 
-    `engines.dask.engine` and `engines.ray.engine` have one each, `testing.FakeEngine` needs
-    neither.
+    Implemented in `engines.dask.engine`, `engines.ray.engine` and `testing.FakeEngine`.
     """
 
     @property
     def name(self) -> str:
-        """What `embed_batch` calls it."""
+        """Its name as the `engine` of `embed_batch`."""
         ...
 
     @property
     def start_seconds(self) -> float:
-        """Seconds until it could begin with a batch, as was seen or is guessed; 0 if it runs."""
+        """Seconds until it could start a batch, measured or guessed; 0 if it is running."""
         ...
 
     async def carry(self, job: EngineJob, put: Callable[[int, Embeddings], None]) -> EngineOutcome:
-        """Compute the vectors of `job`. Starts the engine if it does not run yet.
+        """Compute the vectors of `job`. Starts the engine if necessary.
 
         put: called with the position of a partition's first text and its vectors, as partitions are
-        done, in any order; each position once. Cancellation ends what is under way at the nodes.
+        done, in any order; each position once. Cancellation ends the requests in flight at the
+        nodes.
 
-        Raises EngineError if it cannot be used at all, before anything was put; what fails after
-        that is in the outcome's ``errors``.
+        Raises EngineError if the engine cannot be used, before any call of `put`; later failures
+        are in the outcome's ``errors``.
         """
         ...
 
     def stats(self) -> dict[str, Any]:
-        """What `get_stats` tells of it; ``enabled``, ``running`` and ``dashboard`` at least."""
+        """Its part of `get_stats`; at least ``enabled``, ``running`` and ``dashboard``."""
         ...
 
     async def aclose(self) -> None:
-        """End what it has under way and let go of what it holds. Idempotent."""
+        """Cancel its work and release its resources. Idempotent."""
         ...
 
 
 class WorkerLink(Protocol):
-    """The way to the workers of an engine, for one batch. Dask and Ray have one each."""
+    """The connection to an engine's workers, for one batch. Dask and Ray have one each."""
 
     @property
     def engine(self) -> str:
@@ -107,122 +107,123 @@ class WorkerLink(Protocol):
         ...
 
     def rooms(self) -> Mapping[str, int]:
-        """The workers that can do the batch, and how many partitions to give to each at once.
+        """The number of partitions to assign at once, by name, for each eligible worker.
 
-        0 for a worker that only gets partitions at which others failed.
+        0 for a worker that only gets partitions that failed on others.
         """
         ...
 
     async def wait_changed(self) -> None:
-        """Return when workers may have come or gone. Raises EngineError if there is no hope."""
+        """Wait until the workers may have changed. Raises EngineError if none can come back."""
         ...
 
     async def embed(self, worker: str, partition: Partition) -> PartitionAnswer:
-        """What `worker` makes of a partition. Cancellation ends its work, down to the nodes.
+        """Embed a partition on `worker`. Cancellation ends its work, down to the nodes.
 
-        Raises EngineError or PoolClosed if not the worker but the engine is lost.
+        Raises EngineError or PoolClosed if the engine, rather than the worker, is lost.
         """
         ...
 
     async def recover(self, worker: str) -> None:
-        """Called after `worker` died. Returns when `rooms` has it again, if it can come back."""
+        """Called after `worker` died. Waits until `rooms` has it again, if it can come back."""
         ...
 
 
 class Span(Protocol):
-    """One request to a node, for whoever follows it."""
+    """The trace span of one request to a node."""
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """What the node is sent, so that it can say to what its work belongs."""
+        """Headers for the node that carry the trace context."""
         ...
 
     def end(self, problem: str = "") -> None:
-        """It is over. problem: the kind of its failure, `CANCELLED`, or "". Called exactly once."""
+        """End the span. Called exactly once. problem: kind of failure, `CANCELLED`, or ""."""
         ...
 
 
 class Trace(Protocol):
-    """What a caller's requests to nodes belong to. It may be used by any task."""
+    """The trace context of a caller's requests to nodes. It may be used by any task."""
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """For a request that has no span of its own."""
+        """Headers for a request without a span of its own."""
         ...
 
     def attempt(self, request: RouteRequest, spec: NodeSpec) -> Span:
-        """`request` is about to be sent to a node. `Span.end` must follow."""
+        """Begin a span for the send of `request` to a node. Pair with `Span.end`."""
         ...
 
 
 class Serving(Protocol):
-    """A request that a gateway serves."""
+    """A request served by a gateway."""
 
     def end(self, status: int | None, problem: str = "") -> None:
-        """It is over; in the task that began it. status: of the answer, None if nobody got one."""
+        """End it, in the task that began it. status: of the response; None if none was sent."""
         ...
 
 
 class Tracing(Protocol):
-    """Follows requests from their callers to the nodes.
+    """Traces requests from their callers to the nodes.
 
-    `tracing.PassOn` hands on what came, `otel.OpenTelemetry` records spans.
+    `tracing.PassOn` forwards the context it received, `otel.OpenTelemetry` records spans.
     """
 
     def current(self) -> Trace | None:
-        """What requests of the running task belong to; None if to nothing."""
+        """The trace context of the current task; None if there is none."""
         ...
 
     def serve(
         self, passed: Mapping[str, str] | None, method: str, route: str, path: str
     ) -> Serving | None:
-        """A request came to a gateway: from now on the running task's requests belong to it.
+        """Begin a gateway request: it becomes the context of the current task's requests.
 
-        passed: the headers of its trace, see `telemetry.tracing`. route: the path as it is
-        registered, "" if there is none. `Serving.end` must follow, where one is given.
+        passed: its trace headers, see `telemetry.tracing`.
+        route: the path as registered; "" if there is none.
+        Pair with `Serving.end`, unless None is returned.
         """
         ...
 
 
 class WritingEngine(Engine, Protocol):
-    """An engine that also knows collections of its own, which never pass through this process."""
+    """An engine that also has collections, whose data never passes through this process."""
 
     async def write(
         self, collection: Any, order: WriteOrder, on_progress: Callable[[int, int], None] | None
     ) -> WriteReport:
         """Embed a collection, and let the workers write it: see `OllamaPool.embed_bag`.
 
-        on_progress: called with (partitions written, all). Raises InvalidInput, EngineError, and
+        on_progress: called with (partitions written, total). Raises InvalidInput, EngineError, and
         RequestFailed for a text without a vector.
         """
         ...
 
 
 class Coordinator(Protocol):
-    """What divides the nodes among programs: one for all of them, wherever it is.
+    """Divides the nodes among programs: one for all programs, wherever it runs.
 
     `engines.ray.engine` has one, and tests have one in memory.
     """
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """Its name, for logs and errors."""
         ...
 
     async def start(self) -> None:
-        """Have what `exchange` needs, which may take a while; at once if it is there.
+        """Prepare for `exchange`, which may take a while; returns at once if prepared.
 
-        Raises EngineError if it cannot be had. Cancelled, it goes on with what it was starting.
+        Raises EngineError if that fails. If cancelled, the start continues in the background.
         """
         ...
 
     async def exchange(self, report: MemberReport) -> CoordinatorReply:
-        """Tell how this program is, and get what it may use. One at a time for each member.
+        """Send a report, and get a lease in reply. One call at a time per member.
 
-        Raises EngineError if there is no coordinator, and for one that speaks another protocol.
+        Raises EngineError if there is no coordinator, or if its protocol version differs.
         """
         ...
 
     async def leave(self, member: str) -> None:
-        """Give back what `member` has. Never raises: what is not given back ends by itself."""
+        """Return the slots of `member`. Never raises: a lease that is not returned expires."""
         ...
