@@ -1,4 +1,4 @@
-"""The command line: arguments in, calls of the library, and an exit code out.
+"""The command line: parses arguments, calls the library, returns an exit code.
 
 Exit codes: 0 done, 1 something failed, 2 bad usage or bad input, 130 ended by Ctrl-C, 143 by
 SIGTERM.
@@ -22,8 +22,8 @@ _SILENT = logging.NullHandler()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit code. `argv` has no program name in it."""
-    # Failures are told as errors or in a table; `embed` shows warnings where it draws its bar.
+    """Run a command line and return its exit code. `argv` is without the program name."""
+    # Failures are shown as errors or in a table; `embed` shows warnings above its progress bar.
     logging.getLogger("aiosollol").addHandler(_SILENT)
     try:
         return _run(argv)
@@ -46,22 +46,22 @@ def _run(argv: Sequence[str] | None) -> int:
         code = stop.code
     else:  # pragma: no cover - typer leaves through SystemExit
         code = 0
-    # Here and not at interpreter exit, where a reader that has gone would be a traceback.
+    # Not left to interpreter exit, where a closed pipe would print a traceback.
     sys.stdout.flush()
     return code if isinstance(code, int) else 0 if code is None else FAILED
 
 
 def _explain(error: SollolError | OSError) -> int:
-    """Say on stderr what went wrong and what to do next."""
+    """Print the error and the next step to stderr; return the exit code."""
     if isinstance(error, BrokenPipeError):
-        # `| head` has read enough. What is still buffered has nowhere to go.
+        # The reader (`| head`) has closed the pipe: discard what is still buffered.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     print(f"error: {_words(error)}", file=sys.stderr)
     if isinstance(error, NoNodeAvailable):
         print(
             "Start Ollama with `ollama serve`, name your servers with --node URL or OLLAMA_HOST, "
-            "see with `aiosollol discover` who answers, or try the built-in model: "
+            "list the servers that answer with `aiosollol discover`, or try the built-in model: "
             "`aiosollol demo`, `aiosollol embed --embedded`.",
             file=sys.stderr,
         )

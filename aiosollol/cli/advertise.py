@@ -1,4 +1,4 @@
-"""`aiosollol advertise`: tells the network that an Ollama is here, which it does not do itself."""
+"""`aiosollol advertise`: announces an Ollama on the network, which Ollama itself does not do."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from aiosollol.errors import InvalidInput, NodeError
 from aiosollol.wire.agent import AgentReport
 
 BEAT_SECONDS = 10.0
-"""Between two looks at the node, and at the network."""
+"""Between two checks of the node and of this machine's addresses."""
 
-_PATIENCE = 3  # times that the node may fail to answer: it can be busy, or about to be restarted
-_ENDED = (130, 143)  # by Ctrl-C and SIGTERM: it ends in no other way
+_PATIENCE = 3  # failed checks until the node counts as gone: it may be busy or restarting
+_ENDED = (130, 143)  # Ctrl-C and SIGTERM, the normal ways to end
 
 
 @dataclass(frozen=True, slots=True)
 class AdvertiseOptions:
-    """What `aiosollol advertise` was told.
+    """Options of `aiosollol advertise`.
 
-    url: of the Ollama; None is that of ``OLLAMA_HOST``, or else http://127.0.0.1:11434. name: under
-    which it is announced; None is that of the machine. addresses: IP addresses under which others
-    reach it; none takes those on which it answers. gpu_name, vram_gb: of a GPU that NVML does not
-    know.
+    url: of the Ollama; None is ``OLLAMA_HOST``, else http://127.0.0.1:11434.
+    name: the announced name; None is the host name.
+    addresses: IP addresses at which others reach it; empty takes those on which it answers.
+    gpu_name, vram_gb: of a GPU that NVML does not know.
     """
 
     url: str | None = None
@@ -45,10 +45,10 @@ class AdvertiseOptions:
 
 
 def run_advertise(options: AdvertiseOptions) -> int:
-    """Announce a node until Ctrl-C or SIGTERM, then say goodbye; the exit code, which is 0.
+    """Announce a node until Ctrl-C or SIGTERM, then say goodbye, and return the exit code 0.
 
-    Raises NodeError where no Ollama answers or there is no network, InvalidInput where it answers
-    on no address that others can reach.
+    Raises NodeError if no Ollama answers or there is no network, InvalidInput if it answers on no
+    address that others can reach.
     """
     if options.url is None:
         address = parse_ollama_host(os.environ.get("OLLAMA_HOST", ""))
@@ -65,12 +65,12 @@ def run_advertise(options: AdvertiseOptions) -> int:
                 raise
         finally:
             gpus.close()
-    screen.line("It is no longer announced.")
+    screen.line("The node is no longer announced.")
     return 0
 
 
 class Announcing:
-    """An Ollama, announced for as long as it answers, under the addresses that it has then."""
+    """Announces an Ollama for as long as it answers, under its current addresses."""
 
     def __init__(
         self, address: Address, options: AdvertiseOptions, gpus: Gpus, machine: str, screen: Screen
@@ -84,7 +84,7 @@ class Announcing:
         self._is_announced = False
 
     async def run(self) -> None:
-        """Until cancelled. Raises what keeps it from being announced, if that is so at first."""
+        """Announce until cancelled. Raises NodeError or InvalidInput if the first attempt fails."""
         has_begun = False
         while True:
             try:
@@ -94,12 +94,12 @@ class Announcing:
                 if not has_begun:
                     raise
                 if self._is_announced:
-                    self._screen.line(f"No longer announced, until that is over: {error}")
+                    self._screen.line(f"No longer announced until the node recovers: {error}")
                     self._is_announced = False
                 await asyncio.sleep(BEAT_SECONDS)
 
     async def _while_it_answers(self) -> None:
-        """Announce it until this machine has other addresses. Raises what else ends it."""
+        """Announce until this machine's addresses change. Raises NodeError or InvalidInput."""
         version = await version_at(self._address)
         home = await _own_addresses()
         addresses = list(self._options.addresses) or await reachable_addresses(self._address)
@@ -115,9 +115,9 @@ class Announcing:
     async def _follow(
         self, advertiser: Advertiser, home: set[str], report: AgentReport, version: str
     ) -> None:
-        """Announce what changes, until this machine has other addresses.
+        """Announce changes until this machine's addresses change.
 
-        Raises NodeError when the node has not answered for a while.
+        Raises NodeError after `_PATIENCE` failed checks in a row.
         """
         failures = 0
         while True:
@@ -138,7 +138,7 @@ class Announcing:
                 report, version = fresh, now
 
     async def _report(self, home: set[str]) -> AgentReport:
-        """What is known of the machine on which it runs: nothing, unless that is this one."""
+        """The report of the node's machine; empty but for the URL if that is another machine."""
         host = self._address.host
         if host not in home and not is_loopback(host):
             return AgentReport(ollama=self._address.url)

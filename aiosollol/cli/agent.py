@@ -1,4 +1,4 @@
-"""`aiosollol agent`: tells pools on other machines how this one is, and that its Ollama is here."""
+"""`aiosollol agent`: reports this machine's load to pools and announces its Ollama."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from aiosollol.discovery.local_machine import machine_id
 from aiosollol.wire.agent import AgentReport, dump_report
 
 _GIB = 2**30
-_ENDED = (130, 143)  # by Ctrl-C and SIGTERM: an agent ends in no other way
-_ONCE_SECONDS = 0.5  # the load of the CPU is that of a time, so a single report takes one
+_ENDED = (130, 143)  # Ctrl-C and SIGTERM, the normal ways to end
+_ONCE_SECONDS = 0.5  # CPU load is measured over an interval
 
 
 @dataclass(frozen=True, slots=True)
 class AgentOptions:
-    """What `aiosollol agent` was told.
+    """Options of `aiosollol agent`.
 
-    url: of the Ollama on this machine; None is that of ``OLLAMA_HOST``, or else
-    http://127.0.0.1:11434. name: under which it is announced; None is that of the machine.
-    vram_gb, gpu_name: of a GPU that NVML does not know. once: print one report and end.
+    url: of the Ollama on this machine; None is ``OLLAMA_HOST``, else http://127.0.0.1:11434.
+    name: the announced name; None is the host name.
+    vram_gb, gpu_name: of a GPU that NVML does not know.
+    once: print one report and exit.
     """
 
     url: str | None = None
@@ -41,9 +42,9 @@ class AgentOptions:
 
 
 def run_agent(options: AgentOptions) -> int:
-    """Serve until Ctrl-C or SIGTERM, or print one report; the exit code, which is 0.
+    """Serve until Ctrl-C or SIGTERM, or print one report, and return the exit code 0.
 
-    Raises MissingExtra without the extra "agent", InvalidInput for what cannot be and where it
+    Raises MissingExtra without the extra "agent", InvalidInput for invalid options and if it
     cannot listen.
     """
     if options.url is None:
@@ -82,19 +83,21 @@ def _print_one(sensors: MachineSensors) -> int:
 
 
 def greeting(url: str, report: AgentReport, *, is_open: bool) -> list[str]:
-    """What a user is told once the agent answers. is_open: other machines can reach it."""
-    lines = [f"The agent is at {url}, beside the Ollama at {report.ollama}; Ctrl-C ends it."]
+    """The lines printed once the agent serves. is_open: other machines can reach it."""
+    lines = [f"The agent is at {url}, for the Ollama at {report.ollama}; Ctrl-C ends it."]
     for gpu in report.gpus:
         size = "" if gpu.memory_total is None else f", {gpu.memory_total / _GIB:.1f} GiB"
         lines.append(f"GPU: {gpu.name}{size}")
     if not report.gpus:
-        lines.append("No NVIDIA GPU was found. State one of another make: --vram-gb, --gpu-name.")
+        lines.append("No NVIDIA GPU found. Describe a GPU of another make: --vram-gb, --gpu-name.")
     if is_open:
         lines.append(
-            "Whoever reaches that port can read the load of the CPU, how much memory this machine "
-            "and its GPUs have and how much is free, the names of the GPUs, an id of this machine, "
-            "and the URL of the Ollama; no prompts, no answers, no names of models."
+            "Anyone who can reach this port can read the CPU load, the total and free memory of "
+            "this machine and its GPUs, the GPU names, an id of this machine and the URL of the "
+            "Ollama; no prompts, answers or model names."
         )
     else:
-        lines.append("Only this machine can reach it; --host 0.0.0.0 lets pools elsewhere read it.")
+        lines.append(
+            "Only this machine can reach it; use --host 0.0.0.0 for pools on other machines."
+        )
     return lines

@@ -1,4 +1,4 @@
-"""How the Ollama of this machine is announced: under which addresses, and what is said of it."""
+"""Announces the Ollama of this machine: its addresses and the announced data."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _ASK_SECONDS = 5.0
 async def announced(
     ollama: Address, name: str | None, report: AgentReport, agent_port: int | None
 ) -> AsyncIterator[Announcer]:
-    """An Ollama of this machine, announced by zeroconf until the block ends, with a goodbye.
+    """Announce an Ollama of this machine by zeroconf until the block ends, with a goodbye.
 
-    name: None is that of the machine. agent_port: where its agent answers, None if others cannot
-    reach it there.
+    name: None is the host name.
+    agent_port: of its agent, None if others cannot reach it.
 
-    Entering takes two seconds. Raises NodeError where Ollama does not answer, InvalidInput where it
-    answers on no address that others can reach, and what `Advertiser` raises.
+    Entering takes two seconds. Raises NodeError if Ollama does not answer, InvalidInput if it
+    answers on no address that others can reach, and the errors of `Advertiser`.
     """
     known = name or socket.gethostname().partition(".")[0] or "ollama"
     version = await version_at(ollama)
@@ -46,7 +46,7 @@ async def announced(
 
 
 class _Updates:
-    """Reports of an agent, as announcements."""
+    """Turns an agent's reports into announcements."""
 
     def __init__(self, advertiser: Advertiser, ollama: Address, first: Announcement) -> None:
         self._advertiser = advertiser
@@ -56,7 +56,7 @@ class _Updates:
     async def update(self, report: AgentReport) -> None:
         last = self._last
         version = last.version
-        with suppress(NodeError):  # it may just be starting, as a newer version
+        with suppress(NodeError):  # it may be restarting as a newer version
             version = await version_at(self._ollama)
         self._last = announcement_of(report, last.name, version, last.agent or None)
         await self._advertiser.update(self._last)
@@ -81,37 +81,37 @@ def announcement_of(
 
 
 async def reachable_addresses(ollama: Address) -> list[str]:
-    """The IP addresses under which other machines reach an Ollama of this machine.
+    """The IP addresses at which other machines reach an Ollama of this machine.
 
-    Raises InvalidInput where there is none, NodeUnreachable for a host that nobody knows.
+    Raises InvalidInput if there is none, NodeUnreachable if the host cannot be resolved.
     """
     found = await _addresses_of(ollama.host)
     if all(ipaddress.ip_address(each).is_loopback for each in found):
         found = await _own_addresses()
     found = [each for each in found if is_reachable(ipaddress.ip_address(each))]
-    if ollama.scheme == "http":  # a certificate is seldom one for an IP address
+    if ollama.scheme == "http":  # certificates seldom cover IP addresses
         # These are addresses of this machine, so nothing leaves it.
         answers = await asyncio.gather(*(_answers_at(ollama, each) for each in found))
         found = [each for each, answered in zip(found, answers, strict=True) if answered]
     if not found:
         raise InvalidInput(
-            f"the Ollama at {ollama} cannot be announced, because it answers on no address that "
-            "other machines can reach: start it with OLLAMA_HOST=0.0.0.0 in its environment"
+            f"the Ollama at {ollama} cannot be announced: it answers on no address that other "
+            "machines can reach; start it with OLLAMA_HOST=0.0.0.0 in its environment"
         )
     return found
 
 
 async def _addresses_of(host: str) -> list[str]:
-    """The IP addresses of a host, which may be one itself."""
+    """The IP addresses of a host name or IP address."""
     try:
         entries = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError as error:
-        raise NodeUnreachable(host, f"its name is not known: {error.strerror}") from error
+        raise NodeUnreachable(host, f"its name cannot be resolved: {error.strerror}") from error
     return list(dict.fromkeys(str(entry[4][0]) for entry in entries))
 
 
 async def _own_addresses() -> list[str]:
-    """The addresses of this machine in networks of its neighbours."""
+    """This machine's LAN addresses."""
     surroundings = await read_surroundings()
     return [str(each.address.ip) for each in surroundings.interfaces if each.kind == "lan"]
 
@@ -125,7 +125,7 @@ async def _answers_at(ollama: Address, ip: str) -> bool:
 
 
 async def version_at(address: Address) -> str:
-    """The version of the Ollama there. Raises NodeError where there is none."""
+    """The version of the Ollama at an address. Raises NodeError if none answers."""
     async with aclosing(HttpTransport(NodeSpec(address.url))) as transport:
         try:
             body = await transport.request("GET", "/api/version", timeout=_ASK_SECONDS)

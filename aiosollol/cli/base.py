@@ -1,4 +1,4 @@
-"""What all commands share: the program `aiosollol`, and options that several of them have."""
+"""What all commands share: the program `aiosollol`, common options, and the runner."""
 
 from __future__ import annotations
 
@@ -34,33 +34,33 @@ Nodes = Annotated[
     typer.Option(
         "--node",
         metavar="URL",
-        help="An Ollama server, as URL, host:port or host; may be given several times. "
+        help="An Ollama server, as URL, host:port or host; repeatable. "
         "Default: $OLLAMA_HOST, else the nodes in ~/.config/aiosollol/nodes.json, else those that "
         "a search of the network finds; with SOLLOL_AUTO_DISCOVER=false, this machine.",
     ),
 ]
 Model = Annotated[str, typer.Option("--model", metavar="NAME", help="The model.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Policy = Annotated[
     str,
     typer.Option(
         metavar="[adaptive|rules]",
-        help="How to spread a batch: by predicted times, or by the table of fixed thresholds.",
+        help="How to spread a batch: by predicted times, or by fixed thresholds.",
     ),
 ]
 SameMachine = Annotated[
     str,
     typer.Option(
         metavar="[measure|share|one]",
-        help="Nodes on one machine: measure whether they are faster together, let them share the "
-        "work, or use one only.",
+        help="Nodes on one machine: measure whether they are faster together, always share the "
+        "work, or use only one.",
     ),
 ]
 
 
 def examples(*lines: str) -> str:
-    """The end of a command's help."""
-    # \b: typer keeps the line ends of this paragraph.
+    """The examples at the end of a command's help."""
+    # \b: typer keeps the line breaks of this paragraph.
     return "\n".join(
         ("\b", "Examples:" if len(lines) > 1 else "Example:", *(f"  {x}" for x in lines))
     )
@@ -77,7 +77,7 @@ def _main(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version and end."
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
         ),
     ] = False,
 ) -> None:
@@ -86,14 +86,14 @@ def _main(
 
 T = TypeVar("T")
 
-PATIENCE = 3  # signals until a clean-up that hangs is given up
+PATIENCE = 3  # signals until a hanging clean-up is abandoned
 
 
 def run(command: Coroutine[Any, Any, T]) -> T:
-    """What `command` returns, run to its end on a loop of its own (uvloop where installed).
+    """Run `command` on an event loop of its own (uvloop if installed) and return its result.
 
-    Ctrl-C, SIGTERM and a closed terminal cancel the command, so that it can clean up. Then the
-    program ends with 128 + the number of the signal, as a shell reports it.
+    Ctrl-C, SIGTERM and a closed terminal cancel the command, so that it can clean up. The program
+    then exits with 128 + the signal's number, as shells report it.
     """
     received: list[signal.Signals] = []
     try:
@@ -115,7 +115,7 @@ async def _cancellable(command: Coroutine[Any, Any, T], received: list[signal.Si
         received.append(number)
         if len(received) == 1:
             task.cancel()
-        # A second one is impatience: cancelled again, the clean-up would leave things open.
+        # A second signal is ignored: cancelling again would interrupt the clean-up.
         elif len(received) == PATIENCE:
             os._exit(128 + number)
 

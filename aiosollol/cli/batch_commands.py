@@ -1,4 +1,4 @@
-"""The commands that embed, or say how that would go. What one does is in the file of its name."""
+"""The embedding commands: demo, embed, plan, node. Each is implemented in its own module."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from aiosollol.cli.base import Json, Nodes, Policy, SameMachine, app, examples
 def demo(as_json: Json = False) -> None:
     """Embed real text over three nodes, then search it by meaning.
 
-    Needs no Ollama and no network: the nodes run a small model that is installed with the extra
-    'embedded'. The text is Python's own language reference. Takes a few seconds.
+    Needs no Ollama and no network: the nodes run a small model installed with the extra
+    'embedded'. The text is Python's language reference. Takes a few seconds.
     """
     from aiosollol.cli.demo import run_demo
 
@@ -32,7 +32,7 @@ def embed(
     files: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[FILE]...", help="Text files in UTF-8, or JSON Lines; - or none is stdin."
+            metavar="[FILE]...", help="UTF-8 text files or JSON Lines files. Default or -: stdin."
         ),
     ] = None,
     model: Annotated[
@@ -46,24 +46,24 @@ def embed(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Where the vectors go: FILE.npy (float32, a row for each passage) or FILE.jsonl. "
+            help="Output file: FILE.npy (float32, one row per passage) or FILE.jsonl. "
             "Default: JSON Lines on stdout.",
         ),
     ] = None,
     embedded: Annotated[
-        bool, typer.Option("--embedded", help="Use the built-in model; no Ollama is needed.")
+        bool, typer.Option("--embedded", help="Use the built-in model; needs no Ollama.")
     ] = False,
     field: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
             help="Read the input as JSON Lines and embed this field. Files named .jsonl or .ndjson "
-            "are read so anyway, with the field 'text'.",
+            "are JSON Lines by default, with the field 'text'.",
         ),
     ] = None,
     passage_size: Annotated[
         int,
-        typer.Option(min=0, help="The most characters in a passage; 0 embeds each text whole."),
+        typer.Option(min=0, help="Maximum characters per passage; 0 embeds each text whole."),
     ] = 800,
     policy: Policy = "adaptive",
     same_machine: SameMachine = "measure",
@@ -71,17 +71,17 @@ def embed(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Write when each node did what, as Chrome trace events: open the file at "
-            "ui.perfetto.dev or in chrome://tracing.",
+            help="Write a timeline of the nodes as Chrome trace events: open it at ui.perfetto.dev "
+            "or in chrome://tracing.",
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Cut texts into passages and embed them.
 
-    Progress goes to stderr. Ctrl-C leaves a valid file with what is done and says how much is
-    missing. With --json a summary in JSON is printed: to stdout, or to stderr where the vectors
-    go to stdout.
+    Progress goes to stderr. Ctrl-C leaves a valid file with the vectors so far and prints how many
+    are missing. --json prints a summary as JSON to stdout, or to stderr if the vectors go to
+    stdout.
     """
     from aiosollol.cli.embed import EmbedOptions, embed_files
 
@@ -112,10 +112,10 @@ def plan(
     model: Annotated[str, typer.Option(help="The embedding model.")] = "nomic-embed-text",
     node: Nodes = None,
     sizes: Annotated[
-        str, typer.Option(metavar="N,N,...", help="How many items the batches have.")
+        str, typer.Option(metavar="N,N,...", help="Batch sizes, in items.")
     ] = "10,50,100,200",
     tokens_per_item: Annotated[
-        float, typer.Option(min=1, help="How long an item is; 75 tokens are about 50 words.")
+        float, typer.Option(min=1, help="Average tokens per item; 75 tokens are about 50 words.")
     ] = 75,
     policy: Policy = "adaptive",
     same_machine: SameMachine = "measure",
@@ -123,16 +123,16 @@ def plan(
         bool,
         typer.Option(
             "--measure/--no-measure",
-            help="Let each node embed 32 short texts first: how fast it is, only that tells.",
+            help="Let each node embed 32 short texts first, to measure its speed.",
         ),
     ] = True,
     as_json: Json = False,
 ) -> None:
     """Show how batches would be spread over the nodes, how long that takes, and why.
 
-    Nothing of yours is embedded. "sequential" is the time on the best node alone, "parallel" on
-    all nodes that may take part, each with the share it can do in that time. A node that
-    cannot be measured takes no part, and is named.
+    None of your texts is embedded. "sequential" is the time on the best node alone, "parallel" the
+    time on all eligible nodes, each with the share it can do in that time. A node that cannot be
+    measured is left out and listed.
     """
     from aiosollol.cli.plan import PlanRequest, parse_sizes, show_plan
 
@@ -152,16 +152,17 @@ def plan(
 @app.command(epilog=examples("aiosollol node --port 21434"))
 def node(
     port: Annotated[
-        int, typer.Option(metavar="N", min=0, max=65535, help="0 takes a free one.")
+        int,
+        typer.Option(metavar="N", min=0, max=65535, help="Port to listen on; 0 picks a free one."),
     ] = 21434,
     host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="The address to listen on.")
+        str, typer.Option(metavar="ADDRESS", help="Address to listen on.")
     ] = "127.0.0.1",
 ) -> None:
     """Serve a small embedding model behind Ollama's API.
 
-    The model is called wordllama and is part of the installation. Any client of Ollama's API for
-    embeddings can use it. Ctrl-C or SIGTERM ends it, with exit code 0.
+    The model is called wordllama and is installed with aiosollol. Any client of Ollama's embedding
+    API can use it. Ctrl-C or SIGTERM ends it, with exit code 0.
     """
     from aiosollol.cli.base import run
     from aiosollol.cli.output import Screen

@@ -1,4 +1,4 @@
-"""`aiosollol config`: what each setting is, and where it came from."""
+"""`aiosollol config`: shows each setting and where its value came from."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from aiosollol.errors import ConfigError, InvalidInput
 
 
 class _Nodes(NamedTuple):
-    """The file of nodes, if there is one, and how many it names.
+    """The node file, if there is one, and the number of its nodes.
 
-    named: the node in OLLAMA_HOST, which then counts in place of the file; "" if there is none.
+    named: the node in OLLAMA_HOST, which overrides the file; "" if not set.
     """
 
     path: Path | None
@@ -28,13 +28,13 @@ class _Nodes(NamedTuple):
 
 
 def show_config(as_json: bool) -> int:
-    """Print every setting and which files were read, and return the exit code 0.
+    """Print every setting and the files that were read, and return the exit code 0.
 
-    Raises ConfigError for a setting, or a file, that is wrong. Nothing is printed then.
+    Raises ConfigError, before anything is printed, for an invalid setting or file.
     """
     resolved = resolve({})
     path = find_nodes_file()
-    # How many, and no more: a file of nodes may hold tokens.
+    # Only the count: a node file may hold tokens.
     nodes = _Nodes(path, len(load_nodes(path)) if path is not None else 0, _named())
     if as_json:
         write_json(_as_dict(resolved, nodes), sys.stdout)
@@ -71,7 +71,7 @@ def _print_table(resolved: Resolved, nodes: _Nodes) -> None:
         count = "1 node" if nodes.nodes == 1 else f"{nodes.nodes:,} nodes"
         screen.line(f"nodes file: {nodes.path} ({count})")
     if nodes.named:
-        screen.line(f"OLLAMA_HOST: {nodes.named} is the node, whatever the file of nodes says")
+        screen.line(f"OLLAMA_HOST: {nodes.named} is used instead of the nodes file")
     for name, guess in resolved.strangers.items():
         hint = f": did you mean {guess}?" if guess else ", and has no effect"
         screen.line(f"{name} is not a setting{hint}", style="yellow")

@@ -1,4 +1,4 @@
-"""`aiosollol demo`: real text, real vectors, three nodes, and a search by meaning."""
+"""`aiosollol demo`: embeds real text on three nodes and searches it by meaning."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ NODES = ("node-1", "node-2", "node-3")
 PASSAGE_SIZE = 320  # about a paragraph of the language reference
 ANSWERS = 2
 
-# Asked in other words than the reference uses, where it can be helped: "ignoring upper and lower
-# case" is to find "caseless". Chosen because the model answers them on Python 3.11 to 3.13.
+# Worded differently from the reference where possible: "ignoring upper and lower case" should find
+# "caseless". Chosen because the model answers them on Python 3.11 to 3.13.
 QUESTIONS = (
     "Is the finally clause executed when an exception is not handled?",
     "How can I compare strings ignoring upper and lower case?",
@@ -37,7 +37,7 @@ QUESTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A passage that may answer a question. `score` is the cosine of the two, at most 1."""
+    """A passage that may answer a question. `score` is their cosine, at most 1."""
 
     score: float
     topic: str
@@ -45,7 +45,7 @@ class Match:
 
 
 def run_demo(*, as_json: bool) -> int:
-    """Show what aiosollol does, on stdout (with `as_json` on stderr), and return the exit code."""
+    """Run the demo on stdout (with `as_json` on stderr) and return the exit code."""
     run(_demo(Screen(sys.stderr if as_json else sys.stdout), as_json))
     return 0
 
@@ -53,7 +53,7 @@ def run_demo(*, as_json: bool) -> int:
 async def _demo(screen: Screen, as_json: bool) -> None:
     topics, texts = read_reference()
     async with AsyncExitStack() as stack:
-        screen.line(f"Starting {len(NODES)} nodes, each a process with a model of its own ...")
+        screen.line(f"Starting {len(NODES)} nodes, each a process with its own model ...")
         pool = await stack.enter_async_context(
             OllamaPool(nodes=await _start_nodes(stack), same_machine="share")
         )
@@ -66,7 +66,7 @@ async def _demo(screen: Screen, as_json: bool) -> None:
             style="bold",
         )
         screen.line(f"Plan: {await pool.plan(MODEL, len(texts))}")
-        screen.line('The nodes are on one machine and told to share it: same_machine="share"')
+        screen.line('The nodes share one machine (same_machine="share")')
         with screen.progress("embedding", len(texts)) as advance:
             seen = 0
 
@@ -80,7 +80,7 @@ async def _demo(screen: Screen, as_json: bool) -> None:
         _show_report(screen, vectors.report)
 
         asked = await pool.embed_batch(MODEL, QUESTIONS)
-    # The nodes have ended; what follows is arithmetic, in a thread to leave Ctrl-C to the loop.
+    # The nodes have ended. The search runs in a thread so that Ctrl-C still works.
     answers = await asyncio.to_thread(
         lambda: [best_matches(vector, vectors, topics, texts) for vector in asked]
     )
@@ -90,7 +90,7 @@ async def _demo(screen: Screen, as_json: bool) -> None:
 
 
 async def _start_nodes(stack: AsyncExitStack) -> list[dict[str, str]]:
-    """Start all nodes at once; what started is ended by `stack`, whatever became of the others."""
+    """Start all nodes at once. `stack` ends those that started, even if others failed."""
     nodes = [EmbeddedNode(process=True, name=name) for name in NODES]
     try:
         async with asyncio.TaskGroup() as starting:
@@ -102,7 +102,7 @@ async def _start_nodes(stack: AsyncExitStack) -> list[dict[str, str]]:
 
 
 def read_reference() -> tuple[list[str], list[str]]:
-    """The topic and the text of each passage of what ``help()`` knows about Python's language."""
+    """The topic and text of each passage of the language reference behind ``help()``."""
     from pydoc_data.topics import topics as reference
 
     names, texts = [], []
@@ -116,7 +116,7 @@ def read_reference() -> tuple[list[str], list[str]]:
 def best_matches(
     question: Vector, vectors: Embeddings, topics: Sequence[str], texts: Sequence[str]
 ) -> list[Match]:
-    """The passages closest in meaning, best first; equal texts count once."""
+    """The passages closest in meaning to the question, best first; equal texts count once."""
     different = {text: index for index, text in reversed(list(enumerate(texts)))}
     scored = ((cosine(question, vectors[index]), index) for index in different.values())
     best = heapq.nlargest(ANSWERS, scored)
@@ -124,7 +124,7 @@ def best_matches(
 
 
 def cosine(one: Iterable[float], other: Iterable[float]) -> float:
-    """The cosine of the angle between two vectors: 1 is the same direction, 0 none in common."""
+    """The cosine of the angle between two vectors: 1 for the same direction, 0 if orthogonal."""
     a, b = list(one), list(other)
     lengths = math.hypot(*a) * math.hypot(*b)
     return sum(map(float.__mul__, a, b)) / lengths if lengths else 0.0

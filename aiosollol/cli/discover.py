@@ -1,4 +1,4 @@
-"""`aiosollol discover`: which Ollama servers are on the network, as they answer."""
+"""`aiosollol discover`: lists the Ollama servers on the network as they answer."""
 
 from __future__ import annotations
 
@@ -19,16 +19,19 @@ from aiosollol.core.node import NodeSpec
 from aiosollol.discovery import Search, discover
 from aiosollol.discovery.search import Arrived, Watch
 
-_ENDED = (130, 143)  # by Ctrl-C and SIGTERM: to watch ends in no other way
+_ENDED = (130, 143)  # Ctrl-C and SIGTERM, the normal ways to end --watch
 
 
 @dataclass(frozen=True, slots=True)
 class DiscoverOptions:
-    """What `aiosollol discover` was told.
+    """Options of `aiosollol discover`.
 
-    subnets: CIDRs in place of the networks of this machine. ports: empty is Ollama's own.
-    timeout: seconds for each address. watch: go on until Ctrl-C. save: a file for the nodes.
-    trusted: who alone may be a node, None is anybody: that is a setting.
+    watch: keep searching until Ctrl-C.
+    save: file to write the nodes to.
+    subnets: CIDRs, instead of this machine's networks.
+    ports: empty is Ollama's default port.
+    timeout: seconds per address.
+    trusted: the only nodes to accept, None is all; taken from the settings.
     """
 
     watch: bool = False
@@ -42,7 +45,7 @@ class DiscoverOptions:
     as_json: bool = False
 
     def arguments(self) -> dict[str, Any]:
-        """As `discover` takes them."""
+        """The keyword arguments of `discover`."""
         return {
             "timeout": self.timeout,
             "subnets": self.subnets or None,
@@ -56,8 +59,8 @@ class DiscoverOptions:
 def run_discover(options: DiscoverOptions) -> int:
     """Print each node as it answers, and return the exit code: 1 if none does.
 
-    With `watch` it prints who comes and who goes until Ctrl-C, and the code is 0. Raises
-    InvalidInput for a network or a port that is none, ConfigError where nothing can be saved.
+    With `watch`, print arrivals and departures until Ctrl-C, and return 0. Raises InvalidInput for
+    an invalid network or port, ConfigError if the file cannot be written.
     """
     if options.watch:
         try:
@@ -78,7 +81,7 @@ def run_discover(options: DiscoverOptions) -> int:
         save_nodes(options.save, specs_of(found))
         screen.line(f"Saved in {options.save}.")
     elif options.save:
-        screen.line(f"{options.save} was left as it is.")
+        screen.line(f"{options.save} was not changed.")
     return int(not found)
 
 
@@ -93,12 +96,12 @@ async def _search(search: Search, screen: Screen, options: DiscoverOptions) -> l
 
 
 async def _watch(options: DiscoverOptions) -> None:
-    """Print changes for ever. With `save`, the file has the nodes that are there, if there are."""
+    """Print changes until cancelled. With `save`, write the present nodes after each change."""
     screen = Screen(sys.stdout)
     with screen.log():
         async with Watch(**options.arguments()) as watch:
             if not options.as_json:
-                screen.line("Watching for nodes (+ comes, - goes); Ctrl-C ends it.")
+                screen.line("Watching for nodes (+ arrived, - departed); Ctrl-C ends it.")
             async for change in watch:
                 has_come = isinstance(change, Arrived)
                 reason = "" if isinstance(change, Arrived) else change.reason
@@ -111,13 +114,13 @@ async def _watch(options: DiscoverOptions) -> None:
                 else:
                     screen.line(f"- {change.node.url}: {reason}", style="red")
                 if options.save and watch.nodes:
-                    # Not in the event loop: it waits for the disk.
+                    # In a thread, because it waits for the disk.
                     specs = specs_of(watch.nodes.values())
                     await asyncio.to_thread(save_nodes, options.save, specs)
 
 
 def line_of(node: Discovered) -> str:
-    """A node in one line: where, which version, how it was found, how fast, with which models."""
+    """A node in one line: URL, version, how it was found, response time, models."""
     where = f"{node.url} ({node.name})" if node.name else node.url
     models = f"models {', '.join(node.models)}" if node.models else "no models"
     how = HOW_FOUND[node.source]
@@ -127,7 +130,7 @@ def line_of(node: Discovered) -> str:
 
 
 def specs_of(nodes: Iterable[Discovered]) -> list[NodeSpec]:
-    """What is saved of nodes. A name that two of them have is nobody's."""
+    """The nodes as specs to save. A name shared by two nodes is dropped."""
     nodes = list(nodes)
     names = collections.Counter(node.name for node in nodes)
     return [
@@ -154,23 +157,23 @@ def _tell_end(
 
 
 def hints(options: DiscoverOptions, skipped: Sequence[Skipped]) -> list[str]:
-    """What to do when nothing was found."""
+    """Suggestions for the user when no node was found."""
     port = options.ports[0] if options.ports else DEFAULT_PORT
     lines = [
         "On each server, let Ollama listen on the network: set OLLAMA_HOST=0.0.0.0 in its "
         "environment (with systemd: systemctl edit ollama, then Environment=OLLAMA_HOST=0.0.0.0) "
         "and restart it.",
-        f"Let its firewall admit TCP port {port}; with ufw: ufw allow {port}/tcp",
+        f"Open TCP port {port} in its firewall; with ufw: ufw allow {port}/tcp",
     ]
     if skipped or not options.subnets:
-        lines.append(
-            "Name the network where the servers are: aiosollol discover --subnet 192.168.1.0/24"
-        )
+        lines.append("Name the network of the servers: aiosollol discover --subnet 192.168.1.0/24")
     if not options.ports:
-        lines.append("Name the port if it is another: aiosollol discover --port 8080")
+        lines.append("If they use another port, name it: aiosollol discover --port 8080")
     if options.trusted is not None:
         trusted = ", ".join(options.trusted)
-        lines.append(f"Trust it, if it is yours: the setting 'trusted' accepts only {trusted}")
+        lines.append(
+            f"If a server is missing, trust it: the setting 'trusted' accepts only {trusted}"
+        )
     if options.use_zeroconf:
         lines.append("Or let the servers announce themselves: aiosollol advertise")
     return lines

@@ -1,4 +1,4 @@
-"""`aiosollol embed`: texts in, vectors out, a segment at a time to keep memory small."""
+"""`aiosollol embed`: embeds files segment by segment, in bounded memory."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from aiosollol.core.scheduling.colocation import Finding
 from aiosollol.core.scheduling.planner import PlanOptions, Policy, SameMachine
 from aiosollol.errors import InvalidInput, SollolError
 
-SEGMENT = 512  # passages between two writes: what an interruption can lose, and no more
-IN_FLIGHT = 2  # segments under way: the nodes work on the next while the last chunks come in
+SEGMENT = 512  # passages per write: an interruption loses those not yet written
+IN_FLIGHT = 2  # segments under way: nodes start the next while the last chunks come in
 ERRORS_SHOWN = 3
 
 
@@ -47,7 +47,7 @@ class _Embedder(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbedOptions:
-    """What the command line asks for. Raises InvalidInput where two options contradict."""
+    """Options of `aiosollol embed`. Raises InvalidInput if two options conflict."""
 
     files: Sequence[str] = ()
     model: str | None = None
@@ -74,14 +74,14 @@ class EmbedOptions:
 
 
 def embed_files(options: EmbedOptions) -> int:
-    """Embed what `options` name and return the exit code: 1 if a passage has no vector."""
+    """Embed the files in `options` and return the exit code: 1 if a passage has no vector."""
     stdin = sys.stdin.buffer
     if STDIN in (options.files or [STDIN]) and stdin.isatty():
         print("Reading text from the terminal; Ctrl-D ends it.", file=sys.stderr)
     sources = open_sources(options.files, stdin)
     reader = Reader(options.passage_size, options.field)
-    # Reading everything twice costs little beside embedding it, finds bad input before anything
-    # is sent, and tells how much there is to do.
+    # Reading everything twice is cheap compared with embedding it, finds bad input before anything
+    # is sent, and gives the total.
     total = sum(1 for _ in reader.read(sources))
     _keep_apart(options)
     sink = open_sink(options.out, sys.stdout.buffer)
@@ -102,7 +102,7 @@ def embed_files(options: EmbedOptions) -> int:
 
 
 class EmbedJob:
-    """One run of the command: what is done so far, and what becomes of it at the end."""
+    """One run of the command: its progress and its result."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class EmbedJob:
         self._total = total
         self._sink = sink
         self._trace = trace
-        self._slices: list[Slice] = []  # all segments are on one clock
+        self._slices: list[Slice] = []  # of all segments, on one clock
         self._findings: list[Finding] = []
         self._screen = Screen(sys.stderr)
         self._started = time.perf_counter()
@@ -130,11 +130,11 @@ class EmbedJob:
 
     @property
     def missing(self) -> int:
-        """How many passages have no vector, as things stand."""
+        """The number of passages that have no vector yet."""
         return self._total - self._written + len(self._failures)
 
     async def work(self) -> None:
-        """Embed and write everything. Raises the first error where a whole segment fails."""
+        """Embed and write everything. Raises the first error if a whole segment fails."""
         if self._total == 0:
             return
         async with AsyncExitStack() as stack:
@@ -149,7 +149,7 @@ class EmbedJob:
             await self._pump(pool, advance)
 
     async def _start_nodes(self, stack: AsyncExitStack) -> NodeRegistry:
-        """The nodes to use. What is started for that is ended by `stack`."""
+        """The nodes to use. `stack` ends an embedded node that is started here."""
         if not self._options.embedded:
             return await registry_of(
                 self._options.nodes, self._screen, is_quiet=self._options.as_json
@@ -172,11 +172,11 @@ class EmbedJob:
                 embeddings = await task
                 waiting.popleft()
                 if len(embeddings.errors) == len(segment):
-                    # Not one bad text but something that fails all of them: go no further.
+                    # The cause is not a single bad text: stop.
                     raise next(iter(embeddings.errors.values()))
-                # In a thread, as all of the file work: the nodes are to be kept busy. A thread
-                # is not cancelled, and the loop joins it before it closes, so a segment is
-                # written as a whole or not at all.
+                # In a thread, like all file work, to keep the nodes busy. Threads are not
+                # cancelled and are joined before the loop closes, so a segment is written whole
+                # or not at all.
                 await asyncio.to_thread(self._write, segment, embeddings)
         finally:
             for _, task in waiting:
@@ -217,7 +217,7 @@ class EmbedJob:
             counts.update(items=share.items, requests=share.requests, retries=share.retries)
 
     def finish(self) -> None:
-        """Put the result in its place, also a partial one, and tell what there is."""
+        """Move the result, also a partial one, to its target and print the summary."""
         seconds = time.perf_counter() - self._started
         is_kept = self._written > 0 or self._total == 0
         try:
@@ -229,7 +229,7 @@ class EmbedJob:
         if self.is_quiet:
             return
         if self._options.as_json:
-            # With the vectors on stdout, the summary would be one line too many there.
+            # If the vectors go to stdout, the summary must not.
             stream = sys.stdout if self._options.out else sys.stderr
             write_json(self._summary(seconds, is_kept), stream)
         else:
@@ -249,7 +249,7 @@ class EmbedJob:
         line = self._screen.line
         done = self._total - self.missing
         if self._total == 0:
-            line("There is no text in the input.", style="yellow")
+            line("The input contains no text.", style="yellow")
         elif done:
             rate = f"{done / seconds:,.0f}/s" if seconds > 0 else ""
             line(f"{done:,} vectors of {self._dim} numbers in {seconds:.2f} s ({rate})")
@@ -270,7 +270,7 @@ class EmbedJob:
             kind = "Partial result" if self.missing else "Result"
             place = self._options.out
             if self._kept is not None and self._kept.name != Path(place).name:
-                place = f"{self._kept} (what was in {place} is still there)"
+                place = f"{self._kept} ({place} was not changed)"
             kept = f"{kind} in {place}"
             line(kept if is_kept else f"{self._options.out} was not written")
         if self._options.trace and self._slices:
@@ -298,7 +298,7 @@ class EmbedJob:
 
 
 def _keep_apart(options: EmbedOptions) -> None:
-    """Raise InvalidInput if a result would take the place of an input, or of the other result."""
+    """Raise InvalidInput if a result would overwrite an input or the other result."""
     results = {"--out": options.out, "--trace": options.trace}
     taken = {Path(name).resolve(): f"the input {name}" for name in options.files if name != "-"}
     for option, name in results.items():

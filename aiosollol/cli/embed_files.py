@@ -1,4 +1,4 @@
-"""Files that `embed` reads and writes: texts cut into passages; vectors, valid at every moment."""
+"""Input and output files of `embed`: texts cut into passages, vectors as JSON Lines or .npy."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _JSONL_SUFFIXES = (".jsonl", ".ndjson")
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A passage and where it is from.
+    """A passage and its origin.
 
-    `line` counts from 1 and is None outside JSON Lines; `start` and `end` are offsets in
-    characters, in the file or in the text of that line.
+    `line` counts from 1 and is None for plain text; `start` and `end` are offsets in characters
+    in the file, or in the text of that line.
     """
 
     text: str
@@ -38,17 +38,18 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """How to read: `size` of a passage in characters (0: whole texts), `field` of JSON Lines.
+    """Reads sources as passages.
 
-    Without a field, files named .jsonl or .ndjson are JSON Lines with a field "text", and all
-    else is text. With one, everything is JSON Lines.
+    size: of a passage in characters; 0 keeps texts whole.
+    field: of JSON Lines. None reads files named .jsonl or .ndjson as JSON Lines with a field
+    "text", and all others as plain text.
     """
 
     size: int
     field: str | None = None
 
     def read(self, sources: Sequence[Source]) -> Iterator[Item]:
-        """Every passage, in order. Raises InvalidInput, naming file and line."""
+        """Every passage, in order. Raises InvalidInput with the file and line."""
         for source in sources:
             is_jsonl = self.field is not None or source.name.lower().endswith(_JSONL_SUFFIXES)
             texts = self._read_lines(source) if is_jsonl else _read_text(source)
@@ -72,7 +73,7 @@ class Reader:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One input, which can be read more than once: stdin is kept in memory."""
+    """One input, which can be read repeatedly; stdin is kept in memory."""
 
     name: str
     content: bytes | None = None
@@ -96,9 +97,9 @@ class Source:
 
 
 def open_sources(names: Sequence[str], stdin: BinaryIO) -> list[Source]:
-    """The sources that a command line names; none, or ``-``, is stdin, which is read here."""
+    """The sources named on the command line; ``-`` or none is stdin, which is read here."""
     if names.count(STDIN) > 1:
-        raise InvalidInput("stdin (-) can be read once only")
+        raise InvalidInput("stdin (-) can be given only once")
     return [
         Source(name, stdin.read()) if name == STDIN else Source(name) for name in names or [STDIN]
     ]
@@ -107,7 +108,7 @@ def open_sources(names: Sequence[str], stdin: BinaryIO) -> list[Source]:
 def _read_text(source: Source) -> Iterator[tuple[None, str]]:
     content = source.read()
     try:
-        # A byte order mark is not text. Line ends stay as they are: offsets count them.
+        # The byte order mark is dropped. Line ends are kept: offsets count them.
         yield None, content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InvalidInput(
@@ -133,43 +134,43 @@ def _get_field(line: bytes, field: str, where: str) -> str:
 
 
 class Sink(Protocol):
-    """Takes vectors segment by segment."""
+    """Writes vectors segment by segment."""
 
     def write(self, items: Sequence[Item], embeddings: Embeddings) -> None:
-        """Add the vectors of some items. Those with an error become a null, or a row of NaN."""
+        """Add the vectors of some items. Items with an error get null, or a row of NaN."""
 
     def commit(self, *, is_partial: bool = False) -> Path | None:
-        """Put what was written where it was asked for, and say where; None for stdout."""
+        """Move the output to its target and return its path; None for stdout."""
 
     def discard(self) -> None:
-        """Leave the target as it was, unless `commit` came first."""
+        """Drop the output and leave the target unchanged; no effect after `commit`."""
 
 
 def open_sink(out: str | None, stdout: BinaryIO) -> Sink:
     """The sink for ``--out``; None is JSON Lines on stdout.
 
-    Raises InvalidInput for a name that ends neither in .npy nor in .jsonl, and where no file can
-    be written: here, before anything is computed.
+    Raises InvalidInput, before anything is computed, if the name ends neither in .npy nor in
+    .jsonl, or the file cannot be written.
     """
     if out is None:
         return _JsonLines(stdout)
     path = Path(out)
     if path.suffix not in (".npy", ".jsonl"):
-        raise InvalidInput(f"--out {out}: give it a name that ends in .npy or .jsonl")
+        raise InvalidInput(f"--out {out}: the name must end in .npy or .jsonl")
     file = Replacing(path, "--out")
     return _Npy(file) if path.suffix == ".npy" else _JsonLines(file.stream, file)
 
 
 class Replacing:
-    """A new file beside `path`, which takes its place in one step, or never.
+    """A new file next to `path` that replaces it atomically on `commit`.
 
-    Raises InvalidInput, naming the option that gave the path, if it cannot be written.
+    Raises InvalidInput, with the name of the option, if it cannot be written.
     """
 
     def __init__(self, path: Path, option: str) -> None:
         if path.is_dir():
-            raise InvalidInput(f"{option} {path}: this is a directory")
-        self._target = path.resolve()  # a link stays a link
+            raise InvalidInput(f"{option} {path}: is a directory")
+        self._target = path.resolve()  # a symbolic link is kept
         self._path = self._target.with_name(f".{self._target.name}.{os.getpid()}.part")
         try:
             self.stream: BinaryIO = self._path.open("w+b")
@@ -177,7 +178,7 @@ class Replacing:
             raise InvalidInput(f"{option} {path}: {error.strerror}") from error
 
     def commit(self, *, is_partial: bool = False) -> Path:
-        """Take the place. What is partial takes none that is taken, but one beside it."""
+        """Replace the target. A partial file goes beside an existing one, as `.partial`."""
         self.stream.flush()
         os.fsync(self.stream.fileno())
         self.stream.close()
@@ -194,7 +195,7 @@ class Replacing:
 
 
 class _JsonLines:
-    """One object a line: where the passage is from, its text, and its vector."""
+    """One object per line: the passage's origin, its text, and its vector."""
 
     def __init__(self, stream: BinaryIO, file: Replacing | None = None) -> None:
         self._stream = stream
@@ -222,10 +223,10 @@ class _JsonLines:
 
 
 class _Npy:
-    """An array of float32, one row for each passage, in numpy's own format.
+    """An array of float32, one row per passage, in numpy's format.
 
     The header is rewritten after each segment, so the file is valid even if this process is
-    killed. It needs no numpy: numpy.org/doc/stable/reference/generated/numpy.lib.format.html
+    killed. Needs no numpy: numpy.org/doc/stable/reference/generated/numpy.lib.format.html
     """
 
     def __init__(self, file: Replacing) -> None:
@@ -259,8 +260,8 @@ class _Npy:
 
 
 def npy_header(rows: int, dim: int) -> bytes:
-    """The header of a .npy file of float32 in this machine's byte order: 128 bytes."""
+    """The 128-byte header of a .npy file of float32 in this machine's byte order."""
     order = "<" if sys.byteorder == "little" else ">"
     text = f"{{'descr': '{order}f4', 'fortran_order': False, 'shape': ({rows}, {dim}), }}"
-    # Padded as if the numbers had all their digits, so that it can be rewritten in place.
+    # Padded to a fixed length, so that it can be rewritten in place.
     return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + text.ljust(117).encode() + b"\n"

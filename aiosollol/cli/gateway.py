@@ -1,4 +1,4 @@
-"""`aiosollol up` and `aiosollol key`: one address that is every Ollama, and who may use it."""
+"""`aiosollol up` and `aiosollol key`: the gateway and its API keys."""
 
 from __future__ import annotations
 
@@ -27,27 +27,28 @@ from aiosollol.service.running import Running
 def up(
     workers: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Processes that share the port. Default: 1."),
+        typer.Option(
+            metavar="N", min=1, help="Number of processes that share the port (default 1)."
+        ),
     ] = None,
     dask_workers: Annotated[
         int | None,
         typer.Option(
             metavar="N",
             min=0,
-            help="Let so many workers of Dask compute what is queued; needs the extra 'dask'. "
-            "Default: none.",
+            help="Number of Dask workers for queued jobs; needs the extra 'dask' (default none).",
             show_default=False,
         ),
     ] = None,
     hosts: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="The nodes: a hosts.txt, or JSON.", show_default=False),
+        typer.Option(metavar="FILE", help="Node file: hosts.txt or JSON.", show_default=False),
     ] = None,
     node: Annotated[
         list[str] | None,
         typer.Option(
             metavar="URL",
-            help="An Ollama server, as URL, host:port or host; may be given several times. "
+            help="An Ollama server, as URL, host:port or host; repeatable. "
             "Default: those in --hosts or --config, else $OLLAMA_HOST, else those in "
             "~/.config/aiosollol/nodes.json, else those that a search of the network finds.",
         ),
@@ -56,47 +57,53 @@ def up(
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            help="The address to listen on; 0.0.0.0 is every interface, which takes API keys. "
-            "Default: 127.0.0.1.",
+            help="Address to listen on (default 127.0.0.1); 0.0.0.0 is all interfaces "
+            "(requires API keys).",
             show_default=False,
         ),
     ] = None,
     port: Annotated[
         int | None,
-        typer.Option(metavar="N", min=0, max=65535, help="0 takes a free one. Default: 8000."),
+        typer.Option(
+            metavar="N",
+            min=0,
+            max=65535,
+            help="Port to listen on (default 8000); 0 picks a free one.",
+        ),
     ] = None,
     dask_scheduler: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="The same, by the workers of this Dask scheduler."),
+        typer.Option(metavar="URL", help="Dask scheduler whose workers run queued jobs."),
     ] = None,
     autobatch: Annotated[
         bool | None,
         typer.Option(
             "--autobatch/--no-autobatch",
-            help="Queue documents in a file and embed them in time. Default: yes.",
+            help="Queue documents in a file and embed them in the background (default on).",
             show_default=False,
         ),
     ] = None,
     autobatch_interval: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", help="How long they wait at most. Default: 60."),
+        typer.Option(metavar="SECONDS", help="Maximum wait of a queued document (default 60)."),
     ] = None,
     adaptive_metrics: Annotated[
         bool | None,
         typer.Option(
             "--adaptive-metrics/--no-adaptive-metrics",
-            help="Look again and again at what nodes have loaded. Default: yes.",
+            help="Poll the nodes for their loaded models (default on).",
             show_default=False,
         ),
     ] = None,
     adaptive_metrics_interval: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="How often. Default: 30.")
+        float | None,
+        typer.Option(metavar="SECONDS", help="Interval of --adaptive-metrics (default 30)."),
     ] = None,
     config: Annotated[
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Settings, as TOML; options count more. SIGHUP reads it again.",
+            help="TOML file of settings, reloaded on SIGHUP; options override it.",
             show_default=False,
         ),
     ] = None,
@@ -104,18 +111,18 @@ def up(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Who may use it: the lines that 'aiosollol key' prints. $SOLLOL_API_KEYS adds "
-            "to them.",
+            help="API key file: the lines printed by 'aiosollol key'. Keys in $SOLLOL_API_KEYS are "
+            "added.",
             show_default=False,
         ),
     ] = None,
     insecure: Annotated[
         bool | None,
-        typer.Option("--insecure", help="Listen for other machines without API keys."),
+        typer.Option("--insecure", help="Accept requests from other machines without API keys."),
     ] = None,
     allow_admin: Annotated[
         bool | None,
-        typer.Option("--allow-admin", help="Let models be pulled, made, copied and deleted."),
+        typer.Option("--allow-admin", help="Allow pull, create, copy and delete of models."),
     ] = None,
     max_in_flight: Annotated[
         int | None,
@@ -206,18 +213,16 @@ def up(
         bool | None,
         typer.Option(
             "--otel/--no-otel",
-            help="Spans for OpenTelemetry, which need the extra 'otel'. Default: no.",
+            help="Record OpenTelemetry spans; needs the extra 'otel' (default off).",
             show_default=False,
         ),
     ] = None,
 ) -> None:
     """Serve all nodes under one address, as if they were one Ollama.
 
-    It speaks Ollama's API, OpenAI's and Anthropic's. SIGTERM and Ctrl-C let running requests
-    finish, a second one does not; the exit code is 0 after the first.
+    Speaks the APIs of Ollama, OpenAI and Anthropic. SIGTERM or Ctrl-C lets running requests
+    finish and exits with 0; a second one stops at once.
     """
-    pass  # moved
-
     given = {
         "processes": workers,
         "enable_dask": True if dask_workers else None,
@@ -253,17 +258,16 @@ def up(
     ),
 )
 def key(
-    name: Annotated[str, typer.Argument(help="Whose it is, for the file and its errors.")],
+    name: Annotated[str, typer.Argument(help="Name of the key's owner.")],
     model: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="A model that it may use, with * for any characters; may be given several "
-            "times. Default: all.",
+            help="Model that the key may use; * matches any characters. Repeatable (default all).",
         ),
     ] = None,
     rate: Annotated[
-        float | None, typer.Option(metavar="N", min=0, help="Requests a second at most.")
+        float | None, typer.Option(metavar="N", min=0, help="Maximum requests per second.")
     ] = None,
     in_flight: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Requests at once at most; others wait.")
@@ -272,17 +276,15 @@ def key(
         bool,
         typer.Option(
             "--admin",
-            help="It may pull, make, copy and delete models, and sees the jobs of all keys.",
+            help="Allow pull, create, copy and delete of models, and access to all jobs.",
         ),
     ] = False,
 ) -> None:
     """Make an API key for the gateway.
 
-    The key goes to stderr, once. Its line for the file of keys goes to stdout; that has only what
-    the key hashes to.
+    The key is printed once, to stderr. Its line for the key file, which holds only a hash of the
+    key, goes to stdout.
     """
-    pass  # moved
-
     options = [
         f"models={','.join(model)}" if model else "",
         f"rate={rate:g}" if rate else "",
@@ -294,12 +296,12 @@ def key(
 
 @dataclass(frozen=True, slots=True)
 class UpOptions:
-    """What `aiosollol up` was told.
+    """Options of `aiosollol up`.
 
-    config: a TOML file with the names of `SOLLOLConfig`. nodes: URLs; hosts: a file of nodes. If
-    there are neither, nor any in `config`, those count with which a pool begins.
-    given: the other settings that were told, by their names in `SOLLOLConfig`; they count more
-    than those in the file.
+    config: a TOML file with the fields of `SOLLOLConfig`.
+    nodes: URLs.
+    hosts: a node file. Without nodes here or in `config`, a pool's initial nodes are used.
+    given: the other settings, by their names in `SOLLOLConfig`; they override the file.
     """
 
     config: str | None = None
@@ -309,7 +311,7 @@ class UpOptions:
 
 
 def run_up(options: UpOptions) -> int:
-    """Serve until Ctrl-C or SIGTERM; the exit code.
+    """Serve until Ctrl-C or SIGTERM, and return the exit code.
 
     Raises ConfigError and InvalidInput where that cannot be. What is optional and cannot be is a
     warning: see `SOLLOL.start`.
@@ -322,7 +324,7 @@ def run_up(options: UpOptions) -> int:
 
 
 def source_of(options: UpOptions) -> ConfigSource:
-    """Where the settings of a gateway come from. Raises ConfigError."""
+    """The source of the gateway's settings. Raises ConfigError."""
     given = {name: value for name, value in options.given.items() if value is not None}
     if options.nodes:
         given["hosts"] = list(options.nodes)
@@ -335,12 +337,12 @@ def source_of(options: UpOptions) -> ConfigSource:
 
 
 def print_key(name: str, settings: str) -> int:
-    """Print a new key to stderr and its line for the file to stdout; the exit code.
+    """Print a new key to stderr and its line for the key file to stdout; return the exit code.
 
-    settings: of the key, as they stand in the file. Raises InvalidInput.
+    settings: of the key, as written in the file. Raises InvalidInput if they are invalid.
     """
     key = new_key(name, settings)
-    print(f"The key of {name}, which is shown this once: {key.token}", file=sys.stderr, flush=True)
+    print(f"The key of {name}, shown only once: {key.token}", file=sys.stderr, flush=True)
     print(key.line, flush=True)
     return 0
 
@@ -351,12 +353,12 @@ def _tell(screen: Screen, running: Running) -> None:
 
 
 def greeting(running: Running) -> list[str]:
-    """What a user is told once the gateway serves."""
+    """The lines printed once the gateway serves."""
     count = len(running.processes)
     by = f" ({count} processes: {', '.join(map(str, running.processes))})" if count > 1 else ""
     lines = [f"Listening on {running.url}{by}; Ctrl-C ends it."]
     if running.nodes is None:
-        lines.append("Nodes: those in OLLAMA_HOST or the file of nodes, or what a search finds.")
+        lines.append("Nodes: from OLLAMA_HOST or the node file, or what a search finds.")
     else:
         lines.append(f"Nodes: {', '.join(running.nodes)}")
     if running.metrics_url is not None:

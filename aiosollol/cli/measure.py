@@ -1,4 +1,4 @@
-"""A short measurement of the nodes: a fresh process knows nothing, and a plan needs to."""
+"""Measures the nodes briefly: plans need their speeds, which a new process does not know."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from aiosollol.errors import NodeTimeout, NoNodeAvailable, SollolError
 from aiosollol.net.transport import HttpTransport
 from aiosollol.pool.bootstrap import Beginning, begin
 
-LOAD_SECONDS = 30.0  # a server loads a model when it is first asked for it
+LOAD_SECONDS = 30.0  # a server loads a model on its first request
 WORK_SECONDS = 5.0
 
 _TYPICAL_TOKENS = 25.0  # of the texts below
 
 _WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "sleeps")
-# From 3 to 34 words, none like another: two sizes tell what a request costs from what text costs.
+# From 3 to 34 words, all different: several sizes separate the cost of a request from that of text.
 TEXTS = tuple(
     f"Text {count}: " + " ".join(_WORDS[(count + i) % len(_WORDS)] for i in range(1 + count))
     for count in range(32)
@@ -33,7 +33,7 @@ TEXTS = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What was done. `seconds` in all; `failures`: node -> why it could not be measured."""
+    """The result. `seconds`: in total; `failures`: node -> why it could not be measured."""
 
     nodes: Sequence[str]
     seconds: float
@@ -55,11 +55,11 @@ class Measurement:
 
 
 async def measure(registry: NodeRegistry, names: Iterable[str], model: str) -> Measurement:
-    """Let each of the nodes named embed a few texts; `registry` knows its speed then.
+    """Let each named node embed a few texts, and record its speed in `registry`.
 
-    Nodes on different machines work at the same time, those on one machine one after another: they
-    would slow each other down. A node that fails, or has not loaded the model in half a minute, is
-    in the result's `failures`.
+    Nodes on different machines work at the same time, those on one machine in turn, because they
+    would slow each other down. A node that fails, or does not load the model within
+    `LOAD_SECONDS`, is in the result's `failures`.
     """
     began = asyncio.get_running_loop().time()
     failures: dict[str, SollolError] = {}
@@ -84,7 +84,7 @@ async def measure(registry: NodeRegistry, names: Iterable[str], model: str) -> M
 
 
 def teach_strategies(registry: NodeRegistry, names: Iterable[str], model: str) -> None:
-    """Let the routing strategies know what was measured: they follow answers, not costs."""
+    """Feed the measurement to the routing strategies, which learn from answers."""
     for name in names:
         node = registry[name]
         if node.costs:
@@ -94,7 +94,7 @@ def teach_strategies(registry: NodeRegistry, names: Iterable[str], model: str) -
 
 
 async def _measure(node: Node, model: str) -> None:
-    """Embed over this node alone. What loading the model took is not held against it."""
+    """Embed on this node alone. The time of the model load does not count."""
     try:
         async with asyncio.timeout(LOAD_SECONDS):
             await _embed(NodeRegistry([node.spec]), model, TEXTS[:1])
@@ -105,7 +105,7 @@ async def _measure(node: Node, model: str) -> None:
         async with asyncio.timeout(WORK_SECONDS):
             await _embed(alone, model, TEXTS)
     except TimeoutError:
-        pass  # a slow node: what it has answered by now tells enough
+        pass  # a slow node: its answers so far are enough
     finally:
         node.adopt_answers(alone[node.name])
 
@@ -129,11 +129,13 @@ HOW_FOUND = {
 async def registry_of(
     nodes: Sequence[str], screen: Screen, *, is_quiet: bool = False
 ) -> NodeRegistry:
-    """The nodes that a command line names, or those that a pool takes when it names none.
+    """The nodes named on the command line, else a pool's initial nodes.
 
-    Where they come from is told on `screen` unless the user named them. is_quiet: only that the
-    network is searched. A search is waited for, to its end. Raises InvalidInput, ConfigError, and
-    NoNodeAvailable where a search finds nothing.
+    screen: shows where nodes come from that the user did not name.
+    is_quiet: show only that the network is searched.
+
+    Waits for the end of a search. Raises InvalidInput, ConfigError, and NoNodeAvailable if the
+    search finds nothing.
     """
     with screen.log():
         # In a thread, because it reads files.
@@ -153,7 +155,7 @@ async def registry_of(
                 screen.line(f"Found within {took}: {_names(registry)}")
         elif not nodes and not is_quiet:
             screen.line(f"{_origin()}: {_names(registry)}")
-        # Now, so that two names of one server are one node before anything is asked of it.
+        # First, so that two names of one server become one node before any request.
         await registry.locate()
     return registry
 
@@ -167,9 +169,9 @@ def _names(registry: NodeRegistry) -> str:
 
 
 def _origin() -> str:
-    """In words, where `begin` has nodes from that it was not given."""
+    """Where `begin` takes nodes from that were not named, in words."""
     if os.environ.get("OLLAMA_HOST", "").strip():
         return "Using the node in OLLAMA_HOST"
     if file := find_nodes_file():
         return f"Using the nodes in {file}"
-    return "No node is named, and auto_discover is off, so this machine is used"
+    return "No node is named and auto_discover is off; using this machine"

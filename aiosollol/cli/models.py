@@ -1,4 +1,4 @@
-"""`aiosollol verify` and `aiosollol warm`: compare the vectors of nodes, load a model."""
+"""`aiosollol verify` and `aiosollol warm`: compare vectors between nodes, load a model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from aiosollol.errors import SollolError
 
 
 def show_agreement(nodes: Sequence[str], model: str, *, as_json: bool) -> int:
-    """Print how well the nodes agree, and return the exit code: 1 if one differs, or is silent."""
+    """Compare the nodes and return the exit code: 1 if one differs or does not answer."""
     agreement, view = run(_ask(nodes, model, is_quiet=as_json))
     missing = absent(view, model)
     if as_json:
@@ -54,11 +54,11 @@ def _print(screen: Screen, agreement: Agreement, missing: dict[str, str]) -> Non
     for name, why in agreement.failed.items():
         screen.line(f"{name} gave no vectors: {why}", style="red")
     for name, why in missing.items():
-        screen.line(f"{name} takes no part: {why}", style="yellow")
+        screen.line(f"{name} is left out: {why}", style="yellow")
     if agreement.reference:
         screen.line(
             f"The numbers are the smallest cosine to the vectors of {agreement.reference}; "
-            "from 0.999 on they count as the same."
+            "0.999 and above count as the same."
         )
     if agreement.outliers:
         screen.line(
@@ -89,14 +89,14 @@ def _agreement_dict(agreement: Agreement, missing: dict[str, str]) -> dict[str, 
 
 
 class _Result(NamedTuple):
-    """Node -> seconds until the model was in memory, or why it is not. view: before that."""
+    """nodes: name -> seconds until the model was loaded, or the error. view: before the load."""
 
     nodes: dict[str, float | SollolError]
     view: ClusterView
 
 
 def warm_nodes(nodes: Sequence[str], model: str, *, as_json: bool) -> int:
-    """Load `model`, telling of each node when it is done; the exit code: 1 if one fails."""
+    """Load `model`, print each node's result, and return the exit code: 1 if one fails."""
     result = run(_warm(nodes, model, is_quiet=as_json))
     missing = absent(result.view, model)
     if as_json:
@@ -104,7 +104,7 @@ def warm_nodes(nodes: Sequence[str], model: str, *, as_json: bool) -> int:
     else:
         screen = Screen(sys.stdout)
         for name, why in missing.items():
-            screen.line(f"{name} takes no part: {why}", style="yellow")
+            screen.line(f"{name} is left out: {why}", style="yellow")
     has_failed = any(isinstance(each, SollolError) for each in result.nodes.values())
     return int(has_failed or any(node.is_down for node in result.view.nodes.values()))
 
@@ -123,7 +123,7 @@ async def _warm(nodes: Sequence[str], model: str, *, is_quiet: bool) -> _Result:
         view = await pool.refresh()
         names = [node.name for node in view.having(model)]
         if not names:
-            await pool.warm(model)  # raises, and says what each node has
+            await pool.warm(model)  # raises an error that lists the models of each node
         if names and not is_quiet:
             Screen(sys.stderr).line(f"Loading {model} on {', '.join(names)} ...")
         async with asyncio.TaskGroup() as group:

@@ -1,4 +1,4 @@
-"""The commands about the network and the settings. What one does is in the file of its name."""
+"""The commands discover, advertise, agent and config. Each is implemented in its own module."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ import typer
 from aiosollol.cli.base import Json, app, examples
 
 GpuName = Annotated[
-    str, typer.Option(metavar="NAME", help="The GPU, if it is none of NVIDIA.", show_default=False)
+    str, typer.Option(metavar="NAME", help="GPU name, for non-NVIDIA GPUs.", show_default=False)
 ]
 VramGb = Annotated[
-    float | None, typer.Option(metavar="N", help="Its memory in GiB.", show_default=False)
+    float | None,
+    typer.Option(
+        metavar="N", help="GPU memory in GiB, if NVML does not report it.", show_default=False
+    ),
 ]
 OllamaUrl = Annotated[
     str | None,
     typer.Option(
         metavar="URL",
-        help="The Ollama. Default: $OLLAMA_HOST, else http://127.0.0.1:11434.",
+        help="URL of the Ollama. Default: $OLLAMA_HOST, else http://127.0.0.1:11434.",
         show_default=False,
     ),
 ]
@@ -26,7 +29,7 @@ AnnouncedName = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="What it is announced as. Default: the name of this machine.",
+        help="Announced name. Default: the host name.",
         show_default=False,
     ),
 ]
@@ -42,21 +45,22 @@ AnnouncedName = Annotated[
 def discover(
     watch: Annotated[
         bool,
-        typer.Option("--watch", help="Go on until Ctrl-C: + is a node that came, - one that went."),
+        typer.Option(
+            "--watch", help="Keep searching until Ctrl-C: + is a new node, - a departed one."
+        ),
     ] = False,
     save: Annotated[
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Write the nodes to FILE, as JSON. If none is found, FILE stays as it is.",
+            help="Write the nodes to FILE as JSON. If none is found, FILE is not changed.",
         ),
     ] = None,
     subnet: Annotated[
         list[str] | None,
         typer.Option(
             metavar="CIDR",
-            help="Search this network in place of those of this machine; may be given several "
-            "times.",
+            help="Search this network instead of this machine's networks; repeatable.",
         ),
     ] = None,
     port: Annotated[
@@ -65,27 +69,25 @@ def discover(
             metavar="N",
             min=1,
             max=65535,
-            help="Ask this port; may be given several times. Default: 11434.",
+            help="Port to try; repeatable. Default: 11434.",
         ),
     ] = None,
     timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long an address may take to answer.")
+        float, typer.Option(metavar="SECONDS", help="Time limit for an address to answer.")
     ] = 0.5,
     zeroconf: Annotated[
         bool,
-        typer.Option(
-            "--zeroconf/--no-zeroconf", help="Listen to what nodes announce of themselves."
-        ),
+        typer.Option("--zeroconf/--no-zeroconf", help="Listen for announcements of nodes."),
     ] = True,
     scan: Annotated[
-        bool, typer.Option("--scan/--no-scan", help="Ask each address of the networks.")
+        bool, typer.Option("--scan/--no-scan", help="Try every address of the networks.")
     ] = True,
     as_json: Json = False,
 ) -> None:
     """Find the Ollama servers on the network.
 
-    Sends a TCP connection to each address of the private networks of this machine; see
-    docs/discovery.md. The exit code is 1 if there is none.
+    Opens a TCP connection to each address of this machine's private networks; see
+    docs/discovery.md. The exit code is 1 if none is found.
     """
     from aiosollol.cli.discover import DiscoverOptions, run_discover
     from aiosollol.config.resolve import resolve
@@ -116,16 +118,16 @@ def advertise(
         list[str] | None,
         typer.Option(
             metavar="IP",
-            help="An address under which others reach it; may be given several times. "
-            "Default: those of this machine on which it answers.",
+            help="IP address at which others reach it; repeatable. "
+            "Default: this machine's addresses on which it answers.",
         ),
     ] = None,
     gpu_name: GpuName = "",
     vram_gb: VramGb = None,
 ) -> None:
-    """Announce an Ollama to the network, until Ctrl-C.
+    """Announce an Ollama to the network until Ctrl-C.
 
-    Ollama does not do that itself. Pools then find it at once, on any port, without searching.
+    Pools then find it at once, on any port, without a search. Ollama does not announce itself.
     """
     from aiosollol.cli.advertise import AdvertiseOptions, run_advertise
 
@@ -136,37 +138,34 @@ def advertise(
 
 
 @app.command(
-    short_help="Tell pools how busy this machine is.",
+    short_help="Report the load of this machine to pools.",
     epilog=examples("aiosollol agent --host 0.0.0.0", "aiosollol agent --no-advertise --once"),
 )
 def agent(
     url: OllamaUrl = None,
     host: Annotated[
         str,
-        typer.Option(
-            metavar="ADDRESS", help="The address to listen on; 0.0.0.0 is every interface."
-        ),
+        typer.Option(metavar="ADDRESS", help="Address to listen on; 0.0.0.0 is all interfaces."),
     ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(metavar="N", min=0, max=65535, help="0 takes a free one.")
+        int,
+        typer.Option(metavar="N", min=0, max=65535, help="Port to listen on; 0 picks a free one."),
     ] = 11435,
     name: AnnouncedName = None,
     is_advertised: Annotated[
         bool,
-        typer.Option(
-            "--advertise/--no-advertise", help="Announce the Ollama to the network as well."
-        ),
+        typer.Option("--advertise/--no-advertise", help="Also announce the Ollama to the network."),
     ] = True,
     gpu_name: GpuName = "",
     vram_gb: VramGb = None,
     once: Annotated[
-        bool, typer.Option("--once", help="Print one report as JSON and end; nothing is sent.")
+        bool, typer.Option("--once", help="Print one report as JSON and exit; sends nothing.")
     ] = False,
 ) -> None:
-    """Tell pools how busy this machine is, and that its Ollama is here.
+    """Report the load of this machine to pools, and announce its Ollama.
 
-    Serves GET /agent: load of the CPU, memory, and memory of the GPUs. Nothing else is told.
-    Needs the extra 'agent'. Ctrl-C or SIGTERM ends it, with exit code 0.
+    Serves GET /agent: CPU load, memory and GPU memory, nothing else. Needs the extra 'agent'.
+    Ctrl-C or SIGTERM ends it, with exit code 0.
     """
     from aiosollol.cli.agent import AgentOptions, run_agent
 
@@ -184,14 +183,14 @@ def agent(
 
 
 @app.command(
-    short_help="Show every setting, and where its value comes from.",
+    short_help="Show every setting and where its value comes from.",
     epilog=examples("aiosollol config", "aiosollol config --json"),
 )
 def config(as_json: Json = False) -> None:
-    """Show every setting: its value, where it came from, and what it is.
+    """Show every setting: its value, where it comes from, and its meaning.
 
-    Also which settings file and which file of nodes are read, and how many nodes that names.
-    Nothing is sent. The exit code is 2 if a setting or a file is wrong.
+    Also shows which settings file and node file are read, and the number of nodes. Sends nothing.
+    The exit code is 2 if a setting or a file is invalid.
     """
     from aiosollol.cli.config import show_config
 

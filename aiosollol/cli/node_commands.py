@@ -1,4 +1,4 @@
-"""The commands about nodes. What one does is in the file of its name."""
+"""The commands nodes, stats, route, verify and warm. Each is implemented in another module."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from aiosollol.cli.base import Json, Model, Nodes, app, examples
     )
 )
 def nodes(node: Nodes = None, as_json: Json = False) -> None:
-    """Show which nodes answer, and what models each has.
+    """Show which nodes answer and which models they have.
 
     The exit code is 1 if a node does not answer.
     """
@@ -25,22 +25,20 @@ def nodes(node: Nodes = None, as_json: Json = False) -> None:
 
 
 @app.command(
-    short_help="Show how the nodes are, and what they were asked.",
+    short_help="Show health, load and request counts of the nodes.",
     epilog=examples("aiosollol stats --node 10.0.0.2 --node 10.0.0.3 --model all-minilm"),
 )
 def stats(
     node: Nodes = None,
     model: Annotated[
         str | None,
-        typer.Option(
-            help="Let each node that has this embedding model embed 32 short texts first."
-        ),
+        typer.Option(help="Let each node with this embedding model embed 32 short texts first."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show how the nodes are: health, GPU or CPU, requests, errors, average response, in flight.
+    """Show for each node: health, GPU or CPU, requests, errors, average response, in flight.
 
-    The exit code is 1 if a node does not answer, or cannot be measured.
+    The exit code is 1 if a node does not answer or cannot be measured.
     """
     from aiosollol.cli.nodes import show_stats
 
@@ -57,34 +55,36 @@ def route(
     model: Model,
     node: Nodes = None,
     kind: Annotated[
-        str, typer.Option(metavar="[embed|chat|generate]", help="What the request is for.")
+        str, typer.Option(metavar="[embed|chat|generate]", help="Kind of request.")
     ] = "embed",
     tokens: Annotated[
         float,
-        typer.Option(metavar="N", min=0, help="How long its prompt is; 75 are about 50 words."),
+        typer.Option(
+            metavar="N", min=0, help="Length of the prompt in tokens; 75 are about 50 words."
+        ),
     ] = 75,
     strategy: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
             help="performance, score, round_robin, priority, least_loaded or random. "
-            "Default: that of the settings, which is performance unless set.",
+            "Default: the setting routing_strategy, which is performance unless set.",
         ),
     ] = None,
     measure: Annotated[
         bool,
         typer.Option(
             "--measure/--no-measure",
-            help="With --kind embed, let each node embed 32 short texts first: how fast it is, "
-            "only that tells.",
+            help="With --kind embed, let each node embed 32 short texts first, to measure its "
+            "speed.",
         ),
     ] = True,
     as_json: Json = False,
 ) -> None:
     """Show which node a single request would go to now, and why.
 
-    Each node is shown with the terms of the decision, or why it may not have the request. The
-    request itself is not sent. The exit code is 1 if no node may have it.
+    Lists each node with the terms of the decision, or why it is not eligible. The request itself
+    is not sent. The exit code is 1 if no node is eligible.
     """
     from aiosollol.cli.route import RouteOptions, show_route
 
@@ -105,7 +105,7 @@ def verify(model: Model, node: Nodes = None, as_json: Json = False) -> None:
     """Check that all nodes give the same vectors for the same texts.
 
     Each node that has the embedding model embeds four short texts, alone and in a list. The exit
-    code is 1 if the vectors of a node differ, or a node gives none.
+    code is 1 if the vectors of a node differ or a node returns none.
     """
     from aiosollol.cli.models import show_agreement
 
@@ -114,10 +114,10 @@ def verify(model: Model, node: Nodes = None, as_json: Json = False) -> None:
 
 @app.command(epilog=examples("aiosollol warm --model llama3.2 --node 10.0.0.2 --node 10.0.0.3"))
 def warm(model: Model, node: Nodes = None, as_json: Json = False) -> None:
-    """Load a model into memory, on every node that has it.
+    """Load a model into memory on every node that has it.
 
-    The first request then need not wait for that. How long it stays there is up to the server
-    (OLLAMA_KEEP_ALIVE, 5 minutes unless set). The exit code is 1 if a node fails.
+    The first request then need not wait for the model load. The server decides how long the model
+    stays loaded (OLLAMA_KEEP_ALIVE, 5 minutes unless set). The exit code is 1 if a node fails.
     """
     from aiosollol.cli.models import warm_nodes
 

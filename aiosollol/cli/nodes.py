@@ -1,4 +1,4 @@
-"""`aiosollol nodes` and `aiosollol stats`: which nodes answer, what each has and what it did."""
+"""`aiosollol nodes` and `aiosollol stats`: the nodes' models, health and request counts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _GIB = 2**30
 
 
 def show_nodes(nodes: Sequence[str], *, as_json: bool) -> int:
-    """Ask every node, print what is known, and return the exit code: 1 if one does not answer."""
+    """Query and print all nodes, and return the exit code: 1 if one does not answer."""
     view, registry = run(_ask_nodes(nodes, is_quiet=as_json))
     sources = {node.name: node.source for node in registry if node.source is not None}
     if as_json:
@@ -41,7 +41,7 @@ def _print_nodes(view: ClusterView, sources: Mapping[str, str]) -> None:
         "node": [node.name for node in nodes],
         "answers": ["no" if node.is_down else "yes" for node in nodes],
         "version": [node.version or "-" for node in nodes],
-        # What only an agent or a search tells has a column where one did.
+        # Columns known only from an agent or a search are dropped if empty, below.
         "by": [HOW_FOUND.get(sources.get(node.name, ""), "-") for node in nodes],
         "CPU": ["-" if node.cpu_load is None else f"{node.cpu_load:.0%}" for node in nodes],
         "GPU memory": [_gpu_memory(node) for node in nodes],
@@ -59,12 +59,12 @@ def _print_nodes(view: ClusterView, sources: Mapping[str, str]) -> None:
 
 
 def processor_of(node: NodeState) -> str:
-    """Where a node computes, as far as it has told: "GPU", "CPU", or "-" with nothing loaded."""
+    """The processor that a node uses: "GPU", "CPU", or "-" with nothing loaded."""
     return "GPU" if node.has_gpu() else "CPU" if node.loaded else "-"
 
 
 def absent(view: ClusterView, model: str) -> dict[str, str]:
-    """The nodes that take no part in what is done with `model` -> why."""
+    """The nodes that cannot be used for `model` -> why."""
     having = {node.name for node in view.having(model)}
     return {
         node.name: node.error or "it does not answer"
@@ -117,7 +117,7 @@ class _Answer:
 
 
 def show_stats(nodes: Sequence[str], model: str | None, *, as_json: bool) -> int:
-    """Print the table, and return the exit code: 1 if a node is down or cannot be measured."""
+    """Print the table and return the exit code: 1 if a node is down or cannot be measured."""
     answer = run(_ask_stats(nodes, model, is_quiet=as_json))
     measurement = answer.measurement
     if as_json:
@@ -186,7 +186,7 @@ def _print_stats(screen: Screen, model: str | None, answer: _Answer) -> None:
         if node.is_down:
             screen.line(f"{node.name} ({node.spec.url}): {node.error}", style="red")
     if measurement is None:
-        screen.line("Requests are counted from the start of a program; --model NAME sends some.")
+        screen.line("This command counts only its own requests; --model NAME sends some.")
         return
     for name, error in measurement.failures.items():
         screen.line(f"{name} was not measured: {error}", style="red")

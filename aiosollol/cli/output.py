@@ -1,4 +1,4 @@
-"""What people see: colours and a moving bar on a terminal, plain lines everywhere else."""
+"""Output for people: colours and a progress bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from rich.text import Text
 PLAIN_WIDTH = 100
 
 Advance: TypeAlias = Callable[[int], None]
-"""Tells a progress bar how many more items are done."""
+"""Advances a progress bar by a number of items."""
 
 
 def write_json(value: Any, stream: TextIO) -> None:
-    """`value` as one line of JSON, in ASCII: it survives any terminal and any locale."""
+    """Write `value` as one line of JSON, in ASCII so that it survives any terminal and locale."""
     stream.write(json.dumps(value) + "\n")
     stream.flush()
 
 
 def printable(text: str) -> str:
-    """`text` in one line, without what could steer a terminal.
+    """`text` on one line, without control characters.
 
     Names and error texts come from other machines.
     """
@@ -37,23 +37,23 @@ def printable(text: str) -> str:
 
 
 def seconds_text(seconds: float) -> str:
-    """A duration with the digits that matter: ``0.0021 s``, ``0.10 s``, ``12.5 s``, ``3,600 s``."""
+    """A duration with its significant digits: ``0.0021 s``, ``0.10 s``, ``12.5 s``, ``3,600 s``."""
     digits = 4 if seconds < 0.01 else 3 if seconds < 0.1 else 2 if seconds < 10 else 1
     return f"{seconds:,.{0 if seconds >= 1000 else digits}f} s" if seconds else "0 s"
 
 
 class Screen:
-    """A stream that a person or a log reads. The same calls serve both."""
+    """Writes to a terminal or, without colours, to a file or pipe."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         console = Console(file=stream, highlight=False)
-        # FORCE_COLOR makes rich believe in a terminal that is none, and a bar would fill the log.
+        # FORCE_COLOR makes rich assume a terminal, and a progress bar would fill the log.
         is_terminal = stream.isatty() and not console.is_dumb_terminal
         self._console = console if is_terminal else None
 
     def line(self, text: str = "", *, style: str = "", indent: int = 0) -> None:
-        """A line of text, in a style of rich on a terminal; with an indent a block, wrapped."""
+        """Print a line, in a style of rich on a terminal; with an indent, as a wrapped block."""
         if self._console is not None:
             self._console.print(Padding(_cell(text, style), (0, 0, 0, indent)))
             return
@@ -65,7 +65,7 @@ class Screen:
     def table(
         self, header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[str] = ()
     ) -> None:
-        """Columns under a header. Those named in `right` hold numbers and end flush right."""
+        """Print a table. The columns in `right` are right-aligned."""
         if self._console is None:
             self._plain_table(header, rows, right)
             return
@@ -90,7 +90,7 @@ class Screen:
 
     @contextlib.contextmanager
     def log(self) -> Iterator[None]:
-        """While the block runs, what the library logs becomes lines here, above a moving bar."""
+        """While the block runs, print the library's log as lines, above the progress bar."""
         handler = _Lines(self)
         logger = logging.getLogger("aiosollol")
         logger.addHandler(handler)
@@ -138,5 +138,5 @@ class _Speed(ProgressColumn):
 
 
 def _cell(text: str, style: str = "") -> Text:
-    # Text, because in a string rich would take brackets for its markup.
+    # Text, because rich reads brackets in a string as markup.
     return Text(printable(text), style=style)

@@ -1,4 +1,4 @@
-"""`aiosollol plan`: how batches of several sizes would be spread, how long that takes, and why."""
+"""`aiosollol plan`: shows how batches of several sizes would be spread, their times, and why."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from aiosollol.errors import InvalidInput
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanRequest:
-    """What the command line asks for. Raises InvalidInput for what cannot be planned."""
+    """Options of `aiosollol plan`. Raises InvalidInput for an unknown policy."""
 
     model: str
     nodes: Sequence[str] = ()
@@ -47,7 +47,7 @@ class PlanRequest:
 
 @dataclass(frozen=True, slots=True)
 class _PlanAnswer:
-    """Everything that is shown. `costs`: of the nodes that may take part."""
+    """The data to print. `costs`: of the eligible nodes."""
 
     view: ClusterView
     costs: dict[str, Cost]
@@ -56,18 +56,20 @@ class _PlanAnswer:
 
 
 def parse_sizes(text: str) -> list[int]:
-    """``10,50`` as numbers. Raises InvalidInput."""
+    """Parse sizes such as ``10,50``. Raises InvalidInput."""
     try:
         sizes = [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
         sizes = []
     if not sizes or min(sizes) < 1:
-        raise InvalidInput(f"--sizes must be whole numbers from 1 on, such as 10,50: not {text!r}")
+        raise InvalidInput(
+            f"--sizes must be whole numbers of at least 1, such as 10,50, not {text!r}"
+        )
     return sizes
 
 
 def show_plan(request: PlanRequest) -> int:
-    """Print the report, and return the exit code: 1 if a node could not be measured."""
+    """Print the report and return the exit code: 1 if a node could not be measured."""
     answer = run(_ask(request))
     if request.as_json:
         write_json(_as_dict(request, answer), sys.stdout)
@@ -92,7 +94,7 @@ async def _ask(request: PlanRequest) -> _PlanAnswer:
             if len(measurement.failures) == len(names):
                 raise next(iter(measurement.failures.values()))
             await pool.refresh()  # what is loaded now, and whether in a GPU
-        with told.log():  # who is left out because its vectors differ
+        with told.log():  # warns of nodes left out because their vectors differ
             entries = await pool.parallelism_report(
                 model, request.sizes, tokens_per_item=request.tokens_per_item
             )
@@ -136,12 +138,12 @@ def _print_report(screen: Screen, request: PlanRequest, answer: _PlanAnswer) -> 
         screen.line(f"{entry.items:,}: {entry.plan.detail}; {shares}", indent=2)
     for first, others in _trials(answer.entries).items():
         screen.line(
-            f"On the machine of {first}: a batch that takes long enough tries whether it is done "
-            f"sooner together with {', '.join(others)}",
+            f"On the machine of {first}: a long batch measures whether it is faster together with "
+            f"{', '.join(others)}",
             indent=2,
         )
     if any(entry.plan.reason is Reason.MEASURING for entry in answer.entries):
-        screen.line("Where speeds are not known, times are guesses.", style="yellow", indent=2)
+        screen.line("Times are guesses where speeds are not known.", style="yellow", indent=2)
 
 
 def _print_nodes(screen: Screen, request: PlanRequest, answer: _PlanAnswer) -> None:
@@ -159,11 +161,11 @@ def _print_nodes(screen: Screen, request: PlanRequest, answer: _PlanAnswer) -> N
     header = ("node", "runs on", "a request", "an item")
     screen.table(header, rows, right=header[2:])
     for name, why in absent(answer.view, request.model).items():
-        screen.line(f"{name} takes no part: {why}", style="yellow")
+        screen.line(f"{name} is left out: {why}", style="yellow")
 
 
 def _trials(entries: Sequence[ParallelismEntry]) -> dict[str, list[str]]:
-    """The fastest node of a machine -> the others there that may be tried beside it."""
+    """The fastest node of a machine -> the other nodes there that may be tried with it."""
     trials: dict[str, list[str]] = {}
     for first, second in dict.fromkeys(pair for entry in entries for pair in entry.plan.trials):
         trials.setdefault(first, []).append(second)

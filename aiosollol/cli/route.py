@@ -1,4 +1,4 @@
-"""`aiosollol route`: which node a live request would go to now, and why."""
+"""`aiosollol route`: shows which node a live request would go to now, and why."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ KINDS = ("embed", "chat", "generate")
 _NEUTRAL = {"ahead": 0.0, "load": 0.0, "success rate": 1.0, "pace": 1.0}
 _MEANINGS = {
     "expected": "seconds until the answer",
-    "ahead": "until what is under way there is done",
-    "own": "what the request takes alone",
-    "load": "to bring the model into memory first",
+    "ahead": "until its running requests are done",
+    "own": "the request alone",
+    "load": "the model load",
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteOptions:
-    """What the command line asks for. Raises InvalidInput for a kind that there is not.
+    """Options of `aiosollol route`. Raises InvalidInput for an unknown kind.
 
-    tokens: of the prompt. strategy: None is that of the settings. is_measured: let each node embed
-    a few texts first.
+    tokens: of the prompt.
+    strategy: None is that of the settings.
+    is_measured: let each node embed a few texts first.
     """
 
     model: str
@@ -71,7 +72,7 @@ async def _ask(options: RouteOptions) -> tuple[RouteExplanation, Measurement | N
             teach_strategies(registry, names, model)
             await pool.refresh()  # what is in memory now
         kind = cast(Literal["embed", "chat", "generate"], options.kind)
-        with told.log():  # who is left out because its vectors differ
+        with told.log():  # warns of nodes left out because their vectors differ
             return await pool.route(model, kind=kind, tokens=options.tokens), measurement
 
 
@@ -94,7 +95,7 @@ def _print(screen: Screen, explanation: RouteExplanation, measurement: Measureme
             screen.line(line)
     for node in explanation.nodes:
         if node.reason:
-            verb = "" if node.is_eligible else " may not have it"
+            verb = "" if node.is_eligible else " is not eligible"
             screen.line(f"{node.name}{verb}: {node.reason}", style="yellow")
     if measurement is not None:
         for name, error in measurement.failures.items():
@@ -102,7 +103,7 @@ def _print(screen: Screen, explanation: RouteExplanation, measurement: Measureme
 
 
 def _telling_terms(nodes: Sequence[NodeExplanation]) -> list[str]:
-    """The columns. A term that makes no difference to any node is no help."""
+    """The columns: terms that are not neutral for every node."""
     return [
         term
         for term in nodes[0].terms
@@ -111,13 +112,13 @@ def _telling_terms(nodes: Sequence[NodeExplanation]) -> list[str]:
 
 
 def _legend(terms: Sequence[str], measurement: Measurement | None) -> list[str]:
-    """What there is to know about the columns."""
+    """The explanation of the columns."""
     if "score" in terms:
         return ["The lowest score is best; it is the sum of the other columns."]
     parts = [f"{term}: {_MEANINGS[term]}" for term in terms if term in _MEANINGS]
     lines = ["; ".join(parts) + "."]
     if measurement is None:
-        lines.append("No speed is known to a new process: where own is 0, the node is untried.")
+        lines.append("A new process knows no speeds: a node whose own is 0 is untried.")
     return lines
 
 

@@ -56,7 +56,7 @@ async def test_it_is_announced_until_the_end(netlab: NetLab) -> None:
         "Announced as 'box': Ollama 0.32.1 at 10.77.0.11 port 11434; Ctrl-C ends it."
     )
     await program.send(signal.SIGINT)
-    assert await program.wait() == (0, f"{greeting}\nIt is no longer announced.\n", "")
+    assert await program.wait() == (0, f"{greeting}\nThe node is no longer announced.\n", "")
     await listener.line_with("gone")
 
 
@@ -69,7 +69,7 @@ async def test_it_follows_the_node(netlab: NetLab) -> None:
     await program.line_with("Announced")
     await fake.end()
     await listener.line_with("gone")
-    assert "10.77.0.11" in await program.line_with("No longer announced, until that is over")
+    assert "10.77.0.11" in await program.line_with("No longer announced until the node recovers")
     await node.fake_ollama("--version", "0.33.0")
     assert (await heard(listener, "0.33.0"))["urls"] == ["http://10.77.0.11:11434"]
     assert (await program.end()).returncode == 0

@@ -128,7 +128,7 @@ def test_what_is_exposed_is_said() -> None:
     assert "http://127.0.0.1:11434" in first
     assert rest[:2] == ["GPU: Radeon, 24.0 GiB", "GPU: mute"]
     (exposed,) = rest[2:]
-    assert "Whoever reaches that port can read" in exposed
+    assert "Anyone who can reach this port can read" in exposed
     assert "an id of this machine" in exposed
 
 

@@ -184,6 +184,6 @@ async def test_other_machines_hear_of_it_read_it_and_hear_its_goodbye(netlab: Ne
     assert announcement["machine"] == report["machine"] == f"lab-{node.name}"
     assert announcement["gpu"] == gpu
     assert report["ollama"] == ollama.url
-    await agent.line_with("Whoever reaches that port")
+    await agent.line_with("Anyone who can reach this port")
     assert (await agent.end()).returncode == 0
     await listener.line_with("gone")

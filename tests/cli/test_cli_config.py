@@ -136,9 +136,7 @@ def test_ollama_host_is_named(
     monkeypatch.setenv("OLLAMA_HOST", "0.0.0.0:8080")
     assert main(["config"]) == 0
     line = capsys.readouterr().out.splitlines()[-1]
-    assert line == (
-        "OLLAMA_HOST: http://127.0.0.1:8080 is the node, whatever the file of nodes says"
-    )
+    assert line == "OLLAMA_HOST: http://127.0.0.1:8080 is used instead of the nodes file"
     assert main(["config", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["ollama_host"] == "http://127.0.0.1:8080"
 

@@ -116,7 +116,7 @@ def test_nothing_found(finding: Any, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "No node found; 255 addresses were asked" in shown
     for words in ("OLLAMA_HOST=0.0.0.0", "port 11434", "--subnet", "--port", "advertise"):
         assert words in shown
-    assert f"{file} was left as it is." in shown
+    assert f"{file} was not changed." in shown
     assert file.read_text() == "{}"
 
 

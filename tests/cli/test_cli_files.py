@@ -224,7 +224,7 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["v.txt", "v", "npy", "v.npy.gz"])
 def test_another_suffix_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InvalidInput, match=r"ends in \.npy or \.jsonl"):
+    with pytest.raises(InvalidInput, match=r"must end in \.npy or \.jsonl"):
         open_sink(str(tmp_path / name), io.BytesIO())
     assert only_files(tmp_path) == []
 

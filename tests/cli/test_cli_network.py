@@ -64,7 +64,7 @@ def test_discover_on_loopback(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert main([*argv, "--save", str(file), "--json"]) == 1
     shown = capsys.readouterr()
     assert json.loads(shown.out)["nodes"] == []
-    assert shown.err == f"{file} was left as it is.\n"
+    assert shown.err == f"{file} was not changed.\n"
     assert not file.exists()
 
 

@@ -152,7 +152,7 @@ def test_where_nodes_come_from_is_told(
         return capsys.readouterr().err
 
     assert told() == (
-        "No node is named, and auto_discover is off, so this machine is used: 127.0.0.1:11434\n"
+        "No node is named and auto_discover is off; using this machine: 127.0.0.1:11434\n"
     )
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     (tmp_path / "aiosollol").mkdir()
@@ -245,8 +245,8 @@ def test_route_measures_and_explains(cluster: Cluster, capsys: pytest.CaptureFix
     assert head == f"{MODEL} goes to a:11434, by the strategy 'performance'"
     assert header.split() == ["node", "expected", "own"]
     assert first.startswith("->  a:11434 ")
-    assert legend == "expected: seconds until the answer; own: what the request takes alone."
-    assert second == f"b:11434 may not have it: lacks the model {MODEL}"
+    assert legend == "expected: seconds until the answer; own: the request alone."
+    assert second == f"b:11434 is not eligible: lacks the model {MODEL}"
 
 
 def test_route_json_is_the_whole_decision(
@@ -290,8 +290,8 @@ def test_route_shows_what_makes_a_difference(
     _, header, row, legend, last = out(capsys)
     assert header.split() == ["node", "expected", "own", "load"]
     assert row.split()[-1] == "5"  # a guess, for a model that is not in memory
-    assert legend.endswith("load: to bring the model into memory first.")
-    assert last.startswith("No speed is known to a new process")
+    assert legend.endswith("load: the model load.")
+    assert last.startswith("A new process knows no speeds")
 
 
 def test_route_of_a_chat_is_not_measured(
@@ -301,7 +301,7 @@ def test_route_of_a_chat_is_not_measured(
     assert main(["route", "--model=llama3.2", "--kind=chat", "--node=a"]) == 0
     shown = capsys.readouterr()
     assert shown.err == ""
-    assert "No speed is known to a new process" in shown.out
+    assert "A new process knows no speeds" in shown.out
     assert cluster.nodes["a:11434"].requests == 0
 
 
@@ -317,7 +317,7 @@ def test_route_to_nobody(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -
     assert main(["route", "--model=nope", "--node=a"]) == 1
     assert out(capsys) == [
         "no node is eligible for nope",
-        "a:11434 may not have it: lacks the model nope",
+        "a:11434 is not eligible: lacks the model nope",
     ]
 
 
@@ -342,7 +342,7 @@ def test_verify_of_equal_nodes(cluster: Cluster, capsys: pytest.CaptureFixture[s
     assert header.split() == ["node", "digest", "alone", "in", "a", "list", "vectors"]
     for row in (a, b):
         assert row.split()[2:] == ["1.000000", "1.000000", "the", "same"]
-    assert c == "c:11434 takes no part: it does not have the model"
+    assert c == "c:11434 is left out: it does not have the model"
     assert last.startswith("The numbers are the smallest cosine to the vectors of a:11434")
 
 
@@ -369,7 +369,7 @@ def test_verify_of_nodes_that_fail(cluster: Cluster, capsys: pytest.CaptureFixtu
     assert main(args) == 1
     shown = capsys.readouterr().out
     assert "b:11434 gave no vectors: " in shown
-    assert "c:11434 takes no part: connection refused" in shown
+    assert "c:11434 is left out: connection refused" in shown
     assert main([*args, "--json"]) == 1
     told = told_json(capsys)
     assert list(told["failed"]) == ["b:11434"]
@@ -387,7 +387,7 @@ def test_warm_tells_of_each_node(cluster: Cluster, capsys: pytest.CaptureFixture
     *done, absent = shown.out.splitlines()
     assert sorted(line.split(":11434: ")[0] for line in done) == ["a", "c"]
     assert all("in memory after " in line for line in done)
-    assert absent == "b:11434 takes no part: it does not have the model"
+    assert absent == "b:11434 is left out: it does not have the model"
 
 
 def test_warm_where_nodes_fail(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
@@ -396,7 +396,7 @@ def test_warm_where_nodes_fail(cluster: Cluster, capsys: pytest.CaptureFixture[s
     assert main(args) == 1
     shown = capsys.readouterr().out
     assert "b:11434: failed: " in shown
-    assert "c:11434 takes no part: connection refused" in shown
+    assert "c:11434 is left out: connection refused" in shown
     assert main([*args, "--json"]) == 1
     told = told_json(capsys)
     assert (told["model"], list(told["seconds"])) == (MODEL, ["a:11434"])

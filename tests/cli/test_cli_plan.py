@@ -164,7 +164,7 @@ def test_plan_for_nodes_on_one_machine(
     assert len(entry["shares"]) == workers
     assert bool(entry["trials"]) is trials
     assert main(plan_of(*nodes, f"--same-machine={same_machine}")) == 0
-    said = "On the machine of a:1: a batch that takes long enough tries whether it is done sooner"
+    said = "On the machine of a:1: a long batch measures whether it is faster together with"
     assert (said in capsys.readouterr().out) is trials
 
 
@@ -205,7 +205,7 @@ def test_plan_without_a_measurement_says_that_it_guesses(
 ) -> None:
     assert main(plan_of("--node=a", "--node=b", "--no-measure", "--sizes=10")) == 0
     lines = shown(capsys)
-    assert lines[-1] == "  Where speeds are not known, times are guesses."
+    assert lines[-1] == "  Times are guesses where speeds are not known."
     assert sum(line.count("not known") for line in lines) == 2 * 2 + 2
     assert cluster.nodes["a:11434"].requests == 0
 
@@ -217,8 +217,8 @@ def test_plan_leaves_out_who_cannot_help_and_says_why(
     cluster.faults["c:11434"] = Fault.REFUSE
     assert main(plan_of("--node=a", "--node=b", "--node=c", "--sizes=10")) == 0
     told = capsys.readouterr().out
-    assert "b:11434 takes no part: it does not have the model" in told
-    assert "c:11434 takes no part: connection refused" in told
+    assert "b:11434 is left out: it does not have the model" in told
+    assert "c:11434 is left out: connection refused" in told
 
 
 def test_plan_goes_on_without_a_node_that_fails_but_is_a_failure(
@@ -315,7 +315,7 @@ def test_stats_prints_a_table(cluster: Cluster, capsys: pytest.CaptureFixture[st
         "a:11434  yes      -               0       0        -          0",
         "b:11434  no       -               0       0        -          0",
         "b:11434 (http://b:11434): connection refused",
-        "Requests are counted from the start of a program; --model NAME sends some.",
+        "This command counts only its own requests; --model NAME sends some.",
     ]
 
 
