@@ -549,7 +549,7 @@ async def test_when_the_last_of_its_group_is_gone_the_change_is_told(
         for name in "ab":
             made.registry.apply(name, ProbeFailed(NodeUnreachable(name, "refused")))
         assert await made.embed() == vector(model=OTHER)
-        assert "are not comparable with those before" in caplog.text
+        assert "are not comparable with earlier ones" in caplog.text
         await made.probe()
         assert {await made.embed() for _ in range(4)} == {vector(model=OTHER)}, "and no way back"
 

@@ -86,7 +86,7 @@ async def test_bad_arguments_are_refused_before_anything_is_sent(call: Any, says
     [
         ({"require_digest": "0a109f422b47"}, "map models to digests"),
         ({"require_digest": ["m"]}, "map models to digests"),
-        ({"require_digest": {"m": "0a1"}}, "first 7 digits"),
+        ({"require_digest": {"m": "0a1"}}, "at least 7 hexadecimal digits"),
         ({"require_digest": {"m": "not hexadecimal"}}, "hexadecimal"),
         ({"require_digest": {"m": 5}}, "must be a string"),
         ({"require_digest": {5: "0a109f422b47"}}, "model must be a string"),
