@@ -3,7 +3,7 @@
     OLLAMA_NODES="http://10.0.0.2:11434 http://10.0.0.3:11434" python examples/aiohttp_service.py
     curl -d '{"texts": ["one", "two"]}' http://127.0.0.1:8080/embed
 
-Ctrl-C and SIGTERM let requests under way finish, then close the pool.
+Ctrl-C and SIGTERM let running requests finish, then close the pool.
 """
 
 import os
@@ -31,7 +31,7 @@ async def embed(request: web.Request) -> web.Response:
         raise web.HTTPBadRequest(text=str(error)) from error
     except (ValueError, KeyError, TypeError) as error:
         raise web.HTTPBadRequest(text='send {"texts": ["one", "two"]}') from error
-    except RequestFailed as error:  # its message names each node and what went wrong there
+    except RequestFailed as error:  # its message lists the error of each node
         raise web.HTTPServiceUnavailable(text=str(error)) from error
     return web.json_response({"dim": vectors.dim, "vectors": vectors.tolist()})
 
@@ -48,6 +48,6 @@ def make_app() -> web.Application:
 
 
 if __name__ == "__main__":
-    # handler_cancellation: a client that goes away cancels what its request set off on the nodes.
+    # handler_cancellation: a client that disconnects cancels its requests on the nodes.
     port = int(os.environ.get("PORT", "8080"))
     web.run_app(make_app(), host="127.0.0.1", port=port, handler_cancellation=True)

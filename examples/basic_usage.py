@@ -1,9 +1,9 @@
-"""Embed texts over several Ollama servers, then find those closest in meaning to a question.
+"""Embed texts on several Ollama servers, then rank them by closeness to a question.
 
     python examples/basic_usage.py http://10.0.0.2:11434 http://10.0.0.3:11434
 
-Without arguments the servers are those in OLLAMA_NODES (separated by spaces), else the one in
-OLLAMA_HOST, else the one on this machine. OLLAMA_MODEL names the embedding model.
+Without arguments it uses the servers in OLLAMA_NODES (separated by spaces), else those that a pool
+finds by itself. OLLAMA_MODEL names the embedding model.
 """
 
 import asyncio

@@ -1,11 +1,10 @@
-"""Embed many texts on workers of Dask: a batch that comes back, and a collection that does not.
+"""Embed many texts on Dask workers: a batch returned to the program, and a collection on disk.
 
     python examples/dask_batch.py http://10.0.0.2:11434 http://10.0.0.3:11434
 
-Without arguments the servers are those in OLLAMA_NODES (separated by spaces), else the one in
-OLLAMA_HOST, else the one on this machine. OLLAMA_MODEL names the embedding model.
-SOLLOL_DASK_ADDRESS names a scheduler; without it a cluster of two workers is started. Needs the
-extra "dask".
+Without arguments it uses the servers in OLLAMA_NODES (separated by spaces), else those that a pool
+finds by itself. OLLAMA_MODEL names the embedding model. SOLLOL_DASK_ADDRESS is the URL of a
+scheduler; without it a cluster of two workers is started. Needs the extra "dask".
 """
 
 import asyncio
@@ -27,7 +26,7 @@ async def main() -> None:
         vectors = await pool.embed_batch(MODEL, texts, engine="dask")
         print(vectors.report)
 
-        # The texts are made, and the vectors written, where they are needed: on the workers.
+        # The workers create the texts and write the vectors.
         numbers = dask.bag.from_sequence(range(2000), npartitions=4)
         passages = numbers.map(lambda number: f"passage {number} of another book")
         with tempfile.TemporaryDirectory() as directory:

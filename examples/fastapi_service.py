@@ -4,7 +4,7 @@
     OLLAMA_NODES="http://10.0.0.2:11434 http://10.0.0.3:11434" python examples/fastapi_service.py
     curl --json '{"texts": ["one", "two"]}' http://127.0.0.1:8080/embed
 
-Ctrl-C and SIGTERM let requests under way finish, then close the pool.
+Ctrl-C and SIGTERM let running requests finish, then close the pool.
 """
 
 import os
@@ -40,7 +40,7 @@ class EmbedBody(BaseModel):
 async def embed(body: EmbedBody, request: Request) -> Response:
     pool: OllamaPool = request.state.pool
     vectors = await pool.embed_batch(MODEL, body.texts)
-    # As bytes: FastAPI would look at every number on its own.
+    # As bytes, because FastAPI would convert every number separately.
     answer = orjson.dumps({"dim": vectors.dim, "vectors": vectors.tolist()})
     return Response(answer, media_type="application/json")
 
@@ -58,7 +58,7 @@ async def answer_bad_request(request: Request, error: Exception) -> Response:
 
 @app.exception_handler(RequestFailed)
 async def answer_unavailable(request: Request, error: Exception) -> Response:
-    return Response(str(error), status_code=503)  # names each node and what went wrong there
+    return Response(str(error), status_code=503)  # the message lists the error of each node
 
 
 if __name__ == "__main__":

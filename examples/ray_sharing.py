@@ -1,14 +1,14 @@
-"""Share nodes with other programs, by weight. Start it several times, with several names.
+"""Share nodes with other programs by weight. Start it several times, with different names.
 
     python examples/ray_sharing.py --name search --weight 3 http://10.0.0.2:11434
     python examples/ray_sharing.py --name import --weight 1 http://10.0.0.2:11434
 
-The first starts a Ray cluster on this machine, which the others find (`ray start --head` starts one
-that stays). Each keeps the nodes as busy as it may, and prints every second how many vectors it
-got, and how many requests it may have under way on each node.
+The first one starts a Ray cluster on this machine, which the others find (`ray start --head` starts
+a permanent one). Each keeps the nodes as busy as its lease allows, and prints every second the
+number of vectors received and its limit of running requests on each node.
 
-Without addresses the servers are those in OLLAMA_NODES (separated by spaces), else those that a
-pool finds by itself. OLLAMA_MODEL names the embedding model.
+Without addresses it uses the servers in OLLAMA_NODES (separated by spaces), else those that a pool
+finds by itself. OLLAMA_MODEL names the embedding model.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import os
 from aiosollol import OllamaPool
 
 MODEL = os.environ.get("OLLAMA_MODEL", "nomic-embed-text")
-AT_ONCE = 16  # more than nodes take, so that there is something to share
+AT_ONCE = 16  # more than the nodes take, so that the programs compete
 
 
 async def embed(pool: OllamaPool, counts: list[int]) -> None:

@@ -1,6 +1,6 @@
-"""Every example, and the README's, runs as a process against embedded nodes: `nox -s examples`.
+"""Runs every example and the README's code as processes with embedded nodes: `nox -s examples`.
 
-The services get real HTTP requests, then a signal, and must end well and without a warning.
+The services get real HTTP requests, then a signal, and must exit cleanly without warnings.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ HERE = pathlib.Path(__file__).parent
 README = (HERE.parent / "README.md").read_text("utf-8")
 SERVICES = {"aiohttp_service.py": signal.SIGTERM, "fastapi_service.py": signal.SIGINT}
 SCRIPTS = {"basic_usage.py", "watch_events.py"}
-ENGINES = {"dask_batch.py", "ray_sharing.py"}  # Ray's by tests/engines; skipped where it is missing
-MODEL = "nomic-embed-text"  # what the examples ask for; here the nodes' own model by that name
+ENGINES = {"dask_batch.py", "ray_sharing.py"}  # ray_sharing.py is run by tests/engines
+MODEL = "nomic-embed-text"  # the examples' default; here an alias of the nodes' own model
 TEXTS = [f"text number {number}, about {number % 7} things" for number in range(100)]
 PATIENCE = 60.0
 SIGNS_OF_TROUBLE = ("Traceback", "ResourceWarning", "RuntimeWarning", "never", "Unclosed")
@@ -42,7 +42,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="module")
 async def nodes() -> AsyncIterator[list[str]]:
-    """The addresses of two embedded nodes, each a process of its own."""
+    """The URLs of two embedded nodes, each in its own process."""
     async with AsyncExitStack() as stack:
         embedded = [EmbeddedNode(process=True, aliases=[MODEL]) for _ in range(2)]
         yield [(await stack.enter_async_context(node)).url for node in embedded]
@@ -181,7 +181,7 @@ def free_port() -> int:
 async def started(
     name: str, *arguments: str, **environment: str
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """The example as a process, in Python's development mode; gone when this is left."""
+    """Run the example as a process in Python's development mode, and kill it on exit."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("OLLAMA_")}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-X", "dev", str(HERE / name), *arguments),
@@ -198,7 +198,7 @@ async def started(
 
 
 async def finish(process: asyncio.subprocess.Process) -> tuple[str, str]:
-    """Wait for the end; what was written to stdout and stderr."""
+    """Wait for the process to end; return its stdout and stderr."""
     out, problems = await asyncio.wait_for(process.communicate(), PATIENCE)
     return out.decode(), problems.decode()
 
@@ -206,7 +206,7 @@ async def finish(process: asyncio.subprocess.Process) -> tuple[str, str]:
 async def answering(
     session: aiohttp.ClientSession, url: str, process: asyncio.subprocess.Process
 ) -> None:
-    """Wait until `url` answers, or fail with what the process said instead."""
+    """Wait until `url` answers; if the process ends, fail with its output."""
     async with asyncio.timeout(PATIENCE):
         while True:
             try:
@@ -217,7 +217,7 @@ async def answering(
             except aiohttp.ClientConnectionError:
                 if process.returncode is not None:
                     pytest.fail("\n".join(await finish(process)))
-                await asyncio.sleep(0.05)  # a process that starts gives no other sign
+                await asyncio.sleep(0.05)  # a starting process gives no other signal
 
 
 async def embed(session: aiohttp.ClientSession, base: str, texts: list[str]) -> Any:
@@ -229,7 +229,7 @@ async def embed(session: aiohttp.ClientSession, base: str, texts: list[str]) -> 
 async def straight_from(
     session: aiohttp.ClientSession, node: str, texts: list[str]
 ) -> list[array[float]]:
-    """What a node itself answers."""
+    """The vectors that a node itself returns."""
     payload = {"model": MODEL, "input": texts}
     async with session.post(f"{node}/api/embed", json=payload) as response:
         return [array("f", vector) for vector in (await response.json())["embeddings"]]

@@ -1,9 +1,9 @@
-"""Send live requests and print what the pool does with them: who gets each, what fails, what loads.
+"""Send live requests and print the pool's events: routing, failures, model loads.
 
     python examples/watch_events.py http://10.0.0.2:11434 http://10.0.0.3:11434
 
-Without arguments the servers are those in OLLAMA_NODES (separated by spaces), else those that a
-pool finds by itself. OLLAMA_MODEL names the embedding model.
+Without arguments it uses the servers in OLLAMA_NODES (separated by spaces), else those that a pool
+finds by itself. OLLAMA_MODEL names the embedding model.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ async def watch(pool: OllamaPool) -> None:
             case Routed(node=node, attempt=attempt):
                 print(f"{node}: request, attempt {attempt}")
             case Hedged(first=first, second=second):
-                print(f"{second}: asked as well, since {first} is late")
+                print(f"{second}: hedged request, because {first} is late")
             case AttemptFailed(node=node, error=error):
                 print(f"{node}: failed: {error}")
             case Loading(node=node, seconds=None):
@@ -40,7 +40,7 @@ async def main() -> None:
         texts = [f"text number {number}" for number in range(20)]
         vectors = await asyncio.gather(*(pool.embed(MODEL, text) for text in texts))
         print(f"{len(vectors)} vectors of {len(vectors[0])} numbers")
-        print(await pool.route(MODEL))  # where the next one would go, and why
+        print(await pool.route(MODEL))  # where the next request would go, and why
     await watching
 
 
