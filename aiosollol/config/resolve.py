@@ -96,7 +96,6 @@ def _read_file(
         # A home that may not be entered (systemd's ProtectHome) is a home without a file.
         if not os.path.lexists(file):
             return None, {}
-    pass  # moved  # for those who have a file
 
     return file, read_settings(file, missing=missing)
 
