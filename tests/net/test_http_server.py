@@ -298,21 +298,6 @@ async def test_a_client_that_leaves_is_not_in_the_log(caplog: pytest.LogCaptureF
     assert lines(caplog) == []
 
 
-async def test_a_socket_file_has_no_address(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    listener = Listener(Served().app, name="siblings")
-    path = str(tmp_path / "s")
-    await listener.start("", 0, path=path)
-    reader, writer = await asyncio.open_unix_connection(path)
-    writer.write(MALFORMED[0][0])
-    assert b"400 Bad Request" in await reader.read()
-    writer.close()
-    await listener.stop(0.0)
-    said = "siblings: a request was refused (malformed header), from a Unix socket"
-    assert lines(caplog) == [said]
-
-
 async def test_where_it_cannot_listen() -> None:
     async with by_listening(Served().app) as (host, port):
         with pytest.raises(InvalidInput, match=f"cannot listen on 127.0.0.1 port {port}: "):

@@ -123,6 +123,10 @@ class ListsOnly:
         return ["one node"]
 
     @property
+    def gateway_access(self) -> ListsOnly:
+        return self
+
+    @property
     def wait_timeout(self) -> float:
         return 30.0
 
