@@ -162,7 +162,7 @@ AnswerT = TypeVar("AnswerT")
 
 class Scope(Protocol):
     """What a task does inside its ``with`` ends at `cancel`: `anyio.CancelScope`, or the much
-    cheaper one that asyncio has (`asyncio_parts.TaskScope`)."""
+    cheaper one that asyncio has (`net.primitives.TaskScope`)."""
 
     def __enter__(self) -> object: ...
     def __exit__(
