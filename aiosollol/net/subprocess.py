@@ -102,9 +102,11 @@ class ChildProcess:
         self._stdin = process.stdin
         self.stdout = process.stdout
         self._stderr: deque[bytes] = deque(maxlen=50)
-        self._readers = [
+        self._is_killed = False
+        self._tasks = [
             asyncio.create_task(reader(self), name=f"read process {process.pid}"),
             asyncio.create_task(self._read_stderr(), name=f"read stderr of {process.pid}"),
+            asyncio.create_task(self._follow_to_end(), name=f"wait for process {process.pid}"),
         ]
 
     @classmethod
@@ -157,8 +159,7 @@ class ChildProcess:
 
     async def wait(self) -> None:
         """Return when it has ended, and its pipes."""
-        await asyncio.wait(self._readers)  # to the end, or asyncio would never close them
-        await self._process.wait()
+        await asyncio.wait(self._tasks)  # pipes to their end, or asyncio would never close them
 
     async def end(self, seconds: float, number: int | None = None) -> None:
         """End its stdin, and the process by force if it is still there after `seconds`.
@@ -180,11 +181,18 @@ class ChildProcess:
 
     def kill(self) -> None:
         """End it at once, with all that it may have started: they are one group."""
+        if self._is_killed:  # once: later its number may be that of another group
+            return
+        self._is_killed = True
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if hasattr(os, "killpg"):
                 os.killpg(self.pid, signal.SIGKILL)
             else:
                 self._process.kill()
+
+    async def _follow_to_end(self) -> None:
+        await self._process.wait()
+        self.kill()  # what it has left behind
 
     async def _read_stderr(self) -> None:
         assert self._process.stderr is not None
