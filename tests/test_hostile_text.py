@@ -26,7 +26,6 @@ from aiosollol.core.address import Address
 from aiosollol.core.durations import parse_duration
 from aiosollol.core.passages import cut_passages
 from aiosollol.errors import InvalidInput
-from aiosollol.service import config as source
 from aiosollol.telemetry import tracing
 from aiosollol.wire.announcement import read_announcement
 from aiosollol.wire.ollama import go_json, server_requests
@@ -185,7 +184,6 @@ PARSERS: dict[str, Callable[[str], object]] = {
     "JSON in a string": lambda text: go_json.loads(b'["' + text.encode("utf-8", "surrogatepass")),
     "traces": lambda text: tracing.read_trace([text], [text]),
     "lines of a settings file": lambda text: resolve._line_of("x", text),
-    "lines of a service's file": lambda text: source._line_of("x", text),
     "announcements": lambda text: read_announcement(
         "name", {b"path": text.encode("utf-8", "replace"), b"version": b"1" * LONG}
     ),

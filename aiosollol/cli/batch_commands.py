@@ -8,6 +8,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from aiosollol.cli.base import Json, Nodes, Policy, SameMachine, app, examples
+from aiosollol.config.settings import DEFAULTS
 
 
 @app.command(epilog=examples("aiosollol demo"))
@@ -65,8 +66,8 @@ def embed(
         int,
         typer.Option(min=0, help="Maximum characters per passage; 0 embeds each text whole."),
     ] = 800,
-    policy: Policy = "adaptive",
-    same_machine: SameMachine = "measure",
+    policy: Policy = DEFAULTS.policy,
+    same_machine: SameMachine = DEFAULTS.same_machine,
     trace: Annotated[
         str | None,
         typer.Option(
@@ -117,8 +118,8 @@ def plan(
     tokens_per_item: Annotated[
         float, typer.Option(min=1, help="Average tokens per item; 75 tokens are about 50 words.")
     ] = 75,
-    policy: Policy = "adaptive",
-    same_machine: SameMachine = "measure",
+    policy: Policy = DEFAULTS.policy,
+    same_machine: SameMachine = DEFAULTS.same_machine,
     measure: Annotated[
         bool,
         typer.Option(

@@ -13,10 +13,12 @@ from aiosollol.cli.base import run
 from aiosollol.cli.measure import HOW_FOUND
 from aiosollol.cli.output import Screen, seconds_text, write_json
 from aiosollol.config.node_files import save_nodes
+from aiosollol.config.settings import DEFAULTS
 from aiosollol.core.address import DEFAULT_PORT
 from aiosollol.core.networks import Discovered, Skipped
 from aiosollol.core.node import NodeSpec
 from aiosollol.discovery import Search, discover
+from aiosollol.discovery.options import SearchArguments
 from aiosollol.discovery.search import Arrived, Watch
 
 _ENDED = (130, 143)  # Ctrl-C and SIGTERM, the normal ways to end --watch
@@ -38,13 +40,13 @@ class DiscoverOptions:
     save: str | None = None
     subnets: Sequence[str] = ()
     ports: Sequence[int] = ()
-    timeout: float = 0.5
+    timeout: float = DEFAULTS.discovery_timeout
     use_zeroconf: bool = True
     use_scan: bool = True
     trusted: Sequence[str] | None = None
     as_json: bool = False
 
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> SearchArguments:
         """The keyword arguments of `discover`."""
         return {
             "timeout": self.timeout,

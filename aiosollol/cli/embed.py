@@ -28,6 +28,7 @@ from aiosollol.cli.embed_files import (
 )
 from aiosollol.cli.measure import registry_of
 from aiosollol.cli.output import Advance, Screen, write_json
+from aiosollol.config.settings import DEFAULTS
 from aiosollol.core.embeddings import Embeddings
 from aiosollol.core.report import Slice, trace_events
 from aiosollol.core.scheduling.colocation import Finding
@@ -56,8 +57,8 @@ class EmbedOptions:
     embedded: bool = False
     field: str | None = None
     passage_size: int = 800
-    policy: Policy = "adaptive"
-    same_machine: SameMachine = "measure"
+    policy: Policy = DEFAULTS.policy
+    same_machine: SameMachine = DEFAULTS.same_machine
     trace: str | None = None
     as_json: bool = False
 

@@ -11,9 +11,24 @@ import typer
 
 from aiosollol.cli.base import app, examples
 from aiosollol.cli.output import Screen
+from aiosollol.config.settings import shown
 from aiosollol.gateway.middleware.keys import new_key
-from aiosollol.service import ConfigSource, run
+from aiosollol.service import ConfigSource, SOLLOLConfig, run
 from aiosollol.service.running import Running
+
+_DEFAULTS = SOLLOLConfig()
+
+
+def _option(setting: str, text: str, *flags: str, **more: Any) -> Any:
+    """An option for a setting of the service. text: of the help, with {} for the default."""
+    value = getattr(_DEFAULTS, setting)
+    if isinstance(value, bool):
+        default = "on" if value else "off"
+    elif isinstance(value, int) and value % (1 << 20) == 0 < value:
+        default = f"{value >> 20} MiB" if value < 1 << 30 else f"{value >> 30} GiB"
+    else:
+        default = shown(value)
+    return typer.Option(*flags, help=text.format(default), show_default=False, **more)
 
 
 @app.command(
@@ -27,8 +42,8 @@ from aiosollol.service.running import Running
 def up(
     workers: Annotated[
         int | None,
-        typer.Option(
-            metavar="N", min=1, help="Number of processes that share the port (default 1)."
+        _option(
+            "processes", "Number of processes that share the port (default {}).", metavar="N", min=1
         ),
     ] = None,
     dask_workers: Annotated[
@@ -55,20 +70,20 @@ def up(
     ] = None,
     host: Annotated[
         str | None,
-        typer.Option(
+        _option(
+            "gateway_host",
+            "Address to listen on (default {}); 0.0.0.0 is all interfaces (requires API keys).",
             metavar="ADDRESS",
-            help="Address to listen on (default 127.0.0.1); 0.0.0.0 is all interfaces "
-            "(requires API keys).",
-            show_default=False,
         ),
     ] = None,
     port: Annotated[
         int | None,
-        typer.Option(
+        _option(
+            "gateway_port",
+            "Port to listen on (default {}); 0 picks a free one.",
             metavar="N",
             min=0,
             max=65535,
-            help="Port to listen on (default 8000); 0 picks a free one.",
         ),
     ] = None,
     dask_scheduler: Annotated[
@@ -77,27 +92,35 @@ def up(
     ] = None,
     autobatch: Annotated[
         bool | None,
-        typer.Option(
+        _option(
+            "autobatch_enabled",
+            "Queue documents in a file and embed them in the background (default {}).",
             "--autobatch/--no-autobatch",
-            help="Queue documents in a file and embed them in the background (default on).",
-            show_default=False,
         ),
     ] = None,
     autobatch_interval: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", help="Maximum wait of a queued document (default 60)."),
+        _option(
+            "autobatch_interval",
+            "Maximum wait of a queued document (default {}).",
+            metavar="SECONDS",
+        ),
     ] = None,
     adaptive_metrics: Annotated[
         bool | None,
-        typer.Option(
+        _option(
+            "adaptive_metrics_enabled",
+            "Poll the nodes for their loaded models (default {}).",
             "--adaptive-metrics/--no-adaptive-metrics",
-            help="Poll the nodes for their loaded models (default on).",
-            show_default=False,
         ),
     ] = None,
     adaptive_metrics_interval: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", help="Interval of --adaptive-metrics (default 30)."),
+        _option(
+            "adaptive_metrics_interval",
+            "Interval of --adaptive-metrics (default {}).",
+            metavar="SECONDS",
+        ),
     ] = None,
     config: Annotated[
         str | None,
@@ -154,40 +177,40 @@ def up(
     ] = None,
     wait_timeout: Annotated[
         float | None,
-        typer.Option(
+        _option(
+            "wait_timeout",
+            "How long a request waits in line; then it is answered 503 (429 if others of "
+            "its client were in its way). Default: {}.",
             metavar="SECONDS",
             min=0,
-            help="How long a request waits in line; then it is answered 503 (429 if others of "
-            "its client were in its way). Default: 300.",
-            show_default=False,
         ),
     ] = None,
     max_connections: Annotated[
         int | None,
-        typer.Option(
+        _option(
+            "max_connections",
+            "Connections at once, as far as the limit of open files allows; others wait. "
+            "Default: {}.",
             metavar="N",
             min=1,
-            help="Connections at once, as far as the limit of open files allows; others wait. "
-            "Default: 16384.",
-            show_default=False,
         ),
     ] = None,
     max_body: Annotated[
         int | None,
-        typer.Option(
+        _option(
+            "max_body",
+            "The largest request; what is larger is answered 413. Default: {}.",
             metavar="BYTES",
             min=1,
-            help="The largest request; what is larger is answered 413. Default: 64 MiB.",
-            show_default=False,
         ),
     ] = None,
     max_bodies: Annotated[
         int | None,
-        typer.Option(
+        _option(
+            "max_bodies",
+            "All requests together; large ones wait until there is room. Default: {}.",
             metavar="BYTES",
             min=1,
-            help="All requests together; large ones wait until there is room. Default: 1 GiB.",
-            show_default=False,
         ),
     ] = None,
     metrics: Annotated[
@@ -201,20 +224,20 @@ def up(
     ] = None,
     metrics_port: Annotated[
         int | None,
-        typer.Option(
+        _option(
+            "metrics_port",
+            "Of 127.0.0.1; /metrics of --port has the same. Default: {}.",
             metavar="N",
             min=0,
             max=65535,
-            help="Of 127.0.0.1; /metrics of --port has the same. Default: 9090.",
-            show_default=False,
         ),
     ] = None,
     otel: Annotated[
         bool | None,
-        typer.Option(
+        _option(
+            "otel",
+            "Record OpenTelemetry spans; needs the extra 'otel' (default {}).",
             "--otel/--no-otel",
-            help="Record OpenTelemetry spans; needs the extra 'otel' (default off).",
-            show_default=False,
         ),
     ] = None,
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from aiosollol.cli.base import Json, app, examples
+from aiosollol.config.settings import DEFAULTS
 
 GpuName = Annotated[
     str, typer.Option(metavar="NAME", help="GPU name, for non-NVIDIA GPUs.", show_default=False)
@@ -74,7 +75,7 @@ def discover(
     ] = None,
     timeout: Annotated[
         float, typer.Option(metavar="SECONDS", help="Time limit for an address to answer.")
-    ] = 0.5,
+    ] = DEFAULTS.discovery_timeout,
     zeroconf: Annotated[
         bool,
         typer.Option("--zeroconf/--no-zeroconf", help="Listen for announcements of nodes."),

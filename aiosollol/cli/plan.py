@@ -12,6 +12,7 @@ from aiosollol.cli.base import run
 from aiosollol.cli.measure import Measurement, measure, registry_of
 from aiosollol.cli.nodes import absent, processor_of
 from aiosollol.cli.output import Screen, seconds_text, write_json
+from aiosollol.config.settings import DEFAULTS
 from aiosollol.core.node import ClusterView
 from aiosollol.core.scheduling.cost import Cost
 from aiosollol.core.scheduling.parallelism import (
@@ -36,8 +37,8 @@ class PlanRequest:
     nodes: Sequence[str] = ()
     sizes: Sequence[int] = DEFAULT_SIZES
     tokens_per_item: float = DEFAULT_TOKENS_PER_ITEM
-    policy: Policy = "adaptive"
-    same_machine: SameMachine = "measure"
+    policy: Policy = DEFAULTS.policy
+    same_machine: SameMachine = DEFAULTS.same_machine
     is_measured: bool = True
     as_json: bool = False
 

@@ -8,13 +8,20 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiosollol.config.files import path_of, read_text, settings_path
 from aiosollol.config.setting_types import closest
-from aiosollol.config.settings import ARGUMENT, PREFIX, TABLE, Settings, place, unknown_setting
-from aiosollol.errors import ConfigError
+from aiosollol.config.settings import (
+    ARGUMENT,
+    PREFIX,
+    TABLE,
+    Settings,
+    place,
+    unknown_setting,
+    wrong,
+)
 
 if TYPE_CHECKING:
     pass
@@ -134,27 +141,30 @@ def read_settings(path: str, *, missing: str) -> dict[str, Written]:
     missing: what to do if there is no such file, as the end of a sentence.
     Raises ConfigError, which names the file, the line, and what to write instead.
     """
-    text = read_text(path, missing=missing)
     found = {}
-    for name, value in _parse(path, text).items():
-        line = _line_of(name, text)
+    for name, value, line in read_toml(path, missing=missing, example="embed_timeout = 60"):
         if name not in TABLE:
             raise unknown_setting(name, source=path, line=line)
         found[name] = Written(TABLE[name].check(value, source=path, line=line), line)
     return found
 
 
-def _parse(path: str, text: str) -> dict[str, Any]:
+def read_toml(path: str, *, missing: str, example: str) -> Iterator[tuple[str, Any, int | None]]:
+    """The keys of a TOML file, each with its value and its line, None if that is not found.
+
+    missing: as for `read_settings`. example: of a line. Raises ConfigError.
+    """
     import tomllib  # 2 ms, for those who have a file
 
+    text = read_text(path, missing=missing)
     try:
-        return tomllib.loads(text)
+        values = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: also a number of too many digits
         problem = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        line = _line_in(problem, text)
-        where = place(path, line)
-        message = f"{where}: not TOML: {problem}; write lines such as embed_timeout = 60"
-        raise ConfigError(message, source=path, line=line) from error
+        message = f"not TOML: {problem}; write lines such as {example}"
+        raise wrong(message, path, _line_in(problem, text)) from error
+    for name, value in values.items():
+        yield name, value, _line_of(name, text)
 
 
 def _line_in(problem: str, text: str) -> int | None:

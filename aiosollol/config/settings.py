@@ -76,7 +76,7 @@ class Setting(Generic[T]):
 
     __slots__ = ("about", "default", "kind", "name")
 
-    def __init__(self, kind: Kind[T], default: T, about: str) -> None:
+    def __init__(self, kind: Kind[T], default: T, about: str = "") -> None:
         self.name = ""
         self.kind = kind
         self.default = default
@@ -84,6 +84,11 @@ class Setting(Generic[T]):
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
+
+    def named(self, name: str) -> Setting[T]:
+        """The same, by that name: for a table that is no class of settings."""
+        self.name = name
+        return self
 
     @property
     def variable(self) -> str:
@@ -95,19 +100,18 @@ class Setting(Generic[T]):
         try:
             return self.kind.check(value)
         except (ValueError, OverflowError):
-            where = "" if source == ARGUMENT else f"{place(source, line)}: "
-            raise self._error(f"{where}{self.name}", value, source, line) from None
+            raise wrong(self._problem(self.name, value), source, line) from None
 
     def read(self, text: str) -> T:
         """The value that `text` in the environment variable stands for. Raises ConfigError."""
         try:
             return self.kind.check(self.kind.read(text))
         except (ValueError, OverflowError):
-            raise self._error(self.variable, text, self.variable, None) from None
+            problem = self._problem(self.variable, text)
+            raise ConfigError(problem, source=self.variable) from None
 
-    def _error(self, what: str, value: object, source: str, line: int | None) -> ConfigError:
-        message = f"{what} must be {self.kind.expected}, not {shortened(value)}"
-        return ConfigError(message, source=source, line=line)
+    def _problem(self, what: str, value: object) -> str:
+        return f"{what} must be {self.kind.expected}, not {shortened(value)}"
 
 
 def _setting(kind: Kind[T], default: T, about: str) -> T:
@@ -211,14 +215,22 @@ TABLE: Mapping[str, Setting[Any]] = {
 }
 
 
+DEFAULTS = Settings()
+
+
 def unknown_setting(name: str, *, source: str = ARGUMENT, line: int | None = None) -> ConfigError:
     """The error for a name that is not in the table."""
-    where = "" if source == ARGUMENT else f"{place(source, line)}: "
-    if name == "nodes" and where:
+    if name == "nodes" and source != ARGUMENT:
         hint = "; nodes have their own file, ~/.config/aiosollol/nodes.json"
     else:
         hint = did_you_mean(name.lower().removeprefix(PREFIX.lower()), TABLE)
-    return ConfigError(f"{where}unknown setting {name!r}{hint}", source=source, line=line)
+    return wrong(f"unknown setting {name!r}{hint}", source, line)
+
+
+def wrong(message: str, source: str = ARGUMENT, line: int | None = None) -> ConfigError:
+    """A ConfigError that says where the mistake is, if that is a file."""
+    where = "" if source == ARGUMENT else f"{place(source, line)}: "
+    return ConfigError(f"{where}{message}", source=source, line=line)
 
 
 def place(source: str, line: int | None) -> str:

@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping
+from typing import Unpack
 
-from aiosollol.core.address import DEFAULT_PORT, Address
-from aiosollol.core.networks import MAX_ADDRESSES
-from aiosollol.discovery.options import MAX_OPEN, SearchOptions
+from aiosollol.core.address import Address
+from aiosollol.discovery.options import SearchArguments, SearchOptions
 from aiosollol.discovery.search import Search
 
 __all__ = ["Search", "discover", "discover_ollama_nodes"]
 
 
-def discover(
-    *,
-    timeout: float = 0.5,
-    ports: Iterable[int] = (DEFAULT_PORT,),
-    subnets: Iterable[str] | None = None,
-    known: Iterable[str] = (),
-    allow: Iterable[str] = (),
-    deny: Iterable[str] = (),
-    trusted: Iterable[str] | None = None,
-    exclude_localhost: bool = False,
-    auto_resolve_docker: bool = True,
-    discover_all_nodes: bool = True,
-    use_zeroconf: bool = True,
-    use_scan: bool = True,
-    max_open: int = MAX_OPEN,
-    max_addresses: int = MAX_ADDRESSES,
-    environ: Mapping[str, str] = os.environ,
-) -> Search:
+def discover(**options: Unpack[SearchArguments]) -> Search:
     """A search for Ollama servers, which yields each `Discovered` the moment it has answered.
 
     ::
@@ -43,41 +24,25 @@ def discover(
     Each server is yielded once, by the address under which others reach it. Leaving early closes
     every socket; use ``async with discover() as search`` to see `Search.skipped` and its figures.
 
-    timeout: seconds for each address, and for listening to announcements.
-    ports: those that are asked on this machine and in networks.
+    timeout: seconds for each address, and for listening to announcements; 0.5 by default.
+    ports: those that are asked on this machine and in networks; 11434 by default.
     subnets: networks to sweep (CIDRs), in place of those of this machine's interfaces. Named here
     they may be public, or lead to containers, and have up to 65,536 addresses.
     allow: other addresses are neither swept nor believed when announced. deny: never asked.
     trusted: addresses, CIDRs, host names, or SHA-256 fingerprints of certificates; then nothing
     else is asked for its models. Anybody in a network can pretend to be a node and read prompts.
-    exclude_localhost: loopback addresses are left out; this machine's own address is not.
-    auto_resolve_docker: a node in a container of this machine is given by the address under which
-    others reach it, if it has one.
+    exclude_localhost: True leaves out loopback addresses, but not this machine's own address.
+    auto_resolve_docker: False gives a node in a container of this machine by its address there,
+    and not by the address under which others reach it.
     discover_all_nodes: False stops at the first; ``OLLAMA_HOST`` goes before others.
-    use_zeroconf, use_scan: whether announcements are listened to, and networks swept.
-    max_open: sockets open at once; never more than a third of the file limit.
+    use_zeroconf, use_scan: False does not listen to announcements, or sweep networks.
+    max_open: sockets open at once, 256 by default; never more than a third of the file limit.
     max_addresses: larger networks are not swept, unless in `subnets`; the default is a /22.
+    environ: where ``OLLAMA_HOST`` is looked up; the environment by default.
 
     Raises InvalidInput at once for an argument that cannot be right.
     """
-    options = SearchOptions.parse(
-        timeout=timeout,
-        ports=ports,
-        subnets=subnets,
-        known=known,
-        allow=allow,
-        deny=deny,
-        trusted=trusted,
-        exclude_localhost=exclude_localhost,
-        auto_resolve_docker=auto_resolve_docker,
-        discover_all_nodes=discover_all_nodes,
-        use_zeroconf=use_zeroconf,
-        use_scan=use_scan,
-        max_open=max_open,
-        max_addresses=max_addresses,
-        environ=environ,
-    )
-    return Search(options)
+    return Search(SearchOptions.parse(**options))
 
 
 async def discover_ollama_nodes(

@@ -9,6 +9,7 @@ import re
 import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypedDict
 
 from aiosollol.core.address import DEFAULT_PORT, Address, parse_ollama_host
 from aiosollol.core.networks import (
@@ -104,6 +105,26 @@ MAX_OPEN = 256
 
 _MOST_PORTS = 64
 _MOST_SECONDS = 60.0
+
+
+class SearchArguments(TypedDict, total=False):
+    """The arguments of `discover`, which describes them."""
+
+    timeout: float
+    ports: Iterable[int]
+    subnets: Iterable[str] | None
+    known: Iterable[str]
+    allow: Iterable[str]
+    deny: Iterable[str]
+    trusted: Iterable[str] | None
+    exclude_localhost: bool
+    auto_resolve_docker: bool
+    discover_all_nodes: bool
+    use_zeroconf: bool
+    use_scan: bool
+    max_open: int
+    max_addresses: int
+    environ: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)

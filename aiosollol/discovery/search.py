@@ -8,12 +8,12 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, Unpack
 
 from aiosollol.core.networks import Discovered, Skipped
 from aiosollol.discovery.local_machine import NetworkNeighbourhood, read_surroundings
 from aiosollol.discovery.mdns import Gone, Heard, News, browse
-from aiosollol.discovery.options import SearchOptions, Trust
+from aiosollol.discovery.options import SearchArguments, SearchOptions, Trust
 from aiosollol.discovery.sockets import Sockets
 from aiosollol.discovery.sweep import Browse, Enough, SearchRun
 from aiosollol.errors import NodeUnreachable
@@ -198,7 +198,7 @@ class Watch:
         interval: float = INTERVAL,
         search: Callable[..., AsyncIterable[Discovered]] = Search,
         browse: Browse = browse,
-        **options: Any,
+        **options: Unpack[SearchArguments],
     ) -> None:
         self.nodes: dict[str, Discovered] = {}
         self._options = options
@@ -251,7 +251,7 @@ class Watch:
         while True:
             before = set(self.nodes)
             known = [*self._options.get("known", ()), *before]
-            options = {**self._options, "known": known, "use_zeroconf": False}
+            options: SearchArguments = {**self._options, "known": known, "use_zeroconf": False}
             found = set()
             async for node in self._search(SearchOptions.parse(**options)):
                 found.add(node.url)
@@ -286,8 +286,8 @@ class Watch:
 
     async def _ask(self, heard: Heard) -> None:
         """What is announced has yet to answer."""
-        options = {**self._options, "known": (), "use_scan": False, "use_zeroconf": True}
-        options |= {"environ": {}, "exclude_localhost": True}
+        options: SearchArguments = {**self._options, "known": (), "use_scan": False}
+        options |= {"use_zeroconf": True, "environ": {}, "exclude_localhost": True}
         parsed = SearchOptions.parse(**options)
         async for node in self._search(parsed, browse=lambda: _once(heard)):
             self._arrive(node)

@@ -5,15 +5,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
-from aiosollol.config.files import path_of, read_text
+from aiosollol.config.files import path_of
 from aiosollol.config.node_files import load_nodes
+from aiosollol.config.resolve import read_toml
 from aiosollol.config.setting_types import (
     COUNT,
     FLAG,
@@ -22,14 +22,19 @@ from aiosollol.config.setting_types import (
     SECONDS,
     Kind,
     did_you_mean,
-    one_of,
-    shortened,
     whole,
 )
-from aiosollol.config.settings import ARGUMENT, TABLE, RoutingStrategy, place, unknown_setting
+from aiosollol.config.settings import (
+    ARGUMENT,
+    TABLE,
+    RoutingStrategy,
+    Setting,
+    unknown_setting,
+    wrong,
+)
 from aiosollol.core.node import NodeLike, NodeSpec
 from aiosollol.core.redaction import has_at_sign, safe_repr
-from aiosollol.errors import ConfigError, InvalidInput
+from aiosollol.errors import InvalidInput
 
 ORIGINAL_HOSTS = ("127.0.0.1:11434",)
 
@@ -41,15 +46,6 @@ MAX_IN_FLIGHT = 1000
 """Requests of one client under way, where `max_in_flight` is not set and clients are keys, or
 addresses of other machines. What is beyond waits in the line of its client, so that the burst of
 one does not come before all requests of others."""
-
-FROM_POOL = frozenset(
-    (
-        *("routing_strategy", "max_retries", "chat_timeout", "embed_timeout"),
-        *("metrics_interval", "check_interval", "wait_timeout"),
-        *("enable_dask", "dask_address", "dask_workers"),
-    )
-)
-"""Settings of a pool that have a field of their own here, perhaps by the original's name."""
 
 _PORT = whole("a port from 0 to 65535; 0 takes a free one", 0, 65535)
 _POSITIVE = whole("a whole number from 1 on", 1, 10**12)
@@ -110,13 +106,19 @@ _SCHEDULER = Kind(
     "an address such as 'tcp://10.0.0.1:8786', without a password", _check_scheduler, str
 )
 _POOL = Kind("a table of settings of the pool", _check_table, str)
-_STRATEGY = one_of(RoutingStrategy)
 _PROCESSES = whole("a whole number from 1 to 256", 1, 256)
 _RATE = Kind("a number of requests a second, 0 for any number", PATIENCE.check, float)
 
 
-def _field(kind: Kind[Any], default: Any) -> Any:
-    return field(default=default, metadata={"kind": kind, "default": default})
+def _field(kind: Kind[Any], default: Any, *, pool: str = "") -> Any:
+    return field(default=default, metadata={"setting": Setting(kind, default), "pool": pool})
+
+
+def _of_pool(name: str, default: Any = ..., kind: Kind[Any] | None = None) -> Any:
+    """A setting of the pool; the default is the pool's as well, if nothing else is given."""
+    setting = TABLE[name]
+    default = setting.default if default is ... else default
+    return _field(kind or setting.kind, default, pool=name)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -145,12 +147,12 @@ class SOLLOLConfig:
     """
 
     ray_workers: int = _field(COUNT, 2)
-    dask_workers: int = _field(COUNT, 2)
-    dask_scheduler: str | None = _field(_SCHEDULER, None)
+    dask_workers: int = _of_pool("dask_workers", 2)
+    dask_scheduler: str | None = _of_pool("dask_address", kind=_SCHEDULER)
     hosts: Iterable[NodeLike] | None = _field(_HOSTS, ORIGINAL_HOSTS)
     gateway_port: int = _field(_PORT, 8000)
     gateway_host: str = _field(_LISTEN, "127.0.0.1")
-    routing_strategy: RoutingStrategy = _field(_STRATEGY, "performance")  # noqa: RUF009
+    routing_strategy: RoutingStrategy = _of_pool("routing_strategy")  # noqa: RUF009
     autobatch_enabled: bool = _field(FLAG, True)
     autobatch_interval: float = _field(PATIENCE, 60.0)
     autobatch_min_batch_size: int = _field(_POSITIVE, 1)
@@ -158,13 +160,13 @@ class SOLLOLConfig:
     metrics_enabled: bool = _field(FLAG, True)
     metrics_port: int = _field(_PORT, 9090)
     adaptive_metrics_enabled: bool = _field(FLAG, True)
-    adaptive_metrics_interval: float = _field(SECONDS, 30.0)
+    adaptive_metrics_interval: float = _of_pool("metrics_interval")
     health_check_enabled: bool = _field(FLAG, True)
-    health_check_interval: float = _field(SECONDS, 120.0)
-    max_retries: int = _field(COUNT, 3)
+    health_check_interval: float = _of_pool("check_interval")
+    max_retries: int = _of_pool("max_retries")
     retry_backoff_multiplier: float = _field(PATIENCE, 0.5)
-    chat_timeout: float = _field(SECONDS, 300.0)
-    embedding_timeout: float = _field(SECONDS, 60.0)
+    chat_timeout: float = _of_pool("chat_timeout")
+    embedding_timeout: float = _of_pool("embed_timeout")
 
     processes: int = _field(_PROCESSES, 1)
     metrics_host: str = _field(_LISTEN, "127.0.0.1")
@@ -178,7 +180,7 @@ class SOLLOLConfig:
     max_in_flight: int | None = _field(_POSITIVE, None)
     rate_limit: float = _field(_RATE, 0.0)
     rate_burst: int = _field(COUNT, 0)
-    wait_timeout: float = _field(PATIENCE, 300.0)
+    wait_timeout: float = _of_pool("wait_timeout", 300.0)
     max_connections: int = _field(_POSITIVE, 16_384)
     full_timeout: float = _field(SECONDS, 10.0)
     header_timeout: float = _field(SECONDS, 10.0)
@@ -187,7 +189,7 @@ class SOLLOLConfig:
     write_timeout: float = _field(SECONDS, 60.0)
     stop_timeout: float = _field(PATIENCE, 30.0)
     otel: bool = _field(FLAG, False)
-    enable_dask: bool = _field(FLAG, False)
+    enable_dask: bool = _of_pool("enable_dask")
     pool: Mapping[str, Any] | None = _field(_POOL, None)
 
     def __post_init__(self) -> None:
@@ -206,7 +208,7 @@ class SOLLOLConfig:
         changed = (
             f"{name}={safe_repr(getattr(self, name))}"
             for name in NAMES_OF_FIELDS
-            if getattr(self, name) != _DEFAULTS[name]
+            if getattr(self, name) != _TABLE[name].default
         )
         return f"SOLLOLConfig({', '.join(changed)})"
 
@@ -217,37 +219,29 @@ class SOLLOLConfig:
 
     def pool_settings(self) -> dict[str, Any]:
         """The keyword arguments of the pool, but for its nodes."""
+        settings = {**(self.pool or {})}
+        settings |= {name: getattr(self, own) for name, own in FROM_POOL.items()}
+        settings["enable_dask"] = self.uses_dask
         never = 10.0**9
-        return {
-            **(self.pool or {}),
-            "routing_strategy": self.routing_strategy,
-            "max_retries": self.max_retries,
-            "chat_timeout": self.chat_timeout,
-            "embed_timeout": self.embedding_timeout,
-            "wait_timeout": self.wait_timeout,
-            "metrics_interval": (
-                self.adaptive_metrics_interval if self.adaptive_metrics_enabled else never
-            ),
-            "check_interval": self.health_check_interval if self.health_check_enabled else never,
-            "enable_dask": self.uses_dask,
-            "dask_address": self.dask_scheduler,
-            "dask_workers": self.dask_workers,
-        }
+        if not self.adaptive_metrics_enabled:
+            settings["metrics_interval"] = never
+        if not self.health_check_enabled:
+            settings["check_interval"] = never
+        return settings
 
 
 NAMES_OF_FIELDS: tuple[str, ...] = tuple(each.name for each in fields(SOLLOLConfig))
-_KINDS: Mapping[str, Kind[Any]] = {f.name: f.metadata["kind"] for f in fields(SOLLOLConfig)}
-_DEFAULTS: Mapping[str, Any] = {f.name: f.metadata["default"] for f in fields(SOLLOLConfig)}
+_TABLE: Mapping[str, Setting[Any]] = {
+    each.name: each.metadata["setting"].named(each.name) for each in fields(SOLLOLConfig)
+}
+FROM_POOL: Mapping[str, str] = {
+    each.metadata["pool"]: each.name for each in fields(SOLLOLConfig) if each.metadata["pool"]
+}
+"""Settings of a pool that have a field of their own here, and the name of that field."""
 
 
 def _rebuild(values: dict[str, Any]) -> SOLLOLConfig:
     return SOLLOLConfig(**values)
-
-
-def wrong(message: str, source: str = ARGUMENT, line: int | None = None) -> ConfigError:
-    """A ConfigError that says where the mistake is, if that is a file."""
-    where = "" if source == ARGUMENT else f"{place(source, line)}: "
-    return ConfigError(f"{where}{message}", source=source, line=line)
 
 
 def check(name: str, value: object, source: str = ARGUMENT, line: int | None = None) -> Any:
@@ -255,14 +249,10 @@ def check(name: str, value: object, source: str = ARGUMENT, line: int | None = N
 
     Raises ConfigError.
     """
-    if value is None and (_DEFAULTS[name] is None or name == "hosts"):
+    setting = _TABLE[name]
+    if value is None and (setting.default is None or name == "hosts"):
         return None
-    kind = _KINDS[name]
-    try:
-        checked = kind.check(value)
-    except (ValueError, OverflowError):
-        message = f"{name} must be {kind.expected}, not {shortened(value)}"
-        raise wrong(message, source, line) from None
+    checked = setting.check(value, source=source, line=line)
     special: Mapping[str, Callable[..., None]] = {"hosts": _check_nodes, "pool": _check_pool}
     if name in special:
         special[name](checked, source, line)
@@ -382,32 +372,11 @@ def _plain(host: NodeLike) -> Any:
 
 def _read_file(name: str) -> dict[str, Any]:
     path = path_of(name)
-    text = read_text(path, missing="name one that exists")
+    rows = read_toml(path, missing="name one that exists", example="gateway_port = 8000")
     values = {}
-    for name, value in _parse(path, text).items():
-        line = _line_of(name, text)
-        if name not in NAMES_OF_FIELDS:
-            hint = did_you_mean(name, NAMES_OF_FIELDS)
+    for name, value, line in rows:
+        if name not in _TABLE:
+            hint = did_you_mean(name, _TABLE)
             raise wrong(f"unknown setting {name!r}{hint}", path, line)
         values[name] = check(name, value, path, line)
     return values
-
-
-def _parse(path: str, text: str) -> dict[str, Any]:
-    import tomllib
-
-    try:
-        return tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        match = re.search(r"\(at line (\d+), column \d+\)$", str(error))
-        line = int(match[1]) if match is not None else None
-        problem = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        message = f"not TOML: {problem}; write lines such as gateway_port = 8000"
-        raise wrong(message, path, line) from error
-
-
-def _line_of(name: str, text: str) -> int | None:
-    """Where ``name =`` or ``[name]`` stands. tomllib does not tell."""
-    key = rf"""^[ \t]*+\[*+[ \t]*+(["']?){re.escape(name)}\1[ \t]*[=.\]]"""
-    match = re.search(key, text, re.MULTILINE)
-    return text.count("\n", 0, match.start()) + 1 if match is not None else None

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from aiosollol.config.files import path_of, read_text
+from aiosollol.config.settings import wrong
 from aiosollol.core.node import NodeSpec
 from aiosollol.errors import ConfigError
 from aiosollol.gateway.middleware.keys import (
@@ -17,7 +18,7 @@ from aiosollol.gateway.middleware.keys import (
     keys_in_variable,
     parse_keys,
 )
-from aiosollol.service.config import SOLLOLConfig, wrong
+from aiosollol.service.config import SOLLOLConfig
 
 
 def read_keys(config: SOLLOLConfig, environ: Mapping[str, str] = os.environ) -> KeyRing:
