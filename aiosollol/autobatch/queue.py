@@ -19,6 +19,7 @@ from aiosollol.autobatch.worker import QueueWorker
 from aiosollol.core.arguments import SubmitArguments
 from aiosollol.core.offload.engine_choice import EngineName
 from aiosollol.errors import InvalidInput, PoolClosed
+from aiosollol.net.primitives import finish
 
 if TYPE_CHECKING:
     from aiosollol.pool.facade import OllamaPool
@@ -135,15 +136,7 @@ class AutoBatch:
         self._state = "closed"
         if self._closing is None:
             self._closing = asyncio.create_task(self._close(timeout), name="close autobatch")
-        cancelled: asyncio.CancelledError | None = None
-        while not self._closing.done():  # whoever waits may be cancelled, this goes on
-            try:
-                await asyncio.shield(self._closing)
-            except asyncio.CancelledError as error:
-                cancelled = error
-        if cancelled is not None:
-            raise cancelled
-        self._closing.result()
+        await finish(self._closing)
 
     async def _close(self, timeout: float) -> None:
         if self._worker is not None and self._task is not None:

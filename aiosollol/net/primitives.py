@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import time
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
 
 
 class FutureGate:
@@ -60,6 +62,19 @@ class TaskScope:
         if self._task is not None and not self._is_cancelled:
             self._is_cancelled = True
             self._task.cancel()
+
+
+async def finish(task: asyncio.Task[T]) -> T:
+    """Wait for `task` to its end, even if this is cancelled; the cancellation is raised then."""
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    return task.result()
 
 
 class Deadline(Protocol):

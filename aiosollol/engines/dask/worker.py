@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
+import threading
 from collections.abc import Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,7 +27,8 @@ FORGOTTEN_SECONDS = 60.0
 GREET_SECONDS = 15.0
 """How long a worker that is new may have texts before its client has told it the nodes."""
 
-_LOOK_SECONDS = 0.05
+_greeted = threading.Condition()
+"""Notified when a client has told a worker in this process its nodes."""
 
 T = TypeVar("T")
 
@@ -73,6 +74,8 @@ class FarEndPlugin(distributed.WorkerPlugin):  # type: ignore[misc]  # of a type
     async def obey(self, terms: Terms) -> Look:
         if self._end is None:
             self._end = RemotePool(self._worker.address, self._settings)
+            with _greeted:
+                _greeted.notify_all()
         if self._forgetting is not None:
             self._forgetting.cancel()
         loop = asyncio.get_running_loop()
@@ -175,12 +178,13 @@ def write(
 def _awaited_plugin(worker: Any, name: str) -> FarEndPlugin:
     """As `_plugin`, in a thread. Where Dask chooses the worker, it may be one that was started a
     moment ago, in place of one that died, and has yet to be told of us."""
-    deadline = time.monotonic() + GREET_SECONDS
-    while time.monotonic() < deadline:
+
+    def is_greeted() -> bool:
         plugin = worker.plugins.get(name)
-        if plugin is not None and plugin.knows_nodes:
-            break
-        time.sleep(_LOOK_SECONDS)
+        return plugin is not None and bool(plugin.knows_nodes)
+
+    with _greeted:
+        _greeted.wait_for(is_greeted, GREET_SECONDS)
     return _plugin(worker, name)
 
 
