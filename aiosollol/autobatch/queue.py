@@ -6,7 +6,6 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 from aiosollol.autobatch import job_queries, result_queries
@@ -98,12 +97,7 @@ class AutoBatch:
         await self.start()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def start(self) -> None:
@@ -230,28 +224,12 @@ class AutoBatch:
             return await database.read(
                 result_queries.job_status, job, owner, now, rules.keep_results
             )
-        found = await database.read(result_queries.totals, owner, latest, now, rules.keep_results)
+        found, groups = await database.read(result_queries.totals, owner, latest, now, rules)
         worker = self._worker
-        problem = ""
-        if worker is not None:
-            problem = worker.problem if owner is None else worker.problem_of(found.groups)
-        return QueueStatus(
-            jobs=found.jobs,
-            job_count=found.job_count,
-            job_total=found.job_total,
-            active=found.active,
-            pending=found.pending,
-            queued=found.queued,
-            queued_bytes=found.queued_bytes,
-            max_documents=rules.max_documents,
-            max_bytes=rules.max_bytes,
-            keep_results=rules.keep_results,
-            rate=found.rate,
-            worker=found.worker,
-            is_worker=worker is not None and worker.is_working,
-            problem=problem,
-            ahead=found.ahead,
-        )
+        if worker is None:
+            return found
+        problem = worker.problem if owner is None else worker.problem_of(groups)
+        return replace(found, is_worker=worker.is_working, problem=problem)
 
     async def wait(self, job: str, *, owner: str | None = None) -> JobStatus:
         """How a job is when nothing of it is queued any more. Whichever process embeds it.

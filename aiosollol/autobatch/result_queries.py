@@ -15,7 +15,8 @@ from aiosollol.autobatch.job_queries import (
     keys_of,
     position_of,
 )
-from aiosollol.autobatch.jobs import JobStatus
+from aiosollol.autobatch.jobs import JobStatus, QueueStatus
+from aiosollol.autobatch.pacing import Rules
 from aiosollol.core.embeddings import Embeddings
 
 DAMAGED_VECTOR = "StorageError: the vector is damaged on the disk; submit this document again"
@@ -42,27 +43,6 @@ class ResultPage:
     errors: dict[int, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Totals:
-    """What `QueueStatus` is made of, as far as it is in the tables.
-
-    ahead: documents queued up to the last of these jobs, other owners' documents included.
-    groups: the groups in which these jobs have documents queued.
-    """
-
-    jobs: list[JobStatus]
-    job_count: int
-    job_total: int
-    active: int
-    pending: int
-    queued: int
-    queued_bytes: int
-    ahead: int
-    groups: frozenset[int]
-    rate: float
-    worker: int | None
-
-
 def job_status(
     connection: sqlite3.Connection,
     job_id: str,
@@ -81,9 +61,10 @@ def totals(
     owner: str | None,
     latest: int,
     now: float,
-    keep_results: float,
-) -> Totals:
-    """Totals over the jobs of `owner`, or over all jobs, with the `latest` of them."""
+    rules: Rules,
+) -> tuple[QueueStatus, frozenset[int]]:
+    """How far the jobs of `owner` are, or all jobs, as far as it is in the tables, with the
+    `latest` of them; and the groups in which these jobs have documents queued."""
     rate = _rate(connection)
     of_owner, values = ("", ()) if owner is None else ("WHERE owner = ?", (owner,))
     rows = connection.execute(
@@ -102,19 +83,22 @@ def totals(
         f"SELECT DISTINCT group_id FROM (SELECT * FROM jobs {of_owner}) WHERE queued > 0", values
     ).fetchall()
     (pid,) = connection.execute("SELECT pid FROM worker").fetchone()
-    return Totals(
-        jobs=[_status(row, rate, now, keep_results) for row in rows],
+    status = QueueStatus(
+        jobs=[_status(row, rate, now, rules.keep_results) for row in rows],
         job_count=count,
         job_total=count if owner is not None else _ever(connection),
         active=int(active),
         pending=int(pending),
         queued=int(queued),
         queued_bytes=int(queued_bytes),
-        ahead=int(ahead),
-        groups=frozenset(group for (group,) in groups),
+        max_documents=rules.max_documents,
+        max_bytes=rules.max_bytes,
+        keep_results=rules.keep_results,
         rate=rate,
         worker=pid,
+        ahead=int(ahead),
     )
+    return status, frozenset(group for (group,) in groups)
 
 
 def _ever(connection: sqlite3.Connection) -> int:

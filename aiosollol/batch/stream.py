@@ -6,7 +6,6 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import suppress
-from types import TracebackType
 from typing import cast
 
 from aiosollol.core.embeddings import Embeddings, Vector
@@ -89,12 +88,7 @@ class EmbedStream:
     async def __aenter__(self) -> EmbedStream:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def aclose(self, error: BaseException | None = None) -> None:

@@ -8,7 +8,6 @@ import re
 import secrets
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from aiosollol.core.address import Address
@@ -89,12 +88,7 @@ class Advertiser:
         self._zeroconf = zeroconf
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._zeroconf = None
         await self._stack.aclose()
 

@@ -7,7 +7,6 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from types import TracebackType
 from typing import NamedTuple, TypeAlias, Unpack
 
 from aiosollol.core.networks import Discovered, Skipped
@@ -72,12 +71,7 @@ class Search:
         self._start()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     def __aiter__(self) -> AsyncGenerator[Discovered, None]:
@@ -215,12 +209,7 @@ class Watch:
         self._task = asyncio.create_task(self._run(), name="aiosollol watch")
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait([self._task])

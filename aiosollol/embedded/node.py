@@ -6,7 +6,6 @@ import asyncio
 import importlib.util
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
-from types import TracebackType
 
 from aiosollol.core.address import Address
 from aiosollol.embedded.app import make_app
@@ -96,12 +95,7 @@ class EmbeddedNode:
             self._url = await self._stack.enter_async_context(running)
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._url = ""
         await self._stack.aclose()
 

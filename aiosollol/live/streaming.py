@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from types import TracebackType
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from aiosollol.core.reply import ChatReply, GeneratedText
@@ -144,12 +143,7 @@ class ReplyStream(Generic[Part]):
     async def __aenter__(self) -> ReplyStream[Part]:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def aclose(self, error: Exception | None = None) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Mapping
-from types import TracebackType
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -226,12 +225,7 @@ class _Pieces:
         self._exchange = exchange
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         # Idempotent: a body that came to its end has given its connection back already.
         if self._exchange is not None:
             self._transport._end(self._exchange)

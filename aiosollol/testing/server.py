@@ -9,7 +9,6 @@ import signal
 import socket
 import struct
 from functools import partial
-from types import TracebackType
 from typing import Any, Unpack, cast
 
 from aiohttp import web
@@ -72,12 +71,7 @@ class FakeOllama(FakeNode):
             await self._listen(bound)
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._reopening is not None:
             await self._reopening
         self._stop_listening()
@@ -257,11 +251,6 @@ class FakeOllamaProcess:
         self.fault = self._fault
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._url = ""
         await self._process.aclose()

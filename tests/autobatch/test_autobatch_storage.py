@@ -13,6 +13,7 @@ import sys
 from array import array
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -560,12 +561,14 @@ class Tables(RuleBasedStateMachine):
             assert found == (completed,)
             assert is_cancelled or queued + completed + failed == total
             assert (completed_at is None) == (queued > 0)
-        whole = totals(self.connection, None, 100, self.now, 5.0)
+        rules = replace(self.rules, keep_results=5.0)
+        whole, _ = totals(self.connection, None, 100, self.now, rules)
         assert whole.queued <= self.rules.max_documents
         assert whole.queued_bytes <= self.rules.max_bytes
         assert whole.job_total == len(self.jobs)
         for owner in ("ann", "bob"):
-            part = totals(self.connection, owner, 100, self.now, 5.0)
+            part, _ = totals(self.connection, owner, 100, self.now, rules)
+            assert part.ahead is not None
             owned = [job for job in whole.jobs if job.owner == owner]
             assert part.jobs == owned
             assert part.job_count == len(owned)

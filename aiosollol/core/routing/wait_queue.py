@@ -106,15 +106,6 @@ class WaitingRoom(Generic[ItemT]):
                 return ticket.item
         return None
 
-    def peek(self, line: str) -> ItemT | None:
-        """The next item of `line`, without removing it; None if it is empty."""
-        heap = self._lines.get(line)
-        while heap:
-            if heap[0].is_waiting:
-                return heap[0].item
-            heappop(heap)
-        return None
-
     def remove(self, ticket: Ticket[ItemT]) -> bool:
         """Remove the item of `ticket`; False if it was already taken.
 
@@ -128,17 +119,6 @@ class WaitingRoom(Generic[ItemT]):
             heap[:] = [each for each in heap if each.is_waiting]
             heapify(heap)
         return True
-
-    def move(self, ticket: Ticket[ItemT], line: str) -> Ticket[ItemT] | None:
-        """Move the item to another line, keeping its arrival time and priority.
-
-        Returns the new ticket, which replaces the old one; None if the item was already taken.
-        """
-        if not self.remove(ticket):
-            return None
-        moved = Ticket(ticket.item, line, ticket._key, ticket._came)
-        self._push(moved)
-        return moved
 
     def tickets(self, line: str) -> list[Ticket[ItemT]]:
         """The tickets in `line`, unordered."""

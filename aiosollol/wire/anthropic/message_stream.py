@@ -21,9 +21,6 @@ from aiosollol.wire.translation import (
     text_of,
 )
 
-PING = b'event: ping\ndata: {"type":"ping"}\n\n'
-"""What may be sent at any time of a stream, so that nobody takes it for dead."""
-
 _KINDS = {
     400: "invalid_request_error",
     401: "authentication_error",

@@ -28,10 +28,10 @@ def test_first_come_first_served_within_a_priority() -> None:
     room: WaitingRoom[str] = WaitingRoom(10)
     for name in "abc":
         room.add(name, "n", 1.0)
-    assert (len(room), room.count("n"), room.peek("n")) == (3, 3, "a")
+    assert (len(room), room.count("n")) == (3, 3)
     assert list(room) == ["a", "b", "c"]
     assert drain(room) == ["a", "b", "c"]
-    assert (len(room), room.count("n"), room.peek("n"), room.take("n")) == (0, 0, None, None)
+    assert (len(room), room.count("n"), room.take("n")) == (0, 0, None)
 
 
 def test_ten_goes_first() -> None:
@@ -71,27 +71,12 @@ def test_of_taking_and_leaving_one_wins() -> None:
     assert room.take("n") == "a"
     assert not ticket.is_waiting
     assert not room.remove(ticket)
-    assert room.move(ticket, "m") is None
     other = room.add("b", "n", 0.0)
     assert other is not None
     assert room.remove(other)
     assert not room.remove(other)
     assert room.take("n") is None
     assert len(room) == 0
-
-
-def test_who_moves_keeps_time_and_priority() -> None:
-    room: WaitingRoom[str] = WaitingRoom(9)
-    early = room.add("early", "gone", 0.0)
-    room.add("late", "n", 5.0)
-    room.add("high", "gone", 5.0, 10)
-    assert early is not None
-    assert [ticket.item for ticket in room.standing("gone")] == ["high", "early"]
-    moved = [room.move(ticket, "n") for ticket in room.standing("gone")]
-    assert all(ticket is not None and ticket.line == "n" for ticket in moved)
-    assert not early.is_waiting
-    assert (room.count("gone"), room.count("n"), len(room)) == (0, 3, 3)
-    assert drain(room) == ["high", "early", "late"]
 
 
 @pytest.mark.parametrize("priority", [1, 5, 10])
@@ -130,7 +115,7 @@ def test_the_front_of_a_long_line(left: int) -> None:
 
 
 class Waiting(RuleBasedStateMachine):
-    """Coming, leaving, moving and being taken at random, against a sorted list."""
+    """Coming, leaving and being taken at random, against a sorted list."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -153,7 +138,6 @@ class Waiting(RuleBasedStateMachine):
     @rule(line=st.sampled_from("ab"))
     def take(self, line: str) -> None:
         order = self._in(line)
-        assert self.room.peek(line) == (order[0] if order else None)
         assert self.room.take(line) == (order[0] if order else None)
         if order:
             del self.model[order[0]]
@@ -164,15 +148,6 @@ class Waiting(RuleBasedStateMachine):
         item = data.draw(st.sampled_from(sorted(self.model)))
         assert self.room.remove(self.tickets[item])
         del self.model[item]
-
-    @precondition(lambda self: self.model)
-    @rule(data=st.data(), line=st.sampled_from("ab"))
-    def move(self, data: st.DataObject, line: str) -> None:
-        item = data.draw(st.sampled_from(sorted(self.model)))
-        moved = self.room.move(self.tickets[item], line)
-        assert moved is not None
-        self.tickets[item] = moved
-        self.model[item] = (line, *self.model[item][1:])
 
     @invariant()
     def agrees(self) -> None:

@@ -10,7 +10,6 @@ import project_paths
 import pytest
 
 from aiosollol.wire.anthropic import messages as anthropic
-from aiosollol.wire.anthropic.message_stream import PING
 from aiosollol.wire.ollama.server_requests import Refusal
 from aiosollol.wire.translation import Stamp
 
@@ -446,7 +445,3 @@ def test_the_true_count_is_told_first_if_it_is_known_first() -> None:
 def test_an_error_in_mid_stream() -> None:
     last = events(said("a"), {"error": "gone"})[-1]
     assert last == {"type": "error", "error": {"type": "api_error", "message": "gone"}}
-
-
-def test_a_ping_is_an_event() -> None:
-    assert PING == b'event: ping\ndata: {"type":"ping"}\n\n'
