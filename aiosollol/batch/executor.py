@@ -35,7 +35,8 @@ from aiosollol.errors import (
     SollolError,
     first_of,
 )
-from aiosollol.live.node_client import EmbedCall, NodeClient, promised_dim
+from aiosollol.live.calls import EmbedCall
+from aiosollol.live.node_client import NodeClient, promised_dim
 from aiosollol.wire.ollama import embeddings as wire
 
 MAX_VAIN_RETURNS = 3

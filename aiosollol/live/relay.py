@@ -11,7 +11,7 @@ import orjson
 
 from aiosollol.core.routing.explain import Setback
 from aiosollol.errors import NodeError, ProtocolError
-from aiosollol.live.node_client import EmbedCall, TalkCall
+from aiosollol.live.calls import EmbedCall, TalkCall
 from aiosollol.live.streaming import OnEnd, ReplyStream, counted
 from aiosollol.wire.ollama.chat import cut_off, load_part
 from aiosollol.wire.ollama.client import outline, shown, without_mark

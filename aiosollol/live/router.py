@@ -21,14 +21,10 @@ from aiosollol.core.routing.strategies import RouteRequest
 from aiosollol.core.routing.wait_queue import USUAL
 from aiosollol.errors import NodeError, NoNodeAvailable, PoolClosed, RequestFailed
 from aiosollol.live.admission import Admission
+from aiosollol.live.calls import EmbedCall, TalkCall
 from aiosollol.live.hedging import HedgingClient
 from aiosollol.live.model_loader import Spawn
-from aiosollol.live.node_client import (
-    EmbedCall,
-    NodeClient,
-    TalkCall,
-    promised_dim,
-)
+from aiosollol.live.node_client import NodeClient, promised_dim
 from aiosollol.live.streaming import Part, ReplyStream
 from aiosollol.ports import Trace
 from aiosollol.wire.ollama.embeddings import EmbedAnswer

@@ -36,12 +36,8 @@ from aiosollol.core.scheduling.planner import (
 )
 from aiosollol.core.stats import pool_stats
 from aiosollol.errors import InvalidInput, NoNodeAvailable, PoolClosed, RequestFailed, SollolError
-from aiosollol.live.node_client import (
-    GENERATE_PATH,
-    EmbedCall,
-    NodeClient,
-    TalkCall,
-)
+from aiosollol.live.calls import GENERATE_PATH, EmbedCall, TalkCall
+from aiosollol.live.node_client import NodeClient
 from aiosollol.pool.lifecycle import OpenState
 from aiosollol.pool.registry import NodeRegistry
 from aiosollol.wire.ollama.chat import load_text

@@ -27,7 +27,7 @@ from aiosollol.core.routing.wait_queue import USUAL, check_priority
 from aiosollol.core.scheduling.planner import ForceMode, PlanOptions
 from aiosollol.core.scheduling.vector_buffer import OnVectors
 from aiosollol.errors import BatchError, InvalidInput, PoolClosed
-from aiosollol.live.node_client import EmbedCall
+from aiosollol.live.calls import EmbedCall
 from aiosollol.live.router import CallOptions, RequestRouter
 from aiosollol.wire.ollama.embeddings import dump_embed, fits_base64
 

@@ -17,7 +17,7 @@ from aiosollol.core.request import (
 from aiosollol.core.routing.wait_queue import USUAL, check_priority
 from aiosollol.core.scheduling.cost import CHARACTERS_PER_TOKEN
 from aiosollol.errors import InvalidInput
-from aiosollol.live.node_client import TalkCall
+from aiosollol.live.calls import TalkCall
 from aiosollol.live.router import CallOptions, RequestRouter
 from aiosollol.live.streaming import Part, ReplyStream
 from aiosollol.wire.ollama import chat as chat_wire

@@ -11,7 +11,7 @@ import pytest
 from live_cluster import EMBED, MODEL, TALKER, cluster, vector, virtual_time
 
 from aiosollol.errors import NoNodeAvailable
-from aiosollol.live.node_client import EmbedCall, TalkCall
+from aiosollol.live.calls import EmbedCall, TalkCall
 from aiosollol.live.relay import RelayCall, read_talk
 from aiosollol.testing import FakeTransport, Fault
 from aiosollol.wire.ollama.chat import load_chat

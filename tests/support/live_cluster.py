@@ -31,8 +31,9 @@ from aiosollol.core.scheduling.planner import PlanOptions
 from aiosollol.core.stats import pool_stats
 from aiosollol.errors import PoolClosed
 from aiosollol.live.admission import Admission
+from aiosollol.live.calls import EmbedCall, TalkCall
 from aiosollol.live.model_loader import ModelLoader
-from aiosollol.live.node_client import EmbedCall, NodeClient, TalkCall
+from aiosollol.live.node_client import NodeClient
 from aiosollol.live.router import CallOptions, LiveOptions, RequestRouter
 from aiosollol.live.streaming import ReplyStream
 from aiosollol.pool.admin import PoolAdmin, Strategy
