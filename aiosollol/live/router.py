@@ -1,10 +1,13 @@
-"""Live requests: one embedding, chat or generate, to the node that will answer it soonest."""
+"""Sends one embedding, chat or generate to the node that will answer it soonest.
+
+`RequestRouter._perform` is the way of every live request: place, send, hedge, decide, answer.
+"""
 
 from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 from weakref import WeakSet
@@ -22,7 +25,7 @@ from aiosollol.core.routing.wait_queue import USUAL
 from aiosollol.errors import NodeError, NoNodeAvailable, PoolClosed, RequestFailed
 from aiosollol.live.admission import Admission
 from aiosollol.live.calls import EmbedCall, TalkCall
-from aiosollol.live.hedging import HedgingClient
+from aiosollol.live.hedging import Hedger
 from aiosollol.live.model_loader import Spawn
 from aiosollol.live.node_client import NodeClient, promised_dim
 from aiosollol.live.streaming import Part, ReplyStream
@@ -35,11 +38,11 @@ _MAX_HOMES = 10_000
 
 _Answer = TypeVar("_Answer")
 _Send: TypeAlias = Callable[[Node, RouteRequest, Trace | None, float], Awaitable[_Answer]]
-"""One attempt on a node: of the request as it was routed, in its trace, within so many seconds."""
+"""One attempt on a node: takes the routed request, its trace, and a timeout in seconds."""
 
 
 class LiveOptions(NamedTuple):
-    """How live requests are treated. Durations are seconds; see `Settings` for each."""
+    """Options of all live requests. Durations are in seconds; see `Settings` for each."""
 
     max_retries: int = 3
     retry_budget: float = 0.2
@@ -48,11 +51,13 @@ class LiveOptions(NamedTuple):
 
 
 class CallOptions(NamedTuple):
-    """What a caller wishes for one request. timeout: seconds for all of it.
+    """Options of one live request.
 
-    priority: 1 to 10, see `core.routing.wait_queue`. sticky: names a conversation, whose requests
-    should go to the node that has its prompt cache. is_patient: the timeout does not run while it
-    waits in line for a node, which `wait_timeout` alone bounds.
+    timeout: seconds for all of it.
+    priority: 1 to 10, see `core.routing.wait_queue`.
+    sticky: names a conversation, whose requests should go to the node that has its prompt cache.
+    is_patient: the timeout does not run while the request waits in line for a node; only
+    `wait_timeout` bounds that.
     """
 
     timeout: float
@@ -62,37 +67,38 @@ class CallOptions(NamedTuple):
 
 
 class RequestRouter:
-    """Sends live requests over the nodes of a registry.
+    """Sends live requests to the nodes of a cluster.
 
-    roster: says which are fit for a model. admission: chooses among them. exchange: sends.
+    eligibility: says which nodes are fit for a model.
+    admission: chooses one of them and takes a slot on it.
+    node_client: sends to a node.
     spawn: runs a task of the pool.
     """
 
     def __init__(
         self,
-        registry: ClusterState,
-        roster: Eligibility,
+        cluster: ClusterState,
+        eligibility: Eligibility,
         admission: Admission,
-        exchange: NodeClient,
+        node_client: NodeClient,
         options: LiveOptions,
         spawn: Spawn,
         rng: random.Random,
     ) -> None:
-        self._registry = registry
-        self._roster = roster
+        self._cluster = cluster
+        self._eligibility = eligibility
         self._admission = admission
-        self._exchange = exchange
-        self._options = options
+        self._node_client = node_client
+        self._max_retries = options.max_retries
+        self._first_byte_timeout = options.first_byte_timeout
         self._budget = RetryBudget(options.retry_budget)
-        hedging = Hedging(options.hedge_rate)
-        self._chaser = HedgingClient(
-            registry, admission, hedging, self._budget, options.max_retries, spawn
-        )
+        policy = Hedging(options.hedge_rate)
+        self._hedger = Hedger(cluster, admission, policy, self._budget, options.max_retries, spawn)
         self._rng = rng
         self._homes: dict[str, str] = {}
         self._reloaded: set[str] = set()
         self._active = 0
-        # Weak: who drops a stream without closing it is to be done with it.
+        # Weak: a stream that its reader drops without closing it is not kept.
         self._streams: WeakSet[ReplyStream[Any]] = WeakSet()
 
     @property
@@ -102,137 +108,109 @@ class RequestRouter:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a call is under way, or somebody waits for the next part of a stream."""
+        """Whether a call is in progress, or a reader waits for the next part of a stream."""
         return self._active > 0 or any(stream.is_waiting for stream in self._streams)
 
     async def aclose(self) -> None:
-        """Close the streams that are still open."""
+        """Close the open streams."""
         for stream in list(self._streams):
             await stream.aclose(PoolClosed("the pool was closed during this stream"))
 
-    async def embed(self, call: EmbedCall, wishes: CallOptions) -> EmbedAnswer:
+    def embed(self, call: EmbedCall, options: CallOptions) -> Coroutine[Any, Any, EmbedAnswer]:
         """The vectors of a call. Raises NodeError or RequestFailed."""
+        return self._perform(call, call.request(), options, partial(self._embed, call))
 
-        def send(
-            node: Node, request: RouteRequest, trace: Trace | None, timeout: float
-        ) -> Awaitable[EmbedAnswer]:
-            dim = promised_dim(node, call.model, call.dimensions)
-            return self._exchange.embed(call, node, request, trace, timeout, dim=dim)
-
-        return await self._run(call, call.request(), wishes, send)
-
-    async def converse(
-        self, call: TalkCall[Part], wishes: CallOptions, setbacks: list[Setback] | None = None
-    ) -> Part:
+    def converse(
+        self, call: TalkCall[Part], options: CallOptions, setbacks: list[Setback] | None = None
+    ) -> Coroutine[Any, Any, Part]:
         """A whole answer of chat or generate. Raises NodeError or RequestFailed.
 
-        setbacks: gets those attempts that failed or were late, in their order.
+        setbacks: is extended by the attempts that failed or were late, in order.
         """
-        send = partial(self._exchange.converse, call)
-        return await self._run(call, call.request(), wishes, send, setbacks)
+        send = partial(self._node_client.converse, call)
+        return self._perform(call, call.request(), options, send, setbacks)
 
-    async def open_stream(
-        self, call: TalkCall[Part], wishes: CallOptions, setbacks: list[Setback] | None = None
-    ) -> ReplyStream[Part]:
+    def open_stream(
+        self, call: TalkCall[Part], options: CallOptions, setbacks: list[Setback] | None = None
+    ) -> Coroutine[Any, Any, ReplyStream[Part]]:
         """A streamed answer whose first part has arrived. Raises NodeError or RequestFailed.
 
         setbacks: see `converse`.
         """
-
-        async def send(
-            node: Node, request: RouteRequest, trace: Trace | None, timeout: float
-        ) -> ReplyStream[Part]:
-            stream = await self._exchange.open_stream(
-                call,
-                node,
-                request,
-                trace,
-                timeout,
-                on_end=self._streams.discard,
-                first_byte_timeout=self._options.first_byte_timeout,
-            )
-            self._streams.add(stream)
-            return stream
-
         request = call.request()._replace(can_move=False)
-        return await self._run(call, request, wishes, send, setbacks)
+        return self._perform(call, request, options, partial(self._open_stream, call), setbacks)
 
-    async def _run(
+    async def _perform(
         self,
         call: EmbedCall | TalkCall[Any],
         request: RouteRequest,
-        wishes: CallOptions,
+        options: CallOptions,
         send: _Send[_Answer],
         setbacks: list[Setback] | None = None,
     ) -> _Answer:
-        """Send to the best node; on failure, to others as far as `core.routing.retry` allows."""
-        registry = self._registry
-        now = registry.clock()
-        deadline = now + wishes.timeout
-        self._budget.request(now)
-        trace = self._exchange.trace()
-        if wishes.sticky is not None or call.options is not None or self._reloaded:
-            request = request._replace(home=self._home(call, wishes.sticky))
+        """The answer to one live request: place, send, hedge, decide, answer."""
+        cluster = self._cluster
+        came = cluster.clock()
+        deadline = came + options.timeout
+        self._budget.request(came)
+        trace = self._node_client.trace()
+        if options.sticky is not None or call.options is not None or self._reloaded:
+            request = request._replace(home=self._home(call, options.sticky))
         attempts: list[NodeError] = []
         tried: set[str] = set()
 
-        async def attempt(node: Node) -> _Answer:
-            try:
-                return await send(node, request, trace, deadline - registry.clock())
-            except NodeError as error:
-                if setbacks is not None:
-                    setbacks.append(Setback.of(error))
-                raise
+        def attempt(node: Node) -> Awaitable[_Answer]:
+            return send(node, request, trace, deadline - cluster.clock())
 
         self._active += 1
         try:
             while True:
-                came = registry.clock()
+                # Place: choose a node, and take a slot on it.
+                came = cluster.clock()
                 try:
                     node = await self._admission.place(
                         request,
                         tried=tried,
                         deadline=deadline,
-                        priority=wishes.priority,
-                        is_patient=wishes.is_patient,
+                        priority=options.priority,
+                        is_patient=options.is_patient,
                     )
                 except RequestFailed as error:
                     error.attempts = tuple(attempts)
                     raise
-                now = registry.clock()
-                if wishes.is_patient:
-                    deadline += now - came
-                if registry.hub.is_watched:
-                    why = str(attempts[-1]) if attempts else ""
-                    registry.tell(Routed(now, call.model, node.name, len(attempts) + 1, why))
-                self._notice_reload(call, node)
+                if options.is_patient:
+                    deadline += cluster.clock() - came
+                self._announce(call, node, attempts)
+                # Send; hedge to another node if the answer is late.
+                race = self._hedger.race(request, node, attempt, tried, call.options)
                 try:
-                    answer, winner = await self._chaser.send(
-                        request, node, attempt, tried, call.options
-                    )
+                    answer = await (attempt(node) if race is None else race.run(attempt(node)))
                 except NodeError as error:
-                    if self._roster.is_closed:
+                    if self._eligibility.is_closed:
                         raise PoolClosed("the pool was closed during this call") from error
+                    if setbacks is not None:
+                        setbacks += map(Setback.of, [error] if race is None else race.failures)
                     attempts.append(error)
                     tried.add(node.name)
-                    wait = self._after(error, request, attempts, tried, deadline)
+                    # Decide: ask another node, this one again later, or give up.
+                    wait = self._decide(error, request, attempts, tried, deadline)
                     if wait:
-                        await self._roster.pause(wait)
+                        await self._eligibility.pause(wait)
                         tried.clear()
                     continue
-                if (
-                    winner is not node
-                    and setbacks is not None
-                    and all(each.node != node.name for each in setbacks)
-                ):
-                    setbacks.append(Setback(node.name))
-                if wishes.sticky is not None:
-                    self._settle(wishes.sticky, winner)
+                # Answer.
+                if race is not None:
+                    race.learn()
+                    if setbacks is not None:
+                        race.add_setbacks(setbacks)
+                    node = race.winner
+                if options.sticky is not None:
+                    self._settle(options.sticky, node)
                 return answer
         finally:
             self._active -= 1
 
-    def _after(
+    def _decide(
         self,
         error: NodeError,
         request: RouteRequest,
@@ -245,11 +223,11 @@ class RequestRouter:
             error,
             failures=len(attempts),
             others=any(node.name not in tried for node in self._admission.eligible(request)),
-            now=self._registry.clock(),
+            now=self._cluster.clock(),
             deadline=deadline,
             budget=self._budget,
             rng=self._rng,
-            max_retries=self._options.max_retries,
+            max_retries=self._max_retries,
         )
         log.debug("%s: %s (%s)", request.model, decision.action, decision.reason)
         if decision.action == "other":
@@ -258,8 +236,8 @@ class RequestRouter:
             return max(decision.after, 1e-3)
         if classify(error) is Failure.INPUT:
             raise error
-        if classify(error) is Failure.MODEL and not self._roster.ready(request.model):
-            failed = self._roster.nobody(request.model)
+        if classify(error) is Failure.MODEL and not self._eligibility.ready(request.model):
+            failed = self._eligibility.nobody(request.model)
             failed.attempts = tuple(attempts)
             raise failed from error
         nodes = {each.node: each.detail for each in attempts}
@@ -267,25 +245,47 @@ class RequestRouter:
             f"every node that was asked failed: {decision.reason}", nodes, attempts
         ) from error
 
-    # Where conversations and options are at home.
+    # One attempt.
 
-    def _home(self, call: EmbedCall | TalkCall[Any], sticky: str | None) -> str | None:
-        if sticky is not None and sticky in self._homes:
-            return self._homes[sticky]
-        nodes = self._roster.ready(call.model)
-        if not any(node.reloads(call.model, call.options) for node in nodes):
-            return None  # all are alike, so let the strategy choose among all
-        now = self._registry.clock()
-        warm = [node for node in nodes if not node.is_cold(call.model, call.options)]
-        return min(warm, key=lambda node: node.ahead(now)).name if warm else None
+    def _embed(
+        self,
+        call: EmbedCall,
+        node: Node,
+        request: RouteRequest,
+        trace: Trace | None,
+        timeout: float,
+    ) -> Coroutine[Any, Any, EmbedAnswer]:
+        dim = promised_dim(node, call.model, call.dimensions)
+        return self._node_client.embed(call, node, request, trace, timeout, dim=dim)
 
-    def _settle(self, sticky: str, node: Node) -> None:
-        self._homes.pop(sticky, None)
-        self._homes[sticky] = node.name
-        if len(self._homes) > _MAX_HOMES:
-            del self._homes[next(iter(self._homes))]
+    async def _open_stream(
+        self,
+        call: TalkCall[Part],
+        node: Node,
+        request: RouteRequest,
+        trace: Trace | None,
+        timeout: float,
+    ) -> ReplyStream[Part]:
+        stream = await self._node_client.open_stream(
+            call,
+            node,
+            request,
+            trace,
+            timeout,
+            on_end=self._streams.discard,
+            first_byte_timeout=self._first_byte_timeout,
+        )
+        self._streams.add(stream)
+        return stream
 
-    def _notice_reload(self, call: EmbedCall | TalkCall[Any], node: Node) -> None:
+    def _announce(
+        self, call: EmbedCall | TalkCall[Any], node: Node, attempts: Sequence[NodeError]
+    ) -> None:
+        """Report where a request goes, and the first time that a model is reloaded for one."""
+        cluster = self._cluster
+        if cluster.hub.is_watched:
+            why = str(attempts[-1]) if attempts else ""
+            cluster.tell(Routed(cluster.clock(), call.model, node.name, len(attempts) + 1, why))
         name = full_name(call.model)
         if name not in self._reloaded and node.reloads(name, call.options):
             self._reloaded.add(name)
@@ -295,3 +295,21 @@ class RequestRouter:
                 name,
                 node.name,
             )
+
+    # Where conversations and options are at home.
+
+    def _home(self, call: EmbedCall | TalkCall[Any], sticky: str | None) -> str | None:
+        if sticky is not None and sticky in self._homes:
+            return self._homes[sticky]
+        nodes = self._eligibility.ready(call.model)
+        if not any(node.reloads(call.model, call.options) for node in nodes):
+            return None  # all are alike, so let the strategy choose
+        now = self._cluster.clock()
+        warm = [node for node in nodes if not node.is_cold(call.model, call.options)]
+        return min(warm, key=lambda node: node.ahead(now)).name if warm else None
+
+    def _settle(self, sticky: str, node: Node) -> None:
+        self._homes.pop(sticky, None)
+        self._homes[sticky] = node.name
+        if len(self._homes) > _MAX_HOMES:
+            del self._homes[next(iter(self._homes))]

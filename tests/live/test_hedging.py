@@ -39,28 +39,35 @@ def answers(what: str, after: float, ended: list[str]) -> Callable[[], Awaitable
     return send
 
 
+class Raced(Race[str]):
+    """A race whose second request is `second`; None if there is nobody to ask."""
+
+    def __init__(
+        self, timer: HedgeTimer, due: float, second: Callable[[], Awaitable[str]] | None
+    ) -> None:
+        super().__init__(timer, due)
+        self._second = second
+
+    async def another(self) -> str | None:
+        return None if self._second is None else await self._second()
+
+
 async def race(
     first: tuple[str, float], second: tuple[str, float] | None, due: float = 1.0
 ) -> tuple[str, float, list[str]]:
     ended: list[str] = []
-
-    async def nobody() -> None:
-        return None
 
     async with anyio.create_task_group() as group:
 
         async def run(work: Any) -> None:
             await work
 
-        hedger = HedgeTimer(anyio.current_time, lambda work, name: group.start_soon(run, work))
-        made: Race[str] = Race(due, nobody if second is None else answers(*second, ended))
-        hedger.enter(made)
+        timer = HedgeTimer(anyio.current_time, lambda work, name: group.start_soon(run, work))
+        made = Raced(timer, due, None if second is None else answers(*second, ended))
         try:
-            answer = await made.run_first(answers(*first, ended))
+            answer = await made.run(answers(*first, ended)())
         except NodeError as error:
             answer = error.detail
-        finally:
-            hedger.leave(made)
         took = anyio.current_time()
     return answer, took, ended
 
@@ -107,14 +114,10 @@ async def test_who_leaves_cancels_all(at: float) -> None:
         async def run(work: Any) -> None:
             await work
 
-        hedger = HedgeTimer(anyio.current_time, lambda work, name: group.start_soon(run, work))
-        made: Race[str] = Race(1.0, answers("two", 5.0, ended))
-        hedger.enter(made)
+        timer = HedgeTimer(anyio.current_time, lambda work, name: group.start_soon(run, work))
+        made = Raced(timer, 1.0, answers("two", 5.0, ended))
         with anyio.move_on_after(at):
-            try:
-                await made.run_first(answers("one!", 2.0, ended))
-            finally:
-                hedger.leave(made)
+            await made.run(answers("one!", 2.0, ended)())
         assert anyio.current_time() == pytest.approx(at)
     expected = {
         0.5: ["one! cancelled"],
@@ -133,11 +136,9 @@ async def test_a_pool_that_closes_in_between_is_no_crash() -> None:
         async def run(work: Any) -> None:
             await work
 
-        hedger = HedgeTimer(anyio.current_time, lambda work, name: group.start_soon(run, work))
-        made: Race[str] = Race(1.0, closed)
-        hedger.enter(made)
-        assert await made.run_first(answers("one", 3.0, [])) == "one"
-        hedger.leave(made)
+        timer = HedgeTimer(anyio.current_time, lambda work, name: group.start_soon(run, work))
+        made = Raced(timer, 1.0, closed)
+        assert await made.run(answers("one", 3.0, [])()) == "one"
 
 
 async def test_one_timer_serves_many_and_ends_when_there_is_nothing_to_do() -> None:
@@ -151,14 +152,12 @@ async def test_one_timer_serves_many_and_ends_when_there_is_nothing_to_do() -> N
             tasks.append(name)
             group.start_soon(run, work)
 
-        hedger = HedgeTimer(anyio.current_time, spawn)
+        timer = HedgeTimer(anyio.current_time, spawn)
         ended: list[str] = []
 
         async def one(number: int) -> None:
-            made: Race[str] = Race(10.0 - number / 10, answers("two", 0.1, ended))
-            hedger.enter(made)
-            await made.run_first(answers("one", 30.0, ended))
-            hedger.leave(made)
+            made = Raced(timer, 10.0 - number / 10, answers("two", 0.1, ended))
+            await made.run(answers("one", 30.0, ended)())
 
         async with anyio.create_task_group() as races:
             for number in range(20):  # each is due before the one that is watched
@@ -168,7 +167,7 @@ async def test_one_timer_serves_many_and_ends_when_there_is_nothing_to_do() -> N
         assert ended.count("two") == 20
         assert tasks.count("hedge late requests") == 1
         await anyio.sleep(3.0)
-        assert not hedger._is_watching
+        assert not timer._is_watching
     assert anyio.current_time() == pytest.approx(13.1), "the timer was not waited for"
 
 

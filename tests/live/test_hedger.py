@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Awaitable
 from typing import Any
 
@@ -50,6 +51,20 @@ async def test_a_chat_on_a_node_that_hangs_is_asked_of_another_one_too(streamed:
         assert made["a"].in_flight == 0
         assert made.node("a").breaker.in_row == 1
         made["a"].fault = None
+
+
+async def test_a_stream_that_won_is_kept_by_its_reader_alone() -> None:
+    async with cluster(**NODES, strategy="priority") as made:
+        await made.warm_up()
+        made["a"].fault = Fault.HANG
+        stream = await made.stream()
+        assert stream.node == "b"
+        await stream.aclose()
+        kept = weakref.ref(stream)
+        del stream
+        assert kept() is None, "a reader that drops it would wait for the garbage collector"
+        made["a"].fault = None
+        await made.rest()
 
 
 async def test_requests_that_another_node_answers_at_the_same_moment_all_count() -> None:
