@@ -24,23 +24,25 @@ _PATIENCE = 2.0
 
 
 class Admission:
-    """Gives live requests their places.
+    """Gives live requests their slots.
 
-    roster: says which nodes are fit for a model. strategy: chooses one of several. wait_timeout:
-    seconds that a request waits for a place at most. spawn: runs a task of the pool.
+    eligibility: says which nodes are fit for a model.
+    strategy: chooses one of several nodes.
+    wait_timeout: seconds that a request waits for a slot, at most.
+    spawn: runs a task of the pool.
     """
 
     def __init__(
         self,
-        registry: ClusterState,
-        roster: Eligibility,
+        cluster: ClusterState,
+        eligibility: Eligibility,
         strategy: RoutingFunction,
         wait_timeout: float,
         rng: random.Random,
         spawn: Spawn,
     ) -> None:
-        self._registry = registry
-        self._roster = roster
+        self._cluster = cluster
+        self._eligibility = eligibility
         self._strategy = strategy
         self._wait_timeout = wait_timeout
         self._rng = rng
@@ -58,11 +60,11 @@ class Admission:
     ) -> Node:
         """The node for `request`, with a place on it that is taken already (`Node.leave`).
 
-        tried: nodes to leave out while there are others. deadline: by the registry's clock.
+        tried: nodes to leave out while there are others. deadline: by the cluster's clock.
         is_patient: wait in line for `wait_timeout`, past the deadline.
         Raises PoolSaturated, PoolClosed, ModelNotFound, NoNodeAvailable.
         """
-        if request.kind == "embed" and self._roster.is_undecided(request.model):
+        if request.kind == "embed" and self._eligibility.is_undecided(request.model):
             # Of which digest its vectors are to be is decided once: by all nodes, if they answer.
             await self._wait_ready(request.model, deadline, patient=True)
         nodes = self.eligible(request, tried)
@@ -93,14 +95,14 @@ class Admission:
         """The nodes that may have `request` now, perhaps none."""
         nodes: Sequence[Node]
         if request.kind == "embed":
-            nodes = self._roster.comparable(request.model)
+            nodes = self._eligibility.comparable(request.model)
         else:
-            nodes = self._roster.ready(request.model)
+            nodes = self._eligibility.ready(request.model)
         if tried:
             nodes = [node for node in nodes if node.name not in tried] or nodes
-        if not self._registry.not_closed:
+        if not self._cluster.not_closed:
             return nodes
-        now = self._registry.clock()
+        now = self._cluster.clock()
         admitting = [node for node in nodes if node.breaker.admits(now)]
         if not request.can_move:
             sound = [node for node in admitting if node.breaker.opens_at is None]
@@ -115,10 +117,10 @@ class Admission:
         """A node with a place that is due to be probed, or looked at: whatever its prospects, the
         next request that can be sent elsewhere as well is for that. Nothing else shows that it is
         well again."""
-        registry = self._registry
-        if not (registry.not_closed or registry.stained) or not request.can_move:
+        cluster = self._cluster
+        if not (cluster.not_closed or cluster.stained) or not request.can_move:
             return None
-        now = registry.clock()
+        now = cluster.clock()
         for node in nodes:
             is_due = node.breaker.opens_at is not None or node.standing.is_due(now)
             if is_due and node.in_flight < node.limit:
@@ -126,7 +128,7 @@ class Admission:
         return None
 
     def _choose(self, nodes: Sequence[Node], request: RouteRequest) -> Node:
-        return route(self._strategy, nodes, request, self._registry.clock(), self._rng)
+        return route(self._strategy, nodes, request, self._cluster.clock(), self._rng)
 
     async def _wait(
         self,
@@ -138,26 +140,26 @@ class Admission:
         chosen: Node | None,
     ) -> Node:
         """Wait in the line of the node that was chosen; look around again when that takes long."""
-        registry = self._registry
-        came = registry.clock()
+        cluster = self._cluster
+        came = cluster.clock()
         gives_up = came + self._wait_timeout
         if not is_patient:
             gives_up = min(gives_up, deadline)
         while True:
-            if self._roster.is_closed:
+            if self._eligibility.is_closed:
                 raise PoolClosed("the pool was closed during this call")
-            version = registry.version
+            version = cluster.version
             node, chosen = chosen, None
             nodes = self.eligible(request, tried) if node is None else [node]
-            now = registry.clock()
+            now = cluster.clock()
             if not nodes:
-                if not self._roster.ready(request.model):
+                if not self._eligibility.ready(request.model):
                     await self._wait_ready(request.model, deadline)
                 elif now >= gives_up:
                     raise saturated(now - came)
                 else:  # all are being probed after failures: in a moment it is known how they are
                     with anyio.move_on_after(min(gives_up - now, 1.0)):
-                        await registry.wait_changed(version)
+                        await cluster.wait_changed(version)
                 continue
             if node is None:
                 node = nodes[0] if len(nodes) == 1 else self._choose(nodes, request)
@@ -167,34 +169,34 @@ class Admission:
                 raise saturated(now - came)
             patience = max(_LEAST_PATIENCE, _PATIENCE * node.ahead(now))
             if await self._in_line(node, came, priority, now + patience, gives_up):
-                if self._roster.is_closed:  # between the place and our turn
+                if self._eligibility.is_closed:  # between the place and our turn
                     node.leave()
                     raise PoolClosed("the pool was closed during this call")
-                if registry.clock() >= gives_up:  # a place came, but too late to be of use
+                if cluster.clock() >= gives_up:  # a place came, but too late to be of use
                     node.leave()
-                    raise saturated(registry.clock() - came)
+                    raise saturated(cluster.clock() - came)
                 return node
             if is_patient:
-                deadline += registry.clock() - now
+                deadline += cluster.clock() - now
 
     async def _wait_ready(self, model: str, deadline: float, *, patient: bool = False) -> None:
-        with anyio.move_on_after(deadline - self._registry.clock()) as limit:
-            await self._roster.wait_ready(model, patient=patient)
+        with anyio.move_on_after(deadline - self._cluster.clock()) as limit:
+            await self._eligibility.wait_ready(model, patient=patient)
         if limit.cancelled_caught:
             raise NoNodeAvailable(
                 f"no node was there for {model!r} within the time that the call was given",
-                self._roster.conditions(),
+                self._eligibility.conditions(),
             )
 
     async def _in_line(
         self, node: Node, came: float, priority: int, until: float, gives_up: float
     ) -> bool:
         """Whether a place on `node` came free for us, before it was time to look elsewhere."""
-        waiter = Waiter(self._registry.new_gate(), until, gives_up)
+        waiter = Waiter(self._cluster.new_gate(), until, gives_up)
         ticket = node.line_up(waiter, came, priority)
         if ticket is None:
             raise PoolSaturated(
-                f"{len(self._registry.room)} requests are waiting for a node already; "
+                f"{len(self._cluster.room)} requests are waiting for a node already; "
                 "send fewer at once, add nodes, or raise max_waiting"
             )
         try:
@@ -216,10 +218,10 @@ class Admission:
 
     async def _watch(self) -> None:
         try:
-            while len(self._registry.room):
+            while len(self._cluster.room):
                 await anyio.sleep(_LOOK_SECONDS)
-                now = self._registry.clock()
-                for node in list(self._registry):
+                now = self._cluster.clock()
+                for node in list(self._cluster):
                     if node.queued:
                         node.send_late_away(now)
         finally:

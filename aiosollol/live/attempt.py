@@ -33,13 +33,13 @@ class Attempt:
     __slots__ = (
         "_ahead",
         "_began_at",
+        "_cluster",
         "_has_begun",
         "_in_flight",
         "_is_live",
         "_is_look",
         "_is_probe",
         "_options",
-        "_registry",
         "_request",
         "_seconds",
         "_span",
@@ -50,7 +50,7 @@ class Attempt:
 
     def __init__(
         self,
-        registry: ClusterState,
+        cluster: ClusterState,
         node: Node,
         request: RouteRequest,
         *,
@@ -59,14 +59,14 @@ class Attempt:
         is_live: bool,
         span: Span | None = None,
     ) -> None:
-        self._registry = registry
+        self._cluster = cluster
         self._request = request
         self._options = options
         self._is_live = is_live
         self._span = span
         self._has_begun = False
         self.node = node
-        self.sent_at = self._began_at = now = registry.clock()
+        self.sent_at = self._began_at = now = cluster.clock()
         self.is_cold = is_cold
         load = node.load_seconds(request.model) if is_cold else 0.0
         self._seconds = (node.seconds(request) or 0.0) + load
@@ -80,7 +80,7 @@ class Attempt:
             breaker.admits(now) or (is_live and not breaker.is_probing)
         )
         if self._is_probe:
-            registry.advance_breaker(node, breakers.CallSent(), now)
+            cluster.advance_breaker(node, breakers.CallSent(), now)
 
     def __enter__(self) -> None:
         pass
@@ -103,14 +103,14 @@ class Attempt:
     def restart(self) -> None:
         """The model is loaded: what counts from now on is the request alone."""
         self.is_cold = False
-        self.sent_at = self._registry.clock()
+        self.sent_at = self._cluster.clock()
 
     def began(self) -> None:
         """The first part of a stream has come: the node is well, however long the rest takes."""
         self._has_begun = True
         if self._is_probe:
             answered = breakers.CallAnswered(is_probe=True)
-            self._registry.advance_breaker(self.node, answered, self._registry.clock())
+            self._cluster.advance_breaker(self.node, answered, self._cluster.clock())
             self._is_probe = False
 
     @property
@@ -123,7 +123,7 @@ class Attempt:
 
         work: tokens that its time is learned for. tokens, vectors: as the server counted them.
         """
-        node, request, now = self.node, self._request, self._registry.clock()
+        node, request, now = self.node, self._request, self._cluster.clock()
         seconds = now - self.sent_at
         if request.kind == "embed":
             node.learn(request.model, work, self.sent_at, now)
@@ -134,7 +134,7 @@ class Attempt:
         node.succeed(self.sent_at, now, vectors=vectors, tokens=tokens)
         node.warmed(request.model, self._options)
         predicted = self.predicted
-        self._registry.answered(
+        self._cluster.answered(
             node,
             seconds,
             predicted,
@@ -146,37 +146,37 @@ class Attempt:
 
     def failed(self, error: NodeError) -> None:
         """It failed."""
-        registry, node, model = self._registry, self.node, self._request.model
-        now = registry.clock()
+        cluster, node, model = self._cluster, self.node, self._request.model
+        now = cluster.clock()
         failure = classify(error)
         node.fail(now, is_rejected=isinstance(error, BadRequest | ModelMissing))
-        registry.tell(AttemptFailed(now, model, node.name, failure.value, str(error)))
+        cluster.tell(AttemptFailed(now, model, node.name, failure.value, str(error)))
         if isinstance(error, NodeTimeout) and now - self._began_at < self.predicted:
             # Its caller gave it less time than it was known to take. That is no fault of the node,
             # and a few such callers must not take it from all the others.
-            registry.advance_breaker(node, breakers.CallAbandoned(self._is_probe), now)
+            cluster.advance_breaker(node, breakers.CallAbandoned(self._is_probe), now)
             self._leave(now, type(error).__name__)
             return
         if failure in (Failure.NODE, Failure.ANSWER, Failure.BUSY):
-            registry.blame(node, now)
+            cluster.blame(node, now)
         if self._is_live and not self.is_cold and isinstance(error, NodeTimeout | ServerBusy):
             self._adapt(now - self.sent_at, 0.0, is_overload=True)
-        registry.failed(node, error, model)
+        cluster.failed(node, error, model)
         failed = breakers.CallFailed(failure, self._is_probe, is_lost=self._has_begun)
-        registry.advance_breaker(node, failed, now)
+        cluster.advance_breaker(node, failed, now)
         self._leave(now, type(error).__name__)
 
     def cancelled(self) -> None:
         """It was given up by us: the caller left, or another node was faster."""
-        registry, node = self._registry, self.node
-        now = registry.clock()
+        cluster, node = self._cluster, self.node
+        now = cluster.clock()
         node.cancel(now)
         event: breakers.Event = breakers.CallAbandoned(self._is_probe)
         if node.take_outrun(self._request):
             # One that hangs is never heard of again: that others had to do it is all there is.
-            registry.outrun(node, now - self.sent_at, self.predicted, now)
+            cluster.outrun(node, now - self.sent_at, self.predicted, now)
             event = breakers.CallFailed(Failure.ANSWER, self._is_probe)
-        registry.advance_breaker(node, event, now)
+        cluster.advance_breaker(node, event, now)
         self._leave(now, CANCELLED)
 
     def _leave(self, now: float, problem: str = "") -> None:

@@ -31,7 +31,7 @@ from aiosollol.wire.ollama.client import load as load_json
 
 
 class NodeClient:
-    """Sends requests to nodes of a registry on which they have a place already (`Node.enter`).
+    """Sends requests to nodes of a cluster on which they have a place already (`Node.enter`).
 
     Whatever becomes of a request, its place is given back, and it is counted exactly once. What
     loads a model is not counted. transport_of: how to reach a node, by name. tracing: follows each
@@ -40,12 +40,12 @@ class NodeClient:
 
     def __init__(
         self,
-        registry: ClusterState,
+        cluster: ClusterState,
         transport_of: Callable[[str], Transport],
         loads: ModelLoader,
         tracing: Tracing | None = None,
     ) -> None:
-        self._registry = registry
+        self._cluster = cluster
         self._transport_of = transport_of
         self._loads = loads
         self._tracing = tracing
@@ -166,7 +166,7 @@ class NodeClient:
         load = self._load_for(call, node, trace)
         span, headers = _follow(trace, request, node)
         attempt = Attempt(
-            self._registry,
+            self._cluster,
             node,
             request,
             options=call.options,
@@ -179,7 +179,7 @@ class NodeClient:
     def _way_to(self, node: Node) -> Transport:
         """Raises NodeUnreachable if `node` was removed while a request waited for its turn."""
         # Another may have come by its name, so the name alone does not tell.
-        if node.name in self._registry and self._registry[node.name] is node:
+        if node.name in self._cluster and self._cluster[node.name] is node:
             return self._transport_of(node.name)
         raise NodeUnreachable(node.name, "was removed")
 
@@ -206,16 +206,16 @@ class NodeClient:
 
     async def _loaded(self, load: Load, timeout: float, attempt: Attempt) -> float:
         """Wait for `load`, and return what is left of `timeout`. Raises NodeError, PoolClosed."""
-        began = self._registry.clock()
+        began = self._cluster.clock()
         with contextlib.suppress(BadRequest):  # the request itself will be told what is wrong
             await load.wait(timeout)
         attempt.restart()
-        return max(1e-3, timeout - (self._registry.clock() - began))
+        return max(1e-3, timeout - (self._cluster.clock() - began))
 
     def _start_load(
         self, node: Node, calls: Sequence[EmbedCall | TalkCall[Any]], trace: Trace | None
     ) -> Load:
-        call, now = calls[0], self._registry.clock()
+        call, now = calls[0], self._cluster.clock()
         name = full_name(call.model)
         key = (node, name, call.options)
         load = self._loads.find(key)
@@ -226,14 +226,14 @@ class NodeClient:
         return load
 
     def _end_load(self, node: Node, name: str, seconds: float) -> None:
-        node.end_load(name, seconds, self._registry.clock())
+        node.end_load(name, seconds, self._cluster.clock())
 
     async def _send_load(
         self, node: Node, calls: Sequence[EmbedCall | TalkCall[Any]], trace: Trace | None
     ) -> None:
-        registry, model = self._registry, calls[0].model
-        began = registry.clock()
-        registry.tell(Loading(began, model, node.name))
+        cluster, model = self._cluster, calls[0].model
+        began = cluster.clock()
+        cluster.tell(Loading(began, model, node.name))
         span, headers = _follow(trace, calls[0].request()._replace(kind="load"), node)
         problem = CANCELLED
         try:
@@ -252,16 +252,16 @@ class NodeClient:
             problem = ""
         except NodeError as error:
             problem = type(error).__name__
-            now = registry.clock()
-            registry.tell(Loading(now, model, node.name, now - began, str(error)))
+            now = cluster.clock()
+            cluster.tell(Loading(now, model, node.name, now - began, str(error)))
             raise
         finally:
             if span is not None:
                 span.end(problem)
-        now = registry.clock()
+        now = cluster.clock()
         node.learn_load(model, now - began)
         node.warmed(model, calls[0].options)
-        registry.tell(Loading(now, model, node.name, now - began))
+        cluster.tell(Loading(now, model, node.name, now - began))
 
 
 def _follow(
