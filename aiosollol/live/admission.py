@@ -1,4 +1,4 @@
-"""Finds the node for a live request, and a place on it."""
+"""Finds the node for a live request, and takes a slot on it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from aiosollol.errors import NoNodeAvailable, PoolClosed, PoolSaturated
 from aiosollol.live.model_loader import Spawn
 
 _LEAST_PATIENCE = 0.1
-_LOOK_SECONDS = 0.05  # how exactly the end of somebody's patience is noticed
+_LOOK_SECONDS = 0.05  # how often waiting requests are checked for having waited long enough
 _PATIENCE = 2.0
-"""Times what it should take that a request waits in one line before it looks around again."""
+"""Times the predicted wait in a line, after which a request chooses a node again."""
 
 
 class Admission:
@@ -58,14 +58,16 @@ class Admission:
         priority: int = USUAL,
         is_patient: bool = False,
     ) -> Node:
-        """The node for `request`, with a place on it that is taken already (`Node.leave`).
+        """The node for `request`, with a slot taken on it. Pair with `Node.leave`.
 
-        tried: nodes to leave out while there are others. deadline: by the cluster's clock.
+        tried: names of nodes to leave out while there are others.
+        deadline: by the cluster's clock.
+        priority: see `core.routing.wait_queue`.
         is_patient: wait in line for `wait_timeout`, past the deadline.
         Raises PoolSaturated, PoolClosed, ModelNotFound, NoNodeAvailable.
         """
         if request.kind == "embed" and self._eligibility.is_undecided(request.model):
-            # Of which digest its vectors are to be is decided once: by all nodes, if they answer.
+            # Pin the model digest on first use: wait for the answers of all nodes.
             await self._wait_ready(request.model, deadline, patient=True)
         nodes = self.eligible(request, tried)
         node = None
@@ -78,7 +80,7 @@ class Admission:
         return await self._wait(request, tried, deadline, priority, is_patient, node)
 
     def try_place(self, request: RouteRequest, tried: Collection[str]) -> Node | None:
-        """A sound node but those `tried`, and a place on it that is taken now; None if none has."""
+        """A node with a closed breaker and not in `tried`, and a slot taken on it; None if none."""
         nodes = [
             node
             for node in self.eligible(request, tried)
@@ -92,7 +94,7 @@ class Admission:
         return node if node.try_enter() else None
 
     def eligible(self, request: RouteRequest, tried: Collection[str] = ()) -> Sequence[Node]:
-        """The nodes that may have `request` now, perhaps none."""
+        """The nodes that may get `request` now, perhaps none."""
         nodes: Sequence[Node]
         if request.kind == "embed":
             nodes = self._eligibility.comparable(request.model)
@@ -109,14 +111,16 @@ class Admission:
             admitting = sound or admitting
         if admitting or not nodes:
             return admitting
-        # Better to ask one that failed than nobody.
+        # Asking a node that failed is better than asking none.
         node = last_resort(((node, node.breaker) for node in nodes), now)
         return [] if node is None else [node]
 
     def _on_trial(self, nodes: Sequence[Node], request: RouteRequest) -> Node | None:
-        """A node with a place that is due to be probed, or looked at: whatever its prospects, the
-        next request that can be sent elsewhere as well is for that. Nothing else shows that it is
-        well again."""
+        """A node with a free slot that is due for a probe or a check; None if there is none.
+
+        The next request that can move to another node goes there, whatever the strategy says:
+        nothing else shows that the node has recovered.
+        """
         cluster = self._cluster
         if not (cluster.not_closed or cluster.stained) or not request.can_move:
             return None
@@ -139,7 +143,7 @@ class Admission:
         is_patient: bool,
         chosen: Node | None,
     ) -> Node:
-        """Wait in the line of the node that was chosen; look around again when that takes long."""
+        """Wait in the line of the chosen node; choose again if that takes long."""
         cluster = self._cluster
         came = cluster.clock()
         gives_up = came + self._wait_timeout
@@ -157,7 +161,7 @@ class Admission:
                     await self._wait_ready(request.model, deadline)
                 elif now >= gives_up:
                     raise saturated(now - came)
-                else:  # all are being probed after failures: in a moment it is known how they are
+                else:  # all are being probed after failures, and will be known soon
                     with anyio.move_on_after(min(gives_up - now, 1.0)):
                         await cluster.wait_changed(version)
                 continue
@@ -169,10 +173,10 @@ class Admission:
                 raise saturated(now - came)
             patience = max(_LEAST_PATIENCE, _PATIENCE * node.ahead(now))
             if await self._in_line(node, came, priority, now + patience, gives_up):
-                if self._eligibility.is_closed:  # between the place and our turn
+                if self._eligibility.is_closed:  # after we got the slot, and before we ran
                     node.leave()
                     raise PoolClosed("the pool was closed during this call")
-                if cluster.clock() >= gives_up:  # a place came, but too late to be of use
+                if cluster.clock() >= gives_up:  # the slot came too late
                     node.leave()
                     raise saturated(cluster.clock() - came)
                 return node
@@ -184,14 +188,14 @@ class Admission:
             await self._eligibility.wait_ready(model, patient=patient)
         if limit.cancelled_caught:
             raise NoNodeAvailable(
-                f"no node was there for {model!r} within the time that the call was given",
+                f"no node was available for {model!r} within the timeout of the call",
                 self._eligibility.conditions(),
             )
 
     async def _in_line(
         self, node: Node, came: float, priority: int, until: float, gives_up: float
     ) -> bool:
-        """Whether a place on `node` came free for us, before it was time to look elsewhere."""
+        """Whether we got a slot on `node` before it was time to choose again."""
         waiter = Waiter(self._cluster.new_gate(), until, gives_up)
         ticket = node.line_up(waiter, came, priority)
         if ticket is None:
@@ -211,7 +215,7 @@ class Admission:
         return waiter.has_place
 
     def _watch_lines(self) -> None:
-        """See to it that nobody waits longer than he wants: one task for all, and no timer each."""
+        """End waits that are over, by one task for all requests instead of a timer for each."""
         if not self._is_watching:
             self._is_watching = True
             self._spawn(self._watch(), "watch the lines")

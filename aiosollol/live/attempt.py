@@ -1,4 +1,4 @@
-"""One request to one node, from its place to its outcome: every account is kept here."""
+"""One request to one node, from its slot to its outcome, which is recorded here."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ from aiosollol.ports import CANCELLED, Span
 
 _OVERHEAD_TOKENS = 75.0
 WELL = 2.0
-"""Times what was predicted, within which the answer of a node that was left alone shows that it is
-well: the cause for complaint is forgotten, rather than left to fade."""
+"""Times the predicted seconds, within which an answer to a check clears the node's record of
+failures at once, rather than letting it fade."""
 
 
 class Attempt:
-    """A request that has a place on `node`. Used by ``with``, it counts what is raised inside by
-    itself; `answered` is to be called otherwise. Each is counted exactly once.
+    """A request that has a slot on `node`. Its outcome is recorded exactly once.
 
-    request: what it is. options, is_cold: see `Node.is_cold`. is_live: whether it tells how many
-    requests the node should have at once; chunks of a batch do not, they are of very different
-    sizes. span: for whoever follows it; it ends with it.
+    As a context manager it records what is raised inside; otherwise call `answered`.
+
+    options, is_cold: see `Node.is_cold`.
+    is_live: whether its latency adapts the node's concurrency limit. Chunks of a batch do not:
+    their sizes differ too much.
+    span: of its trace; it ends with the attempt.
     """
 
     __slots__ = (
@@ -74,7 +76,7 @@ class Attempt:
         self._in_flight = node.in_flight
         self._is_look = node.standing.is_due(now)
         node.begin(self._seconds, now)
-        # A live request that comes before the breaker opens is the last resort, and a probe too.
+        # A live request before the open breaker admits one is the last resort, and a probe too.
         breaker = node.breaker
         self._is_probe = breaker.opens_at is not None and (
             breaker.admits(now) or (is_live and not breaker.is_probing)
@@ -94,19 +96,19 @@ class Attempt:
         self.close(error)
 
     def close(self, error: BaseException | None) -> None:
-        """Count what went wrong, if anything did: the node's failure, or that it was given up."""
+        """Record a failure of the node, or a cancellation. Without an error it does nothing."""
         if isinstance(error, NodeError):
             self.failed(error)
         elif error is not None:  # the caller left, or another node was faster
             self.cancelled()
 
     def restart(self) -> None:
-        """The model is loaded: what counts from now on is the request alone."""
+        """Start the clock again once the model is loaded, to time the request alone."""
         self.is_cold = False
         self.sent_at = self._cluster.clock()
 
     def began(self) -> None:
-        """The first part of a stream has come: the node is well, however long the rest takes."""
+        """Record the first part of a stream: the node works, however long the rest takes."""
         self._has_begun = True
         if self._is_probe:
             answered = breakers.CallAnswered(is_probe=True)
@@ -115,13 +117,15 @@ class Attempt:
 
     @property
     def predicted(self) -> float:
-        """Seconds until its answer, as was thought when it was sent; 0 if that was unknown."""
+        """Seconds until its answer, as predicted when it was sent; 0 if unknown."""
         return self._ahead + self._seconds if self._seconds else 0.0
 
     def answered(self, work: float, *, tokens: int = 0, vectors: int = 0) -> None:
-        """It was answered.
+        """Record the answer.
 
-        work: tokens that its time is learned for. tokens, vectors: as the server counted them.
+        work: tokens to learn the cost from.
+        tokens: as counted by the server.
+        vectors: how many it returned.
         """
         node, request, now = self.node, self._request, self._cluster.clock()
         seconds = now - self.sent_at
@@ -145,15 +149,15 @@ class Attempt:
         self._leave(now)
 
     def failed(self, error: NodeError) -> None:
-        """It failed."""
+        """Record a failure."""
         cluster, node, model = self._cluster, self.node, self._request.model
         now = cluster.clock()
         failure = classify(error)
         node.fail(now, is_rejected=isinstance(error, BadRequest | ModelMissing))
         cluster.tell(AttemptFailed(now, model, node.name, failure.value, str(error)))
         if isinstance(error, NodeTimeout) and now - self._began_at < self.predicted:
-            # Its caller gave it less time than it was known to take. That is no fault of the node,
-            # and a few such callers must not take it from all the others.
+            # The caller's timeout was shorter than the predicted time. The node is not at fault,
+            # and a few such callers must not eject it for all others.
             cluster.advance_breaker(node, breakers.CallAbandoned(self._is_probe), now)
             self._leave(now, type(error).__name__)
             return
@@ -167,13 +171,13 @@ class Attempt:
         self._leave(now, type(error).__name__)
 
     def cancelled(self) -> None:
-        """It was given up by us: the caller left, or another node was faster."""
+        """Record a cancellation by us: the caller left, or another node was faster."""
         cluster, node = self._cluster, self.node
         now = cluster.clock()
         node.cancel(now)
         event: breakers.Event = breakers.CallAbandoned(self._is_probe)
         if node.take_outrun(self._request):
-            # One that hangs is never heard of again: that others had to do it is all there is.
+            # A node that hangs never fails; being outrun is the only sign of it.
             cluster.outrun(node, now - self.sent_at, self.predicted, now)
             event = breakers.CallFailed(Failure.ANSWER, self._is_probe)
         cluster.advance_breaker(node, event, now)
@@ -182,12 +186,12 @@ class Attempt:
     def _leave(self, now: float, problem: str = "") -> None:
         node = self.node
         if node.outrun:
-            node.take_outrun(self._request)  # an attempt that ends takes its mark with it
+            node.take_outrun(self._request)  # the mark ends with the attempt
         node.end(self._seconds, now, is_live=self._is_live)
         if self._span is not None:
             self._span.end(problem)
 
     def _adapt(self, seconds: float, work: float, *, is_overload: bool = False) -> None:
-        # A request has a price of its own, or short texts would look like congestion.
+        # Add the fixed cost of a request, or short texts would look like congestion.
         sample = LatencySample(seconds, work + _OVERHEAD_TOKENS, self._in_flight, is_overload)
         self.node.learn_limit(WorkKind(full_name(self._request.model), self._request.kind), sample)

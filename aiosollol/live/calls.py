@@ -1,4 +1,4 @@
-"""Requests to nodes, serialised once for however many attempts they take."""
+"""Requests to nodes, serialised once for all their attempts."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ GENERATE_PATH = "/api/generate"
 
 
 class EmbedCall(NamedTuple):
-    """A request, serialised once for however many attempts it takes.
+    """An embedding request, serialised once for all its attempts.
 
-    Several attempts may be under way at once, so a call never changes: what differs between them is
-    an argument of the methods of `NodeClient`.
+    Several attempts may run at once, so a call is immutable: what differs between them is an
+    argument of the methods of `NodeClient`.
 
-    body: its bytes. fits_base64: whether the endpoint that knows base64 would drop nothing of it.
-    tokens: estimated. dimensions: as the caller asks for them. options: see
-    `core.request.reload_key`. loading: what the body says of how the model is to be loaded.
+    body: its bytes.
+    fits_base64: whether the endpoint that supports base64 would ignore none of its fields.
+    tokens: estimated.
+    dimensions: as requested by the caller.
+    options: see `core.request.reload_key`.
+    loading: the fields of the body about loading the model.
     """
 
     model: str
@@ -36,18 +39,19 @@ class EmbedCall(NamedTuple):
     loading: Mapping[str, Any] | None = None
 
     def request(self) -> RouteRequest:
-        """What is to be routed, as far as the call itself says."""
+        """The request for the router, as far as the call knows it."""
         return RouteRequest(self.model, self.tokens)
 
     def load_request(self) -> tuple[str, bytes]:
-        """Path and body of a request that loads the model for this one and computes nothing."""
+        """Path and body of a request that loads the model for this call and computes nothing."""
         return NATIVE_PATH, dump({"model": self.model, "input": [], **_loading(self.loading)})
 
 
 class TalkCall(NamedTuple, Generic[Part]):
-    """A chat or generate, serialised. Otherwise as `EmbedCall`.
+    """A chat or generate, serialised. The other fields are those of `EmbedCall`.
 
-    kind: "chat" or "generate", for costs and spans. load: reads its answer.
+    kind: "chat" or "generate", for costs and spans.
+    load: decodes the answer; takes the node's name and the bytes.
     """
 
     path: str
@@ -60,7 +64,7 @@ class TalkCall(NamedTuple, Generic[Part]):
     loading: Mapping[str, Any] | None = None
 
     def request(self) -> RouteRequest:
-        """What is to be routed, as far as the call itself says."""
+        """The request for the router, as far as the call knows it."""
         return RouteRequest(self.model, self.tokens, self.kind)
 
     def stream(
@@ -69,23 +73,23 @@ class TalkCall(NamedTuple, Generic[Part]):
         response: AbstractAsyncContextManager[AsyncIterator[bytes]],
         on_end: OnEnd[Part],
     ) -> ReplyStream[Part]:
-        """Its answer, where that is streamed. The arguments are those of `ReplyStream`."""
+        """Its streamed answer. The arguments are those of `ReplyStream`."""
         return ReplyStream(node, response, self.load, on_end)
 
     def tokens_of(self, part: Part) -> int:
-        """Tokens of prompt and answer, as the server counted them; 0 where it does not say."""
+        """Tokens of prompt and answer, as counted by the server; 0 if it does not say."""
         return tokens_of(part)
 
     def load_request(self) -> tuple[str, bytes]:
-        """Path and body of a request that loads the model for this one and computes nothing."""
+        """Path and body of a request that loads the model for this call and computes nothing."""
         fields = {"model": self.model, "stream": False, **_loading(self.loading)}
         return GENERATE_PATH, dump(fields)
 
 
 def _loading(asked: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What a request that only loads says of how to do that."""
+    """The fields of a load request about loading the model."""
     fields = dict(asked or {})
-    # To keep it for no time is for the request itself to say: here it would unload the model.
+    # keep_alive of 0 belongs to the request itself: here it would unload the model.
     if not re.search("[1-9]", str(fields.get("keep_alive", 1))):
         del fields["keep_alive"]
     return fields

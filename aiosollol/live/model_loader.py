@@ -1,8 +1,8 @@
-"""Models being loaded: one request per node and model, which runs to its end, whoever leaves.
+"""Model loads: one request per node and model, which runs to its end even if all callers leave.
 
-A load belongs to the first requester: when that one disconnects, the server throws the load away
-(see docs/ollama.md). So it is a request of its own, without anything to compute, in a task of the
-pool and not of a caller.
+Ollama ties a load to the first request: if that one disconnects, the server abandons the load (see
+docs/ollama.md). So a load is a request of its own that computes nothing, in a task of the pool
+rather than of a caller.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ import anyio
 from aiosollol.errors import NodeTimeout, PoolClosed, SollolError
 
 LOAD_SECONDS = 300.0
-"""What Ollama itself allows a load to take (OLLAMA_LOAD_TIMEOUT)."""
+"""Ollama's own limit for a load (OLLAMA_LOAD_TIMEOUT)."""
 
 Spawn = Callable[[Coroutine[Any, Any, None], str], object]
 """Runs a coroutine as a task of the pool, under a name."""
 
 
 class Load:
-    """A model on its way into the memory of a node, or there, or not."""
+    """One load of a model on a node, in progress or finished.
+
+    on_end: called once when it ends, with any outcome.
+    """
 
     def __init__(self, node: str, model: str, on_end: Callable[[], None]) -> None:
         self.node = node
@@ -33,23 +36,23 @@ class Load:
         self._error: Exception | None = None
 
     async def wait(self, seconds: float) -> None:
-        """Return when it is there. Raises the load's NodeError, NodeTimeout, or PoolClosed.
+        """Return when the model is loaded. Raises the load's NodeError, NodeTimeout, or PoolClosed.
 
-        seconds: how long to wait for that; the load goes on when they are over.
+        seconds: how long to wait; the load goes on afterwards.
         """
         with anyio.move_on_after(seconds):
             await self._done.wait()
         if not self._done.is_set():
             raise NodeTimeout(self.node, f"was still loading {self.model} after {seconds:g} s")
         if isinstance(self._error, SollolError):
-            # A copy for each who waited: an exception that many tasks raise gathers all their
-            # tracebacks, and keeps what is in their frames alive.
+            # A copy for each waiter: an exception raised by many tasks collects all their
+            # tracebacks, and keeps their frames alive.
             raise copy(self._error) from self._error
         if self._error is not None:
             raise self._error
 
     def end(self, error: Exception | None) -> None:
-        """It is over. Only the first call counts."""
+        """End the load. error: why it failed, if it did. Only the first call counts."""
         if not self._done.is_set():
             self._error = error
             self._on_end()
@@ -57,7 +60,7 @@ class Load:
 
 
 class ModelLoader:
-    """The loads under way. spawn: runs the task of one."""
+    """The loads in progress. spawn: runs a task of the pool."""
 
     def __init__(self, spawn: Spawn) -> None:
         self._spawn = spawn
@@ -65,11 +68,11 @@ class ModelLoader:
         self._is_closed = False
 
     def find(self, key: Hashable) -> Load | None:
-        """What was started with `key`, if it is under way."""
+        """The load started with `key`; None if none is in progress."""
         return self._loads.get(key)
 
     def start(self, key: Hashable, load: Load, send: Callable[[], Awaitable[None]]) -> None:
-        """Carry out `load` by `send`, whoever waits for it or leaves."""
+        """Carry out `load` by calling `send`, whether or not any request waits for it."""
         if self._is_closed:
             load.end(_closed())
             return
@@ -77,18 +80,18 @@ class ModelLoader:
         self._spawn(self._carry(key, load, send), f"load {load.model} on {load.node}")
 
     def close(self) -> None:
-        """Let whoever waits raise PoolClosed: their tasks may be cancelled before they began."""
+        """Raise PoolClosed in all waiters: the tasks may be cancelled before they start."""
         self._is_closed = True
         for load in list(self._loads.values()):
             load.end(_closed())
         self._loads.clear()
 
     async def _carry(self, key: Hashable, load: Load, send: Callable[[], Awaitable[None]]) -> None:
-        error: Exception | None = _closed()  # unless it says otherwise, it was cancelled
+        error: Exception | None = _closed()  # stays if the task is cancelled
         try:
             await send()
             error = None
-        except Exception as failure:  # whatever it is, it is for those who wait
+        except Exception as failure:  # raised to the waiters
             error = failure
         finally:
             self._loads.pop(key, None)

@@ -1,4 +1,4 @@
-"""Requests to nodes, one at a time: sent, decoded, counted, learned from."""
+"""Sends one request to one node, decodes the answer, and records the outcome."""
 
 from __future__ import annotations
 
@@ -31,11 +31,13 @@ from aiosollol.wire.ollama.client import load as load_json
 
 
 class NodeClient:
-    """Sends requests to nodes of a cluster on which they have a place already (`Node.enter`).
+    """Sends requests to nodes on which they already have a slot (`Node.try_enter`).
 
-    Whatever becomes of a request, its place is given back, and it is counted exactly once. What
-    loads a model is not counted. transport_of: how to reach a node, by name. tracing: follows each
-    request, None follows none.
+    With any outcome the slot is given back, and the request is counted exactly once. Model loads
+    are not counted.
+
+    transport_of: returns the transport to a node, by name.
+    tracing: traces each request; None for no traces.
     """
 
     def __init__(
@@ -51,8 +53,10 @@ class NodeClient:
         self._tracing = tracing
 
     def trace(self) -> Trace | None:
-        """What the requests of the running task belong to. To be asked in the caller's own task:
-        another, which sends a second request for one that is late, belongs to nobody."""
+        """The trace context of the current task; None if there is none.
+
+        Call it in the caller's own task: the task of a hedged attempt has no context.
+        """
         return None if self._tracing is None else self._tracing.current()
 
     async def embed(
@@ -68,8 +72,11 @@ class NodeClient:
     ) -> wire.EmbedAnswer:
         """The vectors of `call` from one node. Raises NodeError, PoolClosed.
 
-        request: the call, as it was routed. trace: what it belongs to. timeout: seconds for this
-        attempt. dim: the length of vector that is due from this node, 0 if that is not known.
+        request: the call as it was routed.
+        trace: the trace of the caller.
+        timeout: seconds for this attempt.
+        dim: expected dimensions of the vectors from this node, 0 if unknown.
+        is_live: see `Attempt`.
         """
         attempt, load, headers = self._begin(call, node, request, trace, is_live=is_live)
         with attempt:
@@ -119,8 +126,9 @@ class NodeClient:
     ) -> ReplyStream[Part]:
         """A streamed answer whose first part has arrived. Raises NodeError, PoolClosed.
 
-        on_end: called once when the stream is over, however it ends. first_byte_timeout: seconds
-        until the first part, once the model is loaded. The others are those of `embed`.
+        on_end: called once when the stream ends, with any outcome.
+        first_byte_timeout: seconds until the first part, once the model is loaded.
+        The other arguments are those of `embed`.
         """
         attempt, load, headers = self._begin(call, node, request, trace, is_live=True)
         with attempt:
@@ -162,7 +170,7 @@ class NodeClient:
         *,
         is_live: bool,
     ) -> tuple[Attempt, Load | None, Mapping[str, str] | None]:
-        """The account of a request, the load that it must wait for, and headers of its own."""
+        """The attempt, the load that it must wait for, and its trace headers."""
         load = self._load_for(call, node, trace)
         span, headers = _follow(trace, request, node)
         attempt = Attempt(
@@ -177,8 +185,8 @@ class NodeClient:
         return attempt, load, headers
 
     def _way_to(self, node: Node) -> Transport:
-        """Raises NodeUnreachable if `node` was removed while a request waited for its turn."""
-        # Another may have come by its name, so the name alone does not tell.
+        """The transport to `node`. Raises NodeUnreachable if it was removed in the meantime."""
+        # Compare the node itself: another one may have been added under its name.
         if node.name in self._cluster and self._cluster[node.name] is node:
             return self._transport_of(node.name)
         raise NodeUnreachable(node.name, "was removed")
@@ -186,9 +194,9 @@ class NodeClient:
     # Loading.
 
     async def load(self, node: Node, *calls: EmbedCall | TalkCall[Any]) -> None:
-        """Let `node` load a model; whoever else wants that waits for the same load.
+        """Load a model on `node`. Callers that need the same load share one request.
 
-        calls: requests that the model may be loaded for; the first that it is fit for is done.
+        calls: requests for the model; the first one whose load request the model supports is used.
         Raises NodeError, PoolClosed.
         """
         await self._start_load(node, calls, self.trace()).wait(LOAD_SECONDS)
@@ -196,9 +204,9 @@ class NodeClient:
     def _load_for(
         self, call: EmbedCall | TalkCall[Any], node: Node, trace: Trace | None
     ) -> Load | None:
-        """What a request must wait for before the node is asked to compute; None if nothing.
+        """The load that a request must wait for; None if the model is loaded.
 
-        Begun before the request has its account, so that the load is ahead of it in the backlog.
+        Start it before the attempt, so that the load is ahead of it in the backlog.
         """
         if not node.is_cold(call.model, call.options):
             return None
@@ -207,7 +215,7 @@ class NodeClient:
     async def _loaded(self, load: Load, timeout: float, attempt: Attempt) -> float:
         """Wait for `load`, and return what is left of `timeout`. Raises NodeError, PoolClosed."""
         began = self._cluster.clock()
-        with contextlib.suppress(BadRequest):  # the request itself will be told what is wrong
+        with contextlib.suppress(BadRequest):  # the request itself will raise it
             await load.wait(timeout)
         attempt.restart()
         return max(1e-3, timeout - (self._cluster.clock() - began))
@@ -244,7 +252,7 @@ class NodeClient:
                     data = await way.request(
                         "POST", path, body, timeout=LOAD_SECONDS, headers=headers
                     )
-                    load_json(node.name, data)  # a web page has loaded nothing
+                    load_json(node.name, data)  # a web page is no load
                     break
                 except BadRequest:
                     if call is calls[-1]:
@@ -267,7 +275,7 @@ class NodeClient:
 def _follow(
     trace: Trace | None, request: RouteRequest, node: Node
 ) -> tuple[Span | None, Mapping[str, str] | None]:
-    """The span of an attempt, and the headers that it is sent with; None without a trace."""
+    """The span of an attempt, and its trace headers; None without a trace."""
     if trace is None:
         return None, None
     span = trace.attempt(request, node.spec)
@@ -294,7 +302,7 @@ async def _ask(
         else:
             answer = wire.load_embeddings(node.name, body, count)
             if count and node.speaks_base64 is not answer.is_base64:
-                # A server that does not know the encoding sends numbers; use its own endpoint then.
+                # A server without base64 sends numbers; use its native endpoint from now on.
                 node.learn_base64(answer.is_base64)
             return answer
     body = await transport.request(
@@ -304,10 +312,10 @@ async def _ask(
 
 
 def _tokens(counted: int, estimated: float) -> float:
-    """What a request is taken to have held: what the server counted, if that can be.
+    """The tokens of a request: as counted by the server, if that is plausible.
 
-    A server counts what is left of texts that it cut. To learn by that while work is handed out by
-    estimates would make a node of long texts look ever slower.
+    A server counts truncated texts by what is left of them. Learning from that count while work is
+    assigned by estimates would make a node with long texts look ever slower.
     """
     return counted if estimated / 4 <= counted <= estimated * 4 else estimated
 
@@ -318,7 +326,7 @@ def _check_dim(node: Node, dim: int, due: int) -> None:
 
 
 def promised_dim(node: Node, model: str, dimensions: int | None) -> int:
-    """The length of vector that a node's own list of models promises, 0 if it does not."""
+    """The dimensions of vectors according to the node's own list of models, 0 if unknown."""
     known = node.state.find_model(model)
     if known is None or not known.dim:
         return 0

@@ -1,4 +1,4 @@
-"""What nodes answer to others' requests, passed on as the bytes that they are."""
+"""Answers of nodes passed on as bytes, without decoding them."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from aiosollol.wire.ollama.chat import cut_off, load_part
 from aiosollol.wire.ollama.client import outline, shown, without_mark
 
 _END_SECONDS = 1.0
-"""How long a node may take to end a stream after its last line: then its connection is kept."""
+"""How long to wait for the end of a stream after its last line, to keep the connection."""
 _NOT_LAST = b',"done":false}\n'
 _BACKSLASH = ord("\\")
 _NOTHING: Mapping[str, Any] = {}
-_MAX_LINE = 1 << 26  # what never ends a line must not fill the memory
+_MAX_LINE = 1 << 26  # a line that never ends must not fill the memory
 
 
 class Relayed(NamedTuple):
     """A whole answer.
 
-    node: who gave it, by name. setbacks: what came before it. tokens: of prompt and answer, as the
-    server counted them; 0 where it does not say.
+    node: the name of the node that answered.
+    setbacks: attempts before it that failed or were late.
+    tokens: of prompt and answer, as counted by the server; 0 if it does not say.
     """
 
     node: str
@@ -38,7 +39,7 @@ class Relayed(NamedTuple):
 
 
 class RelayCall(TalkCall[Any]):
-    """A request whose answer is not read. kind: "embed", "chat", "generate" or "load"."""
+    """A request whose answer is not decoded. kind: "embed", "chat", "generate" or "load"."""
 
     __slots__ = ()
 
@@ -48,7 +49,7 @@ class RelayCall(TalkCall[Any]):
         response: AbstractAsyncContextManager[AsyncIterator[bytes]],
         on_end: OnEnd[Any],
     ) -> RelayStream:
-        """Its answer, where that is streamed. The arguments are those of `RelayStream`."""
+        """Its streamed answer. The arguments are those of `RelayStream`."""
         return RelayStream(node, response, on_end)
 
     def tokens_of(self, part: Relayed) -> int:
@@ -56,7 +57,7 @@ class RelayCall(TalkCall[Any]):
         return part.tokens
 
     def load_request(self) -> tuple[str, bytes]:
-        """Path and body of a request that loads the model for this one and computes nothing."""
+        """Path and body of a request that loads the model for this call and computes nothing."""
         if "embed" not in self.path:
             return TalkCall.load_request(self)
         call = EmbedCall(self.model, (), b"", False, 0.0, loading=self.loading)
@@ -64,14 +65,14 @@ class RelayCall(TalkCall[Any]):
 
 
 def read_talk(node: str, body: bytes) -> Relayed:
-    """A whole answer of chat or generate. Raises NodeError if it cannot be one."""
+    """A whole answer of chat or generate. Raises NodeError if it is not one."""
     return _relayed(node, body, load_part(node, outline(body)))
 
 
 def read_vector(node: str, body: bytes) -> Relayed:
-    """An answer with one vector, of any embedding endpoint. Raises NodeError if it is none.
+    """An answer with one vector, of any embedding endpoint. Raises NodeError if it is not one.
 
-    In JSON numbers or in base64; what an endpoint answers to no text has none and is sound too.
+    The vector is JSON numbers or base64. An answer to no text has no vector and is valid too.
     """
     fields = load_part(node, outline(body))
     if not ("embeddings" in fields or "embedding" in fields or _has_entry(fields)):
@@ -80,7 +81,7 @@ def read_vector(node: str, body: bytes) -> Relayed:
 
 
 def read_vectors_of_one(node: str, body: bytes) -> Relayed:
-    """An answer of /api/embed to one text. Raises NodeError if there is not one vector in it."""
+    """An answer of /api/embed to one text. Raises NodeError if it has not exactly one vector."""
     fields = load_part(node, outline(body))
     vectors = fields.get("embeddings")
     if not (isinstance(vectors, list) and len(vectors) == 1 and vectors[0]):
@@ -89,24 +90,24 @@ def read_vectors_of_one(node: str, body: bytes) -> Relayed:
 
 
 def _has_entry(fields: Mapping[str, Any]) -> bool:
-    """Whether it is an answer of /v1/embeddings with a vector."""
+    """Whether this is an answer of /v1/embeddings with a vector."""
     entries = fields.get("data")
     first = entries[0] if isinstance(entries, list) and entries else None
     return isinstance(first, dict) and "embedding" in first
 
 
 def _relayed(node: str, body: bytes, fields: Mapping[str, Any]) -> Relayed:
-    usage = fields.get("usage")  # where OpenAI's endpoints count
+    usage = fields.get("usage")  # where OpenAI's endpoints report tokens
     tokens = counted(usage if isinstance(usage, dict) else fields)
     return Relayed(node, without_mark(body), (), tokens)
 
 
 def _are_ordinary(lines: bytes, count: int) -> bool:
-    """Whether `count` lines are surely neither the last one nor an error, as most of Ollama's are.
+    """Whether none of `count` lines can be the last one or an error, as most of Ollama's are not.
 
-    False says nothing. After a comma, no string but a key begins so, and where the last bracket of
-    the line follows, it is one of the outermost object. A key could only be written in other ways
-    with escapes, which Ollama has for some characters of a text.
+    False means unknown. A string that begins like this after a comma is a key, and before the last
+    bracket of the line it is a key of the outermost object. Only escapes could spell the key in
+    another way, and Ollama writes those for some characters of a text.
     """
     is_known = lines.endswith(_NOT_LAST) if count == 1 else lines.count(_NOT_LAST) == count
     return (
@@ -115,7 +116,7 @@ def _are_ordinary(lines: bytes, count: int) -> bool:
 
 
 def _read(line: bytes) -> Mapping[str, Any]:
-    """The JSON object that `line` is, empty for what is none."""
+    """The JSON object in `line`; empty if it is not one."""
     try:
         fields = orjson.loads(line)
     except orjson.JSONDecodeError:
@@ -124,11 +125,12 @@ def _read(line: bytes) -> Mapping[str, Any]:
 
 
 class RelayStream(ReplyStream[Any]):
-    """A streamed answer whose parts are bytes of one or several whole lines, as they come.
+    """A streamed answer whose parts are the bytes of one or several whole lines, as they arrive.
 
     Lines that are not JSON are passed on too. The iteration raises NodeError if the stream breaks
-    off, and at an error that the node reports, which is not given out then. What follows the last
-    line is dropped. setbacks: what came before it.
+    off, and instead of an error line of the node. Data after the last line is dropped.
+
+    setbacks: attempts before it that failed or were late.
     """
 
     setbacks: Sequence[Setback] = ()
@@ -141,8 +143,8 @@ class RelayStream(ReplyStream[Any]):
     ) -> None:
         super().__init__(node, response, read_talk, on_end)
         self._is_done = False
-        self._next = b""  # lines that are there, and have yet to be given out
-        self._rest = b""  # what came of a line that is not whole yet
+        self._next = b""  # lines that arrived and are not yet returned
+        self._rest = b""  # the start of an incomplete line
 
     def __repr__(self) -> str:
         return f"<RelayStream from {self.node}, {self.parts} lines>"
@@ -172,12 +174,12 @@ class RelayStream(ReplyStream[Any]):
         return lines
 
     async def _end(self, error: BaseException | None) -> None:
-        # One that is left after its last line was answered.
+        # A stream that is closed after its last line was complete.
         given_up = isinstance(error, GeneratorExit)
         await super()._end(None if given_up and self._is_done else error)
 
     async def _whole_lines(self) -> bytes:
-        """The next whole lines. Raises NodeError at the end, since the last line was not there."""
+        """The next whole lines. Raises NodeError at the end, as the last line is missing then."""
         if self._next:
             lines, self._next = self._next, b""
             return lines
@@ -202,7 +204,7 @@ class RelayStream(ReplyStream[Any]):
                 raise ProtocolError(self.node, f"sent a line of more than {_MAX_LINE} bytes")
 
     def _look_at(self, lines: bytes) -> bytes:
-        """What of `lines` to give out now. Raises NodeError if they begin with an error."""
+        """The part of `lines` to return now. Raises NodeError if they begin with an error."""
         count = lines.count(b"\n")
         if _are_ordinary(lines, count):
             self.parts += count
@@ -213,7 +215,7 @@ class RelayStream(ReplyStream[Any]):
             fields = _read(lines[start:end])
             if "error" in fields:
                 if start:
-                    self._next = lines[start:]  # raised when what came before it was taken
+                    self._next = lines[start:]  # raised at the next read, after the lines before it
                     return lines[:start]
                 load_part(self.node, lines[:end])
             if fields.get("done") is True:
@@ -226,7 +228,7 @@ class RelayStream(ReplyStream[Any]):
         return lines
 
     async def _see_the_end(self) -> None:
-        """Let the node end the stream properly, so that its connection can be used again."""
+        """Read to the end of the stream, so that its connection can be reused."""
         assert self._pieces is not None
         with anyio.move_on_after(_END_SECONDS):
             try:

@@ -290,13 +290,13 @@ class RequestRouter:
         if name not in self._reloaded and node.reloads(name, call.options):
             self._reloaded.add(name)
             log.warning(
-                "model %s is asked for with different options (such as num_ctx): %s has to load it "
-                "anew each time they change; use the same in all requests",
+                "model %s is requested with different options (such as num_ctx): %s reloads it "
+                "each time they change; use the same options in all requests",
                 name,
                 node.name,
             )
 
-    # Where conversations and options are at home.
+    # The home node of conversations and of models with options.
 
     def _home(self, call: EmbedCall | TalkCall[Any], sticky: str | None) -> str | None:
         if sticky is not None and sticky in self._homes:

@@ -1,4 +1,4 @@
-"""`ReplyStream`: the parts of a streamed answer, as they come."""
+"""`ReplyStream`: the parts of a streamed answer, as they arrive."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _MOST_TOKENS = 10**9
 
 
 OnEnd: TypeAlias = "Callable[[ReplyStream[Part], BaseException | None], None]"
-"""Called once, with what ended the stream: None if it came to its end."""
+"""Called once, with the exception that ended the stream; None if it was complete."""
 
 
 def tokens_of(part: ChatReply | GeneratedText) -> int:
-    """Tokens of prompt and answer, as the server counted them; 0 where it does not say."""
+    """Tokens of prompt and answer, as counted by the server; 0 if it does not say."""
     return counted(part if isinstance(part, ChatReply) else part.answer)
 
 
 def counted(answer: Mapping[str, Any]) -> int:
-    """As `tokens_of`, of an answer as it came."""
+    """As `tokens_of`, of an undecoded answer."""
     tokens = 0
     for name in _COUNTS:
         count = answer.get(name)
@@ -38,13 +38,15 @@ def counted(answer: Mapping[str, Any]) -> int:
 
 
 class ReplyStream(Generic[Part]):
-    """Iterate over it once with ``async for``; `aclose` or ``async with`` ends it when you say so.
+    """A streamed answer. Iterate over it once with ``async for``.
 
-    Raises StreamCutOff from the iteration if the stream breaks off or the node reports an error:
-    that says how many parts came before; its cause is what happened.
-    node: the name of the node that answers. parts: how many parts were delivered so far.
-    is_waiting: whether some task waits for its next part at present. tokens: see `tokens_of`, once
-    it is over.
+    `aclose` ends it early; so does ``async with``. If the stream breaks off or the node reports an
+    error, the iteration raises StreamCutOff, with the number of parts delivered and the cause.
+
+    node: the name of the node that answers.
+    parts: how many parts were delivered so far.
+    tokens: see `tokens_of`; 0 until the stream is over.
+    is_waiting: whether a task is waiting for the next part.
     """
 
     def __init__(
@@ -73,13 +75,13 @@ class ReplyStream(Generic[Part]):
         return f"<ReplyStream from {self.node}, {self.parts} parts>"
 
     def __del__(self) -> None:
-        # Left by `break`, as one does: give the node back. The response closes itself likewise.
+        # Left by `break`: give the slot back. The response closes itself likewise.
         if not self._is_over:
             self._is_over = True
             self._on_end(self, GeneratorExit())
 
     async def open(self) -> None:
-        """Send the request and wait for the first part, so that failing over is still possible.
+        """Send the request and wait for the first part, while another node can still be asked.
 
         Raises NodeError.
         """
@@ -87,7 +89,7 @@ class ReplyStream(Generic[Part]):
         try:
             self._pieces = await self._response.__aenter__()
             await self._fill()
-            # Read now: it may be an error, or a web page, and then another node can still be asked.
+            # Decode it now: it may be an error or a web page.
             self._take_first()
         except BaseException as error:
             await self._end(error)
@@ -122,7 +124,7 @@ class ReplyStream(Generic[Part]):
         return part
 
     def _begin_reading(self) -> None:
-        """Raises StopAsyncIteration at the end, and what broke the stream off if that is over."""
+        """Begin a read. Raises StopAsyncIteration, or the error that ended the stream."""
         if self._is_over:
             if self._error is not None:
                 raise self._error
@@ -132,10 +134,10 @@ class ReplyStream(Generic[Part]):
         self.is_waiting = True
 
     async def _break_off(self, error: BaseException) -> None:
-        """End the stream for `error`, and raise what its reader is to be told in place of it."""
+        """End the stream for `error`, and raise the reader's exception if that is another one."""
         await self._end(error)
         failure = error if isinstance(error, NodeError) else None
-        # Whoever reads on must not take this for the end.
+        # Later reads raise it too, or it would look like a complete stream.
         self._error = self._closing or self._cut_off(failure)
         if failure is not None and self._error is not failure:
             raise self._error from failure
@@ -147,19 +149,19 @@ class ReplyStream(Generic[Part]):
         await self.aclose()
 
     async def aclose(self, error: Exception | None = None) -> None:
-        """Stop. What the node is still working on is cancelled. Idempotent.
+        """End the stream, and cancel the node's work on it. Idempotent.
 
-        With an `error`, whoever reads on gets that instead of what would look like the end.
+        error: raised to the reader; without it, the iteration just ends.
         """
         if self.is_waiting and error is not None:
-            self._closing = error  # it ends there, when its connection is closed under it
+            self._closing = error  # the reader's task ends it, when its connection is closed
             return
         if not self._is_over:
             self._error = error
         await self._end(GeneratorExit())
 
     async def _fill(self) -> None:
-        """Wait until a whole line is there."""
+        """Wait for a whole line."""
         assert self._pieces is not None
         while not self._ready:
             try:
@@ -174,7 +176,7 @@ class ReplyStream(Generic[Part]):
                 self._ready.extend(self._lines.feed(piece))
 
     def _cut_off(self, error: NodeError | None) -> NodeError:
-        """What the reader is told: `error` itself while he had nothing, else how much he had."""
+        """The reader's exception: `error` itself before the first part, StreamCutOff after it."""
         if error is not None and (not self.parts or isinstance(error, StreamCutOff)):
             return error
         why = "the iteration was cancelled" if error is None else error.detail
@@ -185,6 +187,6 @@ class ReplyStream(Generic[Part]):
         if self._is_over:
             return
         self._is_over = True
-        # What our own end broke off is no failure of the node.
+        # A stream that we close is no failure of the node.
         self._on_end(self, error if self._closing is None else GeneratorExit())
         await self._response.__aexit__(None, None, None)
