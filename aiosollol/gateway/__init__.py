@@ -1,1 +1,1 @@
-"""One address that is every Ollama on the network: the cluster behind HTTP."""
+"""The HTTP gateway: one address in front of every Ollama on the network."""

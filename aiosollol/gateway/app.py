@@ -46,7 +46,7 @@ log = logging.getLogger("aiosollol")
 
 OnRequest = Callable[[Served], None]
 
-_LEFT = 499  # what nginx notes for a client that did not wait
+_LEFT = 499  # nginx's status for a client that left before the answer
 
 
 def make_app(
@@ -57,15 +57,15 @@ def make_app(
     middlewares: Sequence[Middleware] = (),
     on_request: OnRequest | None = None,
 ) -> web.Application:
-    """An application that speaks Ollama's API, OpenAI's and Anthropic's for the nodes of a pool.
+    """An application that serves Ollama's, OpenAI's and Anthropic's APIs from the nodes of a pool.
 
-    pool: an open one, which is not closed here, and whose `tracing` follows the requests that come
-    here too; nor is autobatch closed, without which documents cannot be queued. middlewares: around
-    every endpoint, and inside of what makes an answer of an error, so that they may raise
-    `Refusal`. on_request: told of every request when it is over.
+    pool: an open pool; the application does not close it. Its `tracing` also traces requests.
+    autobatch: the document queue, not closed either; without it, documents cannot be queued.
+    middlewares: run around every endpoint, inside the error handling, so they may raise `Refusal`.
+    on_request: called after every request.
 
-    Serve it with ``handler_cancellation=True``, so that a client that leaves stops what it asked
-    for on the node.
+    Serve it with ``handler_cancellation=True``, so that a client's disconnect cancels its work on
+    the node.
     """
     options = options or GatewayOptions()
     native, embedding = OllamaEndpoints(pool), EmbeddingEndpoints(pool, options)
@@ -100,7 +100,7 @@ def make_app(
 
 
 class _Front:
-    """What every request goes through first: it gets an id, and its errors get a form."""
+    """The outermost middleware: gives each request an id, and turns errors into responses."""
 
     def __init__(
         self, options: GatewayOptions, on_request: OnRequest | None, tracing: Tracing
@@ -112,7 +112,7 @@ class _Front:
         self._numbers = count(1)
 
     def middleware(self) -> Middleware:
-        """It, as aiohttp wants it: a function, which a bound method is not."""
+        """This as an aiohttp middleware, which must be a function, not a bound method."""
 
         @web.middleware
         def front(request: web.Request, handler: Handler) -> Awaitable[web.StreamResponse]:
@@ -151,20 +151,20 @@ class _Front:
             raise
         except Exception as error:
             if not state.has_begun:
-                return self._told(error, request, state)
-            # Half of the answer is sent: all that is left is to end it so that nobody takes it
-            # for the whole.
+                return self._error_response(error, request, state)
+            # Part of the answer is sent already: abort the connection, so that the client does not
+            # take it for complete.
             where = (state.id, _route(request) or "no endpoint")
-            log.warning("request %s to %s was broken off: %s", *where, summary(error))
+            log.warning("request %s to %s failed in mid-response: %s", *where, summary(error))
             state.problem = type(error).__name__
             if request.transport is not None:
                 request.transport.abort()
             raise ConnectionResetError("the answer could not be finished") from error
 
-    def _told(
+    def _error_response(
         self, error: Exception, request: web.Request, state: RequestState
     ) -> web.StreamResponse:
-        """The answer that tells of an error."""
+        """The response for an error."""
         path = request.path
         match error:
             case SollolError():
@@ -180,12 +180,12 @@ class _Front:
             case web.RequestPayloadError():
                 found = ErrorResponse(Refusal(400, f"the request was refused: {fault_of(error)}"))
                 response = self._refused(found, path, state)
-                response.force_close()  # what follows on the connection cannot be read
+                response.force_close()  # the rest of the connection cannot be parsed
                 return response
             case web.HTTPException():
                 found = ErrorResponse(Refusal(error.status, error.reason))
             case _:
-                # The path as it is registered, and no message: both may hold content.
+                # The registered path, and no message: the actual ones may contain user content.
                 where = (state.id, _route(request) or "no endpoint")
                 log.error("request %s to %s failed, which is a bug: %s", *where, origin_of(error))
                 message = f"internal error, see the log for request {state.id}"
@@ -200,13 +200,13 @@ class _Front:
 
 
 def _route(request: web.Request) -> str:
-    """The path as it is registered, "" if there is none."""
+    """The registered path, "" if there is none."""
     resource = request.match_info.route.resource
     return "" if resource is None else resource.canonical
 
 
 def _trace(request: web.Request) -> Mapping[str, str] | None:
-    """The trace that the client's request belongs to, if it says so and is right."""
+    """The trace that the client's request belongs to, if its headers are valid."""
     headers = request.headers
     if TRACEPARENT not in headers:
         return None
@@ -214,7 +214,7 @@ def _trace(request: web.Request) -> Mapping[str, str] | None:
 
 
 def _id(request: web.Request, unique: str) -> str:
-    """The client's own id for the request, if it has a sound one."""
+    """The client's own id for the request if it is valid, else `unique`."""
     given = request.headers.get(REQUEST_ID)
     if given and len(given) <= 128 and given.isascii() and given.isprintable():
         return given

@@ -1,4 +1,4 @@
-"""`Metrics`: the Prometheus metrics of the gateway and its pool, counted by prometheus-client.
+"""`GatewayMetrics`: Prometheus metrics of the gateway and its pool, by prometheus-client.
 
 Labels hold hosts, endpoints, statuses and kinds of failures; no prompt, key or model name.
 """
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 Gather = Callable[[], Awaitable[Iterable["Metric"]]]
-"""All metric families: those of this process, or those of all its siblings too."""
+"""Collects all metric families: of this process, or of its sibling processes too."""
 Values: TypeAlias = Mapping[Any, float]
-"""A value for each combination of labels: tuples of strings, as long as there are labels."""
+"""A value for each combination of label values: tuples of strings, one for each label."""
 
 _LATENCY_BOUNDS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
@@ -37,14 +37,14 @@ _LEFT = 499  # nginx's status for a client that left before the answer
 
 
 class Watched(Protocol):
-    """What metrics need of a pool."""
+    """The part of a pool that metrics use."""
 
     def get_stats(self) -> dict[str, Any]: ...
     def events(self) -> AsyncIterator[PoolEvent]: ...
 
 
 class GatewayMetrics:
-    """Counts requests (`on_request`) and events (`watch`), and reads the pool when asked.
+    """Counts requests (`on_request`) and events (`watch`), and reads the pool on each scrape.
 
     Raises MissingExtra without prometheus-client.
     """
@@ -76,7 +76,7 @@ class GatewayMetrics:
         self._hedges = counter("sollol_hedges", "Second requests for late answers.")
         self._failures = counter(
             "sollol_attempt_failures",
-            "Attempts of live requests that failed, by what that means.",
+            "Failed attempts of live requests, by kind.",
             *("host", "kind"),
         )
         self._changes = counter(
@@ -94,9 +94,9 @@ class GatewayMetrics:
         self._load_failures = counter("sollol_model_load_failures", "Loads that failed.", "host")
 
     async def watch(self) -> None:
-        """Count the events of the pool until that is closed.
+        """Count the events of the pool until it is closed.
 
-        Waking up costs more than counting, so events are left to gather for a while.
+        Waking up costs more than counting, so events are counted in groups.
         """
         time, last = asyncio.get_running_loop().time, -math.inf
         async for event in self._pool.events():
@@ -106,7 +106,7 @@ class GatewayMetrics:
                 last = time()
 
     def families(self) -> list[Metric]:
-        """Everything, as it is now."""
+        """All metric families, with their current values."""
         stats = self._pool.get_stats()
         hosts = {node["name"]: key for key, node in stats["node_performance"].items()}
         return [
@@ -116,13 +116,13 @@ class GatewayMetrics:
         ]
 
     def add(self, families: Callable[[], Iterable[Metric]]) -> None:
-        """Ask `families` for more metric families each time."""
+        """Add the metric families that `families` returns, on each scrape."""
         self._others.append(families)
 
     def on_request(self, served: Served) -> None:
-        """A request is over: for `make_app`.
+        """Count a finished request: the `on_request` of `make_app`.
 
-        Its endpoint is the path as it is registered, so clients cannot add labels.
+        Its endpoint is the registered path, so clients cannot create labels.
         """
         key = (served.endpoint, served.status)
         children = self._children.get(key)
@@ -164,15 +164,15 @@ def word_of(status: int) -> str:
 
 
 def endpoint_name(path: str) -> str:
-    """The label of an endpoint: ``chat`` for ``/api/chat``, as the original has it."""
+    """The label of an endpoint: ``chat`` for ``/api/chat``, as in the original."""
     return path.removeprefix("/api/").strip("/") or ("root" if path else "other")
 
 
 def exposed(metric: Metric, hosts: Mapping[str, str]) -> Metric:
-    """A counted metric with the names and labels of this gateway.
+    """A counted metric with the label values that this gateway exposes.
 
-    The label "host" is a node's address (hosts: address by name; events have names), "le" is
-    ``1`` and not ``1.0``, and there are no times of creation.
+    hosts: each node's address by its name. The label "host" becomes the address (events have
+    names), "le" is ``1`` instead of ``1.0``, and ``_created`` samples are left out.
     """
     from prometheus_client import Metric
 
@@ -190,14 +190,14 @@ def exposed(metric: Metric, hosts: Mapping[str, str]) -> Metric:
 
 
 def counter(name: str, about: str, values: Values, *labels: str) -> Metric:
-    """A counter that is read when asked."""
+    """A counter family with these values."""
     from prometheus_client.core import CounterMetricFamily
 
     return _filled(CounterMetricFamily(name, about, labels=labels), values)
 
 
 def gauge(name: str, about: str, values: Values, *labels: str) -> Metric:
-    """A gauge that is read when asked."""
+    """A gauge family with these values."""
     from prometheus_client.core import GaugeMetricFamily
 
     return _filled(GaugeMetricFamily(name, about, labels=labels), values)
@@ -210,7 +210,7 @@ def _filled(family: CounterMetricFamily | GaugeMetricFamily, values: Values) -> 
 
 
 def pool_families(stats: Mapping[str, Any]) -> list[Metric]:
-    """`OllamaPool.get_stats` as metrics. Counts that it does not have are left out."""
+    """`OllamaPool.get_stats` as metrics. Missing counts are left out."""
     hosts: Mapping[str, Mapping[str, Any]] = stats["node_performance"]
 
     def each(key: str, factor: float = 1.0) -> Values:
@@ -226,25 +226,25 @@ def pool_families(stats: Mapping[str, Any]) -> list[Metric]:
         for state in _BREAKER_STATES
     }
     families = [
-        gauge("sollol_host_latency_ms", "Moving average of answers.", each("latency_ms"), "host"),
+        gauge("sollol_host_latency_ms", "Average response time.", each("latency_ms"), "host"),
         gauge("sollol_host_success_rate", "From 0 to 1.", each("success_rate"), "host"),
         counter("sollol_worker_failures", "Failed requests.", each("failed_requests"), "host"),
         counter("sollol_host_requests", "Requests to a node.", each("total_requests"), "host"),
-        gauge("sollol_host_available", "1 if it can be used.", each("available"), "host"),
-        gauge("sollol_host_active_requests", "Under way.", each("active_requests"), "host"),
-        gauge("sollol_queue_depth", "Requests that wait.", each("queued_requests"), "host"),
-        gauge("sollol_host_limit", "Most at once.", each("concurrency_limit"), "host"),
-        gauge("sollol_host_breaker", "1 for its state.", breakers, "host", "state"),
+        gauge("sollol_host_available", "1 if the node can be used.", each("available"), "host"),
+        gauge("sollol_host_active_requests", "In flight.", each("active_requests"), "host"),
+        gauge("sollol_queue_depth", "Waiting requests.", each("queued_requests"), "host"),
+        gauge("sollol_host_limit", "Concurrency limit.", each("concurrency_limit"), "host"),
+        gauge("sollol_host_breaker", "1 for the current state.", breakers, "host", "state"),
         gauge("sollol_host_cpu_load", "From 0 to 1.", each("cpu_load"), "host"),
         gauge("sollol_host_gpu_free_bytes", "GPU memory.", each("gpu_free_mem", 2.0**20), "host"),
         counter("sollol_vectors", "Texts embedded.", {(): stats["vectors"]}),
-        counter("sollol_cancelled", "Given up by us.", {(): stats["cancelled_requests"]}),
+        counter("sollol_cancelled", "Cancelled by us.", {(): stats["cancelled_requests"]}),
     ]
     if (tokens := stats.get("tokens")) is not None:
-        families.append(counter("sollol_tokens", "Tokens, as nodes counted.", {(): tokens}))
+        families.append(counter("sollol_tokens", "Tokens, counted by the nodes.", {(): tokens}))
     if (plans := stats.get("plans")) is not None:
         modes = {(str(mode),): count for mode, count in plans.items()}
-        families.append(counter("sollol_plans", "Batches, by their plan.", modes, "mode"))
+        families.append(counter("sollol_plans", "Batches, by mode of the plan.", modes, "mode"))
     return families
 
 
@@ -257,7 +257,7 @@ class _Collected:
 
 
 def exposition(families: Iterable[Metric], accept: str = "") -> tuple[bytes, str]:
-    """The text for Prometheus and its content type, by the Accept header.
+    """The text for Prometheus and its content type, chosen by the Accept header.
 
     Raises MissingExtra without prometheus-client.
     """

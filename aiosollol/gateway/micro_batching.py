@@ -1,8 +1,8 @@
-"""Texts that come one by one, many at a time, gathered into lists: fewer requests, as many vectors.
+"""`MicroBatcher`: gathers concurrent single texts into lists, so they need fewer requests.
 
-A server serves an embedding model one text after another, so of many single requests at once all
-but one or two wait. In a list they wait as well, but cost one request together. Nobody alone waits:
-it begins only when more are under way than the nodes can be busy with.
+A server embeds one text after another, so of many concurrent single requests all but one or two
+wait. In a list they wait as well, but cost one request together. A lone text is not delayed:
+gathering starts only when more texts are in flight than the nodes can work on.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 _MOST = 256  # texts in one list
 _ONE_REQUEST = 32
-"""Texts that are sent to one node as they are: a batch of 12 took 1 ms of work more. As many lists
-as the nodes can do are under way, so that all have some. What is longer is planned and spread."""
+"""Longest list sent to one node without a plan: planning a batch of 12 took 1 ms more. All nodes
+stay busy, as there are enough lists in flight. Longer lists are planned and spread."""
 
 
 class Key(NamedTuple):
-    """What texts must have in common to be in one list."""
+    """The settings that all texts in a list share."""
 
     model: str
     dimensions: int | None = None
@@ -38,7 +38,11 @@ class Key(NamedTuple):
 
 
 class Gathered(NamedTuple):
-    """One vector out of a list. tokens: of its text, as estimated. nodes: who made the list's."""
+    """One vector of a list.
+
+    tokens: of its text, estimated.
+    nodes: the nodes that embedded the list, separated by commas.
+    """
 
     vector: Vector
     tokens: int
@@ -53,10 +57,11 @@ class _Waiting(NamedTuple):
 
 
 class _Group:
-    """The texts under way for one key.
+    """The texts in flight for one key.
 
-    waiting: those in no list yet, in the order in which they came; a client that leaves takes its
-    text out of the middle. timer: sends them. watch: ends the wait of those that came first.
+    waiting: those in no list yet, by arrival; a client that leaves may remove any of them.
+    timer: sends them.
+    watch: ends the wait of the oldest.
     """
 
     def __init__(self) -> None:
@@ -68,9 +73,10 @@ class _Group:
 
 
 class MicroBatcher:
-    """Makes lists of texts. seconds: how long the first of a list waits for others; 0 never does.
+    """Gathers single texts into lists.
 
-    above: how many texts per node are to be under way before it begins.
+    seconds: how long the first text of a list waits for others; 0 turns gathering off.
+    above: texts in flight per node above which gathering starts.
     """
 
     def __init__(self, pool: OllamaPool, seconds: float, above: int) -> None:
@@ -82,7 +88,7 @@ class MicroBatcher:
 
     @contextmanager
     def enter(self, key: Key) -> Iterator[bool]:
-        """Count a text as under way. True if it is worth while to gather it."""
+        """Count a text as in flight, and yield whether to gather it."""
         group = self._groups.setdefault(key, _Group())
         group.under_way += 1
         try:
@@ -95,7 +101,7 @@ class MicroBatcher:
                     group.watch.cancel()
 
     async def embed(self, key: Key, text: str) -> Gathered:
-        """The vector of a text, for which `enter` was called. Raises SollolError."""
+        """The vector of a text that has entered (see `enter`). Raises SollolError."""
         if self._is_closed:
             raise PoolClosed("the gateway is being closed")
         group = self._groups[key]
@@ -130,19 +136,19 @@ class MicroBatcher:
         group.timer = loop.call_later(self._seconds, self._send, key, group)
 
     def _send(self, key: Key, group: _Group) -> None:
-        """Send what waits, unless all nodes have work: then it goes with what comes meanwhile."""
+        """Send the waiting texts, unless all nodes are busy: then wait for more texts."""
         if group.timer is not None:
             group.timer.cancel()
             group.timer = None
         if len(group.lists) >= 2 * self._nodes(key.model):
-            return  # `_sent` comes back to it
+            return  # `_sent` calls this again
         wanted = (each for each in group.waiting.values() if not each.done.done())
         texts = list(islice(wanted, _MOST))
         for each in texts:
             del group.waiting[each.done]
         if not texts:
             return
-        # It belongs to the trace of its first text, and not to that of whoever woke this up.
+        # The list belongs to the trace of its first text, not to that of the current task.
         task = asyncio.create_task(
             self._embed(key, texts),
             name=f"embed {len(texts)} gathered",
@@ -155,7 +161,7 @@ class MicroBatcher:
         def leave(_: object) -> None:
             left[0] -= 1
             if not left[0]:
-                task.cancel()  # everybody has left, or has his vector
+                task.cancel()  # every client has left, or has its vector
 
         for each in texts:
             each.done.add_done_callback(leave)
@@ -163,9 +169,9 @@ class MicroBatcher:
             self._wait(key, group)
 
     def _give_up(self, group: _Group) -> None:
-        """Refuse the texts that have waited too long: all wait equally long, the first ends first.
+        """Refuse the texts that have waited too long; the oldest is first, as all may wait equally.
 
-        Those in a list wait no longer here; the pool sees to them.
+        Once a text is in a list, the pool limits its wait.
         """
         loop = asyncio.get_running_loop()
         now, most = loop.time(), self._pool.gateway_access.wait_timeout
@@ -184,20 +190,20 @@ class MicroBatcher:
             self._send(key, group)
 
     async def _vectors(self, key: Key, texts: list[str]) -> Embeddings:
-        """The vectors of a list; what failed by itself is in ``.errors``. Raises SollolError."""
+        """The vectors of a list, with errors of single texts in ``.errors``. Raises SollolError."""
         settings: dict[str, Any] = {"dimensions": key.dimensions, "truncate": key.truncate}
         if len(texts) <= _ONE_REQUEST:
             try:
                 return await self._pool.embed(key.model, texts, **settings)
             except SollolError as error:
-                # Where a node has answered, it may be for one of the texts, which a batch finds.
+                # If a node has answered, a single text may be the cause: a batch finds it.
                 has_asked = isinstance(error, RequestFailed) and bool(error.attempts)
                 if not (has_asked or isinstance(error, NodeError)):
                     raise
         return await self._pool.embed_batch(key.model, texts, on_error="return", **settings)
 
     async def _embed(self, key: Key, texts: list[_Waiting]) -> None:
-        """Embed a list, and give everybody his own vector or error."""
+        """Embed a list, and set the vector or error of each text."""
         failed: SollolError = PoolClosed("the gateway is being closed")
         try:
             embeddings = await self._vectors(key, [each.text for each in texts])
@@ -215,5 +221,5 @@ class MicroBatcher:
         finally:
             for each in texts:
                 if not each.done.done():
-                    # A copy for each: one that many tasks raise gathers all their tracebacks.
+                    # A copy for each: an error raised by many tasks collects all their tracebacks.
                     each.done.set_exception(copy(failed))

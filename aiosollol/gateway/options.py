@@ -1,4 +1,4 @@
-"""How a gateway behaves: `GatewayOptions`."""
+"""`GatewayOptions`: the options of a gateway."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from aiosollol.errors import InvalidInput
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayOptions:
-    """How a gateway behaves. Raises InvalidInput for what cannot be.
+    """The options of a gateway. Raises InvalidInput for invalid values.
 
-    allow_admin: whether models can be pulled, made, copied and deleted through it.
-    max_body_bytes: the largest request; what is larger is answered 413.
-    gather_seconds: how long a text that comes alone waits for others when many come at once, so
-    that they go to a node as one list; 0 turns that off. gather_above: how many single texts per
-    node have to be under way for one model before that begins.
-    batch_model: what documents are queued for that name no model; None lets them be refused.
+    allow_admin: whether models can be pulled, created, copied and deleted through it.
+    max_body_bytes: the largest request; larger ones are answered 413.
+    gather_seconds: how long a single text waits for others when many come at once, so that they go
+        to a node as one list; 0 turns this off.
+    gather_above: single texts in flight per node, for one model, above which gathering starts.
+    batch_model: the model of queued documents that name none; None refuses them.
     """
 
     allow_admin: bool = False
@@ -31,18 +31,19 @@ class GatewayOptions:
         for name in ("max_body_bytes", "gather_above"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InvalidInput(f"{name} must be a whole number from 1 on, not {value!r}")
+                raise InvalidInput(f"{name} must be a whole number of at least 1, not {value!r}")
         seconds = self.gather_seconds
         if not isinstance(seconds, int | float) or not 0.0 <= seconds < math.inf:
-            raise InvalidInput(f"gather_seconds must be seconds from 0 on, not {seconds!r}")
+            raise InvalidInput(f"gather_seconds must be a number of at least 0, not {seconds!r}")
 
 
 class Served(NamedTuple):
-    """A request that is over, as metrics want to know it.
+    """A finished request, for metrics.
 
-    endpoint: the path as it is registered, such as "/api/chat"; "" where there is none. status: of
-    the answer, 499 if the client left before there was one. seconds: from its head to the last byte
-    of its answer. node: who answered, "" if none was asked, or several were.
+    endpoint: the registered path, such as "/api/chat"; "" if there is none.
+    status: of the response; 499 if the client left before there was one.
+    seconds: from the request's head to the last byte of the response.
+    node: the node that answered; "" if none or several were asked.
     """
 
     endpoint: str

@@ -1,4 +1,4 @@
-"""The bodies of requests, read so that large ones don't hold up other requests."""
+"""Request bodies, parsed so that large ones don't hold up other requests."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import TypeVar
 from aiohttp import web
 
 IN_LOOP = 64 << 10
-"""Bytes of a body that is read in the event loop. That takes 0.1 ms, and 50 ms at worst."""
+"""Largest body, in bytes, parsed in the event loop. It takes 0.1 ms, and 50 ms at worst."""
 LARGE = 1 << 20
-"""Bytes from which on a body waits for other large ones. Reading one may take seconds."""
+"""Bytes from which a body is parsed after other large ones. Parsing one may take seconds."""
 
 T = TypeVar("T")
 
 
 class _BodyThreads:
-    """Two threads: one for large bodies, and one for the others, which don't wait for them.
+    """Two threads: one for large bodies, and one for the others, which don't wait for those.
 
-    More would not be faster, as only one runs at a time; but the event loop would wait for each.
+    More would not be faster, as only one runs at a time, and the event loop would wait for each.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ _WORKERS = web.AppKey("aiosollol_bodies", _BodyThreads)
 
 
 def add_workers(app: web.Application) -> None:
-    """Give an application the threads in which `parse` reads bodies."""
+    """Give an application the threads in which `parse` parses bodies."""
     workers = app[_WORKERS] = _BodyThreads()
 
     async def stop(app: web.Application) -> None:
@@ -49,10 +49,10 @@ def add_workers(app: web.Application) -> None:
 
 
 async def parse(request: web.Request, read: Callable[[bytes], T]) -> T:
-    """What `read` makes of the body of a request, in a thread unless the body is small.
+    """The result of `read` for the body of a request, in a thread unless the body is small.
 
-    Python's threads take turns every 5 ms, but not during a call into C: those must be short,
-    however large the body (see `wire.json_slices`).
+    Python switches threads every 5 ms, but not during a call into C: those must be short, however
+    large the body (see `wire.json_slices`).
     """
     body = await request.read()
     if len(body) <= IN_LOOP or (workers := request.app.get(_WORKERS)) is None:

@@ -1,6 +1,6 @@
-"""Answers on their way to the client: whole, or as a stream that is ended properly.
+"""Responses to the client: whole, or as a stream that also ends properly on an error.
 
-`VectorWriter` makes text of vectors while the nodes still compute others.
+`VectorWriter` serializes vectors while the nodes still compute others.
 """
 
 from __future__ import annotations
@@ -19,19 +19,22 @@ from aiosollol.gateway.middleware.error_responses import message_of
 from aiosollol.wire.ollama.server_responses import Floats, HttpResponse
 
 Write = Callable[[Floats, int], list[bytes]]
-"""`answers.json_vectors` or `answers.base64_vectors`."""
+"""`server_responses.json_vectors` or `server_responses.base64_vectors`."""
 
-_ROWS = 64  # vectors that are written before others get their turn
+_ROWS = 64  # vectors written in one turn of the event loop
 NODE, REASON = "X-Sollol-Node", "X-Sollol-Reason"
 REQUEST_ID = "X-Request-ID"
 
 
 class RequestState:
-    """What is known of a request while it is served.
+    """The state of a request while it is served.
 
-    id: that of its X-Request-ID. unique: letters and digits that no other request has. model: as
-    the client wrote it. node: who answers. has_begun: whether some of the answer is sent already.
-    problem: the kind of error that ended the answer after that, "" if none did.
+    id: its X-Request-ID.
+    unique: letters and digits that no other request has.
+    model: as the client wrote it.
+    node: the node that answers.
+    has_begun: whether part of the response is sent already.
+    problem: the type of the error that ended the response after that, "" if none did.
     """
 
     __slots__ = ("has_begun", "id", "model", "node", "problem", "unique")
@@ -46,11 +49,11 @@ class RequestState:
 
 
 STATE = web.RequestKey("aiosollol", RequestState)
-"""Where handlers find the `RequestState` of a request."""
+"""The key of a request's `RequestState`."""
 
 
 class Stream(Protocol):
-    """Bytes from a node."""
+    """A streamed response from a node."""
 
     node: str
 
@@ -68,14 +71,14 @@ def whole(answer: HttpResponse, headers: Mapping[str, str] | None = None) -> web
 
 
 def routed(request: web.Request, node: str, reason: str) -> dict[str, str]:
-    """The headers that tell who answered and why."""
+    """The headers that name the node that answered, and why it was chosen."""
     state = request[STATE]
     state.node = node
     return {NODE: plain(node), REASON: reason, REQUEST_ID: state.id}
 
 
 async def begin(request: web.Request, headers: Mapping[str, str]) -> web.StreamResponse:
-    """The beginning of an answer that comes bit by bit; a status cannot be told after it."""
+    """Start a streamed response. The status cannot change after this."""
     response = web.StreamResponse(headers=headers)
     request[STATE].has_begun = True
     await response.prepare(request)
@@ -83,7 +86,7 @@ async def begin(request: web.Request, headers: Mapping[str, str]) -> web.StreamR
 
 
 def plain(text: str) -> str:
-    """`text` as a header can have it."""
+    """`text` with "?" for every character that a header cannot contain."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(letter if " " <= letter <= "~" else "?" for letter in text)
@@ -99,10 +102,11 @@ async def stream(
     convert: Callable[[bytes], bytes] | None = None,
     finish: Callable[[], bytes] | None = None,
 ) -> web.StreamResponse:
-    """Pass `source` on as it comes.
+    """Stream `source` to the client as it arrives.
 
-    on_error: the bytes that tell the client of an error. convert: what the client gets for each
-    piece, finish: at the end; what converts nothing is passed on as it is.
+    on_error: the bytes to send for an error message.
+    convert: the bytes to send for each piece; None sends the pieces as they are.
+    finish: the bytes to send at the end.
     """
     try:
         response = await begin(request, {"Content-Type": content_type, **headers})
@@ -122,17 +126,17 @@ async def stream(
             if last := on_error(message_of(error)):
                 await write(last)
         await response.write_eof()
-    finally:  # also when the client is gone: that cancels what it had asked for
+    finally:  # also if the client has left: this cancels its request on the node
         with suppress(SollolError):
             await source.aclose()
     return response
 
 
 class VectorWriter:
-    """Writes the vectors of one batch, a few in each turn of the event loop.
+    """Serializes the vectors of one batch, a few in each turn of the event loop.
 
-    A thousand vectors of 768 numbers take 25 ms, which a client would wait for at the end.
-    Leaving it ends the work.
+    A thousand vectors of 768 numbers take 25 ms, which would delay the client at the end. Leaving
+    the context drops the vectors not yet written.
     """
 
     def __init__(self, count: int, write: Write) -> None:
@@ -154,7 +158,7 @@ class VectorWriter:
         self._stop()
 
     def add(self, rows: Sequence[int], vectors: memoryview[float]) -> None:
-        """For `OllamaPool.embed_batch` to call."""
+        """Add vectors: the `on_vectors` of `OllamaPool.embed_batch`."""
         self._pending.append((rows, vectors))
         if self._turn is None:
             self._turn = asyncio.get_running_loop().call_soon(self._take_turn)

@@ -297,7 +297,7 @@ async def test_a_killed_process_is_replaced_and_the_others_serve(tmp_path: Path,
             async with aiohttp.ClientSession() as session:
                 with suppress(aiohttp.ClientError):
                     served += await embed(session, url) == 200
-        await gateway.said("process 0 ended with SIGKILL; it is started again in 0.1 s")
+        await gateway.said("process 0 ended with SIGKILL; restarting it in 0.1 s")
         while len(await processes(await gateway.metrics_url())) < 2:
             await asyncio.sleep(0.05)
         os.kill(second, 0)  # the other one was left alone

@@ -151,7 +151,7 @@ def test_progress_of_a_node_that_ends_early() -> None:
     progress = Progress(["a"])
     assert progress.feed("a", {"status": "verifying"}) == {"status": "verifying"}
     assert progress.feed("a", {"status": "verifying"}) is None
-    assert progress.end() == {"error": "it ended before it was done"}
+    assert progress.end() == {"error": "its answer ended before it was done"}
 
 
 async def test_models_are_copied_and_deleted_on_all_nodes_that_have_them() -> None:

@@ -70,17 +70,17 @@ def test_models_of_a_key(models: str, model: str, may: bool) -> None:
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("ann", "the second word is no hash"),
-        ("ann secret-key-of-ann", "the second word is no hash"),
+        ("ann", "the second word is not a hash"),
+        ("ann secret-key-of-ann", "the second word is not a hash"),
         (f"{HASH}", "a name has"),
         (f"a/b {HASH}", "a name has"),
-        (f"ann {HASH} colour=red", "an option that is not known"),
-        (f"ann {HASH} rate=1 rate=2", "or twice"),
+        (f"ann {HASH} colour=red", "an option is unknown"),
+        (f"ann {HASH} rate=1 rate=2", "given twice"),
         (f"ann {HASH} rate", "a value"),
         (f"ann {HASH} admin=yes", "no value"),
         (f"ann {HASH} rate=fast", "numbers"),
-        (f"ann {HASH} rate=nan", "numbers from 0 on"),
-        (f"ann {HASH} burst=-1", "numbers from 0 on"),
+        (f"ann {HASH} rate=nan", "numbers of at least 0"),
+        (f"ann {HASH} burst=-1", "numbers of at least 0"),
     ],
 )
 def test_a_line_that_cannot_be_is_told_and_never_shown(line: str, problem: str) -> None:
@@ -97,7 +97,7 @@ def test_a_line_that_cannot_be_is_told_and_never_shown(line: str, problem: str) 
     [(f"ann {HASH}\nann {OTHER}", "name"), (f"ann {HASH}\n\nbob {HASH}", "hash")],
 )
 def test_what_is_there_twice(text: str, what: str) -> None:
-    with pytest.raises(ConfigError, match=f"its {what} is that of line 1 too"):
+    with pytest.raises(ConfigError, match=f"has the same {what} as line 1"):
         parse_keys(text, "keys.txt")
 
 

@@ -456,7 +456,7 @@ async def test_a_process_that_dies_is_replaced(
                 await asyncio.sleep(0.01)
             assert team.supervisor.pids[1] == other
     assert team.said(0) == ["began", "began", "term"]
-    assert "process 0 ended with SIGKILL; it is started again in 0.1 s" in caplog.text
+    assert "process 0 ended with SIGKILL; restarting it in 0.1 s" in caplog.text
 
 
 async def test_a_process_that_never_serves_ends_all(tmp_path: Path) -> None:

@@ -360,9 +360,9 @@ async def test_an_answer_that_is_broken_off_is_told_without_content(
     async with cluster(app={"middlewares": [break_off]}) as gateway:
         with pytest.raises(aiohttp.ClientError):
             await gateway.get(f"/v1/models/{SECRET}%0A", X_Request_ID="mine")
-    (line,) = [each for each in lines(caplog) if "broken off" in each]
+    (line,) = [each for each in lines(caplog) if "failed in mid-response" in each]
     assert line.startswith("request mine to /v1/models/{")
-    assert line.endswith(" was broken off: gpu: RunnerFailed (status 500)")
+    assert line.endswith(" failed in mid-response: gpu: RunnerFailed (status 500)")
     assert SECRET not in caplog.text
 
 

@@ -1,4 +1,4 @@
-"""Models pulled, made, copied and deleted on one, some or all nodes. Off unless it is allowed."""
+"""Endpoints that pull, create, copy and delete models on one, some or all nodes. Off by default."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _SUCCESS = "success"
 
 
 class AdminEndpoints:
-    """The endpoints that change what nodes have."""
+    """The endpoints that change the models of nodes."""
 
     def __init__(self, pool: OllamaPool) -> None:
         self._pool = pool
@@ -51,7 +51,7 @@ class AdminEndpoints:
             web.delete("/api/delete", self.delete),
         ]
 
-    # ---- what takes a moment
+    # ---- short operations
 
     async def copy(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
@@ -64,13 +64,13 @@ class AdminEndpoints:
         return await self._change(request, model, body)
 
     async def _change(self, request: web.Request, model: str, body: bytes) -> web.StreamResponse:
-        """Do it on every node that has the model, or on those named."""
+        """Send the request to every node that has the model, or to the named ones."""
         pool = self._pool
         request[STATE].model = model
         having = pool.view.having(model) or (await pool.refresh()).having(model)
         names = self._named(request) or [node.name for node in having]
         if not names:
-            if request.path == "/api/copy":  # which has words of its own
+            if request.path == "/api/copy":  # which has its own message
                 raise Refusal(404, f"model {quoted(model)} not found")
             raise server_responses.unknown_model(model)
         asking = (
@@ -87,10 +87,10 @@ class AdminEndpoints:
             HttpResponse(200, "", b""), routed(request, ",".join(names), f"all {len(names)}")
         )
 
-    # ---- what takes minutes
+    # ---- long operations
 
     async def work(self, request: web.Request) -> web.StreamResponse:
-        """Pull or create, with the progress of all nodes as one."""
+        """Pull or create, with the combined progress of all nodes."""
         fields = await parse(request, json_object)
         model = fields.get("model") or fields.get("name")
         if not isinstance(model, str) or not model:
@@ -115,7 +115,7 @@ class AdminEndpoints:
     async def _lines(
         self, path: str, body: bytes, names: Sequence[str]
     ) -> AsyncGenerator[dict[str, Any], None]:
-        """What the nodes tell, until all are done. Leaving it early cancels what they do."""
+        """The combined progress until all nodes are done. Leaving early cancels their work."""
         progress = Progress(names)
         told: asyncio.Queue[tuple[str, bytes] | None] = asyncio.Queue(256)
         tasks = [asyncio.create_task(self._listen(name, path, body, told)) for name in names]
@@ -130,7 +130,7 @@ class AdminEndpoints:
                 try:
                     found = loads_answer(line)
                 except orjson.JSONDecodeError:
-                    found = {"error": "it answered what is not JSON"}
+                    found = {"error": "its answer is not JSON"}
                 if isinstance(found, dict) and (out := progress.feed(node, found)) is not None:
                     yield out
             with suppress(PoolClosed):
@@ -157,7 +157,7 @@ class AdminEndpoints:
         await told.put(None)
 
     def _named(self, request: web.Request) -> list[str]:
-        """The nodes that the client names; none if it names none, or all. Raises InvalidInput."""
+        """The nodes that the client names; empty for none or "all". Raises InvalidInput."""
         given = [name for each in request.query.getall("node", []) for name in each.split(",")]
         names = list(dict.fromkeys(name for name in given if name))
         known = self._pool.view.nodes
@@ -167,7 +167,7 @@ class AdminEndpoints:
         for name in names:
             if name not in known and name not in keys:
                 shown = safe_repr(name)
-                raise InvalidInput(f"there is no node {shown}; there are {', '.join(known)}")
+                raise InvalidInput(f"there is no node {shown}; the nodes are {', '.join(known)}")
         return list(dict.fromkeys(name if name in known else keys[name] for name in names))
 
 
@@ -180,10 +180,10 @@ def _up(pool: OllamaPool) -> list[str]:
 
 
 class Progress:
-    """Lines of several nodes in, lines for one client out.
+    """Combines the progress lines of several nodes into lines for one client.
 
-    What a digest has is added up over the nodes; each other status is told when the first node has
-    come to it. Success is told by `end`, when all have come to theirs.
+    The bytes of each digest are summed over the nodes; any other status is reported once, for the
+    first node that reaches it. `end` reports success when all nodes have succeeded.
     """
 
     def __init__(self, nodes: Sequence[str]) -> None:
@@ -195,7 +195,7 @@ class Progress:
         self._failed: dict[str, str] = {}
 
     def feed(self, node: str, line: Mapping[str, Any]) -> dict[str, Any] | None:
-        """What to tell the client of a line of `node`; None if it says nothing new."""
+        """The line for the client after a line of `node`; None if there is nothing new."""
         if "error" in line:
             self.fail(node, str(line["error"]))
             return None
@@ -219,14 +219,14 @@ class Progress:
         return {**told, "completed": sum(done.values())} if done else told
 
     def fail(self, node: str, message: str) -> None:
-        """`node` has failed, and the others go on."""
+        """Record that `node` has failed; the others continue."""
         self._failed.setdefault(node, message)
 
     def end(self) -> dict[str, Any]:
-        """The last line: success, or what went wrong on which node."""
+        """The last line: success, or the error of each failed node."""
         for node in self._nodes:
             if node not in self._succeeded:
-                self.fail(node, "it ended before it was done")
+                self.fail(node, "its answer ended before it was done")
         if not self._failed:
             return {"status": _SUCCESS}
         if len(self._nodes) == 1:

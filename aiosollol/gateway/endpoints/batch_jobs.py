@@ -1,6 +1,6 @@
-"""`BatchJobs`: the endpoints of the queue of documents.
+"""`BatchJobs`: the endpoints of the document queue.
 
-The results of a job are sent in the form that the client accepts: JSON, NDJSON or raw float32.
+A job's results are sent in the format that the client accepts: JSON, NDJSON or raw float32.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ _JOB = "/api/embed/batch/{id}"
 
 
 class ConfinedQueue(Protocol):
-    """`AutoBatch` with `owner` required, so that a type checker finds a call that forgets it.
+    """`AutoBatch` with `owner` required, so that a type checker finds a call without it.
 
-    owner: the owner to whose jobs a call is confined; None for all jobs.
+    owner: the owner whose jobs a call may use; None for all jobs.
     """
 
     async def submit(
@@ -73,7 +73,7 @@ class ConfinedQueue(Protocol):
 
 
 class BatchJobs:
-    """Documents that are queued, and their vectors. autobatch: None refuses all of it, with 501."""
+    """The endpoints of queued documents. autobatch: None answers 501 to every request."""
 
     def __init__(
         self, pool: OllamaPool, autobatch: ConfinedQueue | None, options: GatewayOptions
@@ -100,7 +100,7 @@ class BatchJobs:
         if not isinstance(model, str):
             raise InvalidInput('"model" must be the name of an embedding model')
         request[STATE].model = model
-        check_model(request, model)  # the guard does not know the default of the options
+        check_model(request, model)  # the guard does not know the default model
         settings = {name: fields[name] for name in _SETTINGS if fields.get(name) is not None}
         job = await queue.submit(docs, model, owner=owner_of(request), **settings)
         answer = {
@@ -120,7 +120,7 @@ class BatchJobs:
             return whole(
                 server_responses.json_answer((await queue.status(job, owner=owner)).as_dict())
             )
-        # With the address at which people can watch the engine that computes them.
+        # With the address of the engine's dashboard.
         engine = {"dask": self._pool.get_stats()["dask"]}
         return whole(
             server_responses.json_answer((await queue.status(owner=owner)).as_dict() | engine)
@@ -145,18 +145,18 @@ class BatchJobs:
 
     def _queue(self) -> ConfinedQueue:
         if self._autobatch is None:
-            raise Refusal(501, "this gateway queues no documents: start it with --autobatch")
+            raise Refusal(501, "this gateway has no document queue: start it with --autobatch")
         return self._autobatch
 
 
 def _logged(handler: Handler) -> Handler:
-    """`handler`, with a log of what is wrong with the file: clients are not told its name."""
+    """`handler`, with errors of the queue's file logged: clients don't see its name."""
 
     async def logged(request: web.Request) -> web.StreamResponse:
         try:
             return await handler(request)
         except StorageError as error:
-            log.warning("queue of documents: %s", error)
+            log.warning("document queue: %s", error)
             raise
 
     return logged
@@ -168,20 +168,23 @@ def _logged(handler: Handler) -> Handler:
 async def send_results(
     request: web.Request, queue: ConfinedQueue, status: JobStatus, owner: str | None
 ) -> web.StreamResponse:
-    """Send what is settled of a job, page by page: however large it is, little is in memory.
+    """Send the finished documents of a job, page by page, in bounded memory.
 
-    JSON has the status of the job, the vectors by their place (null where there is none yet) and
-    the errors. NDJSON has a line for each document that is settled. Raw float32, little-endian, row
-    after row, is for a job that is over; rows without a vector are NaN.
+    JSON: the job's status, the vectors in order (null for missing ones) and the errors.
+    NDJSON: a line for each finished document.
+    Raw float32, little-endian, row after row: only for a finished job; rows without a vector are
+    NaN.
     """
     pages = aiter(queue.results(status.job_id, owner=owner))
-    first = await anext(pages, None)  # if that fails, there is a status to say so
+    first = await anext(pages, None)  # if this fails, the status can still be set
     kind = accepted(request.headers.get("Accept", ""))
     headers = {"Content-Type": kind, REQUEST_ID: request[STATE].id}
     if kind == BINARY:
         if not status.is_over:
             done = status.completed + status.failed
-            raise Refusal(409, f"the job is not done yet: {done} of {status.total} documents are")
+            raise Refusal(
+                409, f"the job has not ended: {done} of {status.total} documents are done"
+            )
         first, pages = await _with_vectors(first, pages)
         dim = 0 if first is None else first.vectors.dim
         headers |= {"X-Sollol-Dim": str(dim), "X-Sollol-Items": str(status.total)}
@@ -196,7 +199,7 @@ async def send_results(
 
 
 def accepted(accept: str) -> str:
-    """The content type of the results for an Accept header; JSON if nothing else is wanted."""
+    """The content type of the results for an Accept header; JSON by default."""
     wanted = [part.partition(";")[0].strip().lower() for part in accept.split(",")]
     for kind in wanted:
         if kind in (NDJSON, BINARY):
@@ -209,7 +212,7 @@ def accepted(accept: str) -> str:
 async def _with_vectors(
     page: ResultPage | None, pages: AsyncIterator[ResultPage]
 ) -> tuple[ResultPage | None, AsyncIterator[ResultPage]]:
-    """The first page that has vectors: their length is in a header."""
+    """Skip to the first page with vectors: a header contains their length."""
     while page is not None and not page.indices:
         page = await anext(pages, None)
     return page, pages
@@ -225,7 +228,7 @@ async def _all(
 
 
 def _vectors(page: ResultPage) -> list[tuple[int, bytes]]:
-    """The vectors of a page as JSON, each with its place in the job."""
+    """The vectors of a page as JSON, each with its index in the job."""
     if not page.indices:
         return []
     vectors = server_responses.json_vectors(page.vectors.buffer.cast("B"), page.vectors.dim)

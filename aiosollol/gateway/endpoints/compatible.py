@@ -1,4 +1,4 @@
-"""OpenAI's and Anthropic's APIs over a pool: chats in other words, translated there and back."""
+"""OpenAI's and Anthropic's APIs, translated to Ollama's and back."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class CompatibleEndpoints:
-    """The endpoints under /v1 but for embeddings. native: asks the nodes for their models."""
+    """The endpoints under /v1 except embeddings. native: used to list the nodes' models."""
 
     def __init__(self, pool: OllamaPool, native: OllamaEndpoints) -> None:
         self._access = pool.gateway_access
@@ -48,7 +48,7 @@ class CompatibleEndpoints:
 
     async def model(self, request: web.Request) -> web.StreamResponse:
         name = request.match_info["name"]
-        request[STATE].model = full_name(name)  # which is how its errors call it
+        request[STATE].model = full_name(name)  # the name in error messages
         if not may_use(request, name):
             raise server_responses.unknown_model(full_name(name))
         body = dump_whole({"model": name})
@@ -95,6 +95,6 @@ class CompatibleEndpoints:
         try:
             reply = orjson.loads(relayed.body)
         except orjson.JSONDecodeError as error:
-            raise ProtocolError(relayed.node, "answered what is not JSON") from error
+            raise ProtocolError(relayed.node, "its answer is not JSON") from error
         headers = routed(request, relayed.node, access.reason(model, relayed.setbacks))
         return whole(question.answer(reply, stamp), headers)

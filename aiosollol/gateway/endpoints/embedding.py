@@ -1,4 +1,4 @@
-"""Embeddings over a pool: a list is spread over the nodes, one text is passed on as bytes."""
+"""The endpoints that embed: a list is spread over the nodes, a single text is forwarded as is."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class _PooledVectors(NamedTuple):
-    """Vectors as an answer has them, and who made them."""
+    """Vectors serialized for a response, and the nodes that computed them."""
 
     json: list[bytes]
     tokens: int
@@ -41,7 +41,7 @@ class _PooledVectors(NamedTuple):
 
 
 class EmbeddingEndpoints:
-    """The three endpoints that embed."""
+    """The three embedding endpoints."""
 
     def __init__(self, pool: OllamaPool, options: GatewayOptions) -> None:
         self._pool = pool
@@ -57,7 +57,7 @@ class EmbeddingEndpoints:
         ]
 
     async def aclose(self) -> None:
-        """End what is under way."""
+        """Cancel the texts in flight."""
         await self._gatherer.aclose()
 
     async def embed(self, request: web.Request) -> web.StreamResponse:
@@ -66,7 +66,7 @@ class EmbeddingEndpoints:
         wanted = await parse(request, server_requests.read_embed)
         if not wanted.texts and (known := await parse(request, self._as_the_original)):
             self._check(request, known)
-            check_model(request, known.model)  # the guard does not know the default of the options
+            check_model(request, known.model)  # the guard does not know the default model
             vectors = await self._many(known, server_responses.json_vectors)
             return _sent(request, _with_first(_native(known, vectors, began), vectors), vectors)
         self._check(request, wanted)
@@ -79,7 +79,7 @@ class EmbeddingEndpoints:
         body = await request.read()
         wanted = await parse(request, server_requests.read_embeddings)
         self._check(request, wanted)
-        # Its vectors are not of unit length, so no other endpoint can stand in for it.
+        # Its vectors are not normalized, so no other endpoint can replace it.
         return await self._forward(request, body, wanted)
 
     async def openai(self, request: web.Request) -> web.StreamResponse:
@@ -99,7 +99,7 @@ class EmbeddingEndpoints:
             raise server_responses.unknown_model_try_pulling(wanted.model)
 
     def _as_the_original(self, body: bytes) -> EmbedAsked | None:
-        """A request of the original, which has its text in the field "text"; None if it has not."""
+        """A request in the form of the original, with its text in "text"; None if it has none."""
         fields = loads(body)
         if not isinstance(fields, dict) or not fields.get("text") or fields.get("input"):
             return None
@@ -149,7 +149,7 @@ class EmbeddingEndpoints:
         if not request.path.startswith("/v1/"):
             return whole(HttpResponse(200, server_responses.API_JSON, relayed.body), headers)
         if wanted.encoding == "base64" and b'"embedding":"' not in relayed.body:
-            # Servers before 0.12.7 answer with numbers whatever is asked for.
+            # Servers before 0.12.7 ignore the requested encoding and answer with numbers.
             read = load_embeddings(relayed.node, relayed.body, 1)
             json = server_responses.base64_vectors(read.floats.cast("B"), read.dim)
             return whole(
@@ -185,13 +185,13 @@ def _native(wanted: EmbedAsked, vectors: _PooledVectors, began: int) -> HttpResp
         wanted.model,
         vectors.json,
         total_duration=time.monotonic_ns() - began,
-        load_duration=1,  # of several nodes, and none that this request is known to have paid
+        load_duration=1,  # unknown: several nodes, which may have had the model loaded
         tokens=vectors.tokens,
     )
 
 
 def _with_first(answer: HttpResponse, vectors: _PooledVectors) -> HttpResponse:
-    """The original's clients look for the vector of the one text in "embedding"."""
+    """`answer` with the first vector in "embedding" too, where the original's clients read it."""
     body = b'%b,"embedding":%b}' % (answer.body[:-1], vectors.json[0])
     return HttpResponse(answer.status, answer.content_type, body)
 

@@ -1,4 +1,4 @@
-"""Ollama's own API over a pool: chat and generate, passed on as bytes, and what tells of models."""
+"""Ollama's API: chat and generate, forwarded as bytes, and the endpoints that list models."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from aiosollol.pool.facade import OllamaPool
 
 ASK_SECONDS = 5.0
-"""For what computes nothing. /api/ps can stall behind a wedged runner, and must not hold up all."""
+"""For requests that compute nothing: /api/ps can hang behind a wedged runner."""
 _PATIENCE_SECONDS = 1.0
-"""For the other nodes, once one has answered: one that hangs must not hold up what all tell."""
+"""For the other nodes, once one has answered: one that hangs must not delay the response."""
 
 
 class OllamaEndpoints:
-    """The endpoints that a real Ollama server has, but for embeddings."""
+    """The endpoints of an Ollama server, except embeddings."""
 
     def __init__(self, pool: OllamaPool) -> None:
         self._pool = pool
@@ -43,7 +43,7 @@ class OllamaEndpoints:
     def routes(self) -> list[web.RouteDef]:
         probes = {"/": self.root, "/api/version": self.version, "/api/tags": self.tags}
         return [
-            # A HEAD is answered as a GET is, without a body.
+            # A HEAD is answered like a GET, without a body.
             *(web.route(m, path, probes[path]) for m in ("GET", "HEAD") for path in probes),
             web.get("/api/ps", self.ps),
             web.post("/api/show", self.show),
@@ -90,7 +90,7 @@ class OllamaEndpoints:
                 routed(request, source.node, access.reason(model, source.setbacks)),
                 on_error=error_line,
             )
-        # Without a prompt it only loads the model, and is answered whole even if streamed.
+        # Without a prompt, this only loads the model; the answer is not streamed.
         relayed = await access.forward(
             kind if has_prompt else "load",
             request.path,
@@ -104,9 +104,9 @@ class OllamaEndpoints:
         return whole(answer, routed(request, relayed.node, reason))
 
     async def _unload(self, request: web.Request, model: str, body: bytes) -> web.StreamResponse:
-        """Every node that has the model lets go of it: the client cannot know which one used it."""
+        """Unload on every node that has the model: the client cannot know which one used it."""
         names = [state.name for state in self._pool.view.having(model)]
-        if not names:  # says whether there is none, or none that answers
+        if not names:  # raises the right error: no node has it, or no node answers
             relayed = await self._access.ask_any(model, "POST", request.path, body, timeout=60.0)
             names = [relayed.node]
         found = await self._ask_each(names, "POST", request.path, body)
@@ -122,7 +122,7 @@ class OllamaEndpoints:
         return whole(server_responses.root())
 
     async def version(self, request: web.Request) -> web.StreamResponse:
-        """The oldest, because clients take it for what they may ask for."""
+        """The oldest version of all nodes, because clients use it to detect features."""
         known = [node.version for node in self._pool.view.nodes.values() if node.version]
         if not known:
             node, body = next(iter((await self._ask_all("GET", "/api/version")).items()))
@@ -135,7 +135,7 @@ class OllamaEndpoints:
         return whole(server_responses.json_answer({"models": await self.models(request)}))
 
     async def models(self, request: web.Request) -> list[dict[str, Any]]:
-        """What the nodes say of their models, each model once, the one changed last first.
+        """The models of all nodes, each once, in each node's order: the last changed first.
 
         Models that the key of the request may not use are left out.
         """
@@ -159,7 +159,7 @@ class OllamaEndpoints:
     async def show(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
         model = await parse(request, server_requests.read_show)
-        request[STATE].model = full_name(model)  # which is how its errors call it
+        request[STATE].model = full_name(model)  # the name in error messages
         relayed = await self._access.ask_any(model, "POST", "/api/show", body, timeout=ASK_SECONDS)
         answer = HttpResponse(200, server_responses.API_JSON, relayed.body)
         reason = self._access.reason(model, relayed.setbacks)
@@ -168,7 +168,7 @@ class OllamaEndpoints:
     # ---- many nodes
 
     async def _ask_all(self, method: str, path: str) -> dict[str, bytes]:
-        """What the nodes answer that are up, at least one. Raises NoNodeAvailable."""
+        """The answers of the nodes that are up, at least one. Raises NoNodeAvailable."""
         nodes = self._pool.view.nodes
         up = [name for name, state in nodes.items() if not state.is_down]
         return await self._ask_each(up or list(nodes), method, path)
@@ -176,7 +176,7 @@ class OllamaEndpoints:
     async def _ask_each(
         self, names: list[str], method: str, path: str, body: bytes | None = None
     ) -> dict[str, bytes]:
-        """What each of some nodes answers, by name; those that take much longer are left out."""
+        """The answers of nodes by name, without those that take much longer than the first."""
         found: dict[str, bytes] = {}
         failed: list[NodeError] = []
 
@@ -203,17 +203,17 @@ class OllamaEndpoints:
 
 
 def error_line(message: str) -> bytes:
-    """An error in the middle of a stream."""
+    """The line for an error in mid-stream."""
     return orjson.dumps({"error": message}) + b"\n"
 
 
 def plain_keep_alive(seconds: float | None) -> float | None:
-    """As a request has it: "for ever" is less than nothing."""
+    """Seconds as a request has them: negative for "for ever"."""
     return -1.0 if seconds == float("inf") else seconds
 
 
 def _entries(node: str, body: bytes) -> list[dict[str, Any]]:
-    """The models that one node tells of; none if what it tells makes no sense."""
+    """The models in a node's answer; empty if the answer is malformed."""
     try:
         models = load(node, body).get("models")
     except NodeError:
@@ -225,7 +225,7 @@ def _entries(node: str, body: bytes) -> list[dict[str, Any]]:
 
 
 def _numbers(version: str) -> list[int]:
-    """A version in the order of versions; what follows its numbers does not count."""
+    """The numbers of a version, for sorting, without any suffix."""
     numbers = []
     for part in version.split("-")[0].split("+")[0].split("."):
         if not part.isdigit():

@@ -1,6 +1,6 @@
-"""`/openapi.json`, and `/docs`, a page to try its endpoints that needs no internet.
+"""`/openapi.json`, and `/docs`: a page to try the endpoints, without internet access.
 
-The document is the file openapi.json. The tests hold it against the router.
+The document is the file openapi.json, which the tests compare with the router.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _START = b"""SwaggerUIBundle({url: "openapi.json", dom_id: "#ui", docExpansion: 
 
 
 def document(routes: Sequence[web.RouteDef]) -> dict[str, Any]:
-    """The OpenAPI 3.1 document of `routes`. Blocks while it reads its file."""
+    """The OpenAPI 3.1 document of `routes`. Reads a file, so it blocks."""
     found: dict[str, Any] = orjson.loads(files(__package__).joinpath("openapi.json").read_bytes())
     found["info"]["version"] = __version__
     served = {(_plain_path(route), route.method.lower()) for route in routes}
     paths = {
-        path: {method: told for method, told in operations.items() if (path, method) in served}
+        path: {method: entry for method, entry in operations.items() if (path, method) in served}
         for path, operations in found["paths"].items()
     }
     found["paths"] = {path: operations for path, operations in paths.items() if operations}
@@ -49,7 +49,7 @@ def document(routes: Sequence[web.RouteDef]) -> dict[str, Any]:
 
 
 def _plain_path(route: web.RouteDef) -> str:
-    """Without the expressions that only the router understands."""
+    """A route's path without the router's regular expressions."""
     return _EXPRESSION.sub(r"{\1}", route.path)
 
 
@@ -85,13 +85,13 @@ class DocumentationEndpoints:
             return _sent(_START, "text/javascript")
         folder = await asyncio.to_thread(_assets)
         if folder is None or name not in _ASSETS:
-            raise Refusal(404, "the page has no such part")
+            raise Refusal(404, "this page has no such file")
         content = await asyncio.to_thread((folder / name).read_bytes)
         return _sent(content, _ASSETS[name])
 
 
 def _assets() -> Path | None:
-    """Where Swagger UI is, from the package swagger-ui-py of the extra "gateway"."""
+    """The folder of Swagger UI, from the package swagger-ui-py of the extra "gateway"."""
     try:
         found = find_spec("swagger_ui")
     except (ImportError, ValueError):
@@ -104,7 +104,7 @@ def _assets() -> Path | None:
 
 
 def _plain_page(routes: Sequence[web.RouteDef]) -> bytes:
-    """The endpoints in a table: what is shown where Swagger UI is not installed."""
+    """The endpoints in a table, shown if Swagger UI is not installed."""
     paths = document(routes)["paths"]
     rows = "".join(
         f"<tr><td>{route.method}</td><td><code>{path}</code></td>"
@@ -114,7 +114,7 @@ def _plain_page(routes: Sequence[web.RouteDef]) -> bytes:
     )
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>aiosollol</title>'
-        '<h1>aiosollol</h1><p>The whole is in <a href="openapi.json">openapi.json</a>. To try it '
+        '<h1>aiosollol</h1><p>See also <a href="openapi.json">openapi.json</a>. To try it '
         "out here: <code>pip install 'aiosollol[gateway]'</code></p>"
         f"<table>{rows}</table></html>"
     ).encode()

@@ -1,4 +1,4 @@
-"""The original's endpoints of the cluster: health and statistics."""
+"""The cluster's health and statistics, as in the original."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class SollolEndpoints:
-    """The endpoints of the original's gateway that Ollama does not have, but for `BatchJobs`."""
+    """The endpoints that the original has and Ollama does not, except `BatchJobs`."""
 
     def __init__(self, pool: OllamaPool) -> None:
         self._pool = pool
@@ -29,7 +29,7 @@ class SollolEndpoints:
         ]
 
     async def health(self, request: web.Request) -> web.StreamResponse:
-        """Status 503 if no node can be used, which is what load balancers look at."""
+        """The health, with status 503 for load balancers if no node can be used."""
         health = health_of(self._pool)
         status = 200 if health["available_hosts"] else 503
         return whole(server_responses.json_answer(health, status=status))
@@ -60,7 +60,7 @@ def health_of(pool: OllamaPool) -> dict[str, Any]:
 
 
 def stats_of(pool: OllamaPool) -> dict[str, Any]:
-    """``hosts`` and ``timestamp`` as the original has them, and all of `OllamaPool.get_stats`."""
+    """`OllamaPool.get_stats`, with ``hosts`` and ``timestamp`` as in the original."""
     stats = pool.get_stats()
     return {**stats, "hosts": _hosts(stats), "timestamp": _now()}
 

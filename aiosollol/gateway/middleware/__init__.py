@@ -1,1 +1,1 @@
-"""What each request passes first: keys, limits, origins; and the errors it may get."""
+"""The middleware of the gateway: keys, limits, origins and error responses."""

@@ -1,4 +1,4 @@
-"""`BodyMemory`: the bytes of all requests under way, and the line of those that wait for some."""
+"""`BodyMemory`: the bytes of all bodies in flight, and the line of bodies that wait for room."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections import OrderedDict
 
 
 class BodyMemory:
-    """Bounds what the bodies of requests take together. A body that waits is not read meanwhile:
-    it stays with its client, but for the 64 kB or so that the buffers hold.
+    """Bounds the memory of all request bodies. A waiting body is not read: it stays with the
+    client, except for about 64 kB in the buffers.
 
-    small: bytes of the bodies that came with their heads, which take them whatever is decided.
-    large: of the others that were let in.
+    small: bytes of the bodies that arrived with their heads, which are in memory in any case.
+    large: bytes of the other bodies that were admitted.
     """
 
     def __init__(self) -> None:
@@ -22,9 +22,9 @@ class BodyMemory:
         return len(self._line)
 
     async def wait(self, size: int, most: int, seconds: float) -> bool:
-        """Count a large body once it fits in `most`, in order; False if it did not in `seconds`.
+        """Admit a large body in order once it fits in `most` bytes; False after `seconds`.
 
-        One always fits, however large. `release` must follow if it does.
+        A single body always fits, however large. After True, call `release`.
         """
         if not self._line and self._fits(size, most):
             self.large += size
@@ -36,7 +36,7 @@ class BodyMemory:
                 await has_room
         except BaseException as error:
             is_counted = self._line.pop(has_room, None) is None
-            if is_counted and not has_room.cancelled():  # there was room in this very moment
+            if is_counted and not has_room.cancelled():  # it was admitted at this very moment
                 self.release(size, most)
             else:  # those behind it may fit
                 self.release(0, most)
@@ -46,7 +46,7 @@ class BodyMemory:
         return True
 
     def release(self, size: int, most: int) -> None:
-        """A large body is done with: let in those at the head of the line that fit now."""
+        """Remove a large body, and admit the first ones in line that fit now."""
         self.large -= size
         while self._line:
             has_room, wanted = next(iter(self._line.items()))

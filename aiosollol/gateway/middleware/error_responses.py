@@ -1,4 +1,4 @@
-"""Errors for clients: of the pool as Ollama puts them, of the guard in the form of the API."""
+"""Error responses: the pool's errors in Ollama's words, the guard's in the form of each API."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from aiosollol.wire.ollama import server_responses
 from aiosollol.wire.ollama.go_json import GoJSONError, loads
 from aiosollol.wire.ollama.server_requests import Refusal
 
-_SECONDS = 1  # after which a request that found no place may come again
+_SECONDS = 1  # Retry-After when there is no slot
 _OPENAI_WORDS: Mapping[int, tuple[str, str | None]] = {
     401: ("invalid_request_error", "invalid_api_key"),
     403: ("invalid_request_error", "forbidden"),
@@ -45,14 +45,17 @@ _OPENAI_WORDS: Mapping[int, tuple[str, str | None]] = {
 
 
 class ErrorResponse(NamedTuple):
-    """A refusal, and after how many seconds it is worth while to ask again; 0 if never."""
+    """A refusal, and the seconds after which to retry; 0 if a retry would not help."""
 
     refusal: Refusal
     retry_after: int = 0
 
 
 def trouble(error: SollolError, path: str, model: str = "") -> ErrorResponse:
-    """What to tell the client of `path` about `error`. model: that it asked for, as it wrote it."""
+    """The response to `error` for a client of `path`.
+
+    model: the requested model, as the client wrote it.
+    """
     match error:
         case Refusal():
             return ErrorResponse(error)
@@ -81,23 +84,23 @@ def trouble(error: SollolError, path: str, model: str = "") -> ErrorResponse:
 
 
 _OF_STORAGE = {
-    "full": (507, "its disk is full; make room on the gateway's machine", 0),
-    "locked": (503, "another program holds its file; try again", _SECONDS),
-    "damaged": (503, "its file is damaged; the gateway's log says more", 0),
-    "read-only": (503, "its file cannot be written; the gateway's log says more", 0),
+    "full": (507, "its disk is full; free some space on the gateway's machine", 0),
+    "locked": (503, "another program has locked its file; try again", _SECONDS),
+    "damaged": (503, "its file is damaged; see the gateway's log", 0),
+    "read-only": (503, "its file cannot be written; see the gateway's log", 0),
 }
 
 
 def _of_storage(error: StorageError) -> ErrorResponse:
-    """The file itself is named in the log only: it is none of the client's business."""
+    """Without the name of the file, which is only for the log."""
     status, words, seconds = _OF_STORAGE.get(
-        error.reason, (503, "its file cannot be used; the gateway's log says more", 0)
+        error.reason, (503, "its file cannot be used; see the gateway's log", 0)
     )
-    return ErrorResponse(Refusal(status, f"the queue of documents does not work: {words}"), seconds)
+    return ErrorResponse(Refusal(status, f"the document queue does not work: {words}"), seconds)
 
 
 def _no_node(error: NoNodeAvailable, path: str, model: str) -> ErrorResponse:
-    """Every attempt failed, and the last one says most; or there was nobody to ask."""
+    """The response to the last attempt; 503 if there was no node to try."""
     if not error.attempts:
         return ErrorResponse(Refusal(503, str(error)), _SECONDS)
     return _of_node(error.attempts[-1], path, model)
@@ -117,14 +120,14 @@ def _of_node(error: NodeError, path: str, model: str) -> ErrorResponse:
 
 
 def _unknown(path: str, model: str) -> Refusal:
-    """A model that nobody has, in the words of each endpoint."""
+    """A model that no node has, in the words of each endpoint."""
     if "embed" in path:
         return server_responses.unknown_model_try_pulling(model)
     return server_responses.unknown_model(model)
 
 
 def message_of(error: SollolError) -> str:
-    """What happened, in the node's own words where there are some: for those who had a part."""
+    """The message of an error after part of the response: the node's own where there is one."""
     cause = error.__cause__
     if isinstance(cause, ResponseError):
         return cause.message
@@ -142,7 +145,7 @@ def json_object(body: bytes) -> dict[str, Any]:
     return fields
 
 
-# ---- what the guard refuses
+# ---- refusals by the guard
 
 
 def not_allowed(model: str) -> str:
@@ -158,13 +161,13 @@ def denied(
     retry_after: float | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> web.Response:
-    """An error of `status`: Ollama's form, OpenAI's below /v1, or Anthropic's for /v1/messages.
+    """An error response in the form of Ollama, OpenAI (below /v1) or Anthropic (/v1/messages).
 
-    retry_after: seconds after which it may be tried again; clients want whole ones, at least 1.
+    retry_after: seconds until a retry, rounded up to whole ones, at least 1.
     """
-    told = dict(headers or {})
+    sent = dict(headers or {})
     if retry_after is not None:
-        told["Retry-After"] = str(max(1, math.ceil(retry_after)))
+        sent["Retry-After"] = str(max(1, math.ceil(retry_after)))
     kind = "application/json"
     is_openai = path.startswith("/v1/") and not path.startswith(messages.PATH)
     if is_openai and status in _OPENAI_WORDS:
@@ -174,4 +177,4 @@ def denied(
     else:
         answer = compatible_apis.refuse(path, Refusal(status, message), secrets.token_hex(12))
         body, kind = answer.body, answer.content_type
-    return web.Response(status=status, body=body, headers={"Content-Type": kind, **told})
+    return web.Response(status=status, body=body, headers={"Content-Type": kind, **sent})

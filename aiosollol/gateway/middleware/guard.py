@@ -1,4 +1,4 @@
-"""What a request passes before the gateway looks at what it asks: origin, key, limits."""
+"""`Guard`: checks a request's origin, key, model and limits before an endpoint sees it."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ _KEPT = 256
 
 
 class Origins:
-    """allowed: origins such as ``https://chat.example.com``, with ``*`` for any characters.
+    """The origins whose pages may use the gateway.
 
-    only_local: accept no Host but an address or a name that public DNS does not have.
+    allowed: origins such as ``https://chat.example.com``, with ``*`` for any characters.
+    only_local: accept only a Host that is an address or a name outside public DNS.
     """
 
     def __init__(self, allowed: Iterable[str] = (), *, only_local: bool = False) -> None:
@@ -37,7 +38,7 @@ class Origins:
         self._sound_hosts: set[str] = set()
 
     def is_host_sound(self, host: str) -> bool:
-        """Whether a request that names this Host may come in."""
+        """Whether a request with this Host header is accepted."""
         if not self.only_local or host in self._sound_hosts:
             return True
         if not _is_local_name(_name_in(f"//{host}")):
@@ -47,15 +48,15 @@ class Origins:
         return True
 
     def is_sound(self, origin: str, host: str) -> bool:
-        """Whether a page of `origin` may use the gateway that it reached as `host`."""
+        """Whether a page of `origin` may use the gateway under the name `host`."""
         return origin.partition("://")[2] == host != "" or self.allows(origin)
 
     def allows(self, origin: str) -> bool:
-        """Whether pages of `origin` were allowed by the settings."""
+        """Whether the settings allow pages of `origin`."""
         return any(fnmatchcase(origin.lower(), pattern) for pattern in self.allowed)
 
     def preflight(self, request: web.Request) -> web.Response:
-        """The answer to a browser that asks beforehand. `tell` adds who may read it."""
+        """The response to a preflight request. `tell` adds the allowed origin."""
         headers = {
             "Access-Control-Allow-Methods": _METHODS,
             "Access-Control-Allow-Headers": request.headers.get(
@@ -66,7 +67,7 @@ class Origins:
         return web.Response(status=204, headers=headers)
 
     async def tell(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
-        """Let the page read this answer, if it may: for `on_response_prepare`."""
+        """Let an allowed page read this response: a handler of `on_response_prepare`."""
         origin = request.headers.get("Origin")
         if origin is not None and self.allows(origin):
             response.headers["Access-Control-Allow-Origin"] = origin
@@ -85,33 +86,35 @@ def _is_local_name(name: str) -> bool:
 def _name_in(url: str) -> str:
     try:
         return urlsplit(url).hostname or ""
-    except ValueError:  # half an IPv6 address
+    except ValueError:  # an incomplete IPv6 address
         return "?."
 
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 KEY = web.RequestKey("aiosollol_key", ApiKey)
-"""Where handlers find the `ApiKey` of a request, if it came with one."""
+"""The key of a request's `ApiKey`, if it came with one."""
 
 ADMIN_PATHS = frozenset(("/api/pull", "/api/push", "/api/delete", "/api/copy", "/api/create"))
 OPEN_PATHS = frozenset(("/",))
-"""What answers without a key: that there is a server. Load balancers and Docker ask that."""
+"""Paths that need no key: load balancers and Docker use them to check that the server is up."""
 
 _BYTES_PER_SECOND = 4096
-_UNKNOWN_LENGTH = 1 << 20  # what a body without a Content-Length counts as
-_JOBS = "/api/embed/batch/"  # of jobs, which have named their model before
+_UNKNOWN_LENGTH = 1 << 20  # assumed for a body without a Content-Length
+_JOBS = "/api/embed/batch/"  # a job named its model when it was submitted
 _NAMES = ("model", "name", "source", "from", "destination")
 _KEY_IS_MISSING = "an API key is needed: send the header Authorization: Bearer KEY"
 _NO_KEY = {"WWW-Authenticate": "Bearer"}
 
 
 class Guard:
-    """Keys, models, origins, requests in flight, rates and bodies, as a `middleware`.
+    """Checks keys, models, origins, requests in flight, rates and bodies, as a `middleware`.
 
-    What it holds may be replaced while it is used: `keys`, `limiter.limits`, `origins`,
-    `allow_admin`. denied: how many requests it refused, by HTTP status. active: how many are past
-    it and under way. bodies: what their bodies take.
+    `keys`, `limiter.limits`, `origins` and `allow_admin` may be replaced while it is used.
+
+    denied: number of refused requests, by HTTP status.
+    active: admitted requests in flight.
+    bodies: the memory of their bodies.
     """
 
     def __init__(
@@ -135,7 +138,7 @@ class Guard:
         self.limiter = Limiter(limits or Limits(), clock)
 
     def middleware(self) -> Middleware:
-        """For the application: before all that looks at what a request asks."""
+        """The aiohttp middleware. Put it before everything that reads the request."""
 
         @web.middleware
         def guard(request: web.Request, handler: _Handler) -> Awaitable[web.StreamResponse]:
@@ -201,22 +204,22 @@ class Guard:
 
     def _admin_problem(self, key: ApiKey | None) -> str:
         if not self.allow_admin:
-            return "changing models is off: start the gateway with --allow-admin"
+            return "changing models is turned off: start the gateway with --allow-admin"
         if len(self.keys) and (key is None or not key.is_admin):
             return "changing models needs a key with the option admin"
         return ""
 
     def _size(self, request: web.Request) -> int | None:
-        """Bytes that a body is to have; None if they are too many, so that it is not even read."""
+        """Bytes to reserve for a body; None if it is too large to be read at all."""
         length, most = request.content_length, self.limiter.limits.max_body
         if length is None:
             return min(_UNKNOWN_LENGTH, most)
         return length if length <= most else None
 
     async def _body_problem(self, request: web.Request) -> web.Response | None:
-        """Read a body that has not come yet, within its limits; what to answer if it breaks them.
+        """Read the body within its limits; the response if it exceeds them, else None.
 
-        Small bodies come with the head.
+        Small bodies have arrived with the head.
         """
         limits, content = self.limiter.limits, request.content
         if content.is_eof():
@@ -229,7 +232,7 @@ class Guard:
             async with asyncio.timeout(limits.body_timeout) as deadline:
                 watch = _Watch(request, deadline, limits.body_timeout, seconds)
                 try:
-                    await request.read()  # it is kept there for the handler
+                    await request.read()  # the request keeps it for the handler
                 finally:
                     watch.stop()
         except TimeoutError:
@@ -245,7 +248,7 @@ class Guard:
     def _too_large(self, request: web.Request) -> web.Response:
         most = self.limiter.limits.max_body
         response = self._refuse(request.path, 413, f"the request is larger than {most:,} bytes")
-        response.force_close()  # the rest of it is not read
+        response.force_close()  # the rest of the body is not read
         return response
 
     def _refuse(self, path: str, status: int, message: str, **options: Any) -> web.Response:
@@ -254,7 +257,7 @@ class Guard:
 
 
 class _Watch:
-    """Moves the deadline of a body as it comes: a second for each 4 kB, up to `most` seconds."""
+    """Extends the deadline of a body as it arrives: 1 s for each 4 kB, up to `most` seconds."""
 
     def __init__(
         self, request: web.Request, deadline: asyncio.Timeout, least: float, most: float
@@ -295,14 +298,14 @@ def _models_in(body: bytes) -> list[Any]:
 async def _model_problem(request: web.Request, key: ApiKey) -> str:
     """Why this key may not send this request, or "".
 
-    Every name of a model in it counts, in any case of its field's name: servers written in Go take
+    Checks every model named in it, ignoring the case of field names: servers written in Go accept
     "Model" for "model" too.
     """
     if request.method in ("GET", "HEAD", "OPTIONS") or request.path.startswith(_JOBS):
         return ""
     names = await parse(request, _models_in)
     if not names or not all(isinstance(name, str) for name in names):
-        return "with this key, the request must name its model"
+        return "a request with this key must name its model"
     for name in names:
         if not key.may_use(name):
             return not_allowed(name)

@@ -1,4 +1,4 @@
-"""`KeyRing`: who may use the gateway. A file of keys holds what they hash to, never the keys.
+"""`KeyRing`: the API keys of the gateway. A file of keys holds their hashes, never the keys.
 
 One key a line, in a file::
 
@@ -6,9 +6,9 @@ One key a line, in a file::
     ann      sha256:9f86…  models=llama3.2,qwen* rate=10 burst=20 in_flight=4
     ops      sha256:60a1…  admin
 
-The hash is one SHA-256. A slow one (scrypt) protects what people can think of, and would cost each
-request milliseconds; a key made here is 256 random bits, which nobody guesses however fast the
-hash is. That is why the file takes hashes only, and the environment no short keys.
+The hash is a single SHA-256. A slow hash (scrypt) protects passwords that people choose, but would
+cost each request milliseconds; a key made here has 256 random bits, too many to guess however fast
+the hash is. So the file accepts only hashes, and the environment no short keys.
 """
 
 from __future__ import annotations
@@ -40,12 +40,14 @@ _EXAMPLE = "NAME sha256:HASH [models=a,b*] [rate=N] [burst=N] [in_flight=N] [adm
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """One key, by what it hashes to.
+    """One key, stored as its hash.
 
-    models: which it may use, with ``*`` for any characters; empty is all. rate: requests a second,
-    burst: how many at once after a pause, in_flight: requests under way; 0 is what holds for all.
+    models: the models it may use, with ``*`` for any characters; empty allows all.
+    rate: requests a second.
+    burst: requests at once after a pause.
+    in_flight: requests at the same time. For these three, 0 means the limit of all clients.
     is_admin: whether it may change the models of the nodes, and sees the jobs of all keys.
-    is_named: whether `name` was chosen by the operator; False for a position in a variable.
+    is_named: whether the operator chose `name`; False for a position in a variable.
     """
 
     name: str
@@ -59,32 +61,32 @@ class ApiKey:
 
     @property
     def owner(self) -> str:
-        """The owner of its jobs: its name, so that they survive a change of the key itself.
+        """The owner of its jobs: its name, so that a job survives a change of the key itself.
 
-        A key without a name of its own has a hash instead: its position may pass to another key.
-        The hash differs from `digest`, so that it is of no use in a file of keys.
+        A key without a chosen name has a hash instead, as another key may take its position. The
+        hash differs from `digest`, so that it cannot be used in a file of keys.
         """
         if self.is_named:
             return self.name
         return f"env:{sha256(_OWNER + self.digest).hexdigest()[:32]}"
 
     def may_use(self, model: str) -> bool:
-        """Whether it may use this model. A name without a tag means ``:latest``, as everywhere."""
+        """Whether it may use this model. A name without a tag means ``:latest``."""
         name = full_name(model).lower()
         return not self.models or any(fnmatchcase(name, pattern) for pattern in self.models)
 
 
 class NewKey(NamedTuple):
-    """A key that was just made: for whoever will use it, and its line for the file."""
+    """A new key: the token for its user, and the line for the file of keys."""
 
     token: str
     line: str
 
 
 def new_key(name: str, options: str = "") -> NewKey:
-    """A new key of 256 random bits. Raises InvalidInput for a name or options that cannot be."""
+    """A new key of 256 random bits. Raises InvalidInput for an invalid name or options."""
     if not _NAME.fullmatch(name):
-        raise InvalidInput(f"{name!r} is no name for a key: {_NAME_RULE}")
+        raise InvalidInput(f"{name!r} is not a valid name for a key: {_NAME_RULE}")
     token = PREFIX + secrets.token_urlsafe(32)
     line = f"{name} sha256:{sha256(token.encode()).hexdigest()} {options}".strip()
     try:
@@ -95,14 +97,14 @@ def new_key(name: str, options: str = "") -> NewKey:
 
 
 class KeyRing:
-    """All keys. `find` takes as long for a key that is nearly right as for any other."""
+    """All keys. `find` takes as long for a nearly correct key as for any other."""
 
     def __init__(self, keys: Iterable[ApiKey] = ()) -> None:
         self._keys: dict[bytes, ApiKey] = {}
         names = set()
         for key in keys:
             if key.name in names or key.digest in self._keys:
-                raise InvalidInput(f"the key {key.name!r} is there twice, by its name or its hash")
+                raise InvalidInput(f"the name or hash of the key {key.name!r} is there twice")
             names.add(key.name)
             self._keys[key.digest] = key
 
@@ -117,14 +119,14 @@ class KeyRing:
 
     @property
     def has_admin(self) -> bool:
-        """Whether any of them may change the models of the nodes."""
+        """Whether any key may change the models of the nodes."""
         return any(key.is_admin for key in self)
 
     def find(self, token: str) -> ApiKey | None:
-        """The key that `token` is, or None.
+        """The key with this token, or None.
 
-        A dictionary's look-up may take longer the more of the hash is right, which tells nothing
-        of the token. The comparison that decides takes the same time always.
+        A dictionary's look-up may take longer the more of the hash is correct, which reveals
+        nothing about the token. The final comparison takes constant time.
         """
         digest = sha256(token.encode("utf-8", "surrogateescape")).digest()
         key = self._keys.get(digest)
@@ -134,7 +136,8 @@ class KeyRing:
 def parse_keys(text: str, source: str) -> list[ApiKey]:
     """The keys in the text of a file.
 
-    Raises ConfigError, which names the line and never shows it: there may be a key in it.
+    source: the file's name, for errors. Raises ConfigError with the number of a line, but never
+    its text: it may contain a key.
     """
     keys: list[ApiKey] = []
     seen: dict[str | bytes, int] = {}
@@ -146,8 +149,7 @@ def parse_keys(text: str, source: str) -> list[ApiKey]:
         for mark, what in ((key.name, "name"), (key.digest, "hash")):
             if mark in seen:
                 message = (
-                    f"{source}, line {number}: its {what} is that of line {seen[mark]} too; "
-                    "remove one"
+                    f"{source}, line {number}: has the same {what} as line {seen[mark]}; remove one"
                 )
                 raise ConfigError(message, source=source, line=number)
             seen[mark] = number
@@ -185,22 +187,22 @@ def _parse_line(entry: str, source: str, number: int) -> ApiKey:
         raise wrong(_NAME_RULE)
     match = _HASH.fullmatch(rest[0]) if rest else None
     if match is None:
-        raise wrong("the second word is no hash; the key itself does not belong here")
+        raise wrong("the second word is not a hash (never put the key itself here)")
     options: dict[str, str] = {}
     for option in rest[1:]:
         word, _, value = option.partition("=")
         if word not in ("models", "rate", "burst", "in_flight", "admin") or word in options:
-            raise wrong("there is an option that is not known, or twice")
+            raise wrong("an option is unknown or given twice")
         if (word == "admin") is bool(value):
-            raise wrong(f"the option {word} has {'no value' if value else 'a value'}")
+            raise wrong(f"the option {word} takes {'no value' if value else 'a value'}")
         options[word] = value
     try:
         rate = float(options.get("rate", 0))
         burst, in_flight = int(options.get("burst", 0)), int(options.get("in_flight", 0))
     except ValueError:
-        raise wrong("rate, burst and in_flight are numbers") from None
+        raise wrong("rate, burst and in_flight must be numbers") from None
     if not 0 <= rate < inf or burst < 0 or in_flight < 0:
-        raise wrong("rate, burst and in_flight are numbers from 0 on")
+        raise wrong("rate, burst and in_flight must be finite numbers of at least 0")
     return ApiKey(
         name,
         bytes.fromhex(match[1]),

@@ -1,4 +1,4 @@
-"""`Limiter`: how much one client may ask at once, and how often."""
+"""`Limiter`: limits on each client's rate and requests in flight."""
 
 from __future__ import annotations
 
@@ -19,13 +19,18 @@ _TIDY_FROM = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What holds for every client: a key, or an address where there are no keys.
+    """The limits of every client: a key, or an address if there are no keys.
 
-    max_in_flight: requests under way, None for any number. rate: requests a second, 0 for any
-    number; burst: how many of them at once after a pause, 0 for as many as in a second. max_body:
-    bytes of a request. max_bodies: of all requests under way, of all clients; one alone is let in
-    anyway. body_timeout: seconds for a body, and one more for each 4 kB of it. wait_timeout:
-    seconds that a request over `max_in_flight` or `max_bodies` waits until it is refused.
+    max_in_flight: requests at the same time; None for any number.
+    rate: requests a second; 0 for any number.
+    burst: requests at once after a pause; 0 for those of one second.
+    max_body: bytes of a request's body.
+    max_bodies: bytes of all bodies in flight, of all clients; a single body is always admitted.
+    body_timeout: seconds for a body, plus one for each 4 kB of it.
+    wait_timeout: seconds that a request over `max_in_flight` or `max_bodies` waits before it is
+        refused.
+
+    Raises InvalidInput for invalid values.
     """
 
     max_in_flight: int | None = None
@@ -42,17 +47,18 @@ class Limits:
             if value is not None and value < 1:
                 raise InvalidInput(f"{name} must be at least 1")
         if not 0 <= self.rate < math.inf or self.burst < 0:
-            raise InvalidInput("rate and burst must be numbers from 0 on")
+            raise InvalidInput("rate and burst must be finite numbers of at least 0")
         if not 0 < self.body_timeout < math.inf:
             raise InvalidInput("body_timeout must be a number of seconds above 0")
         if not 0 <= self.wait_timeout < math.inf:
-            raise InvalidInput("wait_timeout must be a number of seconds from 0 on")
+            raise InvalidInput("wait_timeout must be a finite number of seconds of at least 0")
 
 
 class Exceeded(NamedTuple):
-    """A limit that a request is over.
+    """A limit that a request exceeds.
 
-    retry_after: seconds after which it may come again. can_wait: a place may come free for it.
+    retry_after: seconds until a retry.
+    can_wait: whether the request can wait until another one of this client ends.
     """
 
     retry_after: float
@@ -61,9 +67,10 @@ class Exceeded(NamedTuple):
 
 
 class _Client:
-    """One client: what it has under way, and its token bucket as it was at `at`.
+    """One client: its requests in flight, and its token bucket as it was at `at`.
 
-    most: requests that it may have under way. line: those that wait for others of it to end.
+    most: its limit of requests in flight.
+    line: requests that wait for others of this client to end.
     """
 
     __slots__ = ("at", "in_flight", "line", "most", "tokens")
@@ -77,9 +84,10 @@ class _Client:
 
 
 class Limiter:
-    """Counts what each client has under way, and a token bucket for each that has a rate.
+    """Counts each client's requests in flight, with a token bucket for each that has a rate.
 
-    clock: seconds. limits: may be replaced while it is used.
+    limits: may be replaced while it is used.
+    clock: returns seconds.
     """
 
     def __init__(self, limits: Limits, clock: Callable[[], float]) -> None:
@@ -92,7 +100,7 @@ class Limiter:
         return len(self._clients)
 
     def enter(self, name: str, key: ApiKey | None = None) -> Exceeded | None:
-        """Let a request of this client in, which must `leave`, or return the limit it is over."""
+        """Admit a request of this client, which must `leave`; else return the limit it exceeds."""
         rate, burst, most = self._terms(key)
         client = self._clients.get(name)
         if client is None:
@@ -113,9 +121,9 @@ class Limiter:
         return None
 
     async def wait(self, name: str) -> bool:
-        """Wait in this client's line; whether a place came free within `wait_timeout`.
+        """Wait in this client's line; whether the request was admitted within `wait_timeout`.
 
-        For a request that `enter` has just refused though it can wait. Then it must `leave`, too.
+        For a request that `enter` has just refused with `can_wait`. After True it must `leave`.
         """
         client = self._clients[name]
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -125,7 +133,7 @@ class Limiter:
                 await place
         except BaseException as error:
             client.line.pop(place, None)
-            if place.done() and not place.cancelled():  # it came in this very moment
+            if place.done() and not place.cancelled():  # it was admitted at this very moment
                 self.leave(name)
             if isinstance(error, TimeoutError):
                 return False
@@ -133,7 +141,7 @@ class Limiter:
         return True
 
     def leave(self, name: str) -> None:
-        """A request of this client is done: the first that waits has its place."""
+        """End a request of this client, and admit the first one in its line."""
         client = self._clients[name]
         client.in_flight -= 1
         while client.line and client.in_flight < client.most:
@@ -153,7 +161,7 @@ class Limiter:
         return rate, burst or max(1.0, rate), most
 
     def _tidy(self) -> None:
-        """Forget who has nothing under way. At worst it has its burst anew, a minute too soon."""
+        """Forget idle clients. At worst, one gets its burst back a minute too soon."""
         now = self._clock()
         for name, client in list(self._clients.items()):
             if not client.in_flight and (now - client.at > 60.0 or not client.at):
@@ -180,7 +188,7 @@ def _rate_message(rate: float, key: ApiKey | None) -> str:
 
 
 def client_of(address: str) -> str:
-    """Whom an address counts as: itself, or with IPv6 its /64, which is what one host has."""
+    """The client that an address belongs to: itself, or its /64 for IPv6, as one host has that."""
     if ":" not in address:
         return address
     try:

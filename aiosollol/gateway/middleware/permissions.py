@@ -1,4 +1,4 @@
-"""What the API key of a request may see and use. A request without a key may see and use all."""
+"""The permissions of a request's API key. A request without a key may see and use everything."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from aiosollol.wire.ollama.server_requests import Refusal
 
 
 def owner_of(request: web.Request) -> str | None:
-    """The owner of a job that this request submits; None without a key."""
+    """The owner of jobs that this request submits; None without a key."""
     key = request.get(KEY)
     return None if key is None else key.owner
 
 
 def sees_only(request: web.Request) -> str | None:
-    """The owner to whose jobs this request is confined; None if it sees all jobs."""
+    """The owner whose jobs this request sees; None if it sees all jobs."""
     key = request.get(KEY)
     return None if key is None or key.is_admin else key.owner
 

@@ -1,1 +1,1 @@
-"""Ports, connections and processes of a gateway."""
+"""The ports, connections and processes of a gateway."""

@@ -1,7 +1,7 @@
-"""`Acceptor`: takes connections out of the system's queue while there is room for them.
+"""`Acceptor`: accepts connections from the system's queue while there is room for them.
 
-Without room it leaves them there, in order, and their clients wait. So the process does not run out
-of open files, at which uvloop would close what it cannot accept.
+Without room it leaves them in the queue, in order, and their clients wait. So the process does not
+run out of open files, in which case uvloop would close connections that it cannot accept.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ log = logging.getLogger("aiosollol")
 BACKLOG = 4096
 """Connections that the system keeps until they are accepted, up to ``net.core.somaxconn``."""
 
-_AT_ONCE = 16  # accepted in one turn of asyncio's loop; they are counted two turns later
-_LOOK_SECONDS = 1.0  # while there is no room
+_AT_ONCE = 16  # accepted in one turn of asyncio's loop; counted two turns later
+_LOOK_SECONDS = 1.0  # between checks while there is no room
 _IDLE_SECONDS = 10.0
-"""For which a connection was idle that makes room for others. Not less: in a burst, thousands of
-clients of one program may take seconds to send what they connected for."""
+"""A connection idle for longer is closed to make room. Not shorter: in a burst, thousands of
+connections of one program may take seconds to send their first request."""
 _LEAST_SECONDS = 0.01
 _WARN_SECONDS = 60.0  # between two warnings
 _REFUSED_AT_ONCE = 256
 
 
 class Acceptor:
-    """Accepts connections until `gate` is full, and again when it is not.
+    """Accepts connections while `gate` is not full.
 
-    make: the protocol of a connection. idle: the connections that wait for a request now.
+    make: creates the protocol of a connection.
+    idle: returns the connections that wait for a request now.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Acceptor:
         self._gate = gate
         self._make = make
         self._idle = idle
-        self._sockets: list[socket.socket] = []  # they listen, whether we accept or not
+        self._sockets: list[socket.socket] = []  # these listen even while we don't accept
         self._servers: list[asyncio.Server] = []
         self._arriving: set[asyncio.Task[None]] = set()
         self._waiting: asyncio.Task[None] | None = None
@@ -53,7 +54,7 @@ class Acceptor:
         self._looked_at = self._warned_at = -math.inf
 
     async def start(self, host: str, port: int, *, reuse_port: bool = False) -> tuple[str, int]:
-        """Begin to listen, and return the address. Raises OSError where it cannot."""
+        """Start listening, and return the address. Raises OSError if it cannot."""
         server = await asyncio.get_running_loop().create_server(
             self._make, host, port, reuse_port=reuse_port or None, start_serving=False
         )
@@ -71,19 +72,19 @@ class Acceptor:
         return host, self._sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """Stop listening, and accept those that are in the system's queue.
+        """Stop listening, after accepting the connections in the system's queue.
 
-        The system has accepted them for us, and would reset them if it were closed with them in it.
+        Their handshake is complete, and closing the socket would reset them.
         """
         self._is_stopping = True
         self._gate.room.set()
         if self._waiting is not None:
             await asyncio.wait([self._waiting])
         self._accept_no_more()
-        await asyncio.sleep(0)  # it is off the loop then
+        await asyncio.sleep(0)  # the loop has removed the reader after this
         loop = asyncio.get_running_loop()
         waiting = [connection for each in self._sockets for connection in _take(each)]
-        self._close()  # at once: what comes in between is lost
+        self._close()  # immediately: connections that arrive in between are lost
         for connection in waiting:
             with contextlib.suppress(OSError):
                 await loop.connect_accepted_socket(self._make, connection)
@@ -100,7 +101,7 @@ class Acceptor:
         for each in self._sockets:
             if isinstance(loop, asyncio.SelectorEventLoop):
                 loop.add_reader(each, self._take_some, each)
-            else:  # uvloop's own is faster, and loses nothing when it is closed
+            else:  # uvloop's server is faster, and loses no connection when it is closed
                 server = await loop.create_server(self._make, sock=each.dup(), backlog=BACKLOG)
                 self._servers.append(server)
 
@@ -114,7 +115,7 @@ class Acceptor:
         self._servers.clear()
 
     def _take_some(self, listening: socket.socket) -> None:
-        """As asyncio's server does. That one loses what it has just accepted when it is closed."""
+        """Accept like asyncio's server, which loses just-accepted connections when it is closed."""
         loop = asyncio.get_running_loop()
         for connection in _take(listening, _AT_ONCE, on_failure=self._gate.fill):
             arriving = loop.create_task(self._connect(connection), name="connect a client")
@@ -122,7 +123,7 @@ class Acceptor:
             arriving.add_done_callback(self._arriving.discard)
 
     async def _connect(self, connection: socket.socket) -> None:
-        with contextlib.suppress(OSError):  # it has gone already
+        with contextlib.suppress(OSError):  # the client has left already
             await asyncio.get_running_loop().connect_accepted_socket(self._make, connection)
 
     def _pause(self) -> None:
@@ -131,9 +132,9 @@ class Acceptor:
             self._waiting = task
 
     async def _wait(self) -> None:
-        """Accept nothing until there is room, and make some where connections are idle.
+        """Accept no connection until there is room, and close idle ones to make room.
 
-        What waits is refused while nothing has ended for `full_timeout`.
+        If none has ended for `full_timeout`, refuse the waiting connections.
         """
         loop = asyncio.get_running_loop()
         gate, limits = self._gate, self._gate.limits
@@ -181,16 +182,16 @@ def _take(
     most: float = math.inf,
     on_failure: Callable[[], None] | None = None,
 ) -> list[socket.socket]:
-    """What is in the queue of a socket. on_failure: called if the system has no more for us."""
+    """Accept connections from a socket's queue. on_failure: called if the system refuses one."""
     taken: list[socket.socket] = []
     while len(taken) < most:
         try:
             connection = listening.accept()[0]
         except BlockingIOError:
             break
-        except ConnectionAbortedError:  # its client has gone
+        except ConnectionAbortedError:  # its client has left
             continue
-        except OSError:  # no more files, or no memory for them
+        except OSError:  # out of files or memory
             if on_failure is not None:
                 on_failure()
             break

@@ -1,7 +1,7 @@
-"""`Connection`: one client's connection to the gateway, that cannot be held open for nothing.
+"""`ClientConnection`: a client's connection to the gateway, with deadlines and a limit on them all.
 
-aiohttp times a connection that is idle. What it does not time is done here: a head that comes a
-byte a second, a client that does not read its answer, and more connections than there should be.
+aiohttp limits the time that a connection is idle. This module adds limits for a head that arrives a
+byte a second, a client that does not read its response, and the number of connections.
 """
 
 from __future__ import annotations
@@ -21,17 +21,21 @@ from aiosollol.net.http_server import HttpConnection
 
 _TOO_LATE = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 _MOST_KEPT_FILES = 1024
-_LINGER_SECONDS = 1.0  # for the rest of a body that nobody wants, so that its sender can read why
+_LINGER_SECONDS = 1.0  # to read the rest of a refused body, so that its sender can read why
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionLimits:
-    """How long a connection may take, and how many there may be. Times are seconds.
+    """Limits on the number of connections, and on the times of each. Times are in seconds.
 
-    header_timeout: from the first byte of a request's head to its last. idle_timeout: between two
-    requests, and before the first. write_timeout: how long a client may leave its answer unread
-    once more than the buffers hold (about 64 kB and those of the system) is waiting. full_timeout:
-    how long more connections than there may be wait in the system's queue, while none ends.
+    max_connections: open connections; others wait in the system's queue.
+    header_timeout: from the first byte of a request's head to its last.
+    idle_timeout: between two requests, and before the first.
+    write_timeout: how long a client may leave its response unread once the buffers are full (about
+        64 kB and those of the system).
+    full_timeout: how long connections over the limit wait in the system's queue while none ends.
+
+    Raises InvalidInput for invalid values.
     """
 
     max_connections: int = 16_384
@@ -49,15 +53,18 @@ class ConnectionLimits:
 
 
 class ConnectionLimiter:
-    """What all connections of one listener share: how many there are, and whether it is full.
+    """The state that all connections of one listener share: their number, and whether it is full.
 
-    It is full when there are `max_connections`, or when a connection has one of the last files that
-    this process may open: the system gives the lowest free number, and the last are for nodes, the
-    queue and logs. on_full: called once, until `empty` says that it is not.
+    It is full at `max_connections`, or when a connection has one of the last files that this
+    process may open: the system assigns the lowest free number, and the last ones are kept for
+    nodes, the queue and logs.
 
-    room: set when there is enough room to accept again. refused: connections that were too many.
-    late: those cut off for a head that came too slowly. stalled: those cut off for an answer that
-    was left unread. errors: where what else goes wrong on them is logged.
+    errors: the log of other errors on the connections.
+    on_full: called once when it becomes full, and again only after `empty`.
+    room: set when there is enough room to accept again.
+    refused: number of connections refused for lack of room.
+    late: number closed because a head arrived too slowly.
+    stalled: number closed because a response was not read.
     """
 
     def __init__(
@@ -75,18 +82,18 @@ class ConnectionLimiter:
         self.room = asyncio.Event()
         self._files = file_limit()
         self._last_file = self._files - min(_MOST_KEPT_FILES, self._files // 4)
-        self._full_at = 0  # how many were open then; 0 while it is not full
+        self._full_at = 0  # connections open when it became full; 0 while it is not
 
     def enter(self, transport: asyncio.BaseTransport) -> None:
-        """There is one connection more."""
+        """Count a new connection."""
         self.open += 1
         if self.open >= self.limits.max_connections or number_of_file(transport) >= self._last_file:
             self.fill()
 
     def leave(self) -> None:
-        """There is one connection less."""
+        """Count a closed connection."""
         self.open -= 1
-        # Not at once: to begin to accept costs more than to accept.
+        # Not at once: resuming costs more than accepting a connection.
         if self._full_at and self.open < self._full_at - self._full_at // 16:
             self.room.set()
 
@@ -95,30 +102,30 @@ class ConnectionLimiter:
         return self.open < self._full_at
 
     def empty(self) -> None:
-        """Connections are accepted again."""
+        """Reset to not full, as connections are accepted again."""
         self._full_at = 0
         self.room.clear()
         if self.open >= self.limits.max_connections:
             self.fill()
 
     def why_full(self) -> str:
-        """What there is no more of, and how to change that."""
+        """The limit that is reached, and how to raise it."""
         most = self.limits.max_connections
         if self.open >= most:
             return f"too many connections: max_connections={most} (--max-connections) are open"
         return (
             f"too many connections: {self.open} are open, and this process may open "
-            f"{self._files:g} files (raise that by 'ulimit -n', or LimitNOFILE of systemd)"
+            f"{self._files:g} files (raise this with 'ulimit -n', or LimitNOFILE of systemd)"
         )
 
     def fill(self) -> None:
-        """There is no room for another connection, whatever the reason."""
+        """Mark it as full, for any reason."""
         if self.on_full is not None and not self._full_at:
             self._full_at = max(1, self.open)
             self.on_full()
 
     def attach(self, server: web.Server) -> None:
-        """Let requests that come while the gate is closing be the last of their connection."""
+        """While closing, make each request the last one of its connection."""
         make = server.request_factory
 
         def made(message: Any, *others: Any) -> Any:
@@ -130,7 +137,7 @@ class ConnectionLimiter:
 
 
 class ClientConnection(HttpConnection):
-    """A connection with deadlines. Made by the listener, one for each client."""
+    """A client's connection with deadlines, created by the listener."""
 
     __slots__ = ("_gate", "_head_timer", "_seen_idle", "_stall_timer")
 
@@ -151,12 +158,12 @@ class ClientConnection(HttpConnection):
 
     @property
     def is_idle(self) -> bool:
-        """Whether it waits for a request of which nothing has come yet."""
+        """Whether it waits for a request, and no byte of one has arrived."""
         waiter = self._waiter
         return waiter is not None and not waiter.done() and self._head_timer is None
 
     def idle_for(self, now: float) -> float:
-        """Seconds since this was first asked of it, if no request has come since then."""
+        """Seconds since the first call of this, if no request has arrived since then."""
         if self._seen_idle is None or self._seen_idle[0] is not self._waiter:
             self._seen_idle = self._waiter, now
         return now - self._seen_idle[1]
@@ -176,7 +183,7 @@ class ClientConnection(HttpConnection):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         waiter = self._waiter
-        if waiter is None or waiter.done():  # nobody waits for a head, or it is complete
+        if waiter is None or waiter.done():  # no head is awaited, or it is complete
             if self._head_timer is not None:
                 self._stop_head_timer()
         elif self._head_timer is None:
@@ -205,7 +212,7 @@ class ClientConnection(HttpConnection):
         self._stall_timer = None
         self._gate.stalled += 1
         if self.transport is not None:
-            self.transport.abort()  # closing would wait until everything was read
+            self.transport.abort()  # close() would wait until everything is read
 
     def _stop_head_timer(self) -> None:
         if self._head_timer is not None:
@@ -219,10 +226,10 @@ class ClientConnection(HttpConnection):
 
 
 class Refused(asyncio.Protocol):
-    """A connection that is one too many: it is answered 503 and closed.
+    """A connection over the limit: it is answered 503 and closed.
 
-    why: the error that its client reads. What it sends is read for a second: closing a connection
-    with unread bytes resets it, and the client may lose the answer.
+    why: the error message for the client. The connection is read for another second: closing one
+    with unread bytes resets it, and the client may lose the response.
     """
 
     def __init__(self, why: str) -> None:
@@ -241,11 +248,11 @@ class Refused(asyncio.Protocol):
         asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._transport.abort)
 
     def eof_received(self) -> None:
-        """The client has read it: to return None closes the connection."""
+        """The client has read the response: returning None closes the connection."""
 
 
 def file_limit() -> float:
-    """How many files and sockets this process may have open."""
+    """Number of files and sockets that this process may have open."""
     try:
         import resource
     except ImportError:  # Windows
@@ -255,6 +262,6 @@ def file_limit() -> float:
 
 
 def number_of_file(transport: asyncio.BaseTransport) -> int:
-    """The number of its file, 0 if it has none."""
+    """The file descriptor of a transport's socket, 0 if it has none."""
     connection = transport.get_extra_info("socket")
     return 0 if connection is None else connection.fileno()

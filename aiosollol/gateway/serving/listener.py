@@ -1,4 +1,4 @@
-"""`Listener`: an application on a port, that stops without failing a request it has taken."""
+"""`Listener`: serves an application on a port, and stops without failing accepted requests."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from aiosollol.gateway.serving.connections import (
 from aiosollol.net.error_log import ErrorLog
 
 _LAST_WORDS_SECONDS = 0.5
-"""How long a kept connection may still bring a request after the listener has closed: its client
-may have sent one that we have not seen yet."""
+"""How long an idle connection stays open after the listener has closed: its client may have sent a
+request that we have not received yet."""
 
 _LOOK_SECONDS = 0.02
-_CANCELLED_SECONDS = 0.1  # for handlers to end once they are cancelled
+_CANCELLED_SECONDS = 0.1  # for cancelled handlers to end
 
 
 class ListenSettings(NamedTuple):
-    """How a user sets where an application listens, for errors. purpose: what it is for."""
+    """The settings of an application's address, for errors. purpose: of the application."""
 
     host: str
     port: str
@@ -49,16 +49,16 @@ METRICS = ListenSettings("metrics_host", "--metrics-port (metrics_port)", " for 
 def cannot_listen(
     host: str, port: int, error: OSError | ValueError, settings: ListenSettings
 ) -> InvalidInput:
-    """What to raise where an address cannot be had: why, and the setting to change."""
+    """The error for an address that cannot be used: the reason, and the setting to change."""
     number = errno.EADDRNOTAVAIL
     if isinstance(error, OSError) and not isinstance(error, socket.gaierror):
-        # asyncio's own text repeats the address, and has no number where no address is ours.
+        # asyncio's text repeats the address, and has no errno if no address is of this machine.
         number = error.errno or number
         why = os.strerror(number)
     else:
         why = getattr(error, "strerror", None) or str(error)
     remedy = {
-        errno.EADDRINUSE: f"; end what listens there, or choose another port: {settings.port}",
+        errno.EADDRINUSE: f"; stop what listens there, or choose another port: {settings.port}",
         errno.EACCES: f"; choose another port: {settings.port}",
         errno.EADDRNOTAVAIL: f"; choose an address of this machine: {settings.host}",
     }.get(number, "")
@@ -68,10 +68,13 @@ def cannot_listen(
 
 
 class Listener:
-    """An application, served. `start` it, and `stop` it once.
+    """Serves an application: `start` it, and `stop` it once.
 
-    A client that leaves cancels its request. There is no access log: prompts could be in paths.
-    settings: where it listens is set with these, for errors.
+    A client's disconnect cancels its request. There is no access log: paths could contain prompts.
+
+    limits: of its connections.
+    name: of its error log.
+    settings: the settings of its address, for errors.
     """
 
     def __init__(
@@ -93,20 +96,22 @@ class Listener:
 
     @property
     def url(self) -> str:
-        """Where it answers, as this machine reaches it."""
+        """The URL at which this machine reaches it."""
         return self.url_of(*self.address)
 
     @staticmethod
     def url_of(host: str, port: int) -> str:
-        """The URL of what listens on an address, as this machine reaches it."""
+        """The URL at which this machine reaches a server that listens on an address."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
         return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
     async def start(self, host: str, port: int, *, reuse_port: bool = False) -> None:
-        """Begin to listen. port: 0 takes a free one.
+        """Start listening.
 
-        reuse_port: share the port with other processes that do so too. Raises InvalidInput where
-        it cannot listen.
+        port: 0 takes a free one.
+        reuse_port: share the port with other processes that do so too.
+
+        Raises InvalidInput if it cannot listen.
         """
         await self._runner.setup()
         try:
@@ -116,7 +121,7 @@ class Listener:
             make = partial(ClientConnection, self.gate, server, asyncio.get_running_loop())
             acceptor = Acceptor(self.gate, make, self._idle)
             self.address = await acceptor.start(host, port, reuse_port=reuse_port)
-        except (OSError, ValueError) as error:  # ValueError: a host that is no name
+        except (OSError, ValueError) as error:  # ValueError: an invalid host name
             await self._runner.cleanup()
             raise cannot_listen(host, port, error, self._settings) from error
         except BaseException:
@@ -174,8 +179,10 @@ RELOAD = getattr(signal, "SIGHUP", None)
 class Signals:
     """SIGTERM and SIGINT set `stop`, a second one `hurry`; SIGHUP calls `on_reload`.
 
-    Use it with ``with``, in the event loop's thread. number: the signal that came first.
-    on_signal: told of each signal, for whoever passes them on.
+    Use it with ``with``, in the event loop's thread.
+
+    on_signal: called with each signal, to pass it on.
+    number: the first signal received.
     """
 
     def __init__(
@@ -194,7 +201,7 @@ class Signals:
         if sys.platform != "win32":
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                # Threads other than the main one may not set them; then others tell us to end.
+                # Only the main thread may set handlers; in others, the caller stops us.
                 with contextlib.suppress(RuntimeError, ValueError):
                     loop.add_signal_handler(number, self.receive, number)
                     self._watched.append(number)
@@ -212,7 +219,7 @@ class Signals:
         self._watched.clear()
 
     def receive(self, number: signal.Signals) -> None:
-        """A signal came."""
+        """Handle a signal."""
         if self._on_signal is not None:
             self._on_signal(number)
         if number == RELOAD:
@@ -224,5 +231,5 @@ class Signals:
             self.stop.set()
 
     def end(self) -> None:
-        """As if SIGTERM had come: whoever started this process has gone."""
+        """Act as on SIGTERM, because the parent process is gone."""
         self.receive(signal.SIGTERM)

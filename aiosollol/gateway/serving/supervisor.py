@@ -1,4 +1,4 @@
-"""`Supervisor`: several processes that share a port, started, watched, restarted and ended."""
+"""`Supervisor`: starts, restarts and stops several processes that share a port."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ if TYPE_CHECKING:
 log = logging.getLogger("aiosollol")
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
-"""Before a process that ended by itself is started again. Twice as long each time it does so."""
+"""Seconds before a process that ended by itself is restarted; doubled each time."""
 
 SOUND_SECONDS = 10.0
-"""A process that ran for so long is sound: the next pause is the first one again."""
+"""A process that ran for this long is healthy: the next pause is `FIRST_PAUSE` again."""
 
 _READY = b"ready"
-_END_SECONDS = 5.0  # beyond what a process has for its requests, until it is killed
+_END_SECONDS = 5.0  # after a process's `patience`, until it is killed
 
 
 def announce_ready() -> None:
-    """In a process: tell the supervisor that it serves. The one line that goes to stdout."""
+    """In a child process: report to the supervisor that it serves, as its only line on stdout."""
     os.write(1, _READY + b"\n")
 
 
 class _Child:
-    """One place among the processes: the one that fills it now, if there is one."""
+    """The process with one index, if it is running."""
 
     def __init__(self, index: int) -> None:
         self.index = index
         self.process: asyncio.subprocess.Process | None = None
         self.is_ready = False
-        self.is_stale = False  # it may have read its settings before they changed
+        self.is_stale = False  # may have read its settings before they changed
 
     def send(self, number: int) -> None:
         if self.process is not None and self.process.returncode is None:
@@ -52,11 +52,14 @@ class _Child:
 
 
 class Supervisor:
-    """Runs `count` processes of one command until it is told to end.
+    """Runs `count` processes of one command until a signal stops it.
 
-    command: of each. brief: the line that process number so-and-so gets on its stdin, which stays
-    open: its end tells the process that its parent has died. Each calls `announce_ready` once it
-    serves. patience: seconds that they have for their requests when they are to end.
+    Each process calls `announce_ready` once it serves.
+
+    command: of each process.
+    brief: the line for the stdin of the process with an index. Its stdin stays open: end of file
+        means that its parent has died.
+    patience: seconds that a process has for its requests when it is stopped.
     """
 
     def __init__(
@@ -77,17 +80,18 @@ class Supervisor:
 
     @property
     def pids(self) -> list[int | None]:
-        """The processes that serve now, by their place."""
+        """The pids by index; None for a process that does not serve now."""
         return [
             child.process.pid if child.is_ready and child.process is not None else None
             for child in self._children
         ]
 
     async def run(self, signals: Signals, on_ready: Callable[[], None]) -> None:
-        """Start them, and return when they have ended because `signals` said so.
+        """Start the processes, and return when `signals` has stopped them all.
 
-        on_ready: called when all serve. Raises SollolError if one ends before it ever served; none
-        is left running then.
+        on_ready: called when all serve.
+
+        Raises SollolError if one ends before all served; none is left running then.
         """
         keepers = [asyncio.create_task(self._keep(child)) for child in self._children]
         telling = asyncio.create_task(self._tell_ready(on_ready))
@@ -104,12 +108,12 @@ class Supervisor:
                 keeper.result()
 
     def reload(self) -> None:
-        """Let each read its settings again."""
+        """Make each process read its settings again."""
         assert RELOAD is not None
         for child in self._children:
             if child.is_ready:
                 child.send(RELOAD)
-            else:  # it has no handler for the signal yet, and would die of it
+            else:  # it has no handler for the signal yet, which would kill it
                 child.is_stale = True
 
     async def _tell_ready(self, on_ready: Callable[[], None]) -> None:
@@ -129,7 +133,7 @@ class Supervisor:
             if loop.time() - began >= SOUND_SECONDS:
                 pause = FIRST_PAUSE
             log.warning(
-                "process %d ended with %s; it is started again in %g s",
+                "process %d ended with %s; restarting it in %g s",
                 *(child.index, _code_text(code), pause),
             )
             with contextlib.suppress(TimeoutError):
@@ -142,11 +146,11 @@ class Supervisor:
             *self._command,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            # Ctrl-C in a terminal goes to the whole group: the parent gets it, and ends us.
+            # Ctrl-C goes to the whole process group: only the parent shall get it, and stop us.
             start_new_session=True,
         )
         child.process = process
-        if self._stopping.is_set():  # it was told so before it was there
+        if self._stopping.is_set():  # stopped before the process existed
             child.send(signal.SIGTERM)
         assert process.stdin is not None
         assert process.stdout is not None
@@ -176,7 +180,7 @@ class Supervisor:
             self._serving.set()
 
     async def _end(self, signals: Signals, keepers: list[asyncio.Task[None]]) -> None:
-        """Politely, less so at a second signal, and by force where that does not help."""
+        """Send SIGTERM, once more at a second signal, and SIGKILL to what still runs after that."""
         for child in self._children:
             child.send(signal.SIGTERM)
         hurried = asyncio.create_task(signals.hurry.wait())
@@ -192,7 +196,7 @@ class Supervisor:
                     child.send(signal.SIGTERM)
                 await asyncio.wait({all_done}, timeout=_END_SECONDS)
             for keeper in keepers:
-                keeper.cancel()  # which kills what still runs
+                keeper.cancel()  # kills a process that still runs
             await all_done
         finally:
             hurried.cancel()
@@ -217,13 +221,17 @@ def make_folder() -> tempfile.TemporaryDirectory[str]:
 
 
 PROCESS = "process"
-"""The label for the process of a sample, where a gateway has several."""
+"""The label for a sample's process, if a gateway has several."""
 
-_SECONDS = 2.0  # for one process to answer; one that does not is left out
+_SECONDS = 2.0  # for a process to answer; otherwise it is left out
 
 
 class Siblings:
-    """folder: of the sockets. count: how many processes there are."""
+    """Exchanges metrics with the other processes of this gateway.
+
+    folder: of the sockets.
+    count: number of processes.
+    """
 
     def __init__(self, folder: str, count: int) -> None:
         self._folder = folder
@@ -231,7 +239,7 @@ class Siblings:
         self._server: asyncio.Server | None = None
 
     async def tell(self, index: int, families: Callable[[], Iterable[Metric]]) -> None:
-        """Answer the others from now on. index: which one this process is."""
+        """Start serving this process's metrics to the others. index: of this process."""
 
         async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             with contextlib.suppress(OSError):
@@ -240,16 +248,16 @@ class Siblings:
             writer.close()
 
         path = self._path(index)
-        await asyncio.to_thread(_remove, path)  # of the one before, which was killed
+        await asyncio.to_thread(_remove, path)  # left by a killed process
         self._server = await asyncio.start_unix_server(answer, path)
 
     async def gather(self) -> list[Metric]:
         """The families of all processes, each sample with the label of its process."""
-        told = await asyncio.gather(*map(self._ask, range(self._count)))
-        return merged({str(index): families for index, families in enumerate(told)})
+        parts = await asyncio.gather(*map(self._ask, range(self._count)))
+        return merged({str(index): families for index, families in enumerate(parts)})
 
     async def aclose(self) -> None:
-        """Answer no more."""
+        """Stop answering."""
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -278,8 +286,8 @@ def _remove(path: str) -> None:
 def merged(parts: Mapping[str, Iterable[Metric]]) -> list[Metric]:
     """The families of several processes as one, each sample with the label of its process.
 
-    They are not summed: a process that was restarted begins at 0, and only Prometheus, which sees
-    each of them over time, can tell that from a counter that went back.
+    They are not summed: a restarted process begins at 0, and only Prometheus, which sees each
+    process over time, can handle that reset.
     """
     from prometheus_client import Metric
 
@@ -295,7 +303,7 @@ def merged(parts: Mapping[str, Iterable[Metric]]) -> list[Metric]:
 
 
 def as_data(families: Iterable[Metric]) -> list[Any]:
-    """For JSON."""
+    """Metric families as data for JSON."""
     return [
         [family.name, family.type, family.documentation, [each[:3] for each in family.samples]]
         for family in families
@@ -303,7 +311,7 @@ def as_data(families: Iterable[Metric]) -> list[Any]:
 
 
 def from_data(data: Iterable[Any]) -> list[Metric]:
-    """What `as_data` made."""
+    """The metric families in data made by `as_data`."""
     from prometheus_client import Metric
 
     found = []
