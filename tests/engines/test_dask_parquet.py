@@ -168,8 +168,8 @@ def test_what_ends_it_half_way_leaves_nothing(tmp_path: pathlib.Path) -> None:
     ("columns", "words"),
     [
         (["id"], "has no column 'body'; it has id"),
-        (["body", "error"], "has a column 'error' already"),
-        (["body", "embedding"], "has a column 'embedding' already"),
+        (["body", "error"], "already has a column 'error'"),
+        (["body", "embedding"], "already has a column 'embedding'"),
     ],
 )
 def test_columns_that_do_not_do(tmp_path: pathlib.Path, columns: list[str], words: str) -> None:

@@ -269,7 +269,7 @@ async def test_a_partition_that_kills_its_workers_is_given_up() -> None:
     assert len(workers.given) == MOST_TRIES
     assert outcome.reruns == MOST_TRIES - 1
     assert set(outcome.errors) == set(range(32))
-    assert str(outcome.errors[0]) == "fake lost 3 workers over this partition: killed"
+    assert str(outcome.errors[0]) == "fake lost 3 workers on this partition: killed"
 
 
 async def test_what_one_worker_cannot_do_another_is_given() -> None:

@@ -225,7 +225,7 @@ def test_without_a_place_for_the_address_nothing_is_started(
 ) -> None:
     (alone / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(alone / "file"))
-    with pytest.raises(ray_cluster.ClusterGone, match="name one by ray_address"):
+    with pytest.raises(ray_cluster.ClusterGone, match="name one with ray_address"):
         ray_cluster.join(None)
 
 
@@ -385,7 +385,7 @@ async def test_what_is_not_answered_in_time_is_cancelled() -> None:
     link = stub_link("good")
     try:
         await link.start()
-        with pytest.raises(EngineError, match=r"did not answer to 'hang' within 0\.01 s"):
+        with pytest.raises(EngineError, match=r"did not answer 'hang' within 0\.01 s"):
             await link.call("hang", timeout=0.01)
         assert await link.call("cancelled", timeout=60.0) == 1
         assert link.life == 1

@@ -1,1 +1,1 @@
-"""What the engines share: a pool in a worker, and the leases its workers get."""
+"""The common parts of the engines: the remote pool of a worker, and the leases of workers."""

@@ -1,7 +1,7 @@
-"""The near end of an engine: leads its workers, so that all together keep to each node's limit.
+"""`LeaseLeader`: leases slots to an engine's workers, so that together they keep each node's limit.
 
-Each worker's pool, and the client's own, is a member of one `LeaseBook`. While a batch is with the
-workers, all go by its leases; between batches the workers have none, and the client goes by none.
+Each worker's pool, and the client's own, is a member of one `LeaseBook`. During a batch all of them
+use its leases; between batches the workers have none, and the client needs none.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from aiosollol.errors import EngineError
 from aiosollol.sharing.lease_client import INTERVAL, URGENT_INTERVAL, Renewal
 
 IDLE_SECONDS = 15.0
-"""Between two exchanges with the workers while there is no batch: less than
+"""Interval of exchanges with the workers while there is no batch: less than
 `dask_worker.FORGOTTEN_SECONDS`."""
 FIT_SECONDS = 12.0
-"""How long a batch waits for a worker that can do it."""
+"""How long a batch waits for a usable worker."""
 
 GREET_SECONDS = 5.0
-"""Until a worker that was of no use is looked at again."""
+"""Time until an unusable worker is checked again."""
 
 PASS_SECONDS = 1.0
-"""How long the others wait for the slowest of them in one exchange."""
+"""How long an exchange waits for the slowest worker."""
 
 _PASSES = 3
 _SELF = "the client"
@@ -54,7 +54,7 @@ log = logging.getLogger("aiosollol")
 
 
 class LeaseLink(Protocol):
-    """The way to the workers. All raise EngineError, within a deadline of their own."""
+    """The connection to the workers. All methods have a deadline, and raise EngineError."""
 
     @property
     def scheduler(self) -> str: ...
@@ -64,9 +64,13 @@ class LeaseLink(Protocol):
 
 
 class _Worker:
-    """A worker as it is led. told: the nodes it was told of. slots, serial: its newest lease, which
-    is over at `until`. is_asked: whether an exchange with it is under way. greet_at: when to try to
-    make it ready again."""
+    """The state of a worker.
+
+    told: the nodes it was sent.
+    slots, serial: its newest lease, which expires at `until`.
+    is_asked: whether an exchange with it is in progress.
+    greet_at: when to try again to prepare it.
+    """
 
     __slots__ = (
         "greet_at",
@@ -95,13 +99,13 @@ class _Worker:
 
     @property
     def is_starved(self) -> bool:
-        """Whether it wants a slot and has none."""
+        """Whether it wants slots and has none."""
         has_any = self.slots is not None and any(self.slots.values())
         return self.look is not None and any(self.look.wants.values()) and not has_any
 
 
 class LeaseLeader:
-    """Leads the workers of one engine. `run` is a task of the engine's; it ends when cancelled.
+    """Leases slots to the workers of one engine, which runs `run` as a task until it cancels it.
 
     registry: the client's nodes.
     """
@@ -124,7 +128,7 @@ class LeaseLeader:
 
     @property
     def workers(self) -> list[WorkerState]:
-        """Every worker, as far as is known."""
+        """All known workers and their states."""
         return [
             WorkerState(
                 name,
@@ -138,14 +142,14 @@ class LeaseLeader:
 
     @property
     def capacities(self) -> dict[str, int]:
-        """How many requests of this program each node takes at once, as far as is known."""
+        """The known limit of this program's requests at once, by node."""
         return {
             node.name: int(min(node.spec.max_concurrency or BATCH_WINDOW, node.share))
             for node in self._registry
         }
 
     async def run(self) -> None:
-        """Exchange with the workers again and again, until cancelled."""
+        """Exchange with the workers periodically, until cancelled."""
         try:
             async with anyio.create_task_group() as group:
                 await self._renewal.run(partial(self._round, group))
@@ -163,7 +167,7 @@ class LeaseLeader:
 
     @asynccontextmanager
     async def leading(self) -> AsyncIterator[None]:
-        """As long as this is entered, workers have leases."""
+        """A context in which the workers have leases."""
         self._batches += 1
         self.wake()
         try:
@@ -173,11 +177,11 @@ class LeaseLeader:
             self.wake()
 
     def wake(self) -> None:
-        """Exchange with the workers now, or once more if that is under way."""
+        """Exchange with the workers now; once more if an exchange is in progress."""
         self._renewal.wake()
 
     async def wait_changed(self) -> None:
-        """Return after the next exchange. Raises EngineError if there will be none."""
+        """Return after the next exchange. Raises EngineError if this is closed."""
         if not self._is_over:
             await self._changed.wait()
         if self._is_over:
@@ -186,13 +190,14 @@ class LeaseLeader:
     async def wait_fit(self, nodes: Collection[str]) -> Fitness:
         """The workers that reach any of `nodes`, at least one.
 
-        Waits until all have told how they are, for 12 s at most. Of those that are no use a warning
-        tells, once. Raises EngineError if there is none.
+        Waits up to 12 s for the state of all workers. Logs one warning for each unusable one.
+
+        Raises EngineError if there is none.
         """
         found = fitness(self.workers, nodes)
         with anyio.move_on_after(FIT_SECONDS):
             while True:
-                await self.wait_changed()  # once in any case: what is known may be old
+                await self.wait_changed()  # at least once: the known state may be old
                 found = fitness(self.workers, nodes)
                 if found.is_final and (found.fit or found.unfit):
                     break
@@ -207,10 +212,10 @@ class LeaseLeader:
     # One exchange.
 
     async def _round(self, group: TaskGroup) -> float:
-        """Exchange with the workers; the seconds until the next time."""
+        """Exchange with the workers; return the seconds until the next exchange."""
         try:
             self._follow_workers(await self._link.threads())
-        except EngineError as error:  # then who was there counts as there, until his lease ends
+        except EngineError as error:  # then known workers count as present until their leases end
             log.debug("%s", error)
         if self._batches:
             self._lend(True)
@@ -230,7 +235,7 @@ class LeaseLeader:
         return self._interval
 
     async def _exchange_with_all(self, group: TaskGroup) -> None:
-        """One exchange with each worker. Those that take long do not keep the others waiting."""
+        """One exchange with each worker, not waiting long for slow ones."""
         left = {name for name, each in self._workers.items() if not each.is_asked}
         is_done = anyio.Event()
 
@@ -252,7 +257,7 @@ class LeaseLeader:
     def _follow_workers(self, threads: Mapping[str, int]) -> None:
         now = self._registry.clock()
         for name in [each for each in self._workers if each not in threads]:
-            # Its connection to the scheduler is gone, and a worker without one ends at once.
+            # It has lost its connection to the scheduler, and so it exits at once.
             del self._workers[name]
             self._book.leave(name, now)
         for name, count in threads.items():
@@ -271,7 +276,7 @@ class LeaseLeader:
         ]
 
     async def _exchange(self, name: str, worker: _Worker) -> None:
-        """Tell a worker its terms, and see what it needs. Never raises."""
+        """Send a worker its terms, and receive its needs. Never raises."""
         try:
             if not worker.is_greeted:
                 if self.clock() < worker.greet_at:
@@ -287,14 +292,14 @@ class LeaseLeader:
                 0 if worker.look is None else worker.look.number,
             )
             look = await self._link.tell(name, terms)
-            if look is None:  # it has forgotten us
+            if look is None:  # it no longer has our pool
                 worker.is_greeted = False
                 worker.told = None
                 return
         except EngineError as error:
             worker.problem = error.detail.removeprefix(f"worker {name} ")
             return
-        if look.number == 1 and terms.nodes is None:  # it has begun anew, and knows no nodes
+        if look.number == 1 and terms.nodes is None:  # it has restarted, and knows no nodes
             worker.told = None
             self._is_unsettled = True
             return
@@ -303,7 +308,7 @@ class LeaseLeader:
             self._renew(name, worker, look)
 
     def _renew(self, name: str, worker: _Worker, look: Look) -> None:
-        """Make the next lease of a worker out of what it told."""
+        """Compute the next lease of a worker from its report."""
         before = worker.slots
         if not self._batches:
             if before is not None and any(before.values()):
@@ -350,7 +355,7 @@ class LeaseLeader:
             )
 
     def _lend(self, is_lending: bool) -> None:
-        """Whether the client's own requests go by a lease."""
+        """Turn the lease of the client's own requests on or off."""
         if is_lending == self._is_lending:
             return
         self._is_lending = is_lending

@@ -1,7 +1,6 @@
-"""One batch on the workers of an engine: partitions out, vectors back, a bounded number under way.
+"""`PartitionDispatcher`: sends a batch to an engine's workers, a few partitions at a time.
 
-`core.offload.partitions` decides which worker is given which partition; `ports.WorkerLink` is the
-way there.
+`core.offload.partitions` decides which worker gets which partition; `ports.WorkerLink` sends it.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ log = logging.getLogger("aiosollol")
 
 
 class PartitionDispatcher:
-    """One batch on its way. Await `run` once.
+    """Dispatches one batch. Await `run` once.
 
     put: as for `ports.Engine.carry`.
-    numbers: of partitions, no two of a client alike.
+    numbers: of partitions, unique within a client.
     """
 
     def __init__(
@@ -66,7 +65,7 @@ class PartitionDispatcher:
                     await self._wake.wait()
                 self._watching.cancel()
         except BaseExceptionGroup as errors:
-            # What a caller's `on_progress` raises is to arrive as it is.
+            # An exception of the caller's `on_progress` must propagate unchanged.
             error = first_of(errors)
             if not isinstance(error, EngineError | PoolClosed) or not self._has_put:
                 raise error from None
@@ -80,7 +79,7 @@ class PartitionDispatcher:
                 self._wake.set()
 
     async def _carry(self, parcel: PendingPartition) -> None:
-        """Let a worker do a partition, and take what comes of it."""
+        """Send a partition to a worker, and handle its answer."""
         job, items, worker = self._job, parcel.items, parcel.worker
         texts = list(job.texts[items.start : items.stop])
         index = next(self._numbers)
@@ -93,13 +92,13 @@ class PartitionDispatcher:
             self._settle(parcel, answer)
         self._wake.set()
         if died is not None:
-            log.info("%s: a worker died over a partition: %s", self._link.engine, died.why)
+            log.info("%s: a worker died during a partition: %s", self._link.engine, died.why)
             await self._link.recover(worker)
             self._wake.set()
 
     def _settle(self, parcel: PendingPartition, answer: PartitionAnswer) -> None:
         if isinstance(answer, WorkerDied):
-            why = f"lost {parcel.tries} workers over this partition: {answer.why}"
+            why = f"lost {parcel.tries} workers on this partition: {answer.why}"
             answer = EngineError(self._link.engine, why)
         if isinstance(answer, SollolError):
             failures(self._outcome, [parcel.items], answer)

@@ -1,7 +1,7 @@
-"""The far end of an engine: a pool in a worker, which embeds partitions within the leases it has.
+"""`RemotePool`: a pool in an engine's worker, which embeds partitions within its leases.
 
-Whatever carries the messages (Dask, Ray), they are these: `Terms` go out, a `Look` comes back;
-a `Partition` goes out, a `PartitionResult` comes back. All can be pickled.
+The messages are the same for Dask and Ray: `Terms` are answered by a `Look`, and a `Partition` by a
+`PartitionResult`. All can be pickled.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from aiosollol.pool.assembly import assemble
 from aiosollol.pool.registry import NodeRegistry
 
 LEASE_SECONDS = 10.0
-"""How long a worker goes on with a lease that nobody renews."""
+"""How long a worker may use a lease that is not renewed."""
 
 _REPORTS_KEPT = 64
 
 
 class NodeEntry(NamedTuple):
-    """A node as workers are told of it. distrusted: models whose vectors are not to be used."""
+    """A node, as sent to workers. distrusted: models whose vectors must not be used."""
 
     spec: NodeSpec
     is_draining: bool = False
@@ -38,10 +38,12 @@ class NodeEntry(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """What a worker is told. slots: requests that it may have at once, by node; None for none yet.
+    """The terms of a worker.
 
-    nodes: all there are, None if they are as before. serial: of the lease. answers: the number of
-    the `Look` that the lease is an answer to.
+    nodes: all nodes; None if unchanged.
+    slots: the lease, as requests at once by node; None for no lease yet.
+    serial: of the lease.
+    answers: the number of the `Look` that the lease answers.
     """
 
     nodes: tuple[NodeEntry, ...] | None = None
@@ -51,10 +53,14 @@ class Terms(NamedTuple):
 
 
 class Look(NamedTuple):
-    """How a worker is. number: goes up with every look. serial: of the last lease it has applied.
+    """The state of a worker.
 
-    using, wants: per node, requests under way, and those that wait as well. up: the nodes that
-    answer it; down: those that do not, each with why.
+    number: increases with every look.
+    serial: of the last lease applied.
+    using: requests in flight, by node.
+    wants: requests in flight and waiting, by node.
+    up: the nodes that answer it.
+    down: the error of each node that does not.
     """
 
     number: int
@@ -66,9 +72,10 @@ class Look(NamedTuple):
 
 
 class RemotePool:
-    """A pool that obeys the terms of its client. Use it in one event loop; `aclose` it.
+    """A pool that follows the terms of its client. Use it in one event loop; `aclose` it.
 
-    name: what its results are signed with. settings: the client's.
+    name: the worker's name in its results.
+    settings: the client's.
     """
 
     def __init__(self, name: str, settings: Mapping[str, Any]) -> None:
@@ -84,9 +91,9 @@ class RemotePool:
         self._counted: dict[str, NodeCounters] = {}
 
     async def obey(self, terms: Terms) -> Look:
-        """Go by `terms`, and tell how it is. Asks nodes that are new to it first, for 7 s at most.
+        """Apply `terms`, and return the state. Queries new nodes first, for 7 s at most.
 
-        A lease older than one that it has is ignored.
+        A lease older than the current one is ignored.
         """
         self._parts.lifecycle.start()
         if terms.nodes is not None and follow_nodes(self._registry, terms.nodes):
@@ -97,7 +104,7 @@ class RemotePool:
         return self._look()
 
     async def embed(self, partition: Partition) -> PartitionResult:
-        """The vectors of a partition. Raises SollolError if no node can do any of it."""
+        """The vectors of a partition. Raises SollolError if no node can embed any of it."""
         settings = partition.settings
         embeddings = await self._parts.worker_access.embed_partition(
             settings, partition.texts, partition.planning, partition.digest
@@ -116,7 +123,7 @@ class RemotePool:
         )
 
     async def aclose(self) -> None:
-        """End what is under way and close the pool. Idempotent."""
+        """Cancel requests in flight and close the pool. Idempotent."""
         if self._ending is not None:
             self._ending.cancel()
         await self._parts.lifecycle.aclose(0.0)
@@ -124,13 +131,13 @@ class RemotePool:
     # Leases.
 
     def _lease(self, slots: Mapping[str, int], serial: int, answers: int) -> None:
-        """Take a lease. It ends a term after the look that it is the answer to was taken.
+        """Apply a lease. It ends one term after the `Look` that it answers was taken.
 
-        So it ends here before it does in the client's book, however long the way was.
+        So it ends here before it ends in the client's book, however slow the messages were.
         """
         since = next((at for number, at in self._looked_at if number == answers), None)
         if since is None:
-            return  # so late that nobody can tell when it ends
+            return  # too late: its end is unknown
         self._serial = serial
         self._allow(slots)
         if self._ending is not None:
@@ -157,7 +164,7 @@ class RemotePool:
         )
 
     def _take_counters(self) -> dict[str, NodeCounters]:
-        """What was counted since this was last asked, per node."""
+        """The counters since the last call, by node."""
         taken = {}
         for node in self._registry:
             counted = self._counted.get(node.name, NodeCounters())
@@ -177,7 +184,7 @@ def _difference(now: NodeCounters, before: NodeCounters) -> NodeCounters:
 
 
 def far_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The client's settings, as its workers have them: no engine, and no search."""
+    """The client's settings for its workers: without engines and discovery."""
     return {
         **settings,
         "auto_discover": False,
@@ -188,14 +195,14 @@ def far_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def entries_of(registry: ClusterState) -> tuple[NodeEntry, ...]:
-    """The nodes of a client, for its workers."""
+    """The client's nodes, to send to its workers."""
     return tuple(
         NodeEntry(node.spec, node.is_draining, frozenset(node.distrusted)) for node in registry
     )
 
 
 def follow_nodes(registry: ClusterState, entries: Sequence[NodeEntry]) -> bool:
-    """Make the nodes of a worker those of its client. Returns whether any is new."""
+    """Make a worker's nodes equal to its client's. Returns whether any is new."""
     wanted = {entry.spec.name: entry for entry in entries}
     for node in list(registry):
         if node.name not in wanted or wanted[node.name].spec != node.spec:
@@ -205,7 +212,7 @@ def follow_nodes(registry: ClusterState, entries: Sequence[NodeEntry]) -> bool:
         if name not in registry:
             has_new = True
             registry.add(entry.spec)
-            if name not in registry:  # the same server as another, as this machine sees it
+            if name not in registry:  # on this machine, the same server as another node
                 continue
         registry[name].mirror(is_draining=entry.is_draining, distrusted=entry.distrusted)
     registry.wake()
@@ -213,7 +220,7 @@ def follow_nodes(registry: ClusterState, entries: Sequence[NodeEntry]) -> bool:
 
 
 def _resolved(settings: Mapping[str, Any]) -> Resolved:
-    """The client's settings, whatever the worker's own environment says."""
+    """The client's settings, ignoring the worker's environment."""
     made = Settings(**settings)
     origins = {name: Origin(getattr(made, name), ARGUMENT) for name in TABLE}
     return Resolved(made, origins, None, {})

@@ -1,1 +1,1 @@
-"""Batches on workers of Dask."""
+"""Batches on Dask workers."""

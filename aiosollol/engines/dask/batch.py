@@ -1,4 +1,4 @@
-"""The workers of Dask, as one batch has them."""
+"""`DaskWorkers`: the Dask workers of one batch."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from aiosollol.engines.dask.link import DaskLink
 from aiosollol.errors import EngineError
 
 LONELY_SECONDS = 30.0
-"""How long a batch waits for any worker to come back when all are lost."""
-LOST_ALL = f"has lost all its workers, and none came back within {LONELY_SECONDS:g} s"
+"""How long a batch waits for a worker to return when all are lost."""
+LOST_ALL = f"has lost all its workers, and none returned within {LONELY_SECONDS:g} s"
 
 
 class WorkerWatch:
-    """Watches whether a batch still has workers, and a scheduler.
+    """Checks that a batch still has workers and a scheduler.
 
-    nodes: gives the names of those that have the model.
-    is_usable: whether a worker, by name, that reaches any of them can do the batch.
+    nodes: returns the names of the nodes that have the model.
+    is_usable: whether a worker, by name, that reaches any of them can be used for the batch.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ def scheduler_lost(link: DaskLink) -> EngineError:
 class DaskWorkers:
     """A `ports.WorkerLink`. Make one within `LeaseLeader.leading`, after `LeaseLeader.wait_fit`.
 
-    nodes: names of those that have the model.
+    nodes: names of the nodes that have the model.
     """
 
     engine = "dask"
@@ -108,9 +108,9 @@ class DaskWorkers:
                 why = f"lost worker {worker}, which had this partition"
                 return WorkerDied(why, has_begun=link.begun[index] > 0)
             if link.is_up:
-                return EngineError("dask", "had this partition cancelled by somebody else")
+                return EngineError("dask", "had this partition cancelled by another client")
             raise scheduler_lost(link) from None
-        except Exception as error:  # of Dask: its words say what happened
+        except Exception as error:  # an error of Dask
             words = str(error) or type(error).__name__
             failed = EngineError("dask", f"could not compute a partition: {words}")
             failed.__cause__ = error
@@ -120,4 +120,4 @@ class DaskWorkers:
             link.begun.pop(index, None)
 
     async def recover(self, worker: str) -> None:
-        """Nothing to wait for: a worker that is started again has another address."""
+        """Does nothing: a restarted worker has another address."""

@@ -1,11 +1,11 @@
-"""A scheduler of Dask with workers on this machine, in a process beside the program's own.
+"""A Dask scheduler with workers on this machine, in a process beside the program's own.
 
 ``python -m aiosollol.engines.dask.cluster --workers 2`` prints one line with its address, and runs
 until SIGTERM or the end of its stdin, which the system closes however the program ends.
 
-Inside the program itself a cluster would block its event loop for more than a second while it
-starts, and would import the program's main module again in each worker, which then starts a cluster
-of its own unless that module guards itself by ``if __name__ == "__main__":``.
+Inside the program, a starting cluster would block the event loop for more than a second. It would
+also import the program's main module in each worker, which would start another cluster unless
+guarded by ``if __name__ == "__main__":``.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from aiosollol.net.subprocess import announce, stopping
 
 HOST = "127.0.0.1"
 THREADS = 2
-"""Partitions that a worker has under way: while the nodes are at the end of one, where they have
-less and less to do, they begin with the next. Nothing is computed in these threads."""
+"""Partitions that a worker has at once: when the nodes run out of work near the end of one, they
+start the next. These threads compute nothing."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m aiosollol.engines.dask.cluster")
     parser.add_argument("--workers", type=int, required=True)
     given = parser.parse_args(arguments)
-    # Workers inherit stdout, and nobody reads that beyond our one line.
+    # Workers inherit stdout, which is not read after our one line.
     with open(os.dup(1), "w", encoding="utf-8") as answer:
         os.dup2(2, 1)
         asyncio.run(_serve(given.workers, answer))
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 async def _serve(workers: int, answer: Any) -> None:
     dask, distributed = map(import_module, ("dask", "distributed"))
 
-    # A worker that is forked off a process which has loaded everything starts in no time.
+    # Workers forked from a process with everything loaded start fast.
     method = "forkserver" if sys.platform == "linux" else "spawn"
     dask.config.set({"distributed.worker.multiprocessing-method": method})
     with stopping(with_parent=True) as stop:
@@ -51,7 +51,7 @@ async def _serve(workers: int, answer: Any) -> None:
             threads_per_worker=THREADS,
             processes=True,
             host=HOST,
-            dashboard_address=f"{HOST}:0",  # None would listen to all the world, on port 8787
+            dashboard_address=f"{HOST}:0",  # None would listen on all interfaces, on port 8787
             silence_logs=logging.CRITICAL,
             asynchronous=True,
         )

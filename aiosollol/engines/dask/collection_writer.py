@@ -1,4 +1,4 @@
-"""A collection of Dask, embedded and written by the workers: nothing of it passes through here."""
+"""`Writing`: has Dask workers embed and write a collection, without copying it to this process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from aiosollol.engines.dask.batch import WorkerWatch
 from aiosollol.engines.dask.link import DaskLink
 from aiosollol.errors import EngineError, InvalidInput, RequestFailed, SollolError, first_of
 
-if TYPE_CHECKING:  # they are not typed, and need not be there where types are checked
+if TYPE_CHECKING:  # untyped, and not required for type checking
     dask: Any
 else:
     import dask
@@ -37,9 +37,9 @@ _FILE = re.compile(r"part-\d{5,}\.parquet")
 
 
 class Writing:
-    """One collection on its way. Make one within `LeaseLeader.leading`, and await `run` once.
+    """Writes one collection. Make one within `LeaseLeader.leading`, and await `run` once.
 
-    numbers: of partitions, no two of a client alike.
+    numbers: of partitions, unique within a client.
     """
 
     def __init__(
@@ -63,8 +63,8 @@ class Writing:
     async def run(self, on_progress: Callable[[int, int], None] | None) -> WriteReport:
         """Return when every partition is written.
 
-        Raises InvalidInput, EngineError, and RequestFailed for a text without a vector. However it
-        ends, files that are there are whole.
+        Raises InvalidInput, EngineError, and RequestFailed for a text without a vector. In any
+        case, every file is complete.
         """
         began = self._registry.clock()
         order = self._order
@@ -93,8 +93,8 @@ class Writing:
     async def _write(
         self, parts: Sequence[Any], on_progress: Callable[[int, int], None] | None
     ) -> list[WrittenPart]:
-        # One graph of all of them: what they share is computed once, and the scheduler lets workers
-        # begin only so many partitions as they have threads.
+        # One graph for all: common parts are computed once, and the scheduler limits each worker's
+        # partitions to its threads.
         write = dask.delayed(worker.write, pure=False)
         link = self._link
         numbers = [next(self._numbers) for _ in parts]
@@ -136,11 +136,11 @@ class Writing:
             raise answer.error
         raise RequestFailed(
             f"item {answer.item} of partition {index} has no vector: {_words(answer.error)} "
-            '(on_error="return" writes the others, with the reason beside)'
+            '(on_error="return" writes the others, and the error of this one)'
         ) from answer.error
 
     async def _give_up_alone(self) -> None:
-        """Raise EngineError when no worker is left to do it."""
+        """Raise EngineError when no usable worker is left."""
         watch = WorkerWatch(
             self._link, self._leader, self._having, lambda name: is_within(name, self._places)
         )
@@ -168,22 +168,22 @@ def _parts_of(collection: Any) -> list[Any]:
     """The partitions of a bag or a dataframe, each as a `Delayed`. Raises InvalidInput."""
     if not hasattr(collection, "to_delayed") or not dask.is_dask_collection(collection):
         raise InvalidInput(
-            f"a dask.bag.Bag or a dask.dataframe.DataFrame is needed, not {collection!r}"
+            f"collection must be a dask.bag.Bag or dask.dataframe.DataFrame, not {collection!r}"
         )
     parts = list(collection.to_delayed())
     if not parts:
-        raise InvalidInput(f"{collection!r} has no partition")
+        raise InvalidInput(f"{collection!r} has no partitions")
     return parts
 
 
 def _prepare(order: WriteOrder) -> None:
-    """Make the directory, without files of ours in it. Raises InvalidInput."""
+    """Create the directory, without files of an earlier run. Raises InvalidInput."""
     try:
         os.makedirs(order.directory, exist_ok=True)
         there = sorted(filter(_FILE.fullmatch, os.listdir(order.directory)))
         if there and not order.overwrite:
             raise InvalidInput(
-                f"{order.directory} has {len(there)} files such as {there[0]} already: "
+                f"{order.directory} already has {len(there)} files such as {there[0]}: "
                 "name another directory, or pass overwrite=True"
             )
         for name in there:
@@ -193,7 +193,7 @@ def _prepare(order: WriteOrder) -> None:
 
 
 def _clean(order: WriteOrder) -> None:
-    """Remove what workers that died have left."""
+    """Remove the unfinished files of workers that died."""
     with contextlib.suppress(OSError):
         for name in os.listdir(order.directory):
             if name.startswith(".part-") and name.endswith(f".{order.run}"):
@@ -201,4 +201,4 @@ def _clean(order: WriteOrder) -> None:
 
 
 def _words(error: SollolError) -> str:
-    return re.sub(r"^item \d+ ", "it ", str(error))  # its place in a slice tells nobody anything
+    return re.sub(r"^item \d+ ", "it ", str(error))  # its index within a slice is of no use

@@ -1,4 +1,4 @@
-"""`DaskEngine`: batches computed by workers of Dask, each with a pool of the client's nodes."""
+"""`DaskEngine`: computes batches on Dask workers, each with a pool of the client's nodes."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ if TYPE_CHECKING:
 log = logging.getLogger("aiosollol")
 
 START_SECONDS = 60.0
-_GUESSED_START = 6.0  # of a local cluster of two workers, until one was seen
+_GUESSED_START = 6.0  # of a local cluster of two workers, until measured
 _GUESSED_CONNECT = 1.0
 
 
 def make_engine(settings: Settings, registry: ClusterState) -> DaskEngine:
-    """The engine of a pool with these settings and nodes. It starts when it is first used."""
+    """The engine of a pool with these settings and nodes. It starts on first use."""
     return DaskEngine(settings, registry)
 
 
 class DaskEngine:
     """A `ports.WritingEngine`. `distributed` is loaded when it starts.
 
-    With `dask_address` it is a client of the scheduler there; else it starts a cluster on this
-    machine, in processes of its own, which ends with it.
+    With `dask_address` it is a client of that scheduler; else it starts a cluster on this machine,
+    in other processes, which ends with it.
     """
 
     name = "dask"
@@ -79,7 +79,7 @@ class DaskEngine:
             return await PartitionDispatcher(workers, job, put, self._numbers, link.dashboard).run()
 
     def _having(self, job: EngineJob) -> list[str]:
-        """The nodes that can do `job`, as this process sees them."""
+        """The nodes that can compute `job`, according to this process."""
         model = job.settings.model
         return [
             node.name
@@ -118,7 +118,7 @@ class DaskEngine:
             starting.cancel()
             await asyncio.wait([starting])
             if not starting.cancelled() and starting.exception() is None:
-                self._session = starting.result()  # it was done before it could be cancelled
+                self._session = starting.result()  # it finished before the cancellation
         session, self._session = self._session, None
         if session is not None:
             await session.aclose()
@@ -128,7 +128,7 @@ class DaskEngine:
     # Starting.
 
     async def _open(self) -> Session:
-        """The session, started once for all who want it. Raises EngineError."""
+        """The session; concurrent callers share one start. Raises EngineError."""
         if self._is_closed:
             raise EngineError("dask", "is closed")
         if self._session is not None:
@@ -143,7 +143,7 @@ class DaskEngine:
             starting = asyncio.create_task(self._start(), name="start Dask")
             starting.add_done_callback(self._has_started)
             self._starting = starting
-        # Not awaited itself: who is cancelled here does not end it for others, or for the next.
+        # Not awaited directly: cancelling one caller must not cancel it for others.
         await asyncio.wait([starting])
         if starting.cancelled():
             raise EngineError("dask", "was closed while it started")
@@ -164,7 +164,7 @@ class DaskEngine:
 
 
 class Session:
-    """A connection to a cluster, which may be its own, and the task that leads the workers."""
+    """A connection to a cluster, which may be its own, and the task of its `LeaseLeader`."""
 
     def __init__(
         self,
@@ -180,7 +180,7 @@ class Session:
 
     @classmethod
     async def start(cls, settings: Settings, registry: ClusterState) -> Session:
-        """Connect, or start a cluster and connect to that. Raises EngineError."""
+        """Connect to the scheduler, or to a new cluster. Raises EngineError."""
         from aiosollol.engines.common.lease_leader import LeaseLeader
         from aiosollol.engines.dask.link import DaskLink
 
@@ -201,37 +201,37 @@ class Session:
                     await cluster.aclose()
             raise
         leader = LeaseLeader("dask", link, registry)
-        link.on_begun = leader.wake  # only now does that worker know what it wants
+        link.on_begun = leader.wake  # the worker knows the slots it wants only now
         task = asyncio.create_task(leader.run(), name="lead the workers of Dask")
         return cls(cluster, link, leader, task)
 
     @property
     def is_up(self) -> bool:
-        """Whether it can be used, as far as can be told."""
+        """Whether it appears usable."""
         return self.link.is_up and not self._task.done()
 
     async def aclose(self) -> None:
-        """Leave the cluster, and end it if it is ours."""
+        """Leave the cluster, and stop it if it is ours."""
         self._task.cancel()
         try:
             await asyncio.wait([self._task])
             await self.link.aclose()
         finally:
             if self.cluster is not None:
-                with anyio.CancelScope(shield=True):  # bounded; nobody else would end it
+                with anyio.CancelScope(shield=True):  # bounded
                     await self.cluster.aclose()
         if not self._task.cancelled() and (error := self._task.exception()):
-            log.error("leading the workers of Dask failed", exc_info=error)
+            log.error("leading the Dask workers failed", exc_info=error)
 
 
 def _load() -> None:
-    # It takes a second, in which an event loop would stand still.
+    # Takes a second, which would block the event loop.
     for name in ("batch", "collection_writer"):
         importlib.import_module(f"aiosollol.engines.dask.{name}")
 
 
 def _local_cluster(workers: int) -> ServerProcess:
-    # Workers read collections with functions of the program, so they import from where it does.
+    # Workers call functions of the program, so they use its import path.
     path = os.pathsep.join(each for each in sys.path if each)
     return ServerProcess(
         "dask",

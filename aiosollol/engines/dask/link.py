@@ -1,4 +1,4 @@
-"""The way to a cluster of Dask: one client, in this event loop. What it raises is ours."""
+"""`DaskLink`: the connection to a Dask cluster, by one client in this event loop."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from aiosollol.engines.common.remote_pool import Look, Terms
 from aiosollol.engines.dask import worker as dask_worker
 from aiosollol.errors import EngineError
 
-if TYPE_CHECKING:  # it is hardly typed, and need not be there where types are checked
+if TYPE_CHECKING:  # hardly typed, and not required for type checking
     distributed: Any
 else:
     import distributed
 
 CONNECT_SECONDS = 10.0
-TELL_SECONDS = 10.0  # a worker that is told of new nodes asks them first, for 7 s at most
+TELL_SECONDS = 10.0  # a worker queries new nodes first, for 7 s at most
 CLOSE_SECONDS = 3.0
 
 log = logging.getLogger("aiosollol")
@@ -36,9 +36,11 @@ log = logging.getLogger("aiosollol")
 class DaskLink:
     """A connection to a scheduler, and through it to its workers. `connect` makes one.
 
-    name: of what this client keeps in workers. scheduler: the address. begun: how often workers
-    began with each partition, by its index; on_begun: called at each of these times. dashboard: an
-    URL, None if there is none.
+    name: of this client's plugin in workers.
+    scheduler: its address.
+    begun: how often workers began each partition, by its index.
+    on_begun: called each time.
+    dashboard: its URL; None if there is none.
     """
 
     def __init__(self, client: Any, settings: Mapping[str, Any]) -> None:
@@ -87,33 +89,33 @@ class DaskLink:
 
     @property
     def is_up(self) -> bool:
-        """Whether the scheduler is there."""
+        """Whether the scheduler is connected."""
         return bool(self.client.status == "running")
 
     async def _find_dashboard(self) -> None:
-        """Learn where people can watch, if the scheduler has that: it needs bokeh there."""
+        """Find the dashboard's URL, if the scheduler has one: it needs bokeh there."""
         with contextlib.suppress(Exception), anyio.move_on_after(CONNECT_SECONDS):
             has_bokeh = await self.client.run_on_scheduler(importlib.util.find_spec, "bokeh")
             if has_bokeh and "dashboard" in self.client.scheduler_info()["services"]:
                 self.dashboard = str(self.client.dashboard_link)
 
     async def threads(self) -> dict[str, int]:
-        """Each worker, by its address, and how many tasks it does at once. Raises EngineError."""
+        """The threads of each worker, by its address. Raises EngineError."""
         try:
             with anyio.fail_after(TELL_SECONDS):
                 return dict(await self.client.ncores())
-        except Exception as error:  # a client that has given up has no scheduler to ask at all
+        except Exception as error:  # also for a client that has lost its scheduler for good
             raise EngineError("dask", f"lost its scheduler at {self.scheduler}: {error}") from error
 
     async def greet(self, worker: str) -> None:
-        """Make `worker` ready for this client. Raises EngineError if it cannot be of use."""
-        # Functions of Python itself: what a worker without aiosollol can do, too.
+        """Prepare `worker` for this client. Raises EngineError if it cannot be used."""
+        # Functions of the standard library, which a worker without aiosollol can run too.
         python = await self._run(worker, platform.python_version)
         if python.split(".")[:2] != platform.python_version().split(".")[:2]:
             raise EngineError(
                 "dask",
                 f"worker {worker} has Python {python}, and this program "
-                f"{platform.python_version()}: run both with the same",
+                f"{platform.python_version()}: use the same version for both",
             )
         try:
             version = await self._run(worker, importlib.metadata.version, "aiosollol")
@@ -132,7 +134,7 @@ class DaskLink:
         await self._run(worker, dask_worker.attach, self.name, self._settings)
 
     async def tell(self, worker: str, terms: Terms) -> Look | None:
-        """Tell `worker` its terms; how it is. Raises EngineError."""
+        """Send `worker` its terms; its state. Raises EngineError."""
         look: Look | None = await self._run(worker, dask_worker.obey, self.name, terms)
         return look
 
@@ -148,9 +150,9 @@ class DaskLink:
             raise EngineError("dask", f"worker {worker} cannot be used: {words}") from error
 
     def submit(self, function: Callable[..., Any], argument: Any, *, key: str, worker: str) -> Any:
-        """A future of ``function(name, key, argument)``, at `worker` and nowhere else."""
+        """A future of ``function(name, key, argument)``, computed only by `worker`."""
         with warnings.catch_warnings():
-            # Of texts in the graph: they are what there is to send, and bounded.
+            # About the texts in the graph, which must be sent, and are bounded.
             warnings.filterwarnings("ignore", message="Sending large graph", category=UserWarning)
             return self.client.submit(
                 function,
@@ -159,19 +161,19 @@ class DaskLink:
                 argument,
                 key=key,
                 workers=[worker],
-                # Else the scheduler may give it to any that is idle, also one that is of no use.
+                # Otherwise the scheduler may choose any idle worker, even an unusable one.
                 allow_other_workers=False,
                 pure=False,
             )
 
     async def result(self, future: Any) -> Any:
-        """What the task of `future` returned, or raises what it raised. Releases it in any case.
+        """The result of the task of `future`, or its exception. Always releases the future.
 
-        Nobody wants it any more then: a worker that is at it ends it, see `FarEndPlugin`. Raises
-        `concurrent.futures.CancelledError` if somebody released it meanwhile.
+        A worker that still computes it stops then, see `FarEndPlugin`. Raises
+        `concurrent.futures.CancelledError` if the future was released meanwhile.
         """
-        # A client of Dask that is cancelled while it fetches a result leaves a task behind whose
-        # error nobody hears. So it is not: to release the future ends it as well.
+        # A Dask client that is cancelled while it fetches a result leaves a task with an unhandled
+        # error. So don't cancel it: releasing the future ends it too.
         fetching = asyncio.ensure_future(_fetched(future))
         self._fetching.add(fetching)
         fetching.add_done_callback(self._has_fetched)
@@ -184,10 +186,10 @@ class DaskLink:
     def _has_fetched(self, fetching: asyncio.Task[Any]) -> None:
         self._fetching.discard(fetching)
         if not fetching.cancelled():
-            fetching.exception()  # who has left does not hear it
+            fetching.exception()  # mark as retrieved: the caller may have left
 
     async def aclose(self) -> None:
-        """Let the workers forget this client, and leave. Idempotent; takes 6 s at most."""
+        """Remove the plugin from the workers, and disconnect. Idempotent; takes at most 6 s."""
         if self.is_up:
             with contextlib.suppress(Exception), anyio.move_on_after(CLOSE_SECONDS):
                 await self.client.run(dask_worker.detach, self.name, on_error="ignore")
@@ -201,13 +203,13 @@ async def _fetched(future: Any) -> Any:
 async def _close(client: Any) -> None:
     try:
         await asyncio.wait_for(client.close(), CLOSE_SECONDS)
-    except Exception as error:  # it is of no use any more, however that went
-        log.debug("the client of Dask did not close well: %s", error)
+    except Exception as error:  # the client is discarded in any case
+        log.debug("closing the Dask client failed: %s", error)
 
 
 def _no_scheduler(address: str, words: str) -> EngineError:
     return EngineError(
         "dask",
         f"has no scheduler at {address} ({words}): start one with: dask scheduler; "
-        "or leave dask_address out, for a cluster on this machine",
+        "or omit dask_address, for a cluster on this machine",
     )

@@ -1,4 +1,4 @@
-"""A partition of a collection, embedded and written as one Parquet file, in a worker's thread."""
+"""Embeds a partition of a collection and writes it as a Parquet file, in a worker's thread."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from aiosollol.core.report import NodeShare
 from aiosollol.core.stats import NodeCounters
 from aiosollol.errors import EngineError, InvalidInput, MissingExtra, SollolError
 
-if TYPE_CHECKING:  # it is not typed
+if TYPE_CHECKING:  # untyped
     pyarrow: Any
 else:
     try:
@@ -30,7 +30,7 @@ else:
         raise MissingExtra("writing Parquet files", "dask") from error
 
 ROWS = 4096
-"""Rows that are embedded at once, and a row group of the file: what a thread has in memory."""
+"""Rows embedded at once and written as a row group: a thread keeps this many in memory."""
 
 TEXT, EMBEDDING, ERROR = "text", "embedding", "error"
 
@@ -38,15 +38,16 @@ Embed = Callable[[Partition], PartitionResult]
 
 
 def write_part(order: WriteOrder, index: int, part: Any, embed: Embed) -> WrittenPart | BadPart:
-    """Embed `part` by `embed` and write it, whole or not at all. Blocks.
+    """Embed `part` with `embed` and write its file, completely or not at all. Blocks.
 
-    part: an iterable of texts, or a dataframe of pandas where the order names a column. Raises
-    SollolError.
+    part: an iterable of texts, or a pandas dataframe if the order names a column.
+
+    Raises SollolError.
     """
     if not os.path.isdir(order.directory):
         raise EngineError(
             "dask",
-            f"worker sees no directory {order.directory}: name one that all workers share",
+            f"worker has no directory {order.directory}: name one that all workers share",
         )
     unfinished = os.path.join(order.directory, unfinished_name(index, order.run))
     rows = _Rows(order, index, embed)
@@ -69,7 +70,7 @@ def write_part(order: WriteOrder, index: int, part: Any, embed: Embed) -> Writte
 
 
 class _Rows:
-    """Rows with their vectors, a slice at a time. bad: what ended it, if a text failed."""
+    """Rows with their vectors, a slice at a time. bad: the failed text that ended it, if any."""
 
     def __init__(self, order: WriteOrder, index: int, embed: Embed) -> None:
         self._order = order
@@ -82,7 +83,7 @@ class _Rows:
         self.bad: BadPart | None = None
 
     def tables(self, part: Any) -> Iterator[Any]:
-        """`part` as tables of Arrow with the columns of the file, at least one, perhaps empty."""
+        """`part` as Arrow tables with the file's columns: at least one, which may be empty."""
         for texts, table in self._slices(part):
             embeddings = self._vectors(texts)
             errors = embeddings.errors
@@ -118,7 +119,7 @@ class _Rows:
             raise InvalidInput(f"the dataframe has no column {column!r}; it has {names}")
         taken = {EMBEDDING, ERROR} & set(part.columns)
         if taken:
-            raise InvalidInput(f"the dataframe has a column {min(taken)!r} already: rename it")
+            raise InvalidInput(f"the dataframe already has a column {min(taken)!r}: rename it")
         whole = pyarrow.Table.from_pandas(part)
         for start in range(0, max(1, len(whole)), ROWS):
             table = whole.slice(start, ROWS)
@@ -144,7 +145,7 @@ class _Rows:
 
     def _with_vectors(self, table: Any, embeddings: Any, errors: Mapping[int, SollolError]) -> Any:
         dim, count = self._order.dim, len(embeddings)
-        # Where nothing has a vector there are no floats either: all rows are null.
+        # Without any vector there are no floats: all rows are null.
         floats = embeddings.buffer if embeddings.dim else memoryview(bytes(4 * dim * count))
         flat = pyarrow.Array.from_buffers(
             pyarrow.float32(), dim * count, [None, pyarrow.py_buffer(floats)]
@@ -159,5 +160,5 @@ class _Rows:
 
 
 def _words(error: SollolError | None) -> str | None:
-    # "item 7" is its place in a slice, which tells a reader of the file nothing.
+    # "item 7" is the index within a slice, which is of no use to a reader of the file.
     return None if error is None else re.sub(r"^item \d+ ", "", str(error))

@@ -1,6 +1,6 @@
-"""What runs in a worker of Dask: the far end of the engine, kept between partitions by a plugin.
+"""The code in a Dask worker: a plugin keeps the engine's remote pool between partitions.
 
-Only workers, and clients with the engine turned on, import this: it needs `distributed`.
+Only workers, and clients with this engine enabled, import this: it needs `distributed`.
 """
 
 from __future__ import annotations
@@ -16,28 +16,30 @@ from aiosollol.core.offload.write_report import BadPart, WriteOrder, WrittenPart
 from aiosollol.engines.common.remote_pool import Look, RemotePool, Terms
 from aiosollol.errors import EngineError, SollolError
 
-if TYPE_CHECKING:  # it is hardly typed, and need not be there where types are checked
+if TYPE_CHECKING:  # hardly typed, and not required for type checking
     distributed: Any
 else:
     import distributed
 
 FORGOTTEN_SECONDS = 60.0
-"""A pool whose client has said nothing for so long is closed; if it comes back there is another."""
+"""A pool is closed when its client was silent for this long; if it returns, it gets a new one."""
 
 GREET_SECONDS = 15.0
-"""How long a worker that is new may have texts before its client has told it the nodes."""
+"""How long a task in a new worker waits until the client has sent the nodes."""
 
 _greeted = threading.Condition()
-"""Notified when a client has told a worker in this process its nodes."""
+"""Notified when a client has sent its nodes to a worker in this process."""
 
 T = TypeVar("T")
 
 
-class FarEndPlugin(distributed.WorkerPlugin):  # type: ignore[misc]  # of a type that is not known
-    """Keeps one pool in a worker for one client, between its partitions.
+class FarEndPlugin(distributed.WorkerPlugin):  # type: ignore[misc]  # the base class is untyped
+    """Keeps one client's pool in a worker between partitions.
 
-    name: of the plugin, which has the client's id in it. settings: the client's. The pool is made
-    when the client first speaks to this worker.
+    The pool is created at the client's first message.
+
+    name: of the plugin; contains the client's id.
+    settings: the client's.
     """
 
     def __init__(self, name: str, settings: Mapping[str, Any]) -> None:
@@ -59,16 +61,16 @@ class FarEndPlugin(distributed.WorkerPlugin):  # type: ignore[misc]  # of a type
         await self._close()
 
     def transition(self, key: Any, start: str, finish: str, **_: Any) -> None:
-        """Dask tells of what becomes of its tasks: one that nobody wants any more ends here.
+        """Called by Dask when a task changes its state: cancels the work of a released task.
 
-        Dask itself lets it run to its end. That is also how the work of a client that died ends.
+        Dask itself would let it finish. This also ends the work of a client that died.
         """
         if finish == "released" and key in self._running:
             self._running[key].cancel()
 
     @property
     def knows_nodes(self) -> bool:
-        """Whether its client has spoken to it."""
+        """Whether its client has sent the nodes."""
         return self._end is not None
 
     async def obey(self, terms: Terms) -> Look:
@@ -85,7 +87,7 @@ class FarEndPlugin(distributed.WorkerPlugin):  # type: ignore[misc]  # of a type
     async def embed(self, key: str, partition: Partition) -> PartitionResult:
         """The vectors of a partition, unless the task `key` is cancelled. Raises SollolError."""
         if self._end is None:
-            raise EngineError("dask", f"gave {self._worker.address} texts before it knew the nodes")
+            raise EngineError("dask", f"sent texts to {self._worker.address} before its nodes")
         return await self._run(key, self._end.embed(partition))
 
     async def _run(self, key: str, work: Coroutine[Any, Any, T]) -> T:
@@ -96,7 +98,7 @@ class FarEndPlugin(distributed.WorkerPlugin):  # type: ignore[misc]  # of a type
             this = asyncio.current_task()
             if this is not None and this.cancelling():
                 raise
-            raise EngineError("dask", "does not want this partition any more") from None
+            raise EngineError("dask", "has cancelled this partition") from None
         finally:
             del self._running[key]
 
@@ -112,37 +114,37 @@ class FarEndPlugin(distributed.WorkerPlugin):  # type: ignore[misc]  # of a type
 
 
 def begun_topic(name: str) -> str:
-    """Where workers say which partition they begin with."""
+    """The topic on which workers report each partition that they begin."""
     return f"{name}-begun"
 
 
 async def attach(name: str, settings: Mapping[str, Any], dask_worker: Any = None) -> None:
-    """Give this worker the plugin. Not by way of the scheduler, which would give it to every worker
-    from then on: one without aiosollol could not start any more, even after this client's death."""
+    """Add the plugin to this worker. The scheduler would add it to every later worker too: one
+    without aiosollol could then not start, even after this client's end."""
     logging.getLogger("distributed.worker").addFilter(_is_news)
     if name not in dask_worker.plugins:
         await dask_worker.plugin_add(plugin=FarEndPlugin(name, settings), name=name)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """What a worker's log is for: not that it was told its terms again, twice a second."""
+    """Filter out the log records of new terms, which are sent twice a second."""
     return record.args != (obey.__name__,)
 
 
 async def detach(name: str, dask_worker: Any = None) -> None:
-    """Take the plugin away, and end what it does."""
+    """Remove the plugin, and cancel its work."""
     if name in dask_worker.plugins:
         await dask_worker.plugin_remove(name)
 
 
 async def obey(name: str, terms: Terms, dask_worker: Any = None) -> Look | None:
-    """Tell this worker its terms; how it is. None if it does not have the plugin yet."""
+    """Apply terms in this worker; its state. None if it does not have the plugin."""
     plugin = dask_worker.plugins.get(name)
     return None if plugin is None else await plugin.obey(terms)
 
 
 async def embed(name: str, key: str, partition: Partition) -> PartitionResult | SollolError:
-    """A task of Dask. What fails is returned: what tasks raise, Dask logs with their arguments."""
+    """A Dask task. Errors are returned, since Dask logs exceptions with the task's arguments."""
     worker = distributed.get_worker()
     worker.log_event(begun_topic(name), partition.index)
     try:
@@ -154,9 +156,10 @@ async def embed(name: str, key: str, partition: Partition) -> PartitionResult | 
 def write(
     name: str, order: WriteOrder, index: int, number: int, part: Any
 ) -> WrittenPart | BadPart:
-    """A task of Dask, in a thread: embed a partition of a collection and write it to its file.
+    """A Dask task, run in a thread: embed a partition of a collection and write it to its file.
 
-    index: its place in the collection. number: its name among all partitions of the client.
+    index: of the partition in the collection.
+    number: of the partition among all of the client.
     """
     from aiosollol.engines.dask.parquet import write_part
 
@@ -176,8 +179,8 @@ def write(
 
 
 def _awaited_plugin(worker: Any, name: str) -> FarEndPlugin:
-    """As `_plugin`, in a thread. Where Dask chooses the worker, it may be one that was started a
-    moment ago, in place of one that died, and has yet to be told of us."""
+    """As `_plugin`, in a thread, but wait for it: Dask may choose a worker that was just started in
+    place of a dead one, and is not prepared yet."""
 
     def is_greeted() -> bool:
         plugin = worker.plugins.get(name)
@@ -191,5 +194,5 @@ def _awaited_plugin(worker: Any, name: str) -> FarEndPlugin:
 def _plugin(worker: Any, name: str) -> FarEndPlugin:
     plugin = worker.plugins.get(name)
     if not isinstance(plugin, FarEndPlugin):
-        raise EngineError("dask", f"worker {worker.address} has been told to forget its pool")
+        raise EngineError("dask", f"worker {worker.address} no longer has a pool for this client")
     return plugin

@@ -1,1 +1,1 @@
-"""Batches on workers of Ray, and nodes shared between programs."""
+"""Batches on Ray workers, and nodes shared between programs."""

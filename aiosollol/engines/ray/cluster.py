@@ -1,4 +1,4 @@
-"""In the sidecar: the Ray cluster to be in, found or started. `ray` is imported here and after."""
+"""In the sidecar: joins a Ray cluster, or starts one. `ray` is imported only from here on."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ START_HINT = "start one with: ray start --head"
 LOOPBACK = "127.0.0.1"
 
 _KNOCK_SECONDS = 1.0
-# Ray has each node known by an address that others can reach, even if 127.0.0.1 was asked for.
-# Off, what is started here listens on loopback only, and what listens there can be reached.
+# By default Ray gives each node an address that others can reach, even if 127.0.0.1 was requested.
+# Turned off, a cluster started here listens on loopback only, and one that listens there is usable.
 _REACHABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 class Cluster(NamedTuple):
-    """Where we are. is_own: whether this process started it, and it ends with this process."""
+    """The joined cluster. is_own: whether this process started it, so it ends with it."""
 
     address: str
     is_own: bool
@@ -34,15 +34,15 @@ class Cluster(NamedTuple):
 
 
 class ClusterGone(Exception):
-    """There is no cluster to be in. The text says what to do."""
+    """No cluster can be joined. The message contains advice."""
 
 
 def join(address: str | None) -> Cluster:
-    """Be in the cluster at `address` from now on; blocks. Raises ClusterGone.
+    """Join the cluster at `address`; blocks. Raises ClusterGone.
 
-    None: the one of `RAY_ADDRESS`, or one that somebody has started on this machine with `ray
-    start` or with this function, else a new one, for whoever on this machine comes after us. "auto"
-    is the same without the new one.
+    address: None means the one of `RAY_ADDRESS`, or one started on this machine with `ray start` or
+        by this function, else a new one, which later programs on this machine join too. "auto" is
+        the same, without a new one.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address not in (None, "auto"):
@@ -53,16 +53,16 @@ def join(address: str | None) -> Cluster:
     if address == "auto":
         found = _find()
         if found is None:
-            raise ClusterGone(f"runs nowhere on this machine; {START_HINT}")
+            raise ClusterGone(f"does not run on this machine; {START_HINT}")
         return _connect(found, is_found=True)
     try:
-        # One at a time: of several programs that begin together, the first starts it for all.
+        # One at a time: of several programs started together, the first starts it for all.
         with _alone():
             found = _find()
             return _start() if found is None else _connect(found, is_found=True)
     except OSError as error:
-        problem = f"cannot be started where others find it: {error}"
-        raise ClusterGone(f"{problem}; {START_HINT}, or name one by ray_address") from error
+        problem = f"cannot be started so that other programs find it: {error}"
+        raise ClusterGone(f"{problem}; {START_HINT}, or name one with ray_address") from error
 
 
 def _connect(address: str, *, is_found: bool = False) -> Cluster:
@@ -73,7 +73,7 @@ def _connect(address: str, *, is_found: bool = False) -> Cluster:
         if host.startswith("127.") or host in ("localhost", "[::1]"):
             os.environ.setdefault(_REACHABLE, "0")
         if is_found and _has_token():
-            # As Ray does itself for a cluster that it finds by itself.
+            # As Ray does for a cluster that it finds itself.
             os.environ.setdefault("RAY_AUTH_MODE", "token")
     elif not _answers(address.partition("://")[2], 10001):
         raise ClusterGone(
@@ -108,10 +108,10 @@ def _init(address: str, *, is_own: bool, **options: Any) -> Cluster:
         where = known.get("gcs_address") or known.get("address") or address
         url = getattr(context, "dashboard_url", None)
     except (Exception, SystemExit) as error:
-        # Ray raises whatever there is: ConnectionError, RuntimeError for versions that differ, ...
+        # Ray raises all kinds: ConnectionError, RuntimeError for a version mismatch, ...
         text = " ".join(str(error).split()) or type(error).__name__
         if "ersion mismatch" in text:
-            text += "; have the same versions of Python and Ray in all programs and on all machines"
+            text += "; use the same versions of Python and Ray in all programs and on all machines"
         if isinstance(error, ImportError) and "://" in address:
             text += "; pip install 'ray[client]'"
         raise ClusterGone(f"at {redacted(address)} cannot be used: {text}") from error
@@ -119,7 +119,7 @@ def _init(address: str, *, is_own: bool, **options: Any) -> Cluster:
 
 
 def leave(cluster: Cluster) -> None:
-    """Be in no cluster any more. One that was started here ends."""
+    """Leave the cluster. One started here ends."""
     if cluster.is_own:
         with contextlib.suppress(OSError, ValueError):
             if json.loads(_told_path().read_text("utf-8"))["address"] == cluster.address:
@@ -129,11 +129,11 @@ def leave(cluster: Cluster) -> None:
     ray.shutdown()
 
 
-# One that is there already.
+# Finding a running cluster.
 
 
 def _find() -> str | None:
-    """The address of a cluster on this machine that answers: of `ray start`, or of `_start`."""
+    """The address of a cluster on this machine that answers, from `ray start` or `_start`."""
     for address in (_started_by_ray(), _started_by_us()):
         if address and _answers(address):
             return address
@@ -141,10 +141,9 @@ def _find() -> str | None:
 
 
 def _started_by_ray() -> str:
-    """What `ray start` has written, at the place that the documentation of `ray.init` names.
+    """The address that `ray start` has written, in the file that the docs of `ray.init` name.
 
-    Ray's own "auto" also takes what it finds among the processes of the machine, whosesoever and of
-    whatever version.
+    Ray's "auto" also takes clusters from the machine's list of processes, of any user and version.
     """
     folder = os.environ.get("RAY_TMPDIR")
     if folder is None and sys.platform.startswith("linux"):
@@ -164,7 +163,7 @@ def _started_by_us() -> str:
 
 
 def _told_path() -> Path:
-    # By user, since a cluster lets in nobody else; by machine, since homes are shared.
+    # By user, as a cluster admits no other; by machine, as home folders may be shared.
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(root, "aiosollol")
     folder.mkdir(parents=True, exist_ok=True)
@@ -173,19 +172,19 @@ def _told_path() -> Path:
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-    """Be the only one of this user on this machine in here."""
+    """A lock that one process of this user on this machine can hold."""
     try:
         import fcntl
-    except ImportError:  # Windows: two that begin at one moment may start two
+    except ImportError:  # Windows: two programs started at once may start two clusters
         yield
         return
     with open(_told_path().with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the system lets go of it however this process ends
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the system releases it however this process ends
         yield
 
 
 def _answers(address: str, usual_port: int = 6379) -> bool:
-    """Whether anybody listens there. Ray itself would try for 20 s and more to find that out."""
+    """Whether a server listens there. Ray itself would try for 20 s or more."""
     netloc = address.partition("/")[0]
     host, colon, port = netloc.rpartition(":")
     if not colon:

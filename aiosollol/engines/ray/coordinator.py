@@ -1,4 +1,4 @@
-"""The coordinator: a detached Ray actor with a name, one for all programs in a cluster."""
+"""The coordinator: a named, detached Ray actor, one for all programs in a cluster."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ NAMESPACE = "aiosollol"
 
 
 class CoordinatorActor:
-    """A shell around `core.leasing.protocol.Commons`, with a clock. Takes and gives plain values
-    only.
+    """`core.leasing.protocol.LeaseCoordinator` with a clock, as an actor. Exchanges plain values.
 
-    What it answers has its version, whatever the question: then both ends can tell.
+    Every answer contains its version, so that both sides can detect a mismatch.
     """
 
     def __init__(self) -> None:
@@ -26,7 +25,7 @@ class CoordinatorActor:
     def exchange(self, told: dict[str, Any]) -> dict[str, Any]:
         """The dumped answer to a dumped report, or a dictionary with ``error``."""
         now = time.monotonic()
-        self._commons.statistics(now)  # forgets who is gone
+        self._commons.statistics(now)  # removes expired members
         answer: dict[str, Any] = {"version": __version__, "members": len(self._commons.members)}
         if told.get("protocol") != PROTOCOL:
             return {**answer, "protocol": PROTOCOL, "error": "protocol"}
@@ -36,12 +35,12 @@ class CoordinatorActor:
             return {**answer, "protocol": PROTOCOL, "error": str(error)}
 
     def leave(self, member: str) -> None:
-        """`member` is gone."""
+        """Remove `member`."""
         self._commons.leave(member, time.monotonic())
 
 
 def check(answered: dict[str, Any]) -> dict[str, Any]:
-    """`answered`, if it is an answer. Raises EngineError, which says what to do."""
+    """`answered`, unless it is an error. Raises EngineError with advice."""
     if answered.get("protocol") != PROTOCOL:
         raise EngineError(
             "ray",
@@ -55,12 +54,12 @@ def check(answered: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_replaceable(answered: dict[str, Any]) -> bool:
-    """Whether it is the coordinator of another version, and nobody is there who needs it."""
+    """Whether the coordinator has another version, and no members."""
     return answered.get("protocol") != PROTOCOL and answered.get("members") == 0
 
 
 def find_coordinator() -> Any:
-    """The actor that is there, or a new one. Blocks for a moment."""
+    """The existing actor, or a new one. Blocks briefly."""
     import ray
 
     return (

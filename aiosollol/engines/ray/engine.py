@@ -1,7 +1,7 @@
 """Ray: leases of nodes for programs that share them, and workers for batches.
 
-`RayEngine` is both a `ports.Engine` and, by its `coordinator`, a `ports.Coordinator`; Ray itself is
-known to the sidecar only (`ray_sidecar`), which is started when it is needed first.
+`RayEngine` is a `ports.Engine`, and its `coordinator` a `ports.Coordinator`. Only the sidecar
+(`ray.sidecar`), which starts on first use, imports Ray.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from aiosollol.sharing.lease_client import LeaseClient
 log = logging.getLogger("aiosollol")
 
 EXCHANGE_SECONDS = 5.0
-"""Until a question to the coordinator counts as not answered: half the term of a lease."""
+"""Timeout of a call to the coordinator: half the term of a lease."""
 HIRE_SECONDS = 60.0
 MOST_WORKERS = 8
 AHEAD = 2
-"""Partitions that a worker has at once: while the nodes finish one, they begin with the next."""
+"""Partitions that a worker has at once: while the nodes finish one, they start the next."""
 _GUESSED_START_SECONDS = 8.0
 IDLE_SECONDS = 30.0
-"""After a batch, until workers are dismissed: they have slots in advance."""
+"""Time from the last batch until workers are dismissed: idle workers hold slots too."""
 
 
 def make_engine(settings: Settings, registry: ClusterState) -> RayEngine:
-    """The engine of a pool with `enable_ray`. Starts nothing."""
+    """The engine of a pool with `enable_ray`. It starts on first use."""
     return RayEngine(settings, registry)
 
 
@@ -56,7 +56,7 @@ def make_sharing(
     registry: ClusterState,
     probe: Callable[[str], Coroutine[Any, Any, None]],
 ) -> LeaseClient:
-    """What keeps the leases of a pool with this engine. See `sharing.Sharing`."""
+    """The client that keeps the leases of a pool with this engine. See `sharing.lease_client`."""
     engine.sharing = LeaseClient(
         registry,
         engine.coordinator,
@@ -70,7 +70,7 @@ def make_sharing(
 
 
 class RayCoordinator:
-    """The coordinator of the cluster, through the sidecar."""
+    """The cluster's coordinator, reached through the sidecar."""
 
     name = "ray"
 
@@ -100,11 +100,11 @@ class RayCoordinator:
 
 
 class RayEngine:
-    """Batches by workers in Ray, which share the nodes with this program's own requests.
+    """Computes batches on Ray workers, which share the nodes with this program's own requests.
 
-    member: what this program is called among those that share, like no other. group: what it and
-    its workers are called together: they share one weight. sharing: what keeps its leases, if it
-    has any.
+    member: this program's unique name among the programs that share nodes.
+    group: the common name of this program and its workers, which share one weight.
+    sharing: the client that keeps its leases, or None.
     """
 
     name = "ray"
@@ -137,13 +137,13 @@ class RayEngine:
 
     @property
     def _hired(self) -> _Crew | None:
-        """The workers that are there; None if there are none, or they went with their sidecar."""
+        """The current workers; None if there are none, or they ended with their sidecar."""
         crew = self._crew
         is_there = crew is not None and self._link.is_connected and crew.life == self._link.life
         return crew if is_there else None
 
     def stats(self) -> dict[str, Any]:
-        """See `ports.Engine`, and `Sharing.stats` for what it tells of that."""
+        """See `ports.Engine`; includes the statistics of `sharing`."""
         info, crew = self._link.info, self._hired
         return {
             "enabled": True,
@@ -176,7 +176,7 @@ class RayEngine:
     # Workers.
 
     async def _hire(self) -> _Crew:
-        """Have workers. Raises EngineError."""
+        """Start workers if there are none. Raises EngineError."""
         async with self._hiring:
             if self._idling is not None:
                 self._idling.cancel()
@@ -216,7 +216,7 @@ class RayEngine:
 
 
 class _Crew(NamedTuple):
-    """Workers by their numbers, and the life of the link in which they were hired."""
+    """The numbers of workers, and the life of the link that started them."""
 
     name: str
     workers: tuple[int, ...]
@@ -224,7 +224,7 @@ class _Crew(NamedTuple):
 
 
 class RayWorkers:
-    """A `ports.WorkerLink`. The workers of a crew, by their numbers."""
+    """A `ports.WorkerLink` to the workers of a crew, by their numbers."""
 
     engine = "ray"
 
@@ -238,7 +238,7 @@ class RayWorkers:
         return self._rooms
 
     async def wait_changed(self) -> None:
-        """Workers neither come nor go by themselves."""
+        """Never returns: the workers do not change by themselves."""
         await anyio.sleep_forever()
 
     async def embed(self, worker: str, partition: Partition) -> PartitionAnswer:
@@ -253,13 +253,13 @@ class RayWorkers:
         return WorkerDied(told.decode())
 
     async def recover(self, worker: str) -> None:
-        # It begins anew; until then others do what it would.
+        # It restarts; until then the others get its partitions.
         await self._link.call("greet", self._crew.name, int(worker), timeout=HIRE_SECONDS)
         self._rooms[worker] = AHEAD
 
 
 def fit_workers(greetings: Sequence[Greeting]) -> tuple[int, ...]:
-    """The numbers of the workers that can be used. Raises EngineError if there is none."""
+    """The numbers of the usable workers. Raises EngineError if there is none."""
     for greeting in greetings:
         if greeting.version != __version__:
             raise EngineError(
@@ -275,7 +275,7 @@ def fit_workers(greetings: Sequence[Greeting]) -> tuple[int, ...]:
         reasons = "".join(f"\n  {name}: {problem}" for name, problem in silent.items())
         raise EngineError(
             "ray",
-            "has no worker that reaches any node; an address such as 127.0.0.1 is the worker's own "
+            "has no worker that reaches a node; an address such as 127.0.0.1 is the worker's own "
             f"machine, so give nodes addresses that all machines reach{reasons}",
         )
     if len(fit) < len(greetings):

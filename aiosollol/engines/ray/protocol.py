@@ -1,4 +1,4 @@
-"""What a program and its workers in Ray agree upon. All of it can be pickled."""
+"""The messages between a program and its Ray workers. All can be pickled."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any, BinaryIO, NamedTuple
 from aiosollol.engines.common.remote_pool import NodeEntry
 
 DONE, LOST = "done", "lost"
-"""What became of a partition: there is a result, or the worker died over it."""
+"""Outcome of a partition: there is a result, or the worker died."""
 
 
 class Contract(NamedTuple):
-    """What a worker is made with. settings: the client's. group, weight: whose share it uses."""
+    """The arguments of a worker. settings: the client's. group, weight: the share it uses."""
 
     settings: dict[str, Any]
     group: str
@@ -24,7 +24,7 @@ class Contract(NamedTuple):
 
 
 class Greeting(NamedTuple):
-    """How a worker is when it has started. down: nodes it does not reach, each with why."""
+    """The state of a worker after its start. down: the error of each node it cannot reach."""
 
     name: str
     version: str
@@ -33,31 +33,31 @@ class Greeting(NamedTuple):
 
 
 FRAME_DONE, REFUSED, FAILED = "done", "refused", "failed"
-"""What became of an order: done, refused by our own code, or failed in Ray."""
+"""Outcome of an order: done, refused by our code, or failed in Ray."""
 
 _LENGTH = struct.Struct("<Q")
 HEADER = _LENGTH.size
 
 
 def pack(value: Any) -> bytes:
-    """One frame."""
+    """`value` as a frame."""
     body = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
     return _LENGTH.pack(len(body)) + body
 
 
 def length_of(header: bytes) -> int:
-    """How many bytes follow the first `HEADER` ones."""
+    """Number of bytes after a header of `HEADER` bytes."""
     length: int = _LENGTH.unpack(header)[0]
     return length
 
 
 def unpack(body: bytes) -> Any:
-    """The value of a frame, from what follows its header."""
+    """The value of a frame, from the bytes after its header."""
     return pickle.loads(body)
 
 
 def read_all(stream: BinaryIO) -> Iterator[Any]:
-    """The values of a blocking stream, to its end."""
+    """The values of a blocking stream until its end."""
     with contextlib.suppress(EOFError):
         while True:
             yield read(stream)

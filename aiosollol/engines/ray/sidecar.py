@@ -1,9 +1,9 @@
-"""``python -m aiosollol.engines.ray.sidecar``: the driver of Ray, in a process beside the program.
+"""``python -m aiosollol.engines.ray.sidecar``: the Ray driver, in a process beside the program.
 
-Ray ends the whole process of a driver whose cluster has been gone for a minute, handles its signals
-and blocks its event loop. So no program of ours is one: it has this process for that, and talks to
-it through stdin and stdout (`ray_frames`). This ends when stdin does, which the system closes
-however the program ends; the cluster too, if this process has started it.
+Ray exits the driver's process when its cluster has been gone for a minute, handles its signals and
+blocks its event loop. So the driver runs in this process, which exchanges frames with the program
+through stdin and stdout (`ray.protocol`). This process ends at the end of stdin, which the system
+closes however the program ends; so does the cluster, if this process started it.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 LEAVE_SECONDS = 1.0
 END_SECONDS = 8.0
-"""From the end of stdin until this process is killed, with what it has started."""
+"""Time from the end of stdin until this process and its children are killed."""
 
 
 class Sidecar:
-    """Does what it is asked. A method ``do_x`` answers to the order "x"."""
+    """Carries out orders. The method ``do_x`` handles the order "x"."""
 
     def __init__(self) -> None:
         self._cluster: cluster.Cluster | None = None
@@ -64,7 +64,7 @@ class Sidecar:
         try:
             answered = await self._find_coordinator().exchange.remote(report)
         except ActorDiedError:
-            self._coordinator = None  # for good: somebody has killed it, so there is to be another
+            self._coordinator = None  # it was killed for good: create another
             answered = await self._find_coordinator().exchange.remote(report)
         return dict(answered)
 
@@ -80,7 +80,7 @@ class Sidecar:
     # Workers.
 
     async def do_hire(self, crew: str, most: int, contract: bytes) -> list[bytes]:
-        """Workers for batches, at most so many; what each says when it has started."""
+        """Start at most `most` workers for batches; return the greeting of each."""
         from aiosollol.engines.ray.workers import WorkerGroup
 
         self._crews[crew] = made = WorkerGroup(crew, most, contract)
@@ -102,9 +102,9 @@ class Sidecar:
             await made.aclose()
 
     async def aclose(self) -> None:
-        """Leave, for a program that could not do it itself as well."""
+        """Leave the cluster, also for a program that could not do it itself."""
         for member in list(self._members):
-            with contextlib.suppress(Exception):  # what is not given back ends by itself
+            with contextlib.suppress(Exception):  # an unreturned lease expires by itself
                 async with asyncio.timeout(LEAVE_SECONDS):
                     await self.do_leave(member)
         for crew in list(self._crews):
@@ -118,8 +118,8 @@ def _drop(tasks: dict[int, asyncio.Task[None]], number: int, _: object) -> None:
 
 
 def in_words(error: Exception) -> tuple[str, str]:
-    """What an error of Ray comes to: FAILED, or REFUSED where we know why; and a line that says
-    what to do."""
+    """The outcome for an error of Ray, with a message: REFUSED with advice for a known cause, else
+    FAILED."""
     text = " ".join(str(error).split())
     if "No module named 'aiosollol" in text:
         return REFUSED, (
@@ -130,10 +130,10 @@ def in_words(error: Exception) -> tuple[str, str]:
 
 
 async def serve(orders: asyncio.Queue[Any], answer: Callable[[Any], None]) -> None:
-    """Do what is ordered, side by side, until None comes. An order is (number, name, arguments).
+    """Carry out orders concurrently until None arrives. An order is (number, name, arguments).
 
-    Answered is (number, DONE, result), (number, REFUSED or FAILED, problem). (number, "cancel", ())
-    cancels.
+    Answers are (number, FRAME_DONE, result) or (number, REFUSED or FAILED, problem). The order
+    (number, "cancel", ()) cancels the one with that number.
     """
     sidecar = Sidecar()
     tasks: dict[int, asyncio.Task[None]] = {}
@@ -147,7 +147,7 @@ async def serve(orders: asyncio.Queue[Any], answer: Callable[[Any], None]) -> No
         except (EngineError, cluster.ClusterGone) as error:
             answer((number, REFUSED, getattr(error, "detail", str(error))))
         except Exception as error:
-            # Whatever Ray raises: the other end decides what becomes of it.
+            # Any error of Ray: the program decides how to handle it.
             answer((number, *in_words(error)))
         else:
             answer((number, FRAME_DONE, result))
@@ -168,12 +168,12 @@ async def serve(orders: asyncio.Queue[Any], answer: Callable[[Any], None]) -> No
 def main() -> None:
     orders: asyncio.Queue[Any] = asyncio.Queue()
     answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    # What prints, here or in Ray, must not get between the frames.
+    # Printed text, ours or Ray's, must not mix with the frames.
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
 
     def write() -> None:
-        with contextlib.suppress(OSError):  # nobody listens any more: stdin has ended too
+        with contextlib.suppress(OSError):  # the program is gone: stdin has ended too
             while (value := answers.get()) is not None:
                 out.write(protocol.pack(value))
                 out.flush()
@@ -187,22 +187,22 @@ def main() -> None:
     asyncio.run(run())
     answers.put(None)
     writer.join(1.0)
-    _end_all()  # Ray's agents may outlive the rest of a cluster that was started here
+    _end_all()  # Ray's agents may outlive the rest of a cluster started here
 
 
 def _read() -> Iterator[Any]:
-    """The orders, to the end of stdin; soon after that this process is ended, whatever it does."""
+    """The orders until the end of stdin; starts the timer that then kills this process."""
     try:
         yield from protocol.read_all(sys.stdin.buffer)
     finally:
-        # The main thread may be in the middle of something of Ray's that takes a minute.
+        # The main thread may be in a call to Ray that takes a minute.
         timer = threading.Timer(END_SECONDS, _end_all)
         timer.daemon = True
         timer.start()
 
 
 def _end_all() -> None:
-    """End this process and what it has started, which is in its group and has no other owner."""
+    """Kill this process and its children, which are in its process group."""
     sys.stderr.flush()
     if hasattr(os, "killpg") and os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)

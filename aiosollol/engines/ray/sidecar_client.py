@@ -1,4 +1,4 @@
-"""The program's end of its sidecar: a process that is started when it is needed, and owned here."""
+"""The program's connection to its sidecar, a process that it starts on first use and owns."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from aiosollol.net.subprocess import ChildProcess
 
 SIDECAR = ("-m", "aiosollol.engines.ray.sidecar")
 CONNECT_SECONDS = 30.0
-"""Until a cluster must have taken us in, if something answers there; by `ray://` it starts a
-process for us. Where nothing answers, that is known within a second."""
+"""Time to join a cluster that answers; with `ray://` it starts a process for us. If none answers,
+that is known within a second."""
 START_SECONDS = 60.0
-"""Until a cluster that is started here must be there, on a busy machine."""
+"""Time to start a cluster here, on a busy machine."""
 MOST_FAILURES = 3
-"""Orders that fail in Ray one after another, until the sidecar is given up with its cluster: it
-would wait for that one for ever, and not see the next."""
+"""Consecutive orders that fail in Ray before the sidecar is killed: it would wait for its lost
+cluster for ever, and not find the next one."""
 END_SECONDS = 10.0
-"""From the end of its stdin until the sidecar is killed."""
+"""Time from the end of its stdin until the sidecar is killed."""
 
 _STDERR_KEPT = 4000
 _TOKEN_HINT = (
-    "the cluster wants a token: set RAY_AUTH_MODE=token, and have the token of the cluster in "
+    "the cluster needs a token: set RAY_AUTH_MODE=token, and put the cluster's token in "
     "~/.ray/auth_token or RAY_AUTH_TOKEN"
 )
 
 
 class LinkInfo(NamedTuple):
-    """The cluster that the sidecar is in. is_own: whether the sidecar started it."""
+    """The cluster of the sidecar. is_own: whether the sidecar started it."""
 
     address: str
     is_own: bool
@@ -40,10 +40,11 @@ class LinkInfo(NamedTuple):
 
 
 class RayLink:
-    """The way to a sidecar. `call` starts it if need be, also again after it was lost.
+    """The connection to a sidecar. `call` starts it if needed, and again after it was lost.
 
-    address: of the cluster, see `ray_cluster.join`. life: goes up with every sidecar; what was made
-    in one is gone with it. arguments: what Python runs as sidecar; tests have another.
+    address: of the cluster, see `ray.cluster.join`.
+    arguments: Python's arguments to run the sidecar; tests use another one.
+    life: increases with every sidecar; its workers end with it.
     """
 
     def __init__(self, address: str | None, *, arguments: Sequence[str] = SIDECAR) -> None:
@@ -65,11 +66,11 @@ class RayLink:
 
     @property
     def pid(self) -> int | None:
-        """The sidecar, or None while there is none."""
+        """The pid of the sidecar, or None while there is none."""
         return None if self._process is None else self._process.pid
 
     async def start(self) -> None:
-        """Be in a cluster. Raises EngineError. Callers at the same time share one start."""
+        """Start the sidecar and join. Concurrent callers share one start. Raises EngineError."""
         if self._is_closed:
             raise PoolClosed("the pool is closed")
         if self.info is not None:
@@ -82,15 +83,15 @@ class RayLink:
     def _started(self, task: asyncio.Task[None]) -> None:
         self._starting = None
         if not task.cancelled():
-            task.exception()  # whoever waited has it, and nobody need have waited
+            task.exception()  # mark as retrieved: there may be no waiting caller
 
     async def call(self, order: str, *arguments: Any, timeout: float | None) -> Any:
-        """What the sidecar answers to an order. Raises EngineError if it cannot, or not in time."""
+        """The sidecar's answer to an order. Raises EngineError if it fails, or not in time."""
         await self.start()
         return await self._ask(order, arguments, timeout)
 
     async def aclose(self) -> None:
-        """End the sidecar, politely and then by force. Idempotent."""
+        """End the sidecar, by force after `END_SECONDS`. Idempotent."""
         self._is_closed = True
         if self._starting is not None:
             self._starting.cancel()
@@ -102,7 +103,7 @@ class RayLink:
     async def _start(self) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        await self._end()  # of one that was lost, what is left
+        await self._end()  # the rest of a lost sidecar
         self._failures = 0
         try:
             self._process = await ChildProcess.spawn(self._arguments, self._read)
@@ -141,7 +142,7 @@ class RayLink:
             async with asyncio.timeout(timeout):
                 return await answer
         except TimeoutError:
-            problem = f"did not answer to {order!r} within {timeout:g} s{_said(process)}"
+            problem = f"did not answer {order!r} within {timeout:g} s{_said(process)}"
             if self._process is process:
                 process.write(protocol.pack((number, "cancel", ())))
                 self._count_failure(process, problem)
@@ -162,7 +163,7 @@ class RayLink:
                 number, outcome, value = protocol.unpack(body)
                 waiting = self._waiting.pop(number, None)
                 if waiting is None or waiting.done():
-                    continue  # given up
+                    continue  # no longer awaited
                 if outcome == protocol.FRAME_DONE:
                     waiting.set_result(value)
                 else:
@@ -181,7 +182,7 @@ class RayLink:
             self._lose(process, problem)
 
     def _lose(self, process: ChildProcess, problem: str) -> None:
-        """Do without this sidecar; the next call starts another, and clears away what is left."""
+        """Give up this sidecar; the next call cleans up and starts another."""
         self.info = None
         process.kill()
         self._fail(problem)

@@ -1,4 +1,4 @@
-"""Workers for batches: Ray actors with a pool each, and the group of them that a program has."""
+"""Workers for batches: Ray actors with a remote pool each, and the group of them of a program."""
 
 from __future__ import annotations
 
@@ -29,11 +29,10 @@ FIRST_LEASE_SECONDS = 10.0
 
 
 class WorkerActor:
-    """Embeds partitions within the leases that it gets by itself. Its arguments are pickled, so
-    that nothing needs to be understood on the way.
+    """Embeds partitions within the leases that it requests itself. Its arguments are pickled, so
+    that the processes in between need not understand them.
 
-    A worker that died begins anew, with the same contract; what it was doing is done again by
-    whoever the client gives it to.
+    After a crash a worker restarts with the same contract; the client sends its partitions again.
     """
 
     def __init__(self, name: str, contract: bytes) -> None:
@@ -49,7 +48,7 @@ class WorkerActor:
         self._look: Look | None = None
 
     async def greet(self) -> bytes:
-        """A pickled `Greeting`, when its nodes have been asked and it has its first lease."""
+        """A pickled `Greeting`, once its nodes were queried and it has its first lease."""
         await self._started()
         look = self._look
         assert look is not None
@@ -66,7 +65,7 @@ class WorkerActor:
             self._running.pop(number, None)
 
     async def stop(self, number: int) -> None:
-        """End what `run` does with that number, down to the requests at the nodes."""
+        """Cancel the `run` with this number, including its requests on the nodes."""
         task = self._running.get(number)
         if task is not None:
             task.cancel()
@@ -103,12 +102,12 @@ class WorkerActor:
             async with asyncio.timeout(FIRST_LEASE_SECONDS):
                 await self._has_lease.wait()
         except TimeoutError:
-            raise EngineError("ray", "gave a worker no lease within 10 s") from None
+            raise EngineError("ray", "did not give a worker a lease within 10 s") from None
 
     async def _renew(self, far: RemotePool) -> None:
-        """Ask for leases as long as this worker lives. A lease that is not renewed ends by itself
-        (`RemotePool`), so whatever fails here is tried again."""
-        # Another name for each life: what the one before it held is not known to be free.
+        """Renew the lease as long as this worker lives. An unrenewed lease expires by itself
+        (`RemotePool`), so every failure here is retried."""
+        # A new name after each restart: the slots of the previous one may still be in use.
         member = f"{self._name} {time.monotonic():.6f}"
         coordinator = find_coordinator()
         slots: dict[str, int] = {}
@@ -135,7 +134,7 @@ class WorkerActor:
 
     def _report(self, member: str, look: Look) -> MemberReport:
         specs = {entry.spec.name: entry.spec for entry in self._nodes}
-        # Slots of a node that it does not reach would be of no use to it.
+        # It cannot use slots of a node that it does not reach.
         nodes = {
             known: NodeUse(slots_of(specs[name]), look.wants.get(name, 0), look.using.get(name, 0))
             for known, name in self._ids().items()
@@ -146,20 +145,20 @@ class WorkerActor:
 
 
 GREET_SECONDS = 45.0
-"""Until workers must have started: Python, this library, and a look at the nodes."""
+"""Time for workers to start: Python, this library, and a query to the nodes."""
 
 _LOOK_SECONDS = 0.2
 
 
 class WorkerGroup:
-    """Workers that live until they are dismissed, or the sidecar ends. Starting takes a while."""
+    """Workers that live until they are dismissed, or the sidecar ends. They start slowly."""
 
     def __init__(self, name: str, most: int, contract: bytes) -> None:
         ray: Any = import_module("ray")
         cores = int(ray.cluster_resources().get("CPU", 1))
         actor = ray.remote(WorkerActor).options(
-            # They wait for nodes most of the time: a core kept free for each would be wasted, and
-            # two programs would wait for each other's.
+            # They wait for nodes most of the time: a core reserved for each would be wasted, and
+            # two programs would wait for each other's cores.
             num_cpus=0,
             max_restarts=-1,
             max_task_retries=0,
@@ -172,16 +171,16 @@ class WorkerGroup:
         self._stops: set[asyncio.Future[Any]] = set()
 
     async def greetings(self) -> list[bytes]:
-        """What each worker says when it has started. Raises EngineError, and what Ray raises."""
+        """The greeting of each worker after its start. Raises EngineError, and Ray's errors."""
         try:
             async with asyncio.timeout(GREET_SECONDS):
                 return list(await asyncio.gather(*(one.greet.remote() for one in self._actors)))
         except TimeoutError:
-            problem = f"started no worker within {GREET_SECONDS:g} s; is the cluster busy?"
+            problem = f"did not start its workers within {GREET_SECONDS:g} s; is the cluster busy?"
             raise EngineError("ray", problem) from None
 
     async def greet(self, worker: int) -> bytes:
-        """What one of them says when it has started anew."""
+        """The greeting of a worker after it has restarted."""
         from ray.exceptions import ActorUnavailableError
 
         while True:
@@ -191,7 +190,7 @@ class WorkerGroup:
                 await asyncio.sleep(_LOOK_SECONDS)
 
     async def run(self, worker: int, number: int, order: bytes) -> tuple[str, bytes]:
-        """(DONE, result), or (LOST, why) if the worker died over it; then it begins anew."""
+        """(DONE, result), or (LOST, why) if the worker died; it restarts then."""
         from ray.exceptions import RayActorError
 
         actor = self._actors[worker]
@@ -200,21 +199,21 @@ class WorkerGroup:
         except RayActorError as error:
             return LOST, " ".join(str(error).split())[:300].encode()
         except asyncio.CancelledError:
-            # Ray's own way depends on how far the task is; this ends what runs at the nodes.
+            # Ray's own cancellation depends on the task's state; this stops the requests on nodes.
             stop = asyncio.ensure_future(_quietly(actor.stop.remote(number)))
             self._stops.add(stop)
             stop.add_done_callback(self._stops.discard)
             raise
 
     async def aclose(self) -> None:
-        """Dismiss them. What they have under way ends with them."""
+        """Kill the workers, with all that they run."""
         ray: Any = import_module("ray")
         actors, self._actors = self._actors, []
         for actor in actors:
-            with contextlib.suppress(Exception):  # it is gone already, or the cluster is
+            with contextlib.suppress(Exception):  # it, or the cluster, has ended already
                 ray.kill(actor)
 
 
 async def _quietly(work: Any) -> None:
-    with contextlib.suppress(Exception):  # a worker that is gone has stopped
+    with contextlib.suppress(Exception):  # a dead worker has stopped
         await work
