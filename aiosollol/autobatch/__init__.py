@@ -6,7 +6,7 @@
 ...     async for page in queue.results(job):
 ...         ...
 
-It is not loaded by ``import aiosollol``: that would load sqlite3.
+``import aiosollol`` does not load it, as that would load sqlite3.
 """
 
 from aiosollol.autobatch.jobs import JobStatus, QueueStatus

@@ -1,4 +1,4 @@
-"""`Database`: one SQLite connection in one thread, for an event loop that never waits for it."""
+"""`Database`: one SQLite connection in one thread, so that the event loop never blocks."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _REASONS = {
-    "SQLITE_BUSY": ("locked", "another process is writing to it for too long; try again"),
-    "SQLITE_LOCKED": ("locked", "another process is writing to it for too long; try again"),
-    "SQLITE_FULL": ("full", "the disk is full, or its quota is used up; make room"),
+    "SQLITE_BUSY": ("locked", "another process has been writing to it for too long; try again"),
+    "SQLITE_LOCKED": ("locked", "another process has been writing to it for too long; try again"),
+    "SQLITE_FULL": ("full", "the disk is full, or its quota is used up; free some space"),
     "SQLITE_CORRUPT": (
         "damaged",
-        "it is damaged, and was left as it is; restore it from a backup, or save what can be saved "
+        "it is damaged, and was left unchanged; restore it from a backup, or recover what is left "
         "with: sqlite3 FILE .recover",
     ),
     "SQLITE_NOTADB": (
         "damaged",
-        "it is not a database, or its beginning is damaged; it was left as it is",
+        "it is not a database, or its beginning is damaged; it was left unchanged",
     ),
-    "SQLITE_CONSTRAINT": ("damaged", "it contradicts itself; restore it from a backup"),
+    "SQLITE_CONSTRAINT": ("damaged", "its content is inconsistent; restore it from a backup"),
     "SQLITE_READONLY": ("read-only", "it cannot be written; check the permissions"),
     "SQLITE_PERM": ("read-only", "it cannot be written; check the permissions"),
     "SQLITE_CANTOPEN": ("io", "it cannot be opened; check the folder and the permissions"),
@@ -41,13 +41,13 @@ _UNKNOWN = ("io", "reading or writing failed")
 
 
 class Database:
-    """The database of a queue. `open` it, `aclose` it; what is called in between runs in a thread.
+    """The database of a queue: `open` it, and `aclose` it. Calls in between run in a thread.
 
-    Functions get the connection as first argument, and raise what they like; what SQLite raises
-    becomes StorageError. A call that is cancelled runs to its end all the same, or not at all.
+    Functions get the connection as their first argument. Their exceptions propagate; those of
+    SQLite become StorageError. A cancelled call still runs to its end, or not at all.
 
-    path: of the file; absolute once it is open. lock_seconds: how long to wait for other processes
-    that write.
+    path: of the file; absolute once it is open.
+    lock_seconds: how long to wait for other processes that write.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, lock_seconds: float) -> None:
@@ -57,22 +57,22 @@ class Database:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="aiosollol autobatch")
 
     async def open(self) -> None:
-        """Open the file, or make it. Raises ConfigError or StorageError, and changes nothing."""
+        """Open or create the file. Raises ConfigError or StorageError without changing it."""
         await self.call(self._open)
 
     def _open(self) -> None:
-        # Absolute, also because ":memory:" is a file here, like any other name.
+        # Absolute, also so that ":memory:" is a file like any other.
         self.path = os.path.abspath(os.path.expanduser(self.path))
         with told_as_ours(self.path):
             self._connection = open_database(self.path, self._lock_seconds)
 
     async def aclose(self) -> None:
-        """Close it, once what is under way has ended. Idempotent."""
+        """Close the file after pending calls. Idempotent."""
         try:
             await self.call(self._close)
-        except RuntimeError:  # the thread has ended before
+        except RuntimeError:  # the thread has already ended
             return
-        self._thread.shutdown(wait=False)  # it has nothing left to do
+        self._thread.shutdown(wait=False)  # it is idle
 
     def _close(self) -> None:
         connection, self._connection = self._connection, None
@@ -81,7 +81,7 @@ class Database:
                 connection.close()
 
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What `function` returns, run in the thread."""
+        """Run `function` in the thread, and return its result."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, lambda: function(*args, **kwargs))
 
@@ -91,7 +91,7 @@ class Database:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """What `function` finds, at one moment: others' changes are seen all or not at all."""
+        """Run `function` in a read transaction: it sees a consistent snapshot."""
         return await self.call(self._transaction, "BEGIN", lambda c: function(c, *args, **kwargs))
 
     async def change(
@@ -100,8 +100,8 @@ class Database:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """What `function` returns. All that it changes is on the disk then, or nothing."""
-        # IMMEDIATE: to begin by reading and then to write fails at once if another wrote between.
+        """Run `function` in a write transaction: all its changes are on the disk, or none."""
+        # IMMEDIATE: after a read, a write would fail at once if another process wrote in between.
         return await self.call(
             self._transaction, "BEGIN IMMEDIATE", lambda c: function(c, *args, **kwargs)
         )
@@ -124,20 +124,20 @@ class Database:
 
 @contextmanager
 def told_as_ours(path: str) -> Iterator[None]:
-    """Turn what SQLite and the system raise into StorageError."""
+    """Turn exceptions of SQLite and the system into StorageError."""
     try:
         yield
     except (sqlite3.ProgrammingError, sqlite3.InterfaceError):
-        raise  # a mistake of ours, not a trouble of the file
+        raise  # a bug, not a problem of the file
     except sqlite3.Error as error:
-        # By its primary code: SQLITE_IOERR_WRITE and the like have a name of their own.
+        # By its primary code: SQLITE_IOERR_WRITE and others have their own names.
         name = getattr(error, "sqlite_errorname", "")
         known = next((code for code in _REASONS if name.startswith(code)), "")
         reason, advice = _REASONS.get(known, _UNKNOWN)
         message = f"{path}: {advice.replace('FILE', path)} ({error})"
         raise StorageError(message, source=path, reason=reason) from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        # Of SQLite's own words about the damage, or of what stands in a job.
+        # From SQLite's message about the damage, or from the JSON of a job.
         reason, advice = _REASONS["SQLITE_CORRUPT"]
         message = f"{path}: {advice.replace('FILE', path)} ({error})"
         raise StorageError(message, source=path, reason=reason) from error
@@ -148,12 +148,12 @@ def told_as_ours(path: str) -> Iterator[None]:
 
 
 class WorkerLock:
-    """A lock on the file ``<path>-worker``, which the system gives back when its holder dies.
+    """A lock on the file ``<path>-worker``, which the system releases when its holder dies.
 
     Not a row in the database: that would need a time after which a silent holder counts as dead,
-    and a holder that was only slow would then be a second one. The file stays when the lock is
-    given back, since whoever deletes it may delete it from under the next holder. Nor is it the
-    database itself: to close any other descriptor of that would give back SQLite's own locks.
+    and a merely slow one would then be a second holder. The file is not deleted on release, as the
+    next process may already hold it. Nor is it the database itself: closing another descriptor of
+    that file would release SQLite's own locks.
 
     Not for the event loop: `acquire` opens a file.
     """
@@ -164,11 +164,11 @@ class WorkerLock:
 
     @property
     def is_held(self) -> bool:
-        """Whether this object holds it."""
+        """Whether this object holds the lock."""
         return self._file is not None
 
     def acquire(self) -> bool:
-        """Take the lock unless another has it; whether it is held now. Raises OSError."""
+        """Take the lock if it is free; return whether this object holds it. Raises OSError."""
         if self._file is not None:
             return True
         file = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
@@ -184,7 +184,7 @@ class WorkerLock:
         return True
 
     def release(self) -> None:
-        """Give it back. Idempotent."""
+        """Release the lock. Idempotent."""
         if self._file is not None:
             file, self._file = self._file, None
             with contextlib.suppress(OSError):
@@ -203,6 +203,6 @@ else:
     import fcntl
 
     def _lock(file: int) -> None:
-        # flock, not lockf: a lock of a descriptor, so that two queues in one process exclude each
-        # other as two processes do.
+        # flock, not lockf: it locks by descriptor, so that two queues in one process exclude each
+        # other like two processes.
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,7 +1,7 @@
-"""What those who submit do to a queue's tables. Each function is one transaction, in the thread.
+"""Queries that submit and change jobs: each function is one transaction, in the thread.
 
-Invariants, which every transaction keeps, here and in `taking`: a document is in `documents` or in
-`vectors`, never in both; the counters of a job agree with its rows.
+Invariants of every transaction, here and in `worker_queries`: a document is in `documents` or in
+`vectors`, never in both; the counters of a job match its rows.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ POSITION_BITS = 32
 
 
 class NewJob(NamedTuple):
-    """What is submitted. settings, metadata: as JSON, with sorted keys.
+    """A job to submit.
 
+    settings, metadata: as JSON, with sorted keys.
     owner: see `AutoBatch`; None for a job without an owner.
     """
 
@@ -37,41 +38,41 @@ class NewJob(NamedTuple):
 
 
 def keys_of(number: int) -> tuple[int, int]:
-    """The first key that documents of a job may have, and the first of the next job."""
+    """The first key of a job's documents, and the first key of the next job."""
     return number << POSITION_BITS, (number + 1) << POSITION_BITS
 
 
 def checksum(key: int, blob: bytes | memoryview[int]) -> int:
-    """The CRC-32 of a text or a vector, and of whose it is."""
+    """The CRC-32 of a text or a vector, and of its key."""
     return crc32(blob, (key ^ key >> POSITION_BITS) & 0xFFFFFFFF)
 
 
 def is_sound(key: int, crc: object, blob: object) -> bool:
-    """Whether what was read is what was written. Where bytes are damaged, types may be too."""
+    """Whether `blob` was read as it was written. With damaged bytes, types may be wrong too."""
     if not isinstance(key, int):
         raise damage("a row has no key")
     return isinstance(blob, bytes) and checksum(key, blob) == crc
 
 
 def damage(problem: str) -> sqlite3.DatabaseError:
-    """What SQLite would raise, had it noticed."""
+    """The error that SQLite would raise for this damage."""
     error = sqlite3.DatabaseError(problem)
     error.sqlite_errorname = "SQLITE_CORRUPT"
     return error
 
 
 def position_of(key: int) -> int:
-    """Where in its job the document with this key stands."""
+    """The index of a document in its job."""
     return key & ((1 << POSITION_BITS) - 1)
 
 
 def submit(connection: sqlite3.Connection, job: NewJob, rules: Rules, now: float) -> None:
-    """Queue a job, whole. Raises InvalidInput if it can never be queued, and QueueFull."""
+    """Queue a whole job. Raises QueueFull, and InvalidInput if it exceeds the queue's limits."""
     blobs = [text.encode() for text in job.texts]
     size = sum(map(len, blobs))
     if len(blobs) > rules.max_documents or size > rules.max_bytes:
         raise InvalidInput(
-            f"{len(blobs):,} documents of {size:,} bytes are more than the queue ever takes, "
+            f"{len(blobs):,} documents of {size:,} bytes exceed the limits of the queue, "
             f"{rules.max_documents:,} of {rules.max_bytes:,}; submit them in parts"
         )
     _check_room(connection, len(blobs), size, rules, job.owner)
@@ -108,14 +109,14 @@ def _check_room(
     over_bytes = int(queued_bytes) + size - rules.max_bytes
     if over <= 0 and over_bytes <= 0:
         return
-    if over_bytes > 0:  # as documents of the size that the queued ones have
+    if over_bytes > 0:  # in documents of the average queued size
         over = max(over, int(over_bytes * queued / queued_bytes) if queued_bytes else 0)
     (rate,) = connection.execute("SELECT rate FROM worker").fetchone()
     seconds = retry_after(over, rate, rules.interval)
     if owner is None:
         problem = (
             f"{int(queued):,} documents of {int(queued_bytes):,} bytes are queued, and "
-            f"{documents:,} of {size:,} more would be over the limit, {rules.max_documents:,} of "
+            f"{documents:,} of {size:,} more would exceed the limit, {rules.max_documents:,} of "
             f"{rules.max_bytes:,}"
         )
     else:  # don't reveal how much other owners have queued
@@ -137,7 +138,7 @@ def find_job(connection: sqlite3.Connection, job_id: str, owner: str | None) -> 
 
 
 def cancel(connection: sqlite3.Connection, job_id: str, owner: str | None, now: float) -> None:
-    """Drop what is queued of a job. No effect on one that is over. Raises UnknownJob."""
+    """Drop the queued documents of a job. No effect on a finished one. Raises UnknownJob."""
     number = find_job(connection, job_id, owner)
     (queued,) = connection.execute("SELECT queued FROM jobs WHERE number = ?", (number,)).fetchone()
     if not queued:
@@ -155,7 +156,7 @@ def cancel(connection: sqlite3.Connection, job_id: str, owner: str | None, now: 
 def retry(
     connection: sqlite3.Connection, job_id: str, owner: str | None, rules: Rules, now: float
 ) -> int:
-    """Queue the failed documents of a job again; how many.
+    """Queue the failed documents of a job again; returns their number.
 
     Raises UnknownJob, QueueFull, and InvalidInput for a job that was cancelled.
     """
@@ -164,7 +165,7 @@ def retry(
         "SELECT is_cancelled FROM jobs WHERE number = ?", (number,)
     ).fetchone()
     if is_cancelled:
-        raise InvalidInput(f"job {job_id!r} was cancelled; submit what is still to be done again")
+        raise InvalidInput(f"job {job_id!r} was cancelled; submit its documents as a new job")
     keys = keys_of(number)
     failed, size = connection.execute(
         "SELECT count(*), total(length(text)) FROM documents"
@@ -195,9 +196,9 @@ def new_job(
     owner: str | None = None,
     **given: Unpack[EmbedArguments],
 ) -> NewJob:
-    """A job with an id of its own. Raises InvalidInput, which names the document that is wrong."""
+    """A job with a new id. Raises InvalidInput, which names the invalid document."""
     settings = EmbedSettings(model=model, **given)
-    dump_embed(settings, ())  # options may hold what JSON cannot carry
+    dump_embed(settings, ())  # options may contain values that JSON cannot represent
     texts, invalid = collect_texts(docs)
     for error in invalid.values():
         raise error
@@ -206,7 +207,7 @@ def new_job(
     if metadata is not None and not isinstance(metadata, Mapping):
         raise InvalidInput(f"metadata must be a mapping, not {type(metadata).__name__}")
     if owner is not None and (not isinstance(owner, str) or not owner):
-        raise InvalidInput(f"owner must be a text that is not empty, or None, not {owner!r}")
+        raise InvalidInput(f"owner must be a non-empty text or None, not {owner!r}")
     kept = {**given, "options": settings.options}
     return NewJob(
         id=str(uuid.uuid4()),
@@ -223,5 +224,5 @@ def _json(name: str, value: dict[str, Any]) -> str:
         text = json.dumps(value, sort_keys=True, allow_nan=False, ensure_ascii=False)
         text.encode()
     except (TypeError, ValueError) as error:
-        raise InvalidInput(f"{name} must be of what JSON can carry: {error}") from error
+        raise InvalidInput(f"{name} must contain only JSON values: {error}") from error
     return text

@@ -1,4 +1,4 @@
-"""How far jobs are, and what came of a batch: done, failed, or tried again. Pure."""
+"""The status of jobs, and the outcome of a batch: done, failed, or to be retried. Pure."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ State = Literal["pending", "running", "completed", "failed", "cancelled"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobStatus:
-    """How far a job is. Times are seconds since the epoch.
+    """The status of a job. Times are seconds since the epoch.
 
-    job_id, model, settings, metadata: as it was submitted.
-    total: documents in it, each of which is `queued`, `completed`, `failed` or, if the job was
-    cancelled before its turn came, gone.
-    completed_at: when the last document was settled, or the job was cancelled. expires_at: when it
-    is forgotten.
-    eta: seconds until it will be done, if that can be told.
-    owner: the owner it was submitted with; None for a job without one.
+    job_id, model, settings, metadata: as submitted.
+    total: number of documents. Each one is `queued`, `completed` or `failed`, or was dropped when
+        the job was cancelled.
+    completed_at: when the last document was completed or failed, or the job was cancelled.
+    expires_at: when the job is deleted.
+    eta: estimated seconds until it is done, or None.
+    owner: the owner of the job; None for a job without one.
     """
 
     job_id: str
@@ -64,12 +64,12 @@ class JobStatus:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing of it is queued any more."""
+        """Whether none of its documents is queued."""
         return not self.queued
 
     @property
     def seconds(self) -> float | None:
-        """How long it is at it, or was; None before its first batch."""
+        """Seconds from its first batch until now, or its end; None before that batch."""
         if self.started_at is None:
             return None
         until = self.now if self.completed_at is None else self.completed_at
@@ -77,12 +77,12 @@ class JobStatus:
 
     @property
     def rate(self) -> float | None:
-        """Documents settled per second since its first batch."""
+        """Documents completed or failed per second since its first batch."""
         seconds = self.seconds
         return (self.completed + self.failed) / seconds if seconds else None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON. The names are those of the original's batch jobs, and a few more.
+        """The status for JSON, with the names of the original's batch jobs, and a few more.
 
         ``owner`` is present only if the job has one.
         """
@@ -111,17 +111,22 @@ class JobStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueStatus:
-    """How far all jobs are, or all of one owner.
+    """The status of all jobs, or of all jobs of one owner.
 
-    jobs: the latest ones. job_count: of all that are kept. job_total: that there ever were; of one
-    owner, those that are kept.
-    active: jobs that were begun and are not done; pending: that were not begun.
-    queued, queued_bytes: documents that wait, of all these jobs. ahead: those that wait up to the
-    last of these jobs, other owners' documents included; None is `queued`. rate: documents per
-    second, lately; 0 if that is not known. eta: seconds until nothing of these jobs is queued, if
-    that can be told.
-    worker: the process that embeds, or None. is_worker: whether it is this object that does.
-    problem: what it is that keeps this object from embedding them now; empty if nothing does.
+    jobs: the latest jobs.
+    job_count: number of jobs kept.
+    job_total: number of jobs ever submitted; with an owner, the jobs kept.
+    active, pending: number of unfinished jobs that have begun, and that have not.
+    queued, queued_bytes: number and size of the queued documents of these jobs.
+    max_documents, max_bytes: the limits of the queue.
+    keep_results: seconds that a job is kept after its end.
+    rate: recent documents per second; 0 if unknown.
+    eta: estimated seconds until no document of these jobs is queued, or None.
+    worker: the pid of the process that embeds, or None.
+    is_worker: whether this object embeds.
+    problem: why this object cannot embed them now; empty if it can.
+    ahead: documents queued up to the last of these jobs, including other owners'; None means
+        `queued`.
     """
 
     jobs: Sequence[JobStatus]
@@ -146,7 +151,7 @@ class QueueStatus:
         return ahead / self.rate if self.rate > 0.0 else None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON. Names are the original's where it has one for the same thing."""
+        """The status for JSON, with the original's names where it has one."""
         return {
             "jobs": [job.as_dict() for job in self.jobs],
             "total": self.job_count,
@@ -178,8 +183,10 @@ Verdict = Literal["fail", "count", "wait", "missing"]
 
 
 class Document(NamedTuple):
-    """A queued document. text: None if it is not what was queued. attempts: so far.
+    """A queued document.
 
+    text: None if it is damaged on the disk.
+    attempts: number of failed attempts.
     size: bytes of its text.
     """
 
@@ -190,7 +197,7 @@ class Document(NamedTuple):
 
 
 class RetriedDocument(NamedTuple):
-    """A document that is to be tried again, at `due_at` in seconds since the epoch."""
+    """A document to retry at `due_at`, in seconds since the epoch."""
 
     document: Document
     due_at: float
@@ -204,11 +211,11 @@ class FailedDocument(NamedTuple):
 
 @dataclass(slots=True)
 class Outcome:
-    """What to write down of a batch. Documents that are in none of the lists stay queued as is.
+    """The outcome of a batch, to be stored. Documents in none of the lists stay queued unchanged.
 
-    wait: why no node can do anything now; empty if that is not so.
-    missing: why no node will do anything before its owner acts: none has the model.
-    log: either of the two, as a log may show it.
+    wait: why no node can embed documents now, or "".
+    missing: why no node can embed them until one gets the model, or "".
+    log: `wait` or `missing` in a form without content, for logs.
     """
 
     done: list[tuple[Document, Vector]] = field(default_factory=list)
@@ -222,14 +229,15 @@ class Outcome:
 def judge(error: Exception) -> Verdict:
     """What a failure means for a document.
 
-    "fail": its text or its settings are at fault, so it would fail for ever. "count": it may be at
-    fault, so it is tried a limited number of times. "wait": it is not. "missing": it is not, but
-    every node answers and none has the model.
+    "fail": its text or settings are invalid, so it would always fail.
+    "count": the document may be the cause, so it is retried a limited number of times.
+    "wait": the document is not the cause.
+    "missing": the document is not the cause: every node answers, and none has the model.
     """
     if isinstance(error, InvalidInput):
         return "fail"
     if isinstance(error, ModelNotFound):
-        return "wait" if error.silent else "missing"  # one that is silent may have it
+        return "wait" if error.silent else "missing"  # a silent node may have it
     if isinstance(error, NoNodeAvailable | PoolClosed | PoolSaturated):
         return "wait"
     if isinstance(error, NodeError):
@@ -243,9 +251,11 @@ def judge(error: Exception) -> Verdict:
 def outcome(
     documents: Sequence[Document], result: Embeddings | Exception, now: float, max_attempts: int
 ) -> Outcome:
-    """What came of `documents`, of which `result` is what a pool gave or raised.
+    """The outcome of `documents`.
 
+    result: the pool's result or exception for them.
     now: seconds since the epoch.
+    max_attempts: failures of a document after which it is not retried.
     """
     found = Outcome()
     for row, document in enumerate(documents):
@@ -275,5 +285,5 @@ def outcome(
 
 
 def words(error: Exception) -> str:
-    """`error` as it is kept: its kind and what it says, at most 1,000 characters."""
+    """`error` as stored: its type and message, at most 1,000 characters."""
     return f"{type(error).__name__}: {error}"[:1000]

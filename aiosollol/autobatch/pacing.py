@@ -1,4 +1,4 @@
-"""When the next batch begins, and of what; how long to wait after a failure. Pure."""
+"""`BatchPacing`: when the next batch begins and of which group; waits after failures. Pure."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from aiosollol.core.offload.engine_choice import EngineName, check_engine
 from aiosollol.errors import InvalidInput
 
 LOOK_SECONDS = 1.0
-"""How often to look whether the pool is idle, and whether another process queued something."""
+"""Interval of checks whether the pool is idle, and whether another process queued documents."""
 
 NODE_BACKOFF = (1.0, 30.0)
-"""First and longest wait, in seconds, while no node can do anything."""
+"""First and longest wait, in seconds, while no node can embed."""
 
 DOCUMENT_BACKOFF = (5.0, 300.0)
-"""The same for a document that failed on nodes that do others."""
+"""The same for a document that failed on nodes that embed others."""
 
 _RATE_WEIGHT = 0.2
 _RETRY_AFTER = (1.0, 3600.0)
 
 
 class Line(NamedTuple):
-    """The documents of one group (model and settings) that wait, as far as matters here.
+    """The queued documents of one group (model and settings).
 
-    group: its number. ready: how many could go now, counted up to a full batch.
+    group: its number.
+    ready: documents that could be embedded now, counted up to a full batch.
     """
 
     group: int
@@ -37,22 +38,22 @@ class Line(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """What to do: a batch of `group` now, or, if that is None, nothing for `seconds`."""
+    """The next action: a batch of `group` now, or if it is None, nothing for `seconds`."""
 
     group: int | None
     seconds: float = 0.0
 
 
 class BatchPacing:
-    """Says when a batch begins. `now` is in seconds and never goes back.
+    """Decides when a batch begins. `now` is in seconds and monotonic.
 
-    A group that was begun with is gone on with for `interval`, so that nodes need not load another
-    model for every batch; then the others have their turn.
+    It stays with one group for `interval`, so that nodes need not load another model for every
+    batch; then it switches to the next.
     """
 
     def __init__(self) -> None:
-        self._seen: dict[int, float] = {}  # since when documents wait, or the last batch began
-        self._held: dict[int, float] = {}  # not before this
+        self._seen: dict[int, float] = {}  # the time since documents wait, or of the last batch
+        self._held: dict[int, float] = {}  # no batch before this time
         self._failures: dict[int, tuple[tuple[float, float], int]] = {}
         self._current = 0  # the numbers of groups begin with 1
         self._current_since = 0.0
@@ -60,7 +61,7 @@ class BatchPacing:
     def choose(
         self, lines: Sequence[Line], now: float, rules: Rules, is_idle: Callable[[str], bool]
     ) -> Turn:
-        """The batch to begin now, or how long to wait. `is_idle` is asked per model."""
+        """The batch to begin now, or the time to wait. is_idle: whether a model's node is idle."""
         groups = {line.group for line in lines}
         for gone in self._seen.keys() - groups:
             del self._seen[gone]
@@ -92,7 +93,7 @@ class BatchPacing:
         return chosen
 
     def failed(self, group: int, now: float, backoff: tuple[float, float]) -> int:
-        """No batch of `group` for a while; returns how many have failed in a row, and in this way.
+        """Hold `group` back for a while; returns its consecutive failures with this `backoff`.
 
         backoff: the first and the longest wait, in seconds.
         """
@@ -108,13 +109,13 @@ class BatchPacing:
 
 
 def delay(failures: int, backoff: tuple[float, float]) -> float:
-    """Seconds to wait after the last of `failures` in a row: doubled each time, up to a limit."""
+    """Seconds to wait after `failures` in a row: doubled each time, up to a limit."""
     first, longest = backoff
     return min(longest, first * 2.0 ** min(failures - 1, 60))
 
 
 def smoothed_rate(rate: float, documents: int, seconds: float) -> float:
-    """Documents per second, after `documents` more were settled in `seconds`. 0 is unknown."""
+    """Documents per second, after `documents` more were settled in `seconds`; 0 if unknown."""
     if seconds <= 0.0 or not documents:
         return rate
     latest = documents / seconds
@@ -122,9 +123,9 @@ def smoothed_rate(rate: float, documents: int, seconds: float) -> float:
 
 
 def retry_after(excess: int, rate: float, interval: float) -> float:
-    """Seconds until `excess` documents will have left the queue, which does `rate` per second.
+    """Estimated seconds until `excess` documents have left the queue, at `rate` per second.
 
-    At least one second and at most an hour. Where the rate is unknown, one interval.
+    At least one second and at most an hour. If the rate is unknown, one interval.
     """
     least, most = _RETRY_AFTER
     return min(most, max(least, excess / rate if rate > 0.0 else interval))
@@ -138,12 +139,14 @@ GIB = 1 << 30
 class Rules:
     """The settings of a queue. Times are seconds.
 
-    interval: between batches while no node is idle; also how long documents wait for others to
-    make up a batch with. min_batch_size: fewer than this wait for others, even in an idle pool.
-    max_batch_size: the most in a batch. keep_results: how long after its end a job is kept.
-    max_documents, max_bytes: how much may be queued, all jobs together; bytes are of the texts in
-    UTF-8. max_attempts: how often a document is tried that fails for another reason than its text.
-    engine: where to compute, see `OllamaPool.embed_batch`; in this process while it is not there.
+    interval: between batches while no node is idle; also the longest wait of documents for others
+        to fill a batch.
+    min_batch_size: fewer documents wait for others, even in an idle pool.
+    max_batch_size: the most documents in a batch.
+    keep_results: how long a job is kept after its end.
+    max_documents, max_bytes: limits of the queue over all jobs; bytes of the texts in UTF-8.
+    max_attempts: attempts for a document that fails for another reason than its text.
+    engine: where to compute, see `OllamaPool.embed_batch`; in this process while it is unavailable.
 
     The first three defaults are the original's. Raises InvalidInput.
     """
@@ -173,7 +176,7 @@ class Rules:
         ):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InvalidInput(f"{name} must be a whole number from 1 on, not {value!r}")
+                raise InvalidInput(f"{name} must be a whole number of at least 1, not {value!r}")
         if self.min_batch_size > self.max_batch_size:
             raise InvalidInput(
                 f"min_batch_size is {self.min_batch_size}, "
@@ -182,23 +185,23 @@ class Rules:
 
 
 class Clock(Protocol):
-    """What a queue knows of time, in seconds."""
+    """The clock of a queue, in seconds."""
 
     def now(self) -> float:
-        """Since the epoch: what is written down."""
+        """Seconds since the epoch, for stored times."""
         ...
 
     def monotonic(self) -> float:
-        """Since whenever, but never back: what waits are measured by."""
+        """A monotonic time in seconds, to measure waits."""
         ...
 
     async def wait(self, event: asyncio.Event, seconds: float) -> None:
-        """Until `event` is set, or `seconds` are over."""
+        """Wait until `event` is set, for at most `seconds`."""
         ...
 
 
 class SystemClock:
-    """The real time."""
+    """The system's clock."""
 
     def now(self) -> float:
         return time.time()

@@ -1,4 +1,4 @@
-"""`AutoBatch`: documents that are embedded in good time, whatever happens in between."""
+"""`AutoBatch`: a durable queue of documents to embed."""
 
 from __future__ import annotations
 
@@ -28,25 +28,29 @@ LOCK_SECONDS = 5.0
 
 
 class AutoBatch:
-    """A queue of documents in a file, and the worker that embeds them by a pool.
+    """A queue of documents in a file, and a worker that embeds them with a pool.
 
-    Use it with ``async with``, or `start` it and `aclose` it. What `submit` has returned an id for
+    Use it with ``async with``, or `start` it and `aclose` it. When `submit` returns an id, the job
     is on the disk: it is embedded once, even if this process is killed at any moment and another
-    one goes on later. Any number of processes may use one file; one of them embeds, and another
-    takes over when that ends.
+    one continues later. Any number of processes may use one file; one of them embeds, and another
+    takes over when it ends.
 
-    A job may have an owner, which is any text. Given `owner`, a method is confined to the jobs of
-    that owner: other jobs raise UnknownJob, and are neither listed nor counted. Without `owner` it
-    sees all jobs.
+    A job may have an owner, which is any text. Given `owner`, a method sees only the jobs of that
+    owner: other jobs raise UnknownJob, and are neither listed nor counted. Without `owner` it sees
+    all jobs.
 
-    pool: an open one, which is not closed here; None only submits and reads.
-    path: of the file, on a local disk; made if there is none.
-    interval, min_batch_size, max_batch_size: a batch begins when a node has nothing to do, or else
-    every `interval` seconds; fewer than `min_batch_size` documents wait for more, as long.
-    keep_results: seconds that a job is kept after its end. max_documents, max_bytes: that may be
-    queued, all jobs together. max_attempts: how often a document is tried that fails for another
-    reason than its text. engine: where to compute, see `OllamaPool.embed_batch`; while that engine
-    cannot be used, in this process.
+    pool: an open pool, which is not closed here; with None, the queue only submits and reads.
+    path: of the file, on a local disk; created if there is none.
+    interval: a batch begins when a node is idle, or else every `interval` seconds.
+    min_batch_size: fewer documents wait for more, up to `interval` seconds.
+    max_batch_size: the most documents in a batch.
+    keep_results: seconds that a job is kept after its end.
+    max_documents, max_bytes: limits of the queue over all jobs.
+    max_attempts: attempts for a document that fails for another reason than its text.
+    engine: where to compute, see `OllamaPool.embed_batch`; in this process while that engine is
+        unavailable.
+    clock: the source of time, for tests.
+    lock_seconds: how long to wait for other processes that write.
 
     Raises InvalidInput.
     """
@@ -91,7 +95,7 @@ class AutoBatch:
     def __repr__(self) -> str:
         return f"<AutoBatch {self._state}: {self.path}>"
 
-    # Its life.
+    # Life cycle.
 
     async def __aenter__(self) -> AutoBatch:
         await self.start()
@@ -101,10 +105,10 @@ class AutoBatch:
         await self.aclose()
 
     async def start(self) -> None:
-        """Open the file, and begin to embed what is queued in it. Idempotent.
+        """Open the file, and start embedding its queued documents. Idempotent.
 
         Raises ConfigError if the file cannot be a queue, StorageError if it is damaged, locked or
-        cannot be written, PoolClosed if this was closed.
+        not writable, and PoolClosed if this was closed.
         """
         if self._state == "closed":
             raise PoolClosed("the queue was closed; make a new one")
@@ -123,9 +127,9 @@ class AutoBatch:
             self._task = asyncio.create_task(self._worker.run(), name="autobatch")
 
     async def aclose(self, timeout: float = STOP_SECONDS) -> None:
-        """Finish the batch that is under way, and close the file. Idempotent.
+        """Finish the current batch, and close the file. Idempotent.
 
-        timeout: seconds for that batch; if they are over, it is done again after the next start.
+        timeout: seconds for that batch; after that it is cancelled, and repeated at the next start.
         """
         self._state = "closed"
         if self._closing is None:
@@ -143,7 +147,7 @@ class AutoBatch:
         if self._database is not None:
             await self._database.aclose()
 
-    # What goes in.
+    # Submitting.
 
     async def submit(
         self,
@@ -151,11 +155,11 @@ class AutoBatch:
         model: str,
         **given: Unpack[SubmitArguments],
     ) -> str:
-        """Queue documents, all of them or none; the id of their job. They are on the disk then.
+        """Queue documents, all or none, and return the id of their job once they are on the disk.
 
-        dimensions, truncate, options, keep_alive: as for `OllamaPool.embed_batch`. metadata: what
-        `status` shall tell again, of what JSON can carry. owner: the job's owner; stored as it is,
-        so it must not be a secret.
+        dimensions, truncate, options, keep_alive: as for `OllamaPool.embed_batch`.
+        metadata: JSON values that `status` returns.
+        owner: the job's owner; stored as it is, so it must not be a secret.
 
         Raises InvalidInput, QueueFull with `retry_after`, and StorageError.
         """
@@ -166,16 +170,16 @@ class AutoBatch:
         return job.id
 
     async def cancel(self, job: str, *, owner: str | None = None) -> JobStatus:
-        """Drop what is queued of a job. What is embedded of it stays, for as long as usual.
+        """Drop the queued documents of a job. Its vectors are kept for the usual time.
 
-        Of a batch that is under way, nothing more is stored. Raises UnknownJob, StorageError.
+        Results of a batch in progress are not stored. Raises UnknownJob, StorageError.
         """
         await self._open_database().change(job_queries.cancel, job, owner, self._clock.now())
         self._tell()
         return await self.status(job, owner=owner)
 
     async def retry(self, job: str, *, owner: str | None = None) -> int:
-        """Queue the failed documents of a job again; how many they are.
+        """Queue the failed documents of a job again; returns their number.
 
         Raises UnknownJob, QueueFull, StorageError, and InvalidInput if the job was cancelled.
         """
@@ -192,7 +196,7 @@ class AutoBatch:
         min_batch_size: int | None = None,
         max_batch_size: int | None = None,
     ) -> None:
-        """Change when batches are made, from now on. Raises InvalidInput, and changes nothing."""
+        """Change when batches begin, from now on. Raises InvalidInput without changing anything."""
         given = {
             "interval": interval,
             "min_batch_size": min_batch_size,
@@ -204,7 +208,7 @@ class AutoBatch:
             self._worker.rules = self._rules
             self._worker.wake()
 
-    # What comes out.
+    # Results.
 
     @overload
     async def status(self, job: str, *, owner: str | None = None) -> JobStatus: ...
@@ -215,7 +219,7 @@ class AutoBatch:
     async def status(
         self, job: str | None = None, *, latest: int = 100, owner: str | None = None
     ) -> JobStatus | QueueStatus:
-        """How far a job is, or all of them. latest: how many jobs to list, the last ones first.
+        """The status of a job, or of all jobs. latest: how many jobs to list, the last ones first.
 
         Raises UnknownJob, StorageError.
         """
@@ -232,7 +236,7 @@ class AutoBatch:
         return replace(found, is_worker=worker.is_working, problem=problem)
 
     async def wait(self, job: str, *, owner: str | None = None) -> JobStatus:
-        """How a job is when nothing of it is queued any more. Whichever process embeds it.
+        """Wait until no document of a job is queued, in whichever process, and return its status.
 
         Raises UnknownJob, StorageError, and PoolClosed if this is closed meanwhile.
         """
@@ -246,13 +250,16 @@ class AutoBatch:
     async def results(
         self, job: str, *, page_size: int = 256, owner: str | None = None
     ) -> AsyncIterator[ResultPage]:
-        """What is settled of a job, page by page, in order.
+        """The completed and failed documents of a job, page by page, in order.
 
-        Also while it is under way; documents that are still queued are left out. page_size: the
-        most documents of the job that a page covers. Raises UnknownJob, StorageError, InvalidInput.
+        Queued documents of an unfinished job are left out.
+
+        page_size: the most documents of the job that a page covers.
+
+        Raises UnknownJob, StorageError, InvalidInput.
         """
         if not isinstance(page_size, int) or page_size < 1:
-            raise InvalidInput(f"page_size must be a whole number from 1 on, not {page_size!r}")
+            raise InvalidInput(f"page_size must be a whole number of at least 1, not {page_size!r}")
         start: int | None = 0
         while start is not None:
             page, start = await self._open_database().read(
@@ -261,7 +268,7 @@ class AutoBatch:
             if page.indices or page.errors:
                 yield page
 
-    # How it is held together.
+    # Internals.
 
     def _open_database(self) -> Database:
         if self._state == "open" and self._database is not None:
@@ -271,7 +278,7 @@ class AutoBatch:
         raise PoolClosed("the queue is not open yet: use 'async with', or await queue.start()")
 
     def _tell(self) -> None:
-        """Something has changed, for the worker and for those who wait for a job."""
+        """Notify the worker and the waiting callers of a change."""
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
         if self._worker is not None:

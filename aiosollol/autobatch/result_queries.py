@@ -1,4 +1,4 @@
-"""What is read from a queue's tables: how far the jobs are, and their vectors. In the thread."""
+"""Queries that read the status of jobs, and their vectors, in the thread."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ _JOB = (
 
 @dataclass(frozen=True, slots=True)
 class ResultPage:
-    """Some documents of a job, in order: those that are settled.
+    """Some completed and failed documents of a job, in order.
 
-    indices: the place in the job of each document with a vector. vectors: those vectors, a row for
-    each index. errors: index -> what is wrong, for the documents that failed.
+    indices: the index in the job of each document with a vector.
+    vectors: these vectors, a row for each index.
+    errors: the error of each failed document, by its index.
     """
 
     indices: tuple[int, ...]
@@ -50,7 +51,7 @@ def job_status(
     now: float,
     keep_results: float,
 ) -> JobStatus:
-    """How far a job is. Raises UnknownJob."""
+    """The status of a job. Raises UnknownJob."""
     number = find_job(connection, job_id, owner)
     row = connection.execute(f"{_JOB} WHERE j.number = ?", (number,)).fetchone()
     return _status(row, _rate(connection), now, keep_results)
@@ -63,8 +64,8 @@ def totals(
     now: float,
     rules: Rules,
 ) -> tuple[QueueStatus, frozenset[int]]:
-    """How far the jobs of `owner` are, or all jobs, as far as it is in the tables, with the
-    `latest` of them; and the groups in which these jobs have documents queued."""
+    """The status of the jobs of `owner`, or of all jobs, with the `latest` of them; and the groups
+    in which they have queued documents. Contains only fields that are stored in the tables."""
     rate = _rate(connection)
     of_owner, values = ("", ()) if owner is None else ("WHERE owner = ?", (owner,))
     rows = connection.execute(
@@ -138,10 +139,10 @@ def _status(row: tuple[Any, ...], rate: float, now: float, keep_results: float) 
 def page(
     connection: sqlite3.Connection, job_id: str, owner: str | None, start: int, size: int
 ) -> tuple[ResultPage, int | None]:
-    """What is settled of `size` documents from `start` on, and where to go on; None at the end.
+    """The completed and failed ones of `size` documents from `start`, and the next start, or None.
 
-    The page is cut where vectors begin to have another length. A vector that is not what was stored
-    is an error of its document. Raises UnknownJob.
+    The page ends where the length of the vectors changes. A damaged vector is an error of its
+    document. Raises UnknownJob.
     """
     number = find_job(connection, job_id, owner)
     total, is_cancelled = connection.execute(
@@ -173,7 +174,7 @@ def page(
         seen.add(position_of(key))
         if has_failed:
             errors[position_of(key)] = error or DAMAGED_VECTOR
-    if not is_cancelled:  # every document is somewhere
+    if not is_cancelled:  # every document must be in a table
         errors |= dict.fromkeys({*range(start, end)} - seen, DAMAGED_VECTOR)
     errors = {at: errors[at] for at in sorted(errors) if start <= at < end}
     found = ResultPage(tuple(indices), _vectors(blobs), errors)

@@ -1,4 +1,4 @@
-"""The tables of a queue, and how its file is opened, made and checked."""
+"""The tables of a queue; opens, creates, checks and upgrades its file."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from contextlib import contextmanager
 from aiosollol.autobatch.job_queries import damage
 from aiosollol.errors import ConfigError
 
-APPLICATION_ID = 0x61_53_42_51  # "aSBQ"; `file` and others tell by it whose database it is
+APPLICATION_ID = 0x61_53_42_51  # "aSBQ"; identifies the database, for `file` and other tools
 VERSION = 2
 
 _PAUSE_SECONDS = 0.005
 
 _TABLES = """
-CREATE TABLE groups (          -- documents that may stand in one request
+CREATE TABLE groups (          -- documents that can share a request
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     model TEXT NOT NULL,
     settings TEXT NOT NULL,    -- JSON, keys sorted
     UNIQUE (model, settings)
 );
 CREATE TABLE jobs (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used again: keys of documents contain it
+    number INTEGER PRIMARY KEY AUTOINCREMENT,  -- never reused: keys of documents contain it
     id TEXT NOT NULL UNIQUE,
     group_id INTEGER NOT NULL,
     metadata TEXT NOT NULL,    -- JSON
     total INTEGER NOT NULL,
-    queued INTEGER NOT NULL,   -- these four always agree with the rows below
+    queued INTEGER NOT NULL,   -- these four always match the rows below
     queued_bytes INTEGER NOT NULL,
     completed INTEGER NOT NULL DEFAULT 0,
     failed INTEGER NOT NULL DEFAULT 0,
@@ -54,15 +54,15 @@ CREATE TABLE documents (       -- without a vector: queued, or failed
     error TEXT NOT NULL DEFAULT ''
 );
 CREATE INDEX line ON documents (group_id, due_at, attempts) WHERE has_failed = 0;
-CREATE TABLE vectors (         -- of the others: a document is in one of these tables, once
+CREATE TABLE vectors (         -- of the others: a document is in exactly one of these tables
     key INTEGER PRIMARY KEY,
     crc INTEGER NOT NULL,
     vector BLOB NOT NULL       -- float32, little-endian
 );
-CREATE TABLE expired (         -- jobs that are forgotten, but for the rows of their documents
+CREATE TABLE expired (         -- deleted jobs whose documents still have rows
     number INTEGER PRIMARY KEY
 );
-CREATE TABLE worker (          -- one row: who embeds, and how fast
+CREATE TABLE worker (          -- one row: the process that embeds, and its rate
     id INTEGER PRIMARY KEY CHECK (id = 1),
     pid INTEGER,
     rate REAL NOT NULL
@@ -76,15 +76,15 @@ _UPGRADES = {  # version -> statements that turn it into the next version
         "CREATE INDEX owned_jobs ON jobs (owner) WHERE owner IS NOT NULL",
     ),
 }
-"""Each step must keep the file usable for processes that still run the earlier version: new columns
+"""Each step must keep the file usable by processes that still run the earlier version: new columns
 have a default, and every INSERT into jobs names its columns."""
 
 
 def open_database(path: str, lock_seconds: float) -> sqlite3.Connection:
-    """A connection to the queue at `path`, which is made if there is none.
+    """A connection to the queue at `path`, which is created if there is none.
 
-    A file of an earlier version is upgraded. Raises ConfigError if it is not a queue of ours,
-    sqlite3.Error and OSError; the file is unchanged then.
+    A file of an earlier version is upgraded. Raises ConfigError if it is not a queue, sqlite3.Error
+    and OSError; in these cases the file is unchanged.
     """
     _check_place(path)
     connection = sqlite3.connect(path, timeout=lock_seconds, isolation_level=None)
@@ -98,8 +98,8 @@ def open_database(path: str, lock_seconds: float) -> sqlite3.Connection:
 
 
 def _check_place(path: str) -> None:
-    # By name only: to open and close the file would give back the locks that SQLite has on it, if
-    # this process has it open already (https://sqlite.org/howtocorrupt.html, 2.2).
+    # By name only: opening and closing the file would release SQLite's locks on it, if this process
+    # already has it open (https://sqlite.org/howtocorrupt.html, 2.2).
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
@@ -109,7 +109,7 @@ def _check_place(path: str) -> None:
         kind = "a folder" if stat.S_ISDIR(mode) else "not a file"
         raise ConfigError(f"{path}: is {kind}; name a file for the queue", source=path)
     if not os.access(path, os.R_OK | os.W_OK):
-        # SQLite itself would open it, and refuse the first document.
+        # SQLite would open it, and fail on the first document.
         raise PermissionError(errno.EACCES, "no permission to read and write it", path)
 
 
@@ -126,8 +126,8 @@ def _prepare(connection: sqlite3.Connection, path: str) -> None:
             f"versions up to {VERSION}; use the aiosollol that wrote it, or name another file"
         )
         raise ConfigError(message, source=path)
-    # The tables whose size is bounded, with their indexes. The vectors may be many gigabytes; they,
-    # like the texts, have checksums, which are looked at whenever one is read.
+    # Check the tables of bounded size, with their indexes. The vectors may be many gigabytes; like
+    # the texts, they have checksums, which are checked on each read.
     for table in ("groups", "jobs", "documents"):
         problem = connection.execute(f"PRAGMA quick_check({table})").fetchone()[0]
         if problem != "ok":
@@ -144,9 +144,9 @@ def _is_empty(connection: sqlite3.Connection) -> bool:
 def _create(connection: sqlite3.Connection, path: str) -> None:
     connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only possible before the first table
     with _change(connection):
-        # Texts are nobody else's business. SQLite gives its other files the same permissions.
+        # Texts are private. SQLite gives its other files the same permissions.
         os.chmod(path, 0o600)
-        if _is_empty(connection):  # or else another process was faster
+        if _is_empty(connection):  # otherwise another process was faster
             for statement in _TABLES.split(";\n"):
                 connection.execute(statement)
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -181,8 +181,8 @@ def _configure(connection: sqlite3.Connection, path: str, lock_seconds: float) -
         try:
             mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         except sqlite3.OperationalError as error:
-            # This is the one statement that does not wait for a lock by itself, and several may
-            # open a new file at once.
+            # Only this statement does not wait for a lock by itself, and several processes may open
+            # a new file at once.
             if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() >= until:
                 raise
             time.sleep(_PAUSE_SECONDS)
@@ -191,8 +191,8 @@ def _configure(connection: sqlite3.Connection, path: str, lock_seconds: float) -
     if mode != "wal":
         message = f"{path}: its folder does not allow SQLite's WAL; name a file on a local disk"
         raise ConfigError(message, source=path)
-    # FULL: with NORMAL, a commit is safe when the process dies, but lost when the power fails. It
-    # costs one fsync per job that is submitted and per batch.
+    # FULL: with NORMAL, a commit survives the death of the process, but not a power failure. It
+    # costs one fsync per submitted job and per batch.
     connection.execute("PRAGMA synchronous = FULL")
 
 

@@ -1,4 +1,4 @@
-"""The worker of a queue: takes documents, embeds them, writes down what came of it."""
+"""`QueueWorker`: takes documents from a queue, embeds them, and stores the results."""
 
 from __future__ import annotations
 
@@ -36,9 +36,10 @@ _DAMAGED_TEXT = "StorageError: the text is damaged on the disk; submit this docu
 
 
 class QueueWorker:
-    """Works as long as `run` runs, whenever it can have the lock of the queue.
+    """Embeds queued documents while `run` runs and it holds the queue's lock.
 
-    rules: may be changed at any time. told: called when documents were settled.
+    rules: may be changed at any time.
+    told: called when documents were settled, that is embedded or failed.
     """
 
     def __init__(
@@ -64,36 +65,36 @@ class QueueWorker:
         self._troubles: dict[int, str] = {}  # of the pool with a group
         self._is_clean = False
         self._expired_at: float | None = None
-        self._settled_at: float | None = None  # while there was more to do ever since
+        self._settled_at: float | None = None  # None if there was nothing to do since then
 
     @property
     def is_working(self) -> bool:
-        """Whether it is this one that embeds for the queue, and not another."""
+        """Whether this worker embeds for the queue, and not another one."""
         return self._lock.is_held
 
     @property
     def problem(self) -> str:
-        """What keeps it from embedding something, in words; empty if nothing does."""
+        """Why it cannot embed some documents; empty if it can."""
         return self._trouble or "; ".join(dict.fromkeys(self._troubles.values()))
 
     def problem_of(self, groups: Collection[int]) -> str:
-        """The part of `problem` that concerns these groups; it never names the file."""
+        """The part of `problem` about these groups; it never names the file."""
         if self._trouble:
-            return "the queue does not work at the moment; the log says why"
+            return "the queue does not work at the moment; see the log"
         found = (words for group, words in self._troubles.items() if group in groups)
         return "; ".join(dict.fromkeys(found))
 
     def wake(self) -> None:
-        """Look at once: documents were queued, or the rules were changed."""
+        """Check the queue at once: documents were queued, or the rules were changed."""
         self._wake.set()
 
     def stop(self) -> None:
-        """End `run` after the batch that is under way."""
+        """End `run` after the current batch."""
         self._is_stopping = True
         self._wake.set()
 
     async def run(self) -> None:
-        """Embed what is queued, until `stop`. Nothing that happens ends it before."""
+        """Embed queued documents until `stop`. No error ends it earlier."""
         while not self._is_stopping:
             self._wake.clear()
             seconds = await self._survive()
@@ -101,22 +102,22 @@ class QueueWorker:
                 await self._clock.wait(self._wake, seconds)
 
     async def let_go(self) -> None:
-        """Let another one work. Only after `run` has ended."""
-        # In the thread, so after an `acquire` that a cancelled `run` left behind there.
+        """Let another worker take over. Call it only after `run` has ended."""
+        # In the thread, so after a pending `acquire` of a cancelled `run`.
         if await self._database.call(lambda: self._lock.is_held):
             with contextlib.suppress(StorageError):
                 await self._database.change(worker_queries.begin_work, None)
             await self._database.call(self._lock.release)
 
     async def _survive(self) -> float:
-        """One step; seconds until the next. What fails is logged, and tried again later."""
+        """Do one step; return the seconds until the next. Failures are logged and retried."""
         try:
             seconds = await self._step()
         except StorageError as error:
             self._note_trouble(str(error))
         except Exception as error:
-            # A mistake of ours. To end here would be to lose the queue until the next start.
-            place = origin_of(error)  # and not its message, which may quote a document
+            # A bug. Raising here would stop the queue until the next start.
+            place = origin_of(error)  # not its message, which may quote a document
             log.error("autobatch failed, which is a bug: %s", place)  # noqa: TRY400
             self._note_trouble(f"{type(error).__name__}, see the log")
         else:
@@ -156,7 +157,7 @@ class QueueWorker:
         return 0.0
 
     async def _begin(self) -> bool:
-        """Become the one that works, unless another is."""
+        """Become the queue's worker, unless there is another one."""
 
         def acquire() -> bool:
             with told_as_ours(self._database.path):
@@ -168,9 +169,9 @@ class QueueWorker:
         return True
 
     def _is_idle(self, model: str) -> bool:
-        """Whether a node with `model` has nothing to do; also if none is known to have it.
+        """Whether a node with `model` is idle; True if no node is known to have it.
 
-        The pool itself knows best how long to wait for nodes, and what to say if there are none.
+        Then the pool decides how long to wait for nodes, and which error to raise.
         """
         nodes = self._pool.view.having(model)
         if not nodes:
@@ -220,7 +221,7 @@ class QueueWorker:
         return result
 
     async def _write(self, found: Outcome, seconds: float) -> None:
-        """Write down what came of a batch, however often that takes: it need not be done again."""
+        """Store the outcome of a batch, retrying until it succeeds, so that no work is lost."""
         failures = 0
         while True:
             try:
@@ -240,12 +241,12 @@ class QueueWorker:
             self._told()
 
     async def _hold_back(self, group: int, found: Outcome) -> None:
-        """Let a group rest whose documents nobody can embed now."""
+        """Hold a group back if no node can embed its documents now."""
         now = self._clock.monotonic()
         if found.wait:
             self._pace.failed(group, now, NODE_BACKOFF)
         elif found.missing:
-            # No use in trying each of its documents that often.
+            # Trying each of its documents that often would be pointless.
             if self._pace.failed(group, now, DOCUMENT_BACKOFF) >= self.rules.max_attempts:
                 await self._database.change(
                     worker_queries.fail_group, group, found.missing, self._clock.now()
@@ -257,7 +258,7 @@ class QueueWorker:
         self._note_trouble_of(group, found.wait or found.missing, found.log)
 
     async def _clear_away(self) -> bool:
-        """Forget jobs that were kept for long enough, a part at a time; whether that is done."""
+        """Delete some data of expired jobs; return whether all is deleted."""
         now = self._clock.monotonic()
         keep = self.rules.keep_results
         if self._expired_at is None or now - self._expired_at >= min(_EXPIRE_SECONDS, keep):

@@ -1,4 +1,4 @@
-"""What the worker does to a queue's tables. Each function is one transaction, in the thread."""
+"""The worker's queries on a queue's tables: each function is one transaction, in the thread."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from aiosollol.autobatch.pacing import DOCUMENT_BACKOFF, Line, smoothed_rate
 from aiosollol.core.embeddings import Vector
 
 BATCH_BYTES = 16 << 20
-"""The most bytes of texts in a batch, but for a text that is longer by itself."""
+"""Limit of a batch in bytes of text. A longer text is a batch of its own."""
 
 _SWEPT = 1000
-# A clock that was put back must not keep a document waiting: none is ever due later than this.
+# No document is ever due later than this: so one does not wait long if the clock is set back.
 _READY = "(due_at <= :now OR due_at > :now + :longest OR attempts = 0)"
 
 
 class Batch(NamedTuple):
-    """Documents of one group, taken to be embedded. settings: as JSON."""
+    """Documents of one group, to be embedded. settings: as JSON."""
 
     group: int
     model: str
@@ -38,12 +38,12 @@ class Batch(NamedTuple):
 
 
 def begin_work(connection: sqlite3.Connection, pid: int | None) -> None:
-    """Note who embeds from now on; None is nobody."""
+    """Store the pid of the process that embeds, or None."""
     connection.execute("UPDATE worker SET pid = ?", (pid,))
 
 
 def lines(connection: sqlite3.Connection, most: int, now: float) -> list[Line]:
-    """The groups that have documents, each with how many are ready, counted up to `most`."""
+    """The groups with queued documents, with the number of ready ones, counted up to `most`."""
     groups = connection.execute(
         "SELECT DISTINCT j.group_id, g.model FROM jobs j JOIN groups g ON g.id = j.group_id"
         " WHERE j.queued > 0 ORDER BY 1"
@@ -60,7 +60,7 @@ def lines(connection: sqlite3.Connection, most: int, now: float) -> list[Line]:
 
 
 def take(connection: sqlite3.Connection, group: int, most: int, now: float) -> Batch:
-    """The `most` documents of a group that have waited longest. They stay where they are."""
+    """The `most` longest-waiting documents of a group. They stay queued until they are settled."""
     model, settings = connection.execute(
         "SELECT model, settings FROM groups WHERE id = ?", (group,)
     ).fetchone()
@@ -90,10 +90,11 @@ def take(connection: sqlite3.Connection, group: int, most: int, now: float) -> B
 def settle(
     connection: sqlite3.Connection, outcome: Outcome, now: float, seconds: float = 0.0
 ) -> int:
-    """Write down what came of a batch; how many documents are settled by it.
+    """Store the outcome of a batch; the number of documents that are now completed or failed.
 
-    Documents that are not queued any more, because their job was cancelled or has expired, are
-    passed over. seconds: how long the batch took.
+    Skips documents that are no longer queued because their job was cancelled or has expired.
+
+    seconds: the duration of the batch.
     """
     completed: Counter[int] = Counter()
     failed: Counter[int] = Counter()
@@ -149,7 +150,7 @@ def settle(
 
 
 def fail_group(connection: sqlite3.Connection, group: int, error: str, now: float) -> None:
-    """Let every queued document of a group fail."""
+    """Mark every queued document of a group as failed."""
     connection.execute(
         "UPDATE documents SET has_failed = 1, error = ? WHERE group_id = ? AND has_failed = 0",
         (error, group),
@@ -162,7 +163,7 @@ def fail_group(connection: sqlite3.Connection, group: int, error: str, now: floa
 
 
 def expire(connection: sqlite3.Connection, ended_before: float) -> int:
-    """Forget the jobs that were over by then; how many. `sweep` gives back their room."""
+    """Expire the jobs that had ended by then; their number. `sweep` frees their space."""
     connection.execute(
         "INSERT INTO expired SELECT number FROM jobs WHERE queued = 0 AND completed_at <= ?",
         (ended_before,),
@@ -173,9 +174,9 @@ def expire(connection: sqlite3.Connection, ended_before: float) -> int:
 
 
 def sweep(connection: sqlite3.Connection) -> bool:
-    """Delete some of what belongs to forgotten jobs; whether there may be more.
+    """Delete some rows of expired jobs; whether there may be more.
 
-    A part at a time: others wait while it is being done.
+    Deletes in parts, since other transactions wait meanwhile.
     """
     row = connection.execute("SELECT number FROM expired LIMIT 1").fetchone()
     if row is None:
@@ -191,12 +192,12 @@ def sweep(connection: sqlite3.Connection) -> bool:
     if not deleted:
         connection.execute("DELETE FROM expired WHERE number = ?", row)
         connection.execute("DELETE FROM groups WHERE id NOT IN (SELECT group_id FROM jobs)")
-    connection.execute("PRAGMA incremental_vacuum").fetchall()  # room goes back to the disk
+    connection.execute("PRAGMA incremental_vacuum").fetchall()  # returns space to the disk
     return True
 
 
 def little_endian(vector: Vector) -> bytes | memoryview[int]:
-    """The bytes of a vector as they are kept."""
+    """The bytes of a vector as stored."""
     if sys.byteorder == "little":
         return vector.cast("B")
     swapped = array("f", vector)

@@ -234,9 +234,9 @@ async def test_jobs_with_equal_settings_share_batches(tmp_path: Path) -> None:
         (["text"], {"model": ""}, "model is empty"),
         (["text"], {"dimensions": 0}, "dimensions must be a positive whole number"),
         (["text"], {"options": {"a": object()}}, "JSON"),
-        (["text"], {"options": {"a": float("nan")}}, "options must be of what JSON can carry"),
-        (["text"], {"metadata": {"a": object()}}, "metadata must be of what JSON can carry"),
-        (["text"], {"metadata": {"a": "\udc80"}}, "metadata must be of what JSON can carry"),
+        (["text"], {"options": {"a": float("nan")}}, "options must contain only JSON values"),
+        (["text"], {"metadata": {"a": object()}}, "metadata must contain only JSON values"),
+        (["text"], {"metadata": {"a": "\udc80"}}, "metadata must contain only JSON values"),
         (["text"], {"metadata": ["a"]}, "metadata must be a mapping, not list"),
     ],
 )
@@ -528,7 +528,7 @@ async def test_quotas(tmp_path: Path) -> None:
             await b.queue.submit(["x" * 53], MODEL)
         assert caught.value.retry_after == 60.0
         for docs in (["x"] * 11, ["x" * 101]):
-            with pytest.raises(InvalidInput, match="more than the queue ever takes"):
+            with pytest.raises(InvalidInput, match="exceed the limits of the queue"):
                 await b.queue.submit(docs, MODEL)
         assert (await b.queue.status()).job_count == 1
         await b.submit(2)

@@ -181,7 +181,7 @@ async def test_a_full_disk_refuses_what_is_new_and_keeps_what_is_there(tmp_path:
         job = await queue.submit(TEXTS, MODEL)
         (pages,) = await run_sql(queue, "PRAGMA page_count")
         await run_sql(queue, f"PRAGMA max_page_count = {pages}")
-        with pytest.raises(StorageError, match=r"the disk is full, .* make room") as caught:
+        with pytest.raises(StorageError, match=r"the disk is full, .* free some space") as caught:
             await queue.submit(["x" * 100_000], MODEL)
         assert (caught.value.reason, caught.value.source) == ("full", str(path))
         assert isinstance(caught.value.__cause__, sqlite3.OperationalError)
@@ -291,7 +291,7 @@ async def test_another_process_that_writes_for_long(tmp_path: Path) -> None:
     async with AutoBatch(None, path, lock_seconds=0.01) as queue:
         job = await queue.submit(["one"], MODEL)
         other = await locked(queue, path)
-        with pytest.raises(StorageError, match="another process is writing") as caught:
+        with pytest.raises(StorageError, match="another process has been writing") as caught:
             await queue.submit(["two"], MODEL)
         assert caught.value.reason == "locked"
         assert (await queue.status(job)).queued == 1  # to read is possible meanwhile
@@ -320,12 +320,12 @@ async def test_a_worker_survives_a_locked_file(
         async with AutoBatch(pool, path, clock=clock, lock_seconds=0.0) as queue:
             while not (await queue.status()).problem:
                 await asyncio.sleep(0)
-            assert "another process is writing" in (await queue.status()).problem
+            assert "another process has been writing" in (await queue.status()).problem
             await submitter._open_database().call(other.close)
             assert (await queue.wait(job)).completed == len(TEXTS)
             assert (await queue.status()).problem == ""
         assert sum(node.embedded.values()) == len(TEXTS)
-    assert caplog.text.count("another process is writing") == 1  # told once, however often tried
+    assert caplog.text.count("another process has been writing") == 1  # told once, however often tried
 
 
 async def test_a_file_that_became_read_only(tmp_path: Path) -> None:
@@ -423,7 +423,7 @@ def without_documents(healthy: Path) -> bytes:
 async def test_damage_is_told_at_the_start(tmp_path: Path, healthy: Path) -> None:
     path, data = tmp_path / "queue.db", without_documents(healthy)
     path.write_bytes(data)
-    with pytest.raises(StorageError, match="was left as it is; restore it from a backup") as caught:
+    with pytest.raises(StorageError, match="left unchanged; restore it from a backup") as caught:
         await AutoBatch(None, path).start()
     assert caught.value.reason == "damaged"
     assert path.read_bytes() == data
