@@ -1,7 +1,6 @@
-"""A pool with its gateway, its queue and its metrics, as one object.
+"""A pool with its gateway, document queue and metrics, as one object.
 
-`SOLLOL` runs in a program's own event loop; `run` is a program of its own, of one process or
-several.
+`SOLLOL` runs in a program's event loop; `run` is a program by itself, in one or several processes.
 """
 
 from aiosollol.service.config import ConfigSource, ConfigUpdate, SOLLOLConfig

@@ -1,4 +1,4 @@
-"""``python -m aiosollol.service``: one of several processes of a gateway. `run` starts it."""
+"""``python -m aiosollol.service``: one of several processes of a gateway, started by `run`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ import logging
 from aiosollol.service.running import run_child
 
 if __name__ == "__main__":
-    # What it has to say goes to stderr, which it shares with its parent.
+    # Messages go to stderr, which is shared with the parent.
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     raise SystemExit(run_child())

@@ -1,6 +1,6 @@
-"""`SOLLOLConfig`: everything that can be set of a service, by the original's names.
+"""`SOLLOLConfig`: all settings of a service, with the original's names.
 
-`compare` says what a change of settings changes at once, and what takes a restart.
+`compare` determines which changes apply at once, and which need a restart.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ from aiosollol.errors import InvalidInput
 ORIGINAL_HOSTS = ("127.0.0.1:11434",)
 
 NOT_IN_USE = ("ray_workers", "retry_backoff_multiplier")
-"""Of the original's fields, those that are checked and change nothing: Ray has as many workers as
-there are slots for them, and the pool has a rule of its own for how long to wait."""
+"""Fields of the original that are checked but have no effect: Ray has as many workers as there are
+slots for them, and the pool has its own rule for waits between retries."""
 
 MAX_IN_FLIGHT = 1000
-"""Requests of one client under way, where `max_in_flight` is not set and clients are keys, or
-addresses of other machines. What is beyond waits in the line of its client, so that the burst of
-one does not come before all requests of others."""
+"""Requests in flight of one client, if `max_in_flight` is not set and clients are keys or addresses
+of other machines. Further ones wait in the line of their client, so that the burst of one client
+does not delay all others."""
 
 _PORT = whole("a port from 0 to 65535; 0 takes a free one", 0, 65535)
-_POSITIVE = whole("a whole number from 1 on", 1, 10**12)
+_POSITIVE = whole("a whole number of at least 1", 1, 10**12)
 
 
 def _check_text(value: object) -> str:
@@ -59,7 +59,7 @@ def _check_text(value: object) -> str:
 
 def _check_listen(value: object) -> str:
     text = _check_text(value)
-    if has_at_sign(text):  # a URL with a password, which errors about the port would show
+    if has_at_sign(text):  # a URL with a password would be shown in errors about the port
         raise ValueError
     return text
 
@@ -68,7 +68,7 @@ def _check_path(value: object) -> str:
     import os
 
     if not isinstance(value, str | os.PathLike):
-        raise ValueError  # noqa: TRY004 - a wrong type is told like any other wrong value
+        raise ValueError  # noqa: TRY004 - a wrong type is reported like a wrong value
     return _check_text(os.fspath(value))
 
 
@@ -98,14 +98,14 @@ def _check_table(value: object) -> Mapping[str, Any]:
     return MappingProxyType(dict(value))
 
 
-_LISTEN = Kind("a text: an address or a name, such as 0.0.0.0", _check_listen, str)
+_LISTEN = Kind("an address or a host name, such as '0.0.0.0'", _check_listen, str)
 _PATH = Kind("a path", _check_path, str)
 _HOSTS = Kind("a list of at least one node, such as ['10.0.0.2:11434']", _check_hosts, str)
 _ORIGINS = Kind("a list of origins, such as ['https://chat.example.com']", _check_names, str)
 _SCHEDULER = Kind(
     "an address such as 'tcp://10.0.0.1:8786', without a password", _check_scheduler, str
 )
-_POOL = Kind("a table of settings of the pool", _check_table, str)
+_POOL = Kind("a table of pool settings", _check_table, str)
 _PROCESSES = whole("a whole number from 1 to 256", 1, 256)
 _RATE = Kind("a number of requests a second, 0 for any number", PATIENCE.check, float)
 
@@ -115,7 +115,7 @@ def _field(kind: Kind[Any], default: Any, *, pool: str = "") -> Any:
 
 
 def _of_pool(name: str, default: Any = ..., kind: Kind[Any] | None = None) -> Any:
-    """A setting of the pool; the default is the pool's as well, if nothing else is given."""
+    """A setting of the pool, by default with the pool's default."""
     setting = TABLE[name]
     default = setting.default if default is ... else default
     return _field(kind or setting.kind, default, pool=name)
@@ -125,25 +125,32 @@ def _of_pool(name: str, default: Any = ..., kind: Kind[Any] | None = None) -> An
 class SOLLOLConfig:
     """The settings of a service. Times are seconds.
 
-    The first part has the original's names, and its defaults but for `gateway_host`, which was
-    every interface. `hosts` None is what a pool begins with if no node is named. Those in
-    `NOT_IN_USE` are checked and change nothing.
+    The first part has the original's names, and its defaults except for `gateway_host`, which was
+    every interface. `hosts=None` stands for the initial nodes of a pool without named nodes. The
+    fields in `NOT_IN_USE` are checked but have no effect.
 
-    processes: that share the port; more than one only where the service is a program of its own.
-    api_keys_file: see `gateway.middleware.keys`; ``SOLLOL_API_KEYS`` and ``SOLLOL_ADMIN_KEYS`` add
-    to it. insecure: listen for other machines although there are no keys. allow_admin: let models
-    be pulled, made, copied and deleted. autobatch_path: the file of the queue; None is one in
-    ``~/.local/state``. rate_limit: requests a second of one client, in bursts of `rate_burst`;
-    max_in_flight: those under way, where others wait; None is `MAX_IN_FLIGHT` for a key or an
-    address of another machine, and any number on loopback without keys. wait_timeout: that a
-    request waits for a node, or for others of its client, until it is refused. stop_timeout: for
-    what runs when the service is stopped. header_timeout, idle_timeout, write_timeout,
-    full_timeout, max_connections: see `ConnectionLimits`. body_timeout, max_body, max_bodies: see
-    `Limits`. otel: record spans for OpenTelemetry. enable_dask: let Dask compute what is queued, by
-    `dask_workers` of its own or those of `dask_scheduler`, which turns it on too. pool: further
-    settings of the pool, by name.
+    processes: that share the port; more than one only if the service is a program by itself.
+    api_keys_file: see `gateway.middleware.keys`. ``SOLLOL_API_KEYS`` and ``SOLLOL_ADMIN_KEYS`` add
+        keys.
+    insecure: serve other machines without keys.
+    allow_admin: allow to pull, create, copy and delete models.
+    autobatch_path: the queue's file; None is a file in ``~/.local/state``.
+    rate_limit, rate_burst: requests a second of one client, and in one burst.
+    max_in_flight: requests in flight of one client, while further ones wait. None is
+        `MAX_IN_FLIGHT` for a key or an address of another machine, and unlimited on loopback
+        without keys.
+    wait_timeout: how long a request waits for a node, or for others of its client, before it is
+        refused.
+    stop_timeout: for requests in flight when the service stops.
+    header_timeout, idle_timeout, write_timeout, full_timeout, max_connections: see
+        `ConnectionLimits`.
+    body_timeout, max_body, max_bodies: see `Limits`.
+    otel: record spans with OpenTelemetry.
+    enable_dask: compute queued documents with Dask, on `dask_workers` local workers, or on those of
+        `dask_scheduler`, which turns it on too.
+    pool: further settings of the pool, by name.
 
-    Raises ConfigError for what cannot be.
+    Raises ConfigError for invalid values.
     """
 
     ray_workers: int = _field(COUNT, 2)
@@ -199,12 +206,12 @@ class SOLLOLConfig:
             raise wrong("autobatch_min_batch_size must be at most autobatch_max_batch_size")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A view of a dictionary, as `pool` is, cannot be pickled.
+        # `pool`, a view of a dictionary, cannot be pickled.
         values = {name: getattr(self, name) for name in NAMES_OF_FIELDS}
         return _rebuild, ({**values, "pool": self.pool and dict(self.pool)},)
 
     def __repr__(self) -> str:
-        # Without the headers of nodes: they may hold tokens.
+        # Without the headers of nodes, which may contain tokens.
         changed = (
             f"{name}={safe_repr(getattr(self, name))}"
             for name in NAMES_OF_FIELDS
@@ -214,11 +221,11 @@ class SOLLOLConfig:
 
     @property
     def uses_dask(self) -> bool:
-        """Whether Dask computes what is queued."""
+        """Whether Dask computes queued documents."""
         return self.enable_dask or self.dask_scheduler is not None
 
     def pool_settings(self) -> dict[str, Any]:
-        """The keyword arguments of the pool, but for its nodes."""
+        """The keyword arguments of the pool, except its nodes."""
         settings = {**(self.pool or {})}
         settings |= {name: getattr(self, own) for name, own in FROM_POOL.items()}
         settings["enable_dask"] = self.uses_dask
@@ -237,7 +244,7 @@ _TABLE: Mapping[str, Setting[Any]] = {
 FROM_POOL: Mapping[str, str] = {
     each.metadata["pool"]: each.name for each in fields(SOLLOLConfig) if each.metadata["pool"]
 }
-"""Settings of a pool that have a field of their own here, and the name of that field."""
+"""The settings of a pool that have their own field here, with the field's name."""
 
 
 def _rebuild(values: dict[str, Any]) -> SOLLOLConfig:
@@ -245,7 +252,7 @@ def _rebuild(values: dict[str, Any]) -> SOLLOLConfig:
 
 
 def check(name: str, value: object, source: str = ARGUMENT, line: int | None = None) -> Any:
-    """The value of a field as it is kept. None is fine where it is the default.
+    """The checked value of a field. None is allowed if it is the default.
 
     Raises ConfigError.
     """
@@ -272,7 +279,9 @@ def _check_pool(settings: Mapping[str, Any], source: str, line: int | None) -> N
         if name not in TABLE:
             raise unknown_setting(name, source=source, line=line)
         if name in FROM_POOL:
-            raise wrong(f"{name} is no setting in 'pool': it is one of the service", source, line)
+            raise wrong(
+                f"{name} does not belong in 'pool': it is a setting of the service", source, line
+            )
         TABLE[name].check(value, source=source, line=line)
 
 
@@ -288,10 +297,11 @@ AT_ONCE = frozenset(
 
 
 class ConfigUpdate(NamedTuple):
-    """What came of an update, as names of fields.
+    """The result of an update, as names of fields.
 
-    applied: what holds now. needs_restart: what will hold after `stop` and `start`.
-    unused: what holds for nothing yet.
+    applied: apply now.
+    needs_restart: apply after `stop` and `start`.
+    unused: have no effect yet.
     """
 
     applied: tuple[str, ...] = ()
@@ -304,18 +314,18 @@ class ConfigUpdate(NamedTuple):
             ("after a restart", self.needs_restart),
             ("not in use", self.unused),
         )
-        said = [f"{what}: {', '.join(names)}" for what, names in parts if names]
-        return "; ".join(said) or "nothing has changed"
+        lists = [f"{what}: {', '.join(names)}" for what, names in parts if names]
+        return "; ".join(lists) or "nothing has changed"
 
 
 def compare(old: SOLLOLConfig, new: SOLLOLConfig) -> ConfigUpdate:
-    """What an update from `old` to `new` is, for a service that runs."""
+    """The result of an update from `old` to `new` while the service runs."""
     changed = [name for name in NAMES_OF_FIELDS if getattr(old, name) != getattr(new, name)]
     applied = [name for name in changed if name in AT_ONCE]
     if "hosts" in changed and (old.hosts is None or new.hosts is None):
-        applied.remove("hosts")  # where no node is named, a pool decides when it is made
+        applied.remove("hosts")  # without named nodes, a pool chooses them when it is created
     if "allow_admin" in applied and new.allow_admin:
-        applied.remove("allow_admin")  # the endpoints are made with the application
+        applied.remove("allow_admin")  # the endpoints are created with the application
     unused = tuple(name for name in changed if name in NOT_IN_USE)
     rest = tuple(name for name in changed if name not in applied and name not in unused)
     return ConfigUpdate(tuple(applied), rest, unused)
@@ -323,11 +333,13 @@ def compare(old: SOLLOLConfig, new: SOLLOLConfig) -> ConfigUpdate:
 
 @dataclass(frozen=True, kw_only=True)
 class ConfigSource:
-    """A TOML file with the names of `SOLLOLConfig`, and what was said besides, which counts more.
+    """The source of settings: a TOML file with the names of `SOLLOLConfig`, and overrides.
 
-    path: the file, None for none. hosts_file: a file of nodes, JSON or a hosts.txt, that counts
-    more than `path`. begins_as_pool: whether, if no node is named at all, a pool decides with which
-    it begins; else it is the one of the original.
+    path: the file; None for none.
+    hosts_file: a file of nodes, JSON or a hosts.txt, that overrides those in `path`.
+    begins_as_pool: if no node is named at all, use the initial nodes of a pool instead of the
+        original's.
+    given: settings that override the files.
     """
 
     path: str | None = None
@@ -336,9 +348,9 @@ class ConfigSource:
     given: Mapping[str, Any] = field(default_factory=dict, repr=False)  # hosts have headers
 
     def read(self) -> SOLLOLConfig:
-        """The settings, as they are now. Blocks while it reads files.
+        """The current settings. Blocks while it reads files.
 
-        Raises ConfigError, which names the file and the line.
+        Raises ConfigError with the file and the line.
         """
         values: dict[str, Any] = {"hosts": None} if self.begins_as_pool else {}
         if self.path is not None:
@@ -348,7 +360,7 @@ class ConfigSource:
         return SOLLOLConfig(**{**values, **self.given})
 
     def as_data(self) -> dict[str, Any]:
-        """For JSON: a child process makes the same of it. Nodes of the program become mappings."""
+        """The source as data for JSON, for a child process. `NodeSpec` objects become mappings."""
         given = dict(self.given)
         if given.get("hosts") is not None:
             given["hosts"] = [_plain(host) for host in given["hosts"]]

@@ -1,4 +1,4 @@
-"""What a service can do without: extras that are not installed, and the port for metrics."""
+"""The optional parts of a service: extras that may be missing, and the port for metrics."""
 
 from __future__ import annotations
 
@@ -19,8 +19,13 @@ if TYPE_CHECKING:
 
 
 class _Part(NamedTuple):
-    """is_on: whether the settings want it. check: raises MissingExtra. off: the settings without
-    it. absent, remedy: what the warning says, before and after the extra to install."""
+    """A part that needs an extra.
+
+    is_on: whether the settings enable it.
+    check: raises MissingExtra.
+    off: the settings that turn it off.
+    absent, remedy: the words of the warning before and after the extra to install.
+    """
 
     is_on: Callable[[SOLLOLConfig], bool]
     check: Callable[[], None]
@@ -48,14 +53,14 @@ _PARTS = (
         lambda config: config.uses_dask,
         lambda: check_engine("dask"),
         {"enable_dask": False, "dask_scheduler": None},
-        "what is queued is computed without Dask",
+        "queued documents are computed without Dask",
         "leave out --dask-workers and --dask-scheduler (enable_dask, dask_scheduler)",
     ),
 )
 
 
 def without_missing(config: SOLLOLConfig) -> tuple[SOLLOLConfig, list[str]]:
-    """The settings with each part turned off that is not installed, and a warning for each."""
+    """The settings with the parts that are not installed turned off, and a warning for each."""
     warnings = []
     for part in _PARTS:
         if not part.is_on(config):
@@ -71,12 +76,12 @@ def without_missing(config: SOLLOLConfig) -> tuple[SOLLOLConfig, list[str]]:
 async def listen_for_metrics(
     app: web.Application, config: SOLLOLConfig
 ) -> tuple[Listener | None, list[str]]:
-    """Serve `app` on the port for metrics. If it cannot be had: None, and a warning."""
+    """Serve `app` on the port for metrics. If it cannot be used: None, and a warning."""
     from aiosollol.gateway.serving.listener import METRICS, Listener  # loads aiohttp
 
     listener = Listener(app, name="metrics", settings=METRICS)
     try:
         await listener.start(config.metrics_host, config.metrics_port)
     except InvalidInput as error:
-        return None, [f"metrics are on /metrics of the gateway alone: {error}"]
+        return None, [f"metrics are served only on /metrics of the gateway: {error}"]
     return listener, []

@@ -1,4 +1,4 @@
-"""The parts of a running service: how they are opened, in which order, and what changes in them."""
+"""The parts of a running service: opening them in order, and changing their settings."""
 
 from __future__ import annotations
 
@@ -49,9 +49,10 @@ _METRICS_STOP_SECONDS = 1.0
 
 @dataclass
 class Parts:
-    """What runs. They are closed by the stack that they were opened on, all but `listener`.
+    """The parts of a running service. The stack that they were opened on closes all but `listener`.
 
-    gather: what /metrics shows; None without metrics. metrics_listener: on a port of its own.
+    gather: collects the metrics for /metrics; None without metrics.
+    metrics_listener: serves metrics on their own port, if there is one.
     """
 
     pool: OllamaPool
@@ -63,7 +64,7 @@ class Parts:
     metrics_listener: Listener | None = None
 
     def apply(self, config: SOLLOLConfig, keys: KeyRing) -> None:
-        """Let what can be changed at once be changed. Nothing here waits, or fails half-way."""
+        """Apply the settings that can change at once. Does not wait, and does not fail half-way."""
         if self.autobatch is not None:
             self.autobatch.update(
                 interval=config.autobatch_interval,
@@ -80,8 +81,8 @@ class Parts:
 
 
 def limits_of(config: SOLLOLConfig, keys: KeyRing) -> Limits:
-    """What holds for each client. On loopback without keys all are this machine's own programs, and
-    a request more only waits longer."""
+    """The limits of each client. On loopback without keys, requests in flight are unlimited: all
+    clients are programs of this machine, and another request only waits longer."""
     max_in_flight = config.max_in_flight
     if max_in_flight is None and (len(keys) or not is_loopback(config.gateway_host)):
         max_in_flight = MAX_IN_FLIGHT
@@ -97,7 +98,7 @@ def limits_of(config: SOLLOLConfig, keys: KeyRing) -> Limits:
 
 
 def queue_path(config: SOLLOLConfig, environ: Mapping[str, str] = os.environ) -> str:
-    """Where the queue is. Makes the folder of the default one. Blocks for that."""
+    """The path of the queue's file. Creates the default folder, so it blocks."""
     if config.autobatch_path is not None:
         return os.path.expanduser(config.autobatch_path)
     state = environ.get("XDG_STATE_HOME", "")
@@ -106,7 +107,7 @@ def queue_path(config: SOLLOLConfig, environ: Mapping[str, str] = os.environ) ->
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:
-        message = f"{folder} cannot be made: {error}; name a file for the queue in autobatch_path"
+        message = f"cannot create {folder}: {error}; name a file for the queue in autobatch_path"
         raise ConfigError(message, source="autobatch_path") from error
     return str(folder / "autobatch.db")
 
@@ -118,17 +119,17 @@ async def open_parts(
     siblings: Siblings | None,
     index: int,
 ) -> Parts:
-    """Open everything, each on `stack`, but for the listener. If anything fails, all is closed.
+    """Open all parts, all but the listener on `stack`. If one fails, all are closed.
 
-    What is not installed, and a port for metrics that cannot be had, is a warning.
+    Logs a warning for missing extras, and for a port for metrics that cannot be used.
     """
-    config, warnings = await asyncio.to_thread(without_missing, config)  # it imports
+    config, warnings = await asyncio.to_thread(without_missing, config)  # imports modules
     try:
         parts = await _open(stack, config, keys, siblings, index)
-        if siblings is not None:  # the process that started them serves metrics, and warns once
+        if siblings is not None:  # the parent process serves metrics, and warns once
             return parts
         try:
-            # After the gateway, which has precedence where both are to have one port.
+            # After the gateway, which takes precedence if both have the same port.
             warnings += await _open_metrics(stack, parts, config)
         except BaseException:
             await parts.listener.stop(0.0)
@@ -148,7 +149,7 @@ async def _open(
     siblings: Siblings | None,
     index: int,
 ) -> Parts:
-    # In a thread, because it reads files. Nothing in it belongs to a loop yet.
+    # In a thread, because it reads files. It is not bound to an event loop yet.
     pool = await asyncio.to_thread(_make_pool, config)
     await stack.enter_async_context(pool)
     autobatch = None
@@ -207,7 +208,7 @@ async def _open(
             return [*await gather_without_queue(), *await _queue_families(autobatch)]
 
         async def send(request: web.Request) -> web.Response:
-            # A key that is confined to its own jobs must not see how many there are of others.
+            # A key that sees only its own jobs must not see the number of others.
             sees_all = sees_only(request) is None
             return await handler_of(gather if sees_all else gather_without_queue)(request)
 
@@ -219,7 +220,7 @@ async def _open(
 
 
 async def _open_metrics(stack: AsyncExitStack, parts: Parts, config: SOLLOLConfig) -> list[str]:
-    """Serve metrics on a port of their own. Returns warnings."""
+    """Serve metrics on their own port. Returns warnings."""
     if parts.gather is None:
         return []
     listener, warnings = await listen_for_metrics(metrics_app(parts.gather), config)
@@ -239,23 +240,23 @@ def _own_families(parts: Parts) -> list[Metric]:
     cut = {("header",): gate.late, ("reader",): gate.stalled, ("too_many",): gate.refused}
     denied = {(str(status),): count for status, count in guard.denied.items()}
     return [
-        gauge("sollol_active_requests", "Requests under way.", {(): guard.active}),
-        gauge("sollol_connections", "Connections of clients.", {(): gate.open}),
-        counter("sollol_connections_cut", "Cut off, by why.", cut, "why"),
-        counter("sollol_denied", "Refused by keys and limits.", denied, "status"),
+        gauge("sollol_active_requests", "Requests in flight.", {(): guard.active}),
+        gauge("sollol_connections", "Client connections.", {(): gate.open}),
+        counter("sollol_connections_cut", "Connections cut off, by reason.", cut, "why"),
+        counter("sollol_denied", "Requests refused by keys and limits.", denied, "status"),
     ]
 
 
 async def _queue_families(autobatch: AutoBatch | None) -> list[Metric]:
     if autobatch is None:
         return []
-    with suppress(SollolError):  # a locked database is told elsewhere
+    with suppress(SollolError):  # a locked database is reported elsewhere
         status = await autobatch.status(latest=1)
         return [
-            gauge("sollol_autobatch_queued", "Documents that wait.", {(): status.queued}),
-            gauge("sollol_autobatch_queued_bytes", "Their size.", {(): status.queued_bytes}),
-            gauge("sollol_autobatch_jobs", "Jobs that are kept.", {(): status.job_count}),
-            gauge("sollol_autobatch_rate", "Documents a second, lately.", {(): status.rate}),
+            gauge("sollol_autobatch_queued", "Queued documents.", {(): status.queued}),
+            gauge("sollol_autobatch_queued_bytes", "Their bytes.", {(): status.queued_bytes}),
+            gauge("sollol_autobatch_jobs", "Jobs kept.", {(): status.job_count}),
+            gauge("sollol_autobatch_rate", "Recent documents a second.", {(): status.rate}),
         ]
     return []
 

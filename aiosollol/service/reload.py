@@ -1,4 +1,4 @@
-"""`NodeChanges`: other nodes for a pool that runs, without a request that fails of it."""
+"""`NodeChanges`: changes the nodes of a running pool without failing requests."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ log = logging.getLogger("aiosollol")
 
 
 class NodeChanges:
-    """Adds nodes at once, and removes others when what they have under way is done.
+    """Adds nodes at once, and removes others when their requests have ended.
 
-    patience: seconds until a node is removed anyway; what it has under way is then done by others,
-    all but streams. `aclose` it before the pool.
+    `aclose` it before the pool.
+
+    patience: seconds until a node is removed anyway; its requests, except streams, then move to
+        other nodes.
     """
 
     def __init__(self, pool: OllamaPool, patience: float) -> None:
@@ -28,7 +30,7 @@ class NodeChanges:
         self._coming: set[asyncio.Task[None]] = set()
 
     async def change(self, old: Iterable[NodeSpec], new: Iterable[NodeSpec]) -> None:
-        """Come from one list of nodes to another. A node that is described anew goes and comes."""
+        """Change from one list of nodes to another. A node with a new spec is removed and added."""
         before = {spec.url: spec for spec in old}
         after = {spec.url: spec for spec in new}
         for url, spec in before.items():
@@ -40,7 +42,7 @@ class NodeChanges:
                 await self._come(spec)
 
     async def aclose(self) -> None:
-        """Stop waiting for nodes that are to leave."""
+        """Stop waiting for nodes that are being removed."""
         tasks = [*self._coming, *(task for _, task in self._leaving.values())]
         for task in tasks:
             task.cancel()
@@ -49,7 +51,7 @@ class NodeChanges:
 
     async def _come(self, spec: NodeSpec) -> None:
         known = self._leaving.get(spec.url)
-        if known is not None and known[0] == spec:  # it was to leave, and may stay
+        if known is not None and known[0] == spec:  # being removed, and may stay
             known[1].cancel()
             await asyncio.wait([known[1]])
             with contextlib.suppress(InvalidInput):
@@ -79,7 +81,7 @@ class NodeChanges:
 
     async def _remove(self, spec: NodeSpec) -> None:
         try:
-            with contextlib.suppress(InvalidInput):  # somebody else has removed it
+            with contextlib.suppress(InvalidInput):  # it was already removed
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self.patience):
                         await self._pool.drain(spec.url)

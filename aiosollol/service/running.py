@@ -1,4 +1,4 @@
-"""`run`: a service as a program of its own, of one process or several, until a signal ends it."""
+"""`run`: a service as a program by itself, in one or several processes, until a signal."""
 
 from __future__ import annotations
 
@@ -29,14 +29,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("aiosollol")
 
-_OTHER_FILES = 1024 + 64  # than connections of clients: what a `Gate` keeps, and some in between
-_HURRY_SECONDS = 3.0  # from the second signal to the end, whatever is still being closed
+_OTHER_FILES = 1024 + 64  # besides client connections: those of `ConnectionLimiter`, and some more
+_HURRY_SECONDS = 3.0  # from the second signal until the process exits in any case
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """What `run` tells once it serves. metrics_url: None if metrics have no port of their own.
-    nodes: their URLs; None if they are not named. processes: their ids."""
+    """The state of a service, reported by `run` once it serves.
+
+    metrics_url: None if metrics have no port of their own.
+    nodes: their URLs; None if none are named.
+    processes: their pids.
+    """
 
     url: str
     metrics_url: str | None
@@ -48,12 +52,17 @@ OnReady = Callable[[Running], None]
 
 
 def run(source: ConfigSource, on_ready: OnReady | None = None) -> int:
-    """Serve until SIGTERM or SIGINT; the exit code.
+    """Serve until SIGTERM or SIGINT, and return the exit code.
 
-    SIGTERM: nobody is accepted any more, what runs is finished. A second one closes at once, and
-    the code is then 128 + its number. SIGHUP: the settings and the keys are read again, and no
-    request is dropped. Raises ConfigError and InvalidInput where it cannot serve. What is optional
-    and cannot be is a warning: see `SOLLOL.start`.
+    SIGTERM, SIGINT: stop accepting connections, and finish the requests in flight. A second signal
+    closes at once; the exit code is then 128 + its number. SIGHUP: read the settings and the keys
+    again, without dropping requests.
+
+    source: the settings.
+    on_ready: called once it serves.
+
+    Raises ConfigError and InvalidInput if it cannot serve. Optional parts that cannot be used cause
+    a warning: see `SOLLOL.start`.
     """
     config = source.read()
     if config.otel:
@@ -64,16 +73,16 @@ def run(source: ConfigSource, on_ready: OnReady | None = None) -> int:
 
 
 def _warn_if_not_recording() -> None:
-    with contextlib.suppress(MissingExtra):  # there is a warning of its own for that
+    with contextlib.suppress(MissingExtra):  # which has its own warning
         if not is_recording():
             log.warning(
-                "otel is on, and nobody records spans: start it as 'opentelemetry-instrument "
+                "otel is on, but no spans are recorded: start it as 'opentelemetry-instrument "
                 "aiosollol up', which comes with opentelemetry-distro"
             )
 
 
 def run_child() -> int:
-    """In a process that `run` has started: serve as its stdin says, until that ends."""
+    """In a process started by `run`: serve as described on stdin, until stdin ends."""
     from aiosollol.gateway.serving.supervisor import Siblings
 
     brief = json.loads(_first_line())
@@ -117,7 +126,7 @@ async def _serve_one(
     from aiosollol.gateway.serving.supervisor import announce_ready
 
     if port is not None:
-        # The parent may have been told 0, and has taken one that is free.
+        # The parent has chosen a free port if it was 0.
         source = replace(source, given={**source.given, "gateway_port": port})
         config = await asyncio.to_thread(source.read)
     sollol = SOLLOL(config, source=source, siblings=siblings, index=index)
@@ -144,7 +153,7 @@ async def _serve_one(
 
 
 async def _unless_stopped(work: Coroutine[Any, Any, None], stop: asyncio.Event) -> bool:
-    """Do `work`, unless `stop` is set before it is done; whether it was done."""
+    """Run `work` unless `stop` is set before it ends; return whether it has ended."""
     working, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
     try:
         await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -167,7 +176,7 @@ async def _keep_reloading(sollol: SOLLOL, wanted: asyncio.Event) -> None:
         try:
             update = await sollol.reload()
         except SollolError as error:
-            log.warning("the settings stay as they are: %s", error)
+            log.warning("the settings are unchanged: %s", error)
         else:
             log.warning("the settings were read again: %s", update)
 
@@ -186,7 +195,7 @@ async def _serve_many(source: ConfigSource, config: SOLLOLConfig, on_ready: OnRe
 
     if not hasattr(socket, "SO_REUSEPORT"):
         raise InvalidInput("processes: this system cannot share a port; use 1")
-    # Before any process is started, and by name: they would all say the same.
+    # Before any process starts, as each would report the same.
     keys = await asyncio.to_thread(security.read_keys, config)
     security.check_bind(config, keys)
     config, warnings = await asyncio.to_thread(without_missing, config)
@@ -230,9 +239,9 @@ async def _serve_many(source: ConfigSource, config: SOLLOLConfig, on_ready: OnRe
 
 
 def reserve_port(host: str, port: int) -> socket.socket:
-    """A socket that holds the port, without listening, so that only our processes can share it.
+    """A socket that reserves the port, without listening, so that only our processes share it.
 
-    Raises InvalidInput where another program has it, also one that would share it.
+    Raises InvalidInput if another program uses it, even one that would share it.
     """
     from aiosollol.gateway.serving.listener import GATEWAY, cannot_listen  # loads aiohttp
 
@@ -244,7 +253,7 @@ def reserve_port(host: str, port: int) -> socket.socket:
             alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             alone.bind(address)
             address = (*address[:1], alone.getsockname()[1], *address[2:])
-            alone.listen(1)  # another that listens, and shares the port, shows here at the latest
+            alone.listen(1)  # fails if another program listens and shares the port
         held = socket.socket(family, socket.SOCK_STREAM)
         try:
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -253,13 +262,13 @@ def reserve_port(host: str, port: int) -> socket.socket:
         except BaseException:
             held.close()
             raise
-    except (OSError, ValueError) as error:  # ValueError: a host that is no name
+    except (OSError, ValueError) as error:  # ValueError: an invalid host name
         raise cannot_listen(host, port, error, GATEWAY) from error
     return held
 
 
 def raise_file_limit(wanted: int) -> None:
-    """Raise the soft limit of open files to `wanted`, or as far as it goes: each connection is one.
+    """Raise the soft limit of open files to `wanted`, or near it: each connection is one.
 
     macOS has a limit below the hard one (``kern.maxfilesperproc``), which no call returns.
     """
@@ -292,7 +301,7 @@ def _urls(config: SOLLOLConfig) -> tuple[str, ...] | None:
 def _first_line() -> bytes:
     line = b""
     while not line.endswith(b"\n"):
-        byte = os.read(0, 1)  # no more: what follows is for the loop
+        byte = os.read(0, 1)  # not more: the rest is for the event loop
         if not byte:
             raise SystemExit(1)
         line += byte

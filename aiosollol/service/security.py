@@ -1,4 +1,4 @@
-"""Who may reach a service: its keys, and the address it listens on."""
+"""The access to a service: its keys, the address it listens on, and its nodes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from aiosollol.service.config import SOLLOLConfig
 
 
 def read_keys(config: SOLLOLConfig, environ: Mapping[str, str] = os.environ) -> KeyRing:
-    """The keys in the file and in the environment. Blocks while it reads. Raises ConfigError."""
+    """The keys in the file and in the environment. Blocks while reading. Raises ConfigError."""
     found = []
     if config.api_keys_file is not None:
         path = path_of(config.api_keys_file)
@@ -37,22 +37,22 @@ def read_keys(config: SOLLOLConfig, environ: Mapping[str, str] = os.environ) -> 
 
 
 def check_bind(config: SOLLOLConfig, keys: KeyRing) -> None:
-    """Refuse to serve other machines without keys, unless that is wanted. Raises ConfigError."""
+    """Refuse to serve other machines without keys, unless `insecure`. Raises ConfigError."""
     if len(keys):
         if config.allow_admin and not keys.has_admin:
             raise wrong(
-                "allow_admin needs a key of its own: make one with 'aiosollol key NAME --admin'"
+                "allow_admin needs an admin key: make one with 'aiosollol key NAME --admin'"
             )
     elif not config.insecure and not is_loopback(config.gateway_host):
         raise wrong(
-            f"gateway_host {config.gateway_host} is for every machine that reaches this one, and "
+            f"gateway_host {config.gateway_host} serves every machine that reaches this one, but "
             "there are no API keys: make one with 'aiosollol key NAME' and name its file "
-            "(api_keys_file, --api-keys), or say insecure=True (--insecure)"
+            "(api_keys_file, --api-keys), or set insecure=True (--insecure)"
         )
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches what listens on `host`, an address or a name."""
+    """Whether only this machine can reach a server that listens on `host`, an address or a name."""
     try:
         return ipaddress.ip_address(host.partition("%")[0]).is_loopback
     except ValueError:
@@ -60,10 +60,10 @@ def is_loopback(host: str) -> bool:
 
 
 def nodes_of(config: SOLLOLConfig) -> list[NodeSpec] | None:
-    """The nodes that are named; None leaves it to the pool.
+    """The configured nodes; None lets the pool choose its initial nodes.
 
-    With the strategy "priority" they are used in their order, as the original has it, unless some
-    have priorities of their own.
+    With the strategy "priority" they are used in their order, as in the original, unless some have
+    priorities of their own.
     """
     if config.hosts is None:
         return None

@@ -1,4 +1,4 @@
-"""`SOLLOL`: a pool with its gateway, its queue and its metrics, in the event loop of a program."""
+"""`SOLLOL`: a pool with its gateway, document queue and metrics, in a program's event loop."""
 
 from __future__ import annotations
 
@@ -24,17 +24,19 @@ _STOPPED = {"error": "SOLLOL is not running"}
 
 
 class SOLLOL:
-    """A cluster behind one address. Use it with ``async with``, or `start` it and `stop` it.
+    """A cluster behind one address. Use it with ``async with``, or `start` and `stop` it.
 
     ::
 
         async with SOLLOL(SOLLOLConfig(hosts=["10.0.0.2", "10.0.0.3"])) as sollol:
             print(sollol.url)
 
-    It may be started again after it was stopped. source: where `reload` reads settings; siblings
-    and index: for one of several processes that share the port.
+    It can be started again after it was stopped.
 
-    Raises ConfigError for settings that cannot be.
+    source: where `reload` reads the settings.
+    siblings, index: for one of several processes that share the port.
+
+    Raises ConfigError for invalid settings.
     """
 
     def __init__(
@@ -71,33 +73,35 @@ class SOLLOL:
 
     @property
     def url(self) -> str:
-        """Where the gateway answers. Raises PoolClosed while it does not run."""
+        """The URL of the gateway. Raises PoolClosed while it does not run."""
         return self._parts().listener.url
 
     @property
     def metrics_url(self) -> str | None:
-        """Where metrics are, on a port of their own; None if they have none."""
+        """The URL of the metrics on their own port; None if they have none."""
         listener = self._parts().metrics_listener
         return None if listener is None else f"{listener.url}/metrics"
 
     @property
     def pool(self) -> OllamaPool:
-        """The pool behind the gateway, for the program itself. Raises PoolClosed."""
+        """The pool behind the gateway, for direct use. Raises PoolClosed while it does not run."""
         return self._parts().pool
 
     def _parts(self) -> Parts:
         if self._running is None:
-            raise PoolClosed("the service does not run: use 'async with', or await sollol.start()")
+            raise PoolClosed(
+                "the service is not running: use 'async with', or await sollol.start()"
+            )
         return self._running
 
-    # Its life.
+    # Life cycle.
 
     async def start(self) -> None:
-        """Listen, and begin to watch the nodes. Idempotent.
+        """Start listening and monitoring the nodes. Idempotent.
 
-        Metrics, spans and Dask are left out, with a warning, where their extra is not installed;
-        so is the port for metrics if it cannot be had. Raises ConfigError and InvalidInput for
-        anything else that cannot be, and MissingExtra for Ray, with everything closed again.
+        Metrics, spans and Dask are turned off with a warning if their extra is not installed, and
+        the port for metrics if it cannot be used. Raises ConfigError and InvalidInput for any other
+        setting that cannot be used, and MissingExtra for Ray; everything is closed then.
         """
         from aiosollol.service.parts import open_parts  # loads aiohttp
 
@@ -107,7 +111,7 @@ class SOLLOL:
             config = self.config
             if config.processes > 1 and self._siblings is None:
                 raise InvalidInput(
-                    "processes: a program's own event loop is one process; for more, use "
+                    "processes: an event loop runs in one process; for more, use "
                     "'aiosollol up --workers N' or aiosollol.service.run"
                 )
             self._warn_of_unused()
@@ -116,9 +120,10 @@ class SOLLOL:
             self._running = await open_parts(self._stack, config, keys, self._siblings, self._index)
 
     async def stop(self, hurry: asyncio.Event | None = None) -> int:
-        """Accept nobody any more, finish what runs, and close. Idempotent.
+        """Stop accepting connections, finish the requests in flight, and close. Idempotent.
 
-        What runs has `stop_timeout`, or until `hurry` is set. Returns how much was cut off.
+        Requests have `stop_timeout` seconds, or until `hurry` is set. Returns the number of
+        connections cut off.
         """
         async with self._changing:
             if self._running is None:
@@ -132,18 +137,18 @@ class SOLLOL:
 
     def _warn_of_unused(self) -> None:
         default = {each.name: each.default for each in fields(SOLLOLConfig)}
-        told = [name for name in NOT_IN_USE if getattr(self.config, name) != default[name]]
-        if told and not self._was_warned:
+        unused = [name for name in NOT_IN_USE if getattr(self.config, name) != default[name]]
+        if unused and not self._was_warned:
             self._was_warned = True
-            log.warning("settings that are not in use yet: %s", ", ".join(told))
+            log.warning("settings that have no effect yet: %s", ", ".join(unused))
 
-    # Changing it.
+    # Changing settings.
 
     async def update_config(self, **changes: Any) -> ConfigUpdate:
-        """Change settings while it runs; says what holds now, and what takes `stop` and `start`.
+        """Change settings while it runs; returns which apply now, and which after a restart.
 
-        A file of keys is read again, even if its name has not changed. Requests go on. Raises
-        ConfigError for settings that cannot be, with nothing changed.
+        A file of keys is read again, even if its name has not changed. Requests continue. Raises
+        ConfigError for invalid settings, without changing anything.
         """
         for name in changes:
             if name not in SOLLOLConfig.__dataclass_fields__:
@@ -151,7 +156,7 @@ class SOLLOL:
         return await self._change_to(replace(self.config, **changes))
 
     async def reload(self) -> ConfigUpdate:
-        """Read the settings again where they came from. As `update_config`."""
+        """Read the settings again from their source, and apply them like `update_config`."""
         if self._source is None:
             return await self._change_to(self.config)
         return await self._change_to(await asyncio.to_thread(self._source.read))
@@ -164,7 +169,7 @@ class SOLLOL:
                 self.config = config
                 return ConfigUpdate(update.applied + update.needs_restart, (), update.unused)
             keys = await asyncio.to_thread(security.read_keys, config)
-            # By where it listens now: what the new settings say of that holds after a restart.
+            # With the current address: a new one applies after a restart.
             bound = replace(config, gateway_host=self.config.gateway_host)
             security.check_bind(bound, keys)
             parts.apply(bound, keys)
@@ -173,17 +178,17 @@ class SOLLOL:
                 await parts.nodes.change(old or (), new or ())
             self.config = config
             if update.needs_restart:
-                log.warning("settings that hold after a restart: %s", ", ".join(update[1]))
+                log.warning("settings that apply after a restart: %s", ", ".join(update[1]))
             return update
 
-    # What is known.
+    # Status.
 
     def get_status(self) -> dict[str, Any]:
-        """Whether it runs, and where.
+        """Whether it runs, and at which address.
 
-        ``running``, ``port``, ``ray_workers``, ``dask_workers``, ``batch_processing_enabled``,
-        ``ollama_nodes``, ``timestamp`` and ``endpoints``, as the original has them; ``not_in_use``:
-        fields that change nothing.
+        As in the original: ``running``, ``port``, ``ray_workers``, ``dask_workers``,
+        ``batch_processing_enabled``, ``ollama_nodes``, ``timestamp`` and ``endpoints``. Added:
+        ``processes``, and ``not_in_use``, the settings without effect.
         """
         config, parts = self.config, self._running
         if parts is None:
@@ -206,7 +211,7 @@ class SOLLOL:
         }
 
     def get_health(self) -> dict[str, Any]:
-        """How the nodes are: "healthy", "degraded" or "unhealthy", by the original's names.
+        """The health of the nodes: "healthy", "degraded" or "unhealthy", as in the original.
 
         ``hosts``: each with its circuit breaker and its last error.
         """
@@ -217,7 +222,7 @@ class SOLLOL:
         return health_of(self._running.pool)
 
     def get_stats(self) -> dict[str, Any]:
-        """Statistics of each host by the original's names, and all of `OllamaPool.get_stats`."""
+        """Statistics of each host, as in the original, and all of `OllamaPool.get_stats`."""
         if self._running is None:
             return dict(_STOPPED)
         from aiosollol.gateway.endpoints.sollol import stats_of

@@ -274,7 +274,7 @@ async def test_a_reload_under_load_fails_no_request(
         await load.reaches(load.done + 50)
         file.write_text("hosts = 3\n")
         gateway.send(signal.SIGHUP)
-        await gateway.said("the settings stay as they are: ", times=workers)
+        await gateway.said("the settings are unchanged: ", times=workers)
         await load.reaches(load.done + 20)
         load.is_over = True
         await load.end()

@@ -202,7 +202,7 @@ async def test_another_port_for_metrics_takes_a_restart(caplog: pytest.LogCaptur
                 update = await sollol.update_config(metrics_port=held)
                 assert (update.applied, update.needs_restart) == ((), ("metrics_port",))
                 assert (await answer_of(sollol.metrics_url))[0] == 200
-            assert caplog.messages == ["settings that hold after a restart: metrics_port"]
+            assert caplog.messages == ["settings that apply after a restart: metrics_port"]
             async with sollol:
                 assert sollol.metrics_url is None
             assert f"port {held} for metrics" in caplog.messages[1]
