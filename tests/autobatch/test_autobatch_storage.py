@@ -325,7 +325,7 @@ async def test_a_worker_survives_a_locked_file(
             assert (await queue.wait(job)).completed == len(TEXTS)
             assert (await queue.status()).problem == ""
         assert sum(node.embedded.values()) == len(TEXTS)
-    assert caplog.text.count("another process has been writing") == 1  # told once, however often tried
+    assert caplog.text.count("another process has been writing") == 1  # logged once for all tries
 
 
 async def test_a_file_that_became_read_only(tmp_path: Path) -> None:
