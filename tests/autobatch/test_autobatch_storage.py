@@ -1,72 +1,31 @@
-"""The file of a queue in every kind of trouble: a clear error, and no loss of what was told to be
-on the disk. And its tables under everything that is done to them: they always agree."""
+"""A queue's file that cannot be opened or written: a clear error, and no submitted job is lost."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
-import shutil
 import sqlite3
 import subprocess
 import sys
-from array import array
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from autobatch_files import MODEL, TEXTS, fake_pool, vectors_of
 
 from aiosollol import (
     ConfigError,
-    OllamaPool,
-    QueueFull,
     SollolError,
     StorageError,
-    UnknownJob,
 )
 from aiosollol.autobatch import (
     AutoBatch,
-    job_queries,
-    schema,
     worker_queries,
 )
-from aiosollol.autobatch.database import WorkerLock
-from aiosollol.autobatch.jobs import (
-    Document,
-    FailedDocument,
-    Outcome,
-    RetriedDocument,
-)
-from aiosollol.autobatch.pacing import Rules
-from aiosollol.autobatch.result_queries import DAMAGED_VECTOR, totals
-from aiosollol.errors import InvalidInput
-from aiosollol.testing import FakeModel, FakeTransport, fake_vector
+from aiosollol.testing import FakeModel, fake_vector
 
 pytestmark = pytest.mark.anyio
-
-EMBED = FakeModel("nomic-embed-text", dim=16)
-MODEL = "nomic-embed-text"
-TEXTS = [f"text {at} of some" for at in range(200)]
-
-
-def vector(text: str) -> bytes:
-    return bytes(fake_vector(EMBED.digest, text, EMBED.dim))
-
-
-@asynccontextmanager
-async def fake_pool(
-    model: FakeModel = EMBED,
-) -> AsyncIterator[tuple[OllamaPool, FakeTransport]]:
-    node = FakeTransport("fake", models=[model], count_texts=True)
-    async with OllamaPool(["127.0.0.1:1"], transport_factory=lambda _: node) as pool:
-        yield pool, node
 
 
 async def run_sql(queue: AutoBatch, sql: str) -> Any:
@@ -74,15 +33,6 @@ async def run_sql(queue: AutoBatch, sql: str) -> Any:
     database = queue._open_database()
     assert database._connection is not None
     return await database.call(lambda: database._connection.execute(sql).fetchone())
-
-
-async def vectors_of(queue: AutoBatch, job: str) -> tuple[dict[int, bytes], dict[int, str]]:
-    found: dict[int, bytes] = {}
-    errors: dict[int, str] = {}
-    async for page in queue.results(job):
-        found |= {at: row.tobytes() for at, row in zip(page.indices, page.vectors, strict=True)}
-        errors |= page.errors
-    return found, errors
 
 
 # What cannot be opened.
@@ -336,248 +286,3 @@ async def test_a_file_that_became_read_only(tmp_path: Path) -> None:
             await queue.submit(["two"], MODEL)
         assert caught.value.reason == "read-only"
         assert (await queue.status(job)).queued == 1
-
-
-# Damage.
-
-
-@pytest.fixture(scope="module")
-def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A queue with a job that is done, one that is half done, and one that is queued."""
-    path = tmp_path_factory.mktemp("healthy") / "queue.db"
-    connection = schema.open_database(str(path), 1.0)
-    for name in ("done", "half", "queued"):
-        job = job_queries.NewJob(name, MODEL, "{}", "{}", TEXTS)
-        job_queries.submit(connection, job, Rules(), 1.0)
-    for count in (200, 100):
-        batch = worker_queries.take(connection, 1, count, 2.0)
-        done = [(each, memoryview(array("f", fake(each)))) for each in batch.documents]
-        worker_queries.settle(connection, Outcome(done=done), 3.0)
-    connection.close()
-    return path
-
-
-def fake(document: Document) -> Any:
-    assert document.text is not None
-    return fake_vector(EMBED.digest, document.text, EMBED.dim)
-
-
-@pytest.mark.parametrize("seed", range(40))
-async def test_flipped_bytes_are_never_taken_for_data(
-    tmp_path: Path, healthy: Path, seed: int
-) -> None:
-    path, random = tmp_path / "queue.db", Random(seed)
-    shutil.copy(healthy, path)
-    data = bytearray(path.read_bytes())
-    for _ in range(random.choice((1, 10, 200))):
-        data[random.randrange(len(data))] ^= 1 << random.randrange(8)
-    path.write_bytes(data)
-    with contextlib.suppress(StorageError, ConfigError, UnknownJob):
-        async with AutoBatch(None, path) as queue:
-            for job in ("done", "half", "queued"):
-                found, errors = await vectors_of(queue, job)
-                for at, row in found.items():
-                    assert row == vector(TEXTS[at])
-                assert set(errors.values()) <= {DAMAGED_VECTOR}
-                if job == "done":
-                    assert found.keys() | errors.keys() == set(range(len(TEXTS)))
-            batch = await queue._open_database().change(worker_queries.take, 1, 1000, 1e9)
-            assert {each.text for each in batch.documents} <= set(TEXTS)
-
-
-async def test_a_damaged_text_fails_and_a_damaged_vector_is_told(
-    tmp_path: Path, healthy: Path
-) -> None:
-    path = tmp_path / "queue.db"
-    shutil.copy(healthy, path)
-    for table, column, position in (("documents", "text", 150), ("vectors", "vector", 3)):
-        key = (2 << job_queries.POSITION_BITS) + position
-        execute_committed(path, f"UPDATE {table} SET {column} = x'00112233' WHERE key = {key}")
-    async with fake_pool() as (pool, _), AutoBatch(pool, path) as queue:
-        status = await queue.wait("half")
-        assert (status.completed, status.failed) == (199, 1)
-        found, errors = await vectors_of(queue, "half")
-        assert found == {at: vector(text) for at, text in enumerate(TEXTS) if at not in (3, 150)}
-        assert errors[3] == DAMAGED_VECTOR
-        assert errors[150].startswith("StorageError: the text is damaged on the disk")
-
-
-def execute_committed(path: Path, sql: str) -> None:
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        assert connection.execute(sql).rowcount == 1
-
-
-def without_documents(healthy: Path) -> bytes:
-    """The file, with the beginning of a table overwritten."""
-    data = bytearray(healthy.read_bytes())
-    with contextlib.closing(sqlite3.connect(healthy)) as connection:
-        (page,) = connection.execute(
-            "SELECT rootpage FROM sqlite_master WHERE name = 'documents'"
-        ).fetchone()
-        (size,) = connection.execute("PRAGMA page_size").fetchone()
-    start = (page - 1) * size
-    data[start : start + 100] = b"\xff" * 100
-    return bytes(data)
-
-
-async def test_damage_is_told_at_the_start(tmp_path: Path, healthy: Path) -> None:
-    path, data = tmp_path / "queue.db", without_documents(healthy)
-    path.write_bytes(data)
-    with pytest.raises(StorageError, match="left unchanged; restore it from a backup") as caught:
-        await AutoBatch(None, path).start()
-    assert caught.value.reason == "damaged"
-    assert path.read_bytes() == data
-
-
-# The lock.
-
-
-def test_a_lock_is_held_by_one_at_a_time(tmp_path: Path) -> None:
-    path = str(tmp_path / "queue.db")
-    one, two = WorkerLock(path), WorkerLock(path)
-    assert one.acquire()
-    assert one.acquire()
-    assert not two.acquire()
-    assert (one.is_held, two.is_held) == (True, False)
-    one.release()
-    one.release()
-    assert two.acquire()
-    two.release()
-
-
-# The tables, whatever is done to them.
-
-
-class Tables(RuleBasedStateMachine):
-    """Anything that can be done, in any order: the counters agree with the rows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.connection = sqlite3.connect(":memory:", isolation_level=None)
-        for statement in schema._TABLES.split(";\n"):
-            self.connection.execute(statement)
-        self.rules = Rules(max_documents=30, max_bytes=200)
-        self.now = 0.0
-        self.jobs: dict[str, int] = {}
-        self.batch: worker_queries.Batch | None = None
-
-    def teardown(self) -> None:
-        self.connection.close()
-
-    def _known(self) -> Iterator[str]:
-        rows = self.connection.execute("SELECT id FROM jobs ORDER BY number")
-        return (job for (job,) in rows.fetchall())
-
-    @rule(
-        count=st.integers(1, 12),
-        model=st.sampled_from("ab"),
-        owner=st.sampled_from(("ann", "bob", None)),
-    )
-    def submit(self, count: int, model: str, owner: str | None) -> None:
-        name = f"job {len(self.jobs)}"
-        texts = [f"text {at}" for at in range(count)]
-        job = job_queries.NewJob(name, model, "{}", "{}", texts, owner)
-        with contextlib.suppress(QueueFull):
-            job_queries.submit(self.connection, job, self.rules, self.now)
-            self.jobs[name] = count
-
-    @rule(most=st.integers(1, 8), pick=st.integers(0, 1))
-    def take(self, most: int, pick: int) -> None:
-        lines = [x for x in worker_queries.lines(self.connection, most, self.now) if x.ready]
-        if lines:
-            line = lines[pick % len(lines)]
-            self.batch = worker_queries.take(self.connection, line.group, most, self.now)
-            assert len(self.batch.documents) == line.ready
-
-    @rule(fates=st.lists(st.sampled_from("dfaw"), min_size=8, max_size=8), forget=st.booleans())
-    def settle(self, fates: list[str], forget: bool) -> None:
-        """Also twice, and of a batch that was cancelled meanwhile."""
-        if self.batch is None:
-            return
-        found = Outcome()
-        for document, fate in zip(self.batch.documents, fates, strict=False):
-            if fate == "d":
-                found.done.append((document, memoryview(array("f", [1.0, 2.0]))))
-            elif fate == "f":
-                found.failed.append(FailedDocument(document, "words"))
-            elif fate == "a":
-                found.again.append(
-                    RetriedDocument(document._replace(attempts=1), self.now + 5.0, "words")
-                )
-        worker_queries.settle(self.connection, found, self.now, 1.0)
-        if forget:
-            self.batch = None
-
-    @rule(pick=st.integers(0, 5), what=st.sampled_from(["cancel", "retry"]))
-    def cancel_or_retry(self, pick: int, what: str) -> None:
-        names = list(self._known())
-        if names and what == "cancel":
-            job_queries.cancel(self.connection, names[pick % len(names)], None, self.now)
-        elif names:
-            with contextlib.suppress(QueueFull, InvalidInput):
-                job_queries.retry(
-                    self.connection, names[pick % len(names)], None, self.rules, self.now
-                )
-
-    @rule()
-    def fail_group(self) -> None:
-        worker_queries.fail_group(self.connection, 1, "words", self.now)
-
-    @rule(seconds=st.floats(0.0, 10.0))
-    def pass_time(self, seconds: float) -> None:
-        self.now += seconds
-
-    @rule()
-    def expire(self) -> None:
-        worker_queries.expire(self.connection, self.now - 5.0)
-
-    @rule()
-    def sweep(self) -> None:
-        worker_queries.sweep(self.connection)
-
-    @invariant()
-    def counters_agree(self) -> None:
-        both = self.connection.execute(
-            "SELECT count(*) FROM documents JOIN vectors USING (key)"
-        ).fetchone()
-        assert both == (0,)
-        rows = self.connection.execute(
-            "SELECT number, total, queued, queued_bytes, completed, failed, is_cancelled,"
-            " completed_at FROM jobs"
-        ).fetchall()
-        for number, total, queued, size, completed, failed, is_cancelled, completed_at in rows:
-            keys = job_queries.keys_of(number)
-            of_job = "key >= ? AND key < ?"
-            counted = self.connection.execute(
-                "SELECT count(*) FILTER (WHERE NOT has_failed), count(*) FILTER (WHERE has_failed),"
-                " total(length(text)) FILTER (WHERE NOT has_failed) FROM documents"
-                f" WHERE {of_job}",
-                keys,
-            ).fetchone()
-            assert counted == (queued, failed, size)
-            found = self.connection.execute(
-                f"SELECT count(*) FROM vectors WHERE {of_job}", keys
-            ).fetchone()
-            assert found == (completed,)
-            assert is_cancelled or queued + completed + failed == total
-            assert (completed_at is None) == (queued > 0)
-        rules = replace(self.rules, keep_results=5.0)
-        whole, _ = totals(self.connection, None, 100, self.now, rules)
-        assert whole.queued <= self.rules.max_documents
-        assert whole.queued_bytes <= self.rules.max_bytes
-        assert whole.job_total == len(self.jobs)
-        for owner in ("ann", "bob"):
-            part, _ = totals(self.connection, owner, 100, self.now, rules)
-            assert part.ahead is not None
-            owned = [job for job in whole.jobs if job.owner == owner]
-            assert part.jobs == owned
-            assert part.job_count == len(owned)
-            assert part.queued == sum(job.queued for job in owned) <= part.ahead <= whole.queued
-            assert (part.active, part.pending) == (
-                sum(job.state == "running" for job in owned),
-                sum(job.state == "pending" for job in owned),
-            )
-
-
-TestTables = Tables.TestCase
-TestTables.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
