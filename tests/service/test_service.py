@@ -1,13 +1,10 @@
-"""A service: its settings, its life, what changes while it runs, and what it tells of itself."""
+"""A service that runs: its start and end, and its changes of settings and nodes."""
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
 import logging
-import pickle
-import re
 import resource
 import subprocess
 import sys
@@ -15,254 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import project_paths
 import pytest
 
-from aiosollol import ConfigError, InvalidInput, NodeSpec, PoolClosed
+from aiosollol import ConfigError, InvalidInput, PoolClosed
 from aiosollol.gateway.middleware.keys import new_key
 from aiosollol.service import SOLLOL, ConfigSource, SOLLOLConfig
-from aiosollol.service.config import MAX_IN_FLIGHT, NOT_IN_USE, ConfigUpdate, compare
-from aiosollol.service.parts import queue_path
+from aiosollol.service.config import MAX_IN_FLIGHT, NOT_IN_USE, ConfigUpdate
 from aiosollol.service.running import raise_file_limit, reserve_port
-from aiosollol.service.security import check_bind, nodes_of, read_keys
 from aiosollol.testing import FakeModel, FakeOllama
 
 pytestmark = pytest.mark.anyio
-
 pytest.importorskip("prometheus_client")
-
-# The original's, by its documentation and its package.
-ORIGINAL = {
-    "ray_workers": 2,
-    "dask_workers": 2,
-    "dask_scheduler": None,
-    "hosts": ("127.0.0.1:11434",),
-    "gateway_port": 8000,
-    "routing_strategy": "performance",
-    "autobatch_enabled": True,
-    "autobatch_interval": 60,
-    "autobatch_min_batch_size": 1,
-    "autobatch_max_batch_size": 100,
-    "metrics_enabled": True,
-    "metrics_port": 9090,
-    "adaptive_metrics_enabled": True,
-    "adaptive_metrics_interval": 30,
-    "health_check_enabled": True,
-    "health_check_interval": 120,
-    "max_retries": 3,
-    "retry_backoff_multiplier": 0.5,
-    "chat_timeout": 300.0,
-    "embedding_timeout": 60.0,
-}
-
-
-def test_the_fields_and_defaults_of_the_original() -> None:
-    config = SOLLOLConfig()
-    assert {name: getattr(config, name) for name in ORIGINAL} == ORIGINAL
-    assert config.gateway_host == "127.0.0.1"  # the original listens on every interface
-
-
-def test_a_config_is_frozen_and_can_be_pickled() -> None:
-    config = SOLLOLConfig(hosts=["10.0.0.2"], pool={"policy": "rules"})
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        config.gateway_port = 1  # type: ignore[misc]
-    assert config.hosts == ("10.0.0.2",)
-    assert pickle.loads(pickle.dumps(config)) == config
-    assert dataclasses.replace(config, gateway_port=1).hosts == ("10.0.0.2",)
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "problem"),
-    [
-        ("ray_workers", -1, "a whole number"),
-        ("dask_workers", 1.5, "a whole number"),
-        ("dask_scheduler", "10.0.0.1", "an address such as"),
-        ("hosts", "10.0.0.2", "a list of at least one node"),
-        ("hosts", [], "a list of at least one node"),
-        ("hosts", ["http://"], "hosts: "),
-        ("gateway_port", 70000, "a port"),
-        ("gateway_host", "", "an address or a host name"),
-        ("routing_strategy", "fastest", "one of 'performance'"),
-        ("autobatch_enabled", "yes", "true or false"),
-        ("autobatch_interval", -1, "a number of seconds"),
-        ("autobatch_min_batch_size", 0, "a whole number of at least 1"),
-        ("autobatch_min_batch_size", 1000, "at most autobatch_max_batch_size"),
-        ("chat_timeout", 0, "a number of seconds"),
-        ("processes", 0, "from 1 to 256"),
-        ("api_keys_file", 3, "a path"),
-        ("cors_origins", "*", "a list of origins"),
-        ("rate_limit", -1, "requests a second"),
-        ("max_in_flight", 0, "a whole number of at least 1"),
-        ("wait_timeout", -1, "a number of seconds"),
-        ("full_timeout", 0, "a number of seconds"),
-        ("pool", {"wait_timeout": 3}, "a setting of the service"),
-        ("max_body", None, "a whole number of at least 1"),
-        ("pool", {"polcy": "rules"}, "did you mean 'policy'"),
-        ("pool", {"policy": "best"}, "policy must be one of"),
-        ("pool", {"embed_timeout": 3}, "a setting of the service"),
-    ],
-)
-def test_settings_that_cannot_be(name: str, value: object, problem: str) -> None:
-    with pytest.raises(ConfigError, match=problem) as caught:
-        SOLLOLConfig(**{name: value})
-    assert caught.value.source == "argument"
-
-
-def test_what_the_pool_is_made_with() -> None:
-    config = SOLLOLConfig(
-        embedding_timeout=7, adaptive_metrics_enabled=False, pool={"policy": "rules"}
-    )
-    settings = config.pool_settings()
-    assert settings["wait_timeout"] == 300  # longer than a program's own calls would
-    assert (settings["embed_timeout"], settings["policy"]) == (7, "rules")
-    assert settings["metrics_interval"] > 10**8
-    assert settings["check_interval"] == 120
-    assert settings["enable_dask"] is False
-
-
-@pytest.mark.parametrize(
-    ("given", "settings"),
-    [
-        ({"enable_dask": True}, (True, None, 2)),
-        ({"enable_dask": True, "dask_workers": 4}, (True, None, 4)),
-        ({"dask_scheduler": "tcp://10.0.0.2:8786"}, (True, "tcp://10.0.0.2:8786", 2)),
-        ({"dask_workers": 4}, (False, None, 4)),
-    ],
-)
-def test_dask_is_for_those_who_ask_for_it(
-    given: dict[str, Any], settings: tuple[bool, str | None, int]
-) -> None:
-    made = SOLLOLConfig(**given).pool_settings()
-    assert (made["enable_dask"], made["dask_address"], made["dask_workers"]) == settings
-
-
-# Files.
-
-TOML = """
-hosts = ["10.0.0.2", "10.0.0.3:8080"]
-gateway_port = 8001
-
-[pool]
-policy = "rules"
-"""
-
-
-def test_a_file_and_what_counts_more(tmp_path: Path) -> None:
-    file, hosts = tmp_path / "gateway.toml", tmp_path / "hosts.txt"
-    file.write_text(TOML)
-    hosts.write_text("10.0.0.9\n")
-    read = ConfigSource(path=str(file), given={"gateway_port": 8002}).read()
-    assert (read.hosts, read.gateway_port) == (("10.0.0.2", "10.0.0.3:8080"), 8002)
-    assert read.pool == {"policy": "rules"}
-    source = ConfigSource(path=str(file), hosts_file=str(hosts))
-    assert source.read().hosts == (NodeSpec("10.0.0.9"),)
-    assert ConfigSource().read() == SOLLOLConfig()
-    assert ConfigSource(begins_as_pool=True).read().hosts is None
-
-
-def test_a_source_on_its_way_to_a_child(tmp_path: Path) -> None:
-    spec = NodeSpec("http://10.0.0.2:1", headers={"X": "y"}, priority=2)
-    source = ConfigSource(
-        path=None, given={"hosts": (spec, "10.0.0.3"), "pool": {"policy": "rules"}}
-    )
-    again = ConfigSource(**json.loads(json.dumps(source.as_data()))).read()
-    assert nodes_of(again) == nodes_of(source.read())
-
-
-@pytest.mark.parametrize(
-    ("text", "problem", "line"),
-    [
-        ("gateway_prot = 1", "unknown setting 'gateway_prot'; did you mean 'gateway_port'?", 1),
-        ("\ngateway_port = 'x'", "gateway_port must be a port", 2),
-        ("a = \n", "not TOML", 1),
-        ("\n[pool]\npolicy = 'x'", "policy must be one of", 2),
-        ("hosts = ['http://']", "hosts: ", 1),
-    ],
-)
-def test_mistakes_in_a_file(tmp_path: Path, text: str, problem: str, line: int) -> None:
-    file = tmp_path / "gateway.toml"
-    file.write_text(text)
-    with pytest.raises(ConfigError, match=problem.replace("?", r"\?")) as caught:
-        ConfigSource(path=str(file)).read()
-    assert (caught.value.source, caught.value.line) == (str(file), line)
-
-
-def test_where_the_queue_is(tmp_path: Path) -> None:
-    assert queue_path(SOLLOLConfig(autobatch_path="q.db")) == "q.db"
-    path = queue_path(SOLLOLConfig(), {"XDG_STATE_HOME": str(tmp_path)})
-    assert path == str(tmp_path / "aiosollol" / "autobatch.db")
-    file = tmp_path / "file"
-    file.touch()
-    with pytest.raises(ConfigError, match="autobatch_path"):
-        queue_path(SOLLOLConfig(), {"XDG_STATE_HOME": str(file)})
-
-
-# Keys and addresses.
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.5", "gateway.lan"])
-def test_no_public_address_without_keys(host: str) -> None:
-    config = SOLLOLConfig(gateway_host=host)
-    with pytest.raises(ConfigError, match="there are no API keys"):
-        check_bind(config, read_keys(config, {}))
-    insecure = dataclasses.replace(config, insecure=True)
-    check_bind(insecure, read_keys(insecure, {}))
-    check_bind(config, read_keys(config, {"SOLLOL_API_KEYS": new_key("x").token}))
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.8.8.8"])
-def test_loopback_needs_no_keys(host: str) -> None:
-    check_bind(SOLLOLConfig(gateway_host=host, allow_admin=True), read_keys(SOLLOLConfig(), {}))
-
-
-def test_admin_takes_a_key_of_its_own(tmp_path: Path) -> None:
-    plain, admin = new_key("ann"), new_key("ops", "admin")
-    config = SOLLOLConfig(allow_admin=True)
-    with pytest.raises(ConfigError, match="needs an admin key"):
-        check_bind(config, read_keys(config, {"SOLLOL_API_KEYS": plain.token}))
-    check_bind(config, read_keys(config, {"SOLLOL_ADMIN_KEYS": admin.token}))
-    file = tmp_path / "keys.txt"
-    file.write_text(f"{plain.line}\n{admin.line}\n")
-    ring = read_keys(SOLLOLConfig(api_keys_file=str(file)), {})
-    assert [key.name for key in ring] == ["ann", "ops"]
-
-
-def test_a_file_of_keys_that_is_missing(tmp_path: Path) -> None:
-    config = SOLLOLConfig(api_keys_file=str(tmp_path / "none"))
-    with pytest.raises(ConfigError, match="no such file; make one with: aiosollol key"):
-        read_keys(config, {})
-
-
-def test_the_order_of_hosts_is_their_priority() -> None:
-    config = SOLLOLConfig(hosts=["10.0.0.2", "10.0.0.3"], routing_strategy="priority")
-    assert [spec.priority for spec in nodes_of(config) or ()] == [0, 1]
-    own = dataclasses.replace(config, hosts=[{"url": "10.0.0.2", "priority": 5}, "10.0.0.3"])
-    assert [spec.priority for spec in nodes_of(own) or ()] == [5, 0]
-
-
-# Changes.
-
-
-def test_what_a_change_takes() -> None:
-    old = SOLLOLConfig(hosts=["10.0.0.2"])
-    new = dataclasses.replace(
-        old, hosts=["10.0.0.3"], autobatch_interval=5, gateway_port=1, ray_workers=6
-    )
-    update = compare(old, new)
-    assert update == ConfigUpdate(
-        ("hosts", "autobatch_interval"), ("gateway_port",), ("ray_workers",)
-    )
-    assert str(update) == (
-        "applied: hosts, autobatch_interval; after a restart: gateway_port; not in use: ray_workers"
-    )
-    assert str(compare(old, old)) == "nothing has changed"
-    assert compare(old, dataclasses.replace(old, hosts=None)).needs_restart == ("hosts",)
-    admin = dataclasses.replace(old, allow_admin=True)
-    assert compare(old, admin).needs_restart == ("allow_admin",)
-    assert compare(admin, old).applied == ("allow_admin",)
-
-
-# A service that runs.
 
 
 def config_of(*nodes: FakeOllama, **more: Any) -> SOLLOLConfig:
@@ -545,40 +305,3 @@ def test_the_settings_load_no_server() -> None:
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
-
-
-# What is written of it.
-
-ROOT = project_paths.ROOT
-
-
-def test_the_documents_have_every_setting() -> None:
-    text = (ROOT / "docs" / "service.md").read_text().split("## Security")[0]
-    table = dict(re.findall(r"^\| `(\w+)` \| `([^`]*)` \|", text, re.MULTILINE))
-    config = SOLLOLConfig()
-    assert set(table) == {each.name for each in dataclasses.fields(config)}
-    for name, shown in table.items():
-        value = getattr(config, name)
-        value = list(value) if isinstance(value, tuple) else value
-        assert json.loads(shown.replace("none", "null")) == value, name
-
-
-def test_the_settings_that_are_shown_can_be_read(tmp_path: Path) -> None:
-    text = (ROOT / "docs" / "service.md").read_text()
-    file = tmp_path / "gateway.toml"
-    file.write_text(text.split("```toml\n")[1].split("```")[0])
-    config = ConfigSource(path=str(file)).read()
-    assert (config.processes, config.pool_settings()["hedge_rate"]) == (2, 0.02)
-    example = ConfigSource(path=str(ROOT / "examples" / "docker" / "gateway.toml")).read()
-    check_bind(example, read_keys(example, {"SOLLOL_API_KEYS": new_key("x").token}))
-
-
-def test_the_containers_hang_together() -> None:
-    yaml = pytest.importorskip("yaml")
-    folder = ROOT / "examples" / "docker"
-    services = yaml.safe_load((folder / "compose.yaml").read_text())["services"]
-    example = ConfigSource(path=str(folder / "gateway.toml")).read()
-    hosts = [spec.address.host for spec in nodes_of(example) or ()]
-    assert [name for name in services if name.startswith("ollama")] == hosts
-    scraped = yaml.safe_load((folder / "prometheus.yml").read_text())["scrape_configs"]
-    assert scraped[0]["static_configs"][0]["targets"] == [f"gateway:{example.metrics_port}"]
