@@ -1,70 +1,24 @@
-"""Spans, by the SDK of OpenTelemetry: whose children they are, what they say, when they end."""
+"""Spans of requests to the gateway: their parents, their attributes, and when they end."""
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
 import pytest
 from gateway_cluster import MODELS, Cluster, cluster
-from live_cluster import EMBED, MODEL
 
-from aiosollol import OllamaPool
-from aiosollol.errors import MissingExtra, NoNodeAvailable
-from aiosollol.service import SOLLOL, SOLLOLConfig
-from aiosollol.telemetry.opentelemetry import OpenTelemetry
-from aiosollol.telemetry.tracing import PassOn
-from aiosollol.testing import FakeOllama, FakeTransport, Fault
+from aiosollol.testing import FakeOllama, Fault
 
 pytest.importorskip("opentelemetry.sdk")
 
-from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
+from span_recorder import CHAT, PARENT, SPAN, TRACE, Recorded, ids, parent_of, sent_to, until
 
 pytestmark = pytest.mark.anyio
-
-TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
-PARENT = {"traceparent": f"00-{TRACE}-{SPAN}-01", "tracestate": "rojo=1"}
-CHAT = {
-    "model": "tiny-chat",
-    "messages": [{"role": "user", "content": "a secret of three"}],
-    "stream": False,
-}
-
-
-class Recorded:
-    """A tracing, and the spans that have ended."""
-
-    def __init__(self) -> None:
-        self._exporter = InMemorySpanExporter()
-        self.provider = TracerProvider()
-        self.provider.add_span_processor(SimpleSpanProcessor(self._exporter))
-        self.tracing = OpenTelemetry(self.provider)
-
-    def spans(self, kind: SpanKind | None = None) -> list[ReadableSpan]:
-        ended = self._exporter.get_finished_spans()
-        return [span for span in ended if kind is None or span.kind is kind]
-
-    @property
-    def server(self) -> ReadableSpan:
-        (span,) = self.spans(SpanKind.SERVER)
-        return span
-
-    @property
-    def clients(self) -> list[ReadableSpan]:
-        return self.spans(SpanKind.CLIENT)
-
-    def clear(self) -> None:
-        self._exporter.clear()
 
 
 @pytest.fixture
@@ -89,28 +43,6 @@ async def gateway_of(
 
 def fakes(count: int, **options: Any) -> list[FakeOllama]:
     return [FakeOllama(models=MODELS, **options) for _ in range(count)]
-
-
-def ids(span: ReadableSpan) -> tuple[str, str]:
-    """Of its trace and its own, as headers have them."""
-    context = span.get_span_context()
-    assert context is not None
-    return f"{context.trace_id:032x}", f"{context.span_id:016x}"
-
-
-def parent_of(span: ReadableSpan) -> str:
-    return "" if span.parent is None else f"{span.parent.span_id:016x}"
-
-
-def sent_to(nodes: Sequence[FakeOllama]) -> list[str]:
-    """Each `traceparent` but its flags, of which there are more with every SDK."""
-    records = [record for node in nodes for record in node.log]
-    return [record.headers["traceparent"][:-3] for record in records]
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    while not is_so():
-        await asyncio.sleep(0)
 
 
 # Who is whose child, and what they say.
@@ -317,184 +249,3 @@ async def test_a_client_that_leaves_ends_its_spans(recorded: Recorded, stream: b
 async def _post(session: aiohttp.ClientSession, url: str, body: Any) -> None:
     async with session.post(url, json=body) as response:
         await response.read()
-
-
-# A pool by itself.
-
-
-@asynccontextmanager
-async def pool_of(recorded: Recorded, *nodes: FakeTransport) -> AsyncIterator[OllamaPool]:
-    named = {node.name: node for node in nodes}
-    pool = OllamaPool(
-        [{"url": f"http://{name}.test", "name": name} for name in named],
-        transport_factory=lambda spec: named[spec.name],
-        tracing=recorded.tracing,
-    )
-    async with pool:
-        await pool.refresh()
-        await pool.warm(MODEL)
-        recorded.clear()
-        yield pool
-
-
-async def test_calls_of_a_program_are_children_of_its_spans(recorded: Recorded) -> None:
-    node = FakeTransport("gpu1", models=[EMBED])
-    calls: dict[str, Callable[[OllamaPool], Awaitable[object]]] = {
-        "one": lambda pool: pool.embed(MODEL, "a text"),
-        "many": lambda pool: pool.embed_batch(MODEL, ["a", "b"]),
-    }
-    async with pool_of(recorded, node) as pool:
-        tracer = recorded.provider.get_tracer("program")
-        for name, call in calls.items():
-            recorded.clear()
-            with tracer.start_as_current_span(name):
-                await call(pool)
-            *clients, own = recorded.spans()
-            assert clients
-            for client in clients:
-                assert parent_of(client) == ids(own)[1]
-                assert (client.attributes or {})["aiosollol.node"] == "gpu1"
-
-
-async def test_a_late_request_and_its_second_have_one_parent(recorded: Recorded) -> None:
-    slow = FakeTransport("slow", models=[EMBED])
-    other = FakeTransport("other", models=[EMBED])
-    async with pool_of(recorded, slow, other) as pool:
-        for _ in range(8):
-            await pool.embed(MODEL, "a text")
-        recorded.clear()
-        slow.fault = other.fault = Fault.HANG
-        with recorded.provider.get_tracer("program").start_as_current_span("caller") as caller:
-            asking = asyncio.create_task(pool.embed(MODEL, "a text", timeout=600))
-            await until(lambda: slow.in_flight + other.in_flight == 2)
-            asking.cancel()
-            await asyncio.gather(asking, return_exceptions=True)
-            await until(lambda: len(recorded.spans()) == 2)
-        for client in recorded.clients:
-            assert (client.attributes or {})["error.type"] == "cancelled"
-            assert parent_of(client) == f"{caller.get_span_context().span_id:016x}"
-        slow.fault = other.fault = None
-
-
-async def test_a_call_that_fails_ends_its_spans(recorded: Recorded) -> None:
-    node = FakeTransport("gpu1", models=[EMBED])
-    async with pool_of(recorded, node) as pool:
-        node.fault = Fault.ERROR_500
-        with pytest.raises(NoNodeAvailable):
-            await pool.embed(MODEL, "a text", timeout=1)
-        assert recorded.spans()
-        for span in recorded.spans():
-            assert (span.attributes or {})["error.type"] == "RunnerFailed"
-        node.fault = None
-
-
-async def test_a_stream_that_is_dropped_ends_its_span(recorded: Recorded) -> None:
-    node = FakeTransport("gpu1", seconds_per_chat_token=1.0)
-    async with pool_of(recorded, node) as pool:
-        await pool.warm("llama3.2")
-        recorded.clear()
-        asking = asyncio.create_task(pool.generate("llama3.2", "one two", stream=True))
-        await until(lambda: node.in_flight == 1)
-        node.seconds_per_chat_token = 0.0
-        stream = await asking
-        await stream.aclose()
-        (span,) = recorded.spans()
-        assert (span.attributes or {})["error.type"] == "cancelled"
-
-
-async def test_without_an_sdk_what_came_is_passed_on() -> None:
-    settings = {"tracing": OpenTelemetry(trace.NoOpTracerProvider())}
-    async with cluster(settings=settings) as gateway:
-        for node in gateway.nodes:
-            node.log.clear()
-        assert (await gateway.post("/api/chat", CHAT, **PARENT)).status == 200
-        assert sent_to(gateway.nodes) == [f"00-{TRACE}-{SPAN}"] * 2  # the first loads the model
-
-
-# Where it is turned on, and whether it is loaded.
-
-
-def run(code: str) -> None:
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
-
-
-def test_what_is_off_is_not_loaded() -> None:
-    run(
-        "import sys\n"
-        "from aiosollol.service.optional import without_missing\n"
-        "from aiosollol.service.parts import _make_pool\n"
-        "from aiosollol.service import SOLLOLConfig\n"
-        "from aiosollol.gateway.app import make_app\n"
-        "import asyncio\n"
-        "config = SOLLOLConfig(metrics_enabled=False)\n"
-        "assert without_missing(config) == (config, [])\n"
-        "async def main(): make_app(_make_pool(config))\n"
-        "asyncio.run(main())\n"
-        "assert not [name for name in sys.modules if name.startswith('opentelemetry')]\n"
-        "config = SOLLOLConfig(metrics_enabled=False, otel=True)\n"
-        "assert without_missing(config) == (config, [])\n"
-        "assert 'opentelemetry.trace' in sys.modules\n"
-        "assert not [name for name in sys.modules if name.startswith('opentelemetry.sdk')]\n"
-    )
-
-
-def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "opentelemetry", None)
-    with pytest.raises(MissingExtra, match=r"aiosollol\[otel\]"):
-        OpenTelemetry()
-
-
-def test_a_program_can_tell_whether_anybody_records() -> None:
-    run(
-        "from aiosollol.telemetry.opentelemetry import is_recording\n"
-        "assert not is_recording()\n"
-        "from opentelemetry import trace\n"
-        "from opentelemetry.sdk.trace import TracerProvider\n"
-        "trace.set_tracer_provider(TracerProvider())\n"
-        "assert is_recording()\n"
-    )
-
-
-@pytest.mark.parametrize(
-    ("options", "told"), [([], None), (["--otel"], True), (["--no-otel"], False)]
-)
-def test_up_turns_it_on(
-    monkeypatch: pytest.MonkeyPatch, options: list[str], told: bool | None
-) -> None:
-    from typer.testing import CliRunner
-
-    from aiosollol.cli import app
-    from aiosollol.cli import gateway as gateway_commands
-    from aiosollol.cli import gateway as up
-
-    assert gateway_commands.up
-    seen: list[up.UpOptions] = []
-
-    def note(options: up.UpOptions) -> int:
-        seen.append(options)
-        return 0
-
-    monkeypatch.setattr(up, "run_up", note)
-    assert CliRunner().invoke(app.app, ["up", *options]).exit_code == 0
-    assert [each.given["otel"] for each in seen] == [told]
-
-
-async def test_a_service_turns_it_on() -> None:
-    async with FakeOllama(models=MODELS) as node:
-        config = SOLLOLConfig(
-            hosts=[node.url],
-            gateway_port=0,
-            metrics_enabled=False,
-            autobatch_enabled=False,
-            otel=True,
-        )
-        async with SOLLOL(config) as sollol, aiohttp.ClientSession(sollol.url) as session:
-            assert isinstance(sollol.pool.gateway_access.tracing, OpenTelemetry)
-            async with session.post("/api/chat", json=CHAT, headers=PARENT) as answer:
-                assert answer.status == 200
-            update = await sollol.update_config(otel=False)
-            assert update.needs_restart == ("otel",)
-        sent = [record.headers.get("traceparent") for record in node.log]
-        assert PARENT["traceparent"] in sent
-        async with SOLLOL(dataclasses.replace(config, otel=False)) as sollol:
-            assert isinstance(sollol.pool.gateway_access.tracing, PassOn)
