@@ -1,48 +1,28 @@
-"""The embedded node: WordLlama's own vectors, no network, a loop that never stands still."""
+"""The embedded node over HTTP: vectors on the wire, refusals, and a loop that never blocks."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import select
-import signal
-import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from pydoc_data.topics import topics
 from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import web
+from embedded_parts import ODD, PASSAGES
 
 from aiosollol.embedded import Backend, Computed, EmbeddedNode, make_app, serve
 from aiosollol.embedded.model import StaticModel
-from aiosollol.errors import InvalidInput, MissingExtra, NodeTimeout, NodeUnreachable
-from aiosollol.net.subprocess import ServerProcess
+from aiosollol.errors import InvalidInput, MissingExtra, NodeUnreachable
 from aiosollol.wire.ollama.server_responses import ModelCard
 
 numpy = pytest.importorskip("numpy")
 pytest.importorskip("wordllama")
 pytestmark = pytest.mark.anyio
-
-PASSAGES = [part for topic in topics.values() for part in topic.split("\n\n") if part.strip()][:500]
-ODD = [
-    " ",
-    "\n",
-    "a",
-    "\x00",
-    "é",
-    "日本語",
-    "\N{GRINNING FACE}",
-    "\ufffd",
-    "x" * 5000,
-    "word " * 20_000,
-]
 
 
 @pytest.fixture(scope="module")
@@ -56,97 +36,6 @@ def original() -> Any:
         cache_dir=Path(wordllama.__file__).parent,
         disable_download=True,
     )
-
-
-@pytest.fixture(scope="module")
-def model() -> StaticModel:
-    model = StaticModel()
-    model.load()
-    return model
-
-
-def rows(computed: Computed) -> Any:
-    return numpy.frombuffer(computed.floats, dtype=numpy.float32).reshape(-1, computed.dim)
-
-
-# ---- the model
-
-
-@pytest.mark.parametrize("texts", [PASSAGES, ODD], ids=["passages", "odd"])
-def test_vectors_are_wordllamas_to_the_last_bit(
-    texts: list[str], model: StaticModel, original: Any
-) -> None:
-    expected = original.embed(texts, norm=True, batch_size=1)
-    assert model.embed(texts).floats == expected.tobytes()
-    one_by_one = b"".join(model.embed([text]).floats for text in texts)
-    assert one_by_one == expected.tobytes()
-
-
-def test_lists_do_not_change_vectors(original: Any, model: StaticModel) -> None:
-    assert model.embed(PASSAGES).floats == original.embed(PASSAGES, norm=True).tobytes()
-
-
-@pytest.mark.parametrize("dimensions", [1, 8, 255, 256, 1000])
-def test_dimensions_cut_and_renormalise(dimensions: int, model: StaticModel) -> None:
-    whole = rows(model.embed(PASSAGES[:20]))
-    cut = rows(model.embed(PASSAGES[:20], dimensions))
-    expected = whole[:, :dimensions]
-    expected = expected / numpy.linalg.norm(expected, axis=1, keepdims=True)
-    assert cut.shape == (20, min(dimensions, 256))
-    assert numpy.allclose(cut, expected, atol=1e-6)
-    assert numpy.allclose(numpy.linalg.norm(cut, axis=1), 1.0, atol=1e-6)
-
-
-def test_an_empty_text_has_a_unit_vector(model: StaticModel) -> None:
-    computed = model.embed(["", "a", ""])
-    vectors = rows(computed)
-    assert numpy.isfinite(vectors).all()
-    assert numpy.allclose(numpy.linalg.norm(vectors, axis=1), 1.0, atol=1e-6)
-    assert (vectors[0] == vectors[2]).all()
-    assert computed.tokens == 3
-
-
-def test_the_card_is_the_models(model: StaticModel) -> None:
-    card = model.card()
-    assert (card.name, card.dim, card.capabilities) == ("wordllama:latest", 256, ("embedding",))
-    assert len(card.digest) == 64
-    assert card.size > 10_000_000
-    assert StaticModel(["nomic-embed-text", "wordllama"]).names == (
-        "wordllama:latest",
-        "nomic-embed-text:latest",
-    )
-
-
-def test_it_needs_no_network_and_leaves_logging_alone() -> None:
-    """In a process where every socket is refused; nothing heavy is loaded before it is used."""
-    code = """
-import logging, socket, sys
-
-def refuse(*args, **kwargs):
-    raise AssertionError("the network was used")
-
-for name in ("connect", "connect_ex", "sendto", "sendmsg", "bind"):
-    setattr(socket.socket, name, refuse)
-socket.getaddrinfo = socket.create_connection = refuse
-
-from aiosollol.embedded import EmbeddedNode
-from aiosollol.embedded.model import StaticModel
-assert not {"numpy", "wordllama", "tokenizers"} & set(sys.modules), "loaded on import"
-computed = StaticModel().embed(["hello world"])
-assert len(computed.floats) == 256 * 4
-assert logging.getLogger().handlers == [] and logging.getLogger().level == logging.WARNING
-print("done")
-"""
-    done = subprocess.run(
-        [sys.executable, "-W", "error::ResourceWarning", "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert (done.stdout, done.returncode) == ("done\n", 0), done.stderr
-
-
-# ---- the node
 
 
 @pytest.fixture
@@ -240,9 +129,6 @@ async def test_without_the_extra_it_says_so(process: bool, monkeypatch: pytest.M
             pass
     with pytest.raises(MissingExtra):
         StaticModel().load()
-
-
-# ---- responsiveness, with a model whose work ends when the test says so
 
 
 class SlowBackend:
@@ -345,109 +231,3 @@ async def test_a_delay_makes_it_slower_text_by_text(
     async with serving(backend, delay=0.25) as url:
         await post(session, f"{url}/api/embed", model="slow", input=["a", "b", "c"])
     assert slept == [0.25, 0.25, 0.25]
-
-
-# ---- a process of its own
-
-
-async def test_its_process_is_gone_when_it_is_left() -> None:
-    node = EmbeddedNode(process=True)
-    async with node:
-        pid = node.pid
-        assert pid is not None
-        os.kill(pid, 0)
-        assert "in its own process" in repr(node)
-    assert node.pid is None
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
-
-
-async def test_its_process_is_gone_when_the_start_is_cancelled() -> None:
-    node = EmbeddedNode(process=True)
-    entering = asyncio.create_task(node.__aenter__())
-    while node.pid is None:
-        await asyncio.sleep(0)
-    pid = node.pid
-    entering.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await entering
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
-
-
-async def test_a_process_that_is_never_ready_is_ended() -> None:
-    process = ServerProcess("n", "http.server", ["--bind", "127.0.0.1", "0"], start_timeout=0.5)
-    starting = asyncio.create_task(process.start())
-    while process.pid is None:
-        await asyncio.sleep(0)
-    pid = process.pid
-    with pytest.raises(NodeTimeout, match=r"not ready within 0\.5 s"):
-        await starting
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
-
-
-@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="waits for a process by its descriptor")
-def test_its_process_ends_with_its_parent_however_that_dies() -> None:
-    code = """
-import asyncio, os, signal
-from aiosollol.embedded import EmbeddedNode
-
-async def main():
-    async with EmbeddedNode(process=True) as node:
-        print(node.pid, flush=True)
-        input()
-        os.kill(os.getpid(), signal.SIGKILL)
-
-asyncio.run(main())
-"""
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as parent:
-        assert parent.stdout is not None
-        pid = int(parent.stdout.readline())
-        descriptor = os.pidfd_open(pid)
-        try:
-            parent.communicate("now\n", timeout=60)
-            assert parent.returncode == -signal.SIGKILL
-            waiting = select.poll()
-            waiting.register(descriptor, select.POLLIN)
-            assert waiting.poll(60_000), "it still runs"
-        finally:
-            os.close(descriptor)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_gracefully(number: signal.Signals) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-m", "aiosollol.embedded", "--port", "0"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline().startswith("listening on http://127.0.0.1:")
-        process.send_signal(number)
-        assert process.wait(60) == 0
-        assert process.stderr is not None
-        assert process.stderr.read() == ""
-
-
-def test_without_a_pipe_it_does_not_watch_stdin() -> None:
-    """A service manager gives it /dev/null, which ends at once."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "aiosollol.embedded"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        url = process.stdout.readline().split()[-1]
-        code = f"import urllib.request as r; print(r.urlopen('{url}/api/tags').read().decode())"
-        asked = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
-        )
-        assert json.loads(asked.stdout)["models"][0]["name"] == "wordllama:latest", asked.stderr
-        process.terminate()
-        assert process.wait(60) == 0
