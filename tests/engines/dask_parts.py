@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 
@@ -137,3 +138,14 @@ async def worker(
             process.kill()
         await drain
         await process.wait()
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def report_of(embeddings: Any) -> Any:
+    assert embeddings.report is not None
+    return embeddings.report
