@@ -1,4 +1,7 @@
-"""Searches of named networks of loopback, with servers, interfaces and announcements to find."""
+"""Searches of named loopback networks, with servers, interfaces and announcements to find.
+
+Deadlines that a test must not wait for are far off, so a test that passes has not waited.
+"""
 
 from __future__ import annotations
 
