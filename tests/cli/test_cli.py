@@ -1,80 +1,16 @@
-"""The command line in this process, over a pool that is a stub: codes, messages, partial files."""
+"""The command line in this process: `nodes`, versions, help, and how wrong usage is explained."""
 
 from __future__ import annotations
 
-import asyncio
-import io
 import json
-import os
-import signal
-import struct
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
 import pytest
+from cli_pool import StubPool
 
 from aiosollol import __version__
 from aiosollol.cli import embed, main, nodes
-from aiosollol.core.embeddings import Embeddings
 from aiosollol.core.node import ClusterView, LoadedModel, ModelInfo, NodeSpec, NodeState
-from aiosollol.core.report import BatchReport, NodeShare
-from aiosollol.errors import NodeError, NoNodeAvailable, SollolError
-
-SEGMENT = embed.SEGMENT
-
-
-class StubPool:
-    """Embeds a text as [its length, 1]. What a test changes is on the class."""
-
-    nodes: Any = None
-    options: dict[str, Any]
-    batches: list[list[str]]
-    in_flight = 0
-    most_in_flight = 0
-    on_batch: Callable[[int], Any] = staticmethod(lambda number: None)  # may raise, or wait
-    bad_texts: frozenset[str] = frozenset()
-    is_closed = False
-    view = ClusterView({})
-
-    def __init__(self, nodes: Any = None, **options: Any) -> None:
-        StubPool.nodes = nodes
-        StubPool.options = options
-
-    async def __aenter__(self) -> StubPool:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        StubPool.is_closed = True
-
-    async def refresh(self) -> ClusterView:
-        return self.view
-
-    async def embed_batch(
-        self, model: str, texts: Sequence[str], *, on_error: str, on_progress: Any
-    ) -> Embeddings:
-        StubPool.batches.append(list(texts))
-        StubPool.in_flight += 1
-        StubPool.most_in_flight = max(StubPool.most_in_flight, StubPool.in_flight)
-        try:
-            waited = self.on_batch(len(self.batches))
-            if waited is not None:
-                await waited
-            await asyncio.sleep(0)
-            on_progress(len(texts), len(texts))
-        finally:
-            StubPool.in_flight -= 1
-        errors = {
-            i: SollolError("too odd") for i, text in enumerate(texts) if text in self.bad_texts
-        }
-        numbers = [x for i, text in enumerate(texts) for x in _row(text, i in errors)]
-        report = BatchReport(len(texts), len(texts), 0.5, {"a": NodeShare(len(texts), 1, 0.5, 0)})
-        buffer = struct.pack(f"{len(numbers)}f", *numbers)
-        return Embeddings(buffer, 2, errors=errors, report=report)
-
-
-def _row(text: str, is_bad: bool) -> list[float]:
-    return [float("nan")] * 2 if is_bad else [float(len(text)), 1.0]
+from aiosollol.errors import NodeError
 
 
 @pytest.fixture
@@ -94,205 +30,6 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> type[StubPool]:
     monkeypatch.setattr(embed, "OllamaPool", StubPool)
     monkeypatch.setattr(nodes, "OllamaPool", StubPool)
     return StubPool
-
-
-@pytest.fixture
-def lines(tmp_path: Path) -> Callable[[int], str]:
-    """A JSON Lines file of so many texts, each of another length."""
-
-    def write(count: int) -> str:
-        path = tmp_path / "in.jsonl"
-        path.write_text("".join(json.dumps({"text": "x" * (i + 1)}) + "\n" for i in range(count)))
-        return str(path)
-
-    return write
-
-
-def rows(path: Path) -> list[Any]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-# --- embed
-
-
-def test_embed_writes_vectors_in_order(
-    pool: type[StubPool], lines: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    # The first segment ends after the second has begun, and so after it has ended.
-    second_began = asyncio.Event()
-    pool.on_batch = staticmethod(
-        lambda number: second_began.wait() if number == 1 else second_began.set()
-    )
-    out, count = tmp_path / "out.jsonl", 3 * SEGMENT + 7
-    assert main(["embed", lines(count), "--passage-size=0", "--out", str(out)]) == 0
-    assert [row["embedding"][0] for row in rows(out)] == list(range(1, count + 1))
-    assert [len(batch) for batch in pool.batches] == [SEGMENT] * 3 + [7]
-    assert pool.most_in_flight == embed.IN_FLIGHT
-    assert pool.is_closed
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert f"embedding: {count:,} of {count:,}" in shown.err
-    assert f"{count:,} vectors of 2 numbers" in shown.err
-    assert f"Result in {out}" in shown.err
-
-
-def test_embed_reads_stdin_and_writes_stdout(
-    pool: type[StubPool], monkeypatch: pytest.MonkeyPatch, capsysbinary: Any
-) -> None:
-    stdin = io.TextIOWrapper(io.BytesIO(b"One two.\n\nThree."))
-    monkeypatch.setattr("sys.stdin", stdin)
-    assert main(["embed", "--passage-size", "9"]) == 0
-    (one, three) = map(json.loads, capsysbinary.readouterr().out.splitlines())
-    assert one == {"source": "-", "start": 0, "end": 8, "text": "One two.", "embedding": [8, 1]}
-    assert three["text"] == "Three."
-
-
-def test_embed_says_how_to_spread_the_batch(pool: type[StubPool], lines: Any) -> None:
-    assert main(["embed", lines(1)]) == 0
-    assert pool.options == {"policy": "adaptive", "same_machine": "measure"}
-    assert main(["embed", lines(1), "--policy", "rules", "--same-machine", "share"]) == 0
-    assert pool.options == {"policy": "rules", "same_machine": "share"}
-
-
-def test_embed_json_is_a_summary(
-    pool: type[StubPool], lines: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pool.bad_texts = frozenset({"xx"})
-    out = str(tmp_path / "out.npy")
-    assert main(["embed", lines(3), "--json", "--out", out, "--model", "m"]) == 1
-    summary = json.loads(capsys.readouterr().out)
-    assert {"seconds", "per_second"} <= set(summary)
-    assert summary["model"] == "m"
-    assert (summary["passages"], summary["embedded"], summary["missing"]) == (3, 2, 1)
-    assert summary["nodes"] == {"a": {"items": 3, "requests": 1, "retries": 0}}
-    assert [(e["line"], e["error"]) for e in summary["errors"]] == [(2, "too odd")]
-    assert summary["out"] == out
-
-
-def test_embed_without_out_keeps_its_summary_off_stdout(
-    pool: type[StubPool], lines: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["embed", lines(2), "--json"]) == 0
-    shown = capsys.readouterr()
-    assert len(shown.out.splitlines()) == 2
-    assert json.loads(shown.err.splitlines()[-1])["embedded"] == 2
-
-
-def test_a_missing_vector_is_named_and_is_a_failure(
-    pool: type[StubPool], lines: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pool.bad_texts = frozenset({"xx", "xxxx"})
-    out = tmp_path / "out.jsonl"
-    assert main(["embed", lines(5), "--out", str(out)]) == 1
-    assert [row["embedding"] is None for row in rows(out)] == [False, True, False, True, False]
-    told = capsys.readouterr().err
-    assert "in.jsonl, line 2, characters 0 to 2: too odd" in told
-    assert "2 of 5 passages are missing" in told
-
-
-def test_no_text_is_no_failure(
-    pool: type[StubPool], lines: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "out.jsonl"
-    assert main(["embed", lines(0), "--out", str(out)]) == 0
-    assert out.read_text() == ""
-    assert pool.batches == []
-    assert "no text" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("suffix", ["npy", "jsonl"])
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
-)
-def test_a_signal_leaves_a_valid_partial_file(
-    pool: type[StubPool],
-    lines: Any,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    number: signal.Signals,
-    code: int,
-    suffix: str,
-) -> None:
-    async def interrupt() -> None:
-        os.kill(os.getpid(), number)
-        await asyncio.Event().wait()
-
-    # The third segment is begun when the first is written.
-    pool.on_batch = staticmethod(lambda count: interrupt() if count == 3 else None)
-    out, total = tmp_path / f"out.{suffix}", 4 * SEGMENT
-    assert main(["embed", lines(total), "--passage-size=0", "--out", str(out)]) == code
-    assert pool.in_flight == 0
-    assert pool.is_closed
-    told = capsys.readouterr().err
-    written = _count_rows(out)
-    assert written in (SEGMENT, 2 * SEGMENT)
-    assert f"{total - written:,} of {total:,} passages are missing" in told
-    assert f"Partial result in {out}" in told
-    assert "error" not in told
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", out.name]
-
-
-def _count_rows(path: Path) -> int:
-    if path.suffix == ".jsonl":
-        return len(rows(path))
-    shape = eval(path.read_bytes()[10:128])["shape"]
-    assert path.stat().st_size == 128 + shape[0] * shape[1] * 4
-    return int(shape[0])
-
-
-def test_a_failure_in_the_middle_keeps_what_is_done(
-    pool: type[StubPool], lines: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fail(number: int) -> None:
-        if number == 3:
-            raise NoNodeAvailable("no node is left", {"a": "refused"})
-
-    pool.on_batch = staticmethod(fail)
-    out = tmp_path / "out.jsonl"
-    assert main(["embed", lines(5 * SEGMENT), "--passage-size=0", "--out", str(out)]) == 1
-    assert len(rows(out)) == 2 * SEGMENT
-    assert pool.in_flight == 0
-    told = capsys.readouterr().err
-    assert f"{3 * SEGMENT:,} of {5 * SEGMENT:,} passages are missing" in told
-    assert "error: no node is left\n  a: refused" in told
-    assert "ollama serve" in told
-
-
-def test_a_segment_without_any_vector_ends_the_work(
-    pool: type[StubPool], lines: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pool.bad_texts = frozenset("x" * (i + 1) for i in range(SEGMENT))
-    out = tmp_path / "out.npy"
-    out.write_text("as it was")
-    assert main(["embed", lines(9 * SEGMENT), "--passage-size=0", "--out", str(out)]) == 1
-    assert len(pool.batches) <= embed.IN_FLIGHT
-    assert out.read_text() == "as it was"
-    told = capsys.readouterr().err
-    assert "error: too odd" in told
-    assert f"{out} was not written" in told
-
-
-def test_nodes_reach_the_pool(pool: type[StubPool], lines: Any) -> None:
-    assert main(["embed", lines(1)]) == 0
-    assert list(pool.nodes.nodes) == ["http://127.0.0.1:11434"]
-    assert main(["embed", lines(1), "--node", "127.0.0.1:1", "--node", "127.0.0.2"]) == 0
-    assert list(pool.nodes.nodes) == ["http://127.0.0.1:1", "http://127.0.0.2:11434"]
-
-
-def test_a_disk_that_is_full_is_a_failure(
-    pool: type[StubPool], lines: Any, capsys: pytest.CaptureFixture[str], monkeypatch: Any
-) -> None:
-    class Full(io.BytesIO):
-        def write(self, data: Any) -> int:
-            raise OSError(28, "No space left on device")
-
-    stdout = io.TextIOWrapper(Full())
-    monkeypatch.setattr("sys.stdout", stdout)
-    assert main(["embed", lines(1)]) == 1
-    assert "error: No space left on device" in capsys.readouterr().err
-
-
-# --- nodes
 
 
 def view() -> ClusterView:
@@ -337,9 +74,6 @@ def test_nodes_prints_json(pool: type[StubPool], capsys: pytest.CaptureFixture[s
             }
         ]
     }
-
-
-# --- usage
 
 
 @pytest.mark.parametrize(
@@ -444,15 +178,3 @@ def test_help_tells_which_nodes_are_used(command: str, capsys: pytest.CaptureFix
     assert main([command, "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "a search of the network finds; with SOLLOL_AUTO_DISCOVER=false, this machine" in shown
-
-
-@pytest.mark.parametrize("option", ["--out", "--trace"])
-def test_no_result_takes_the_place_of_an_input(
-    option: str, pool: type[StubPool], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    source = tmp_path / "in.jsonl"
-    source.write_text('{"text": "kept"}\n')
-    arguments = ["embed", str(source), option, str(tmp_path / "." / "in.jsonl")]
-    assert main(arguments) == 2
-    assert "would overwrite the input" in capsys.readouterr().err
-    assert source.read_text() == '{"text": "kept"}\n'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
@@ -49,3 +50,11 @@ def use(monkeypatch: pytest.MonkeyPatch, modules: Iterable[ModuleType]) -> Clust
     # `begin` asks no DNS for whoever has transports of his own.
     monkeypatch.setattr(beginning, "HttpTransport", cluster.transport)
     return cluster
+
+
+def output_lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return capsys.readouterr().out.splitlines()
+
+
+def told_json(capsys: pytest.CaptureFixture[str]) -> Any:
+    return json.loads(capsys.readouterr().out)
