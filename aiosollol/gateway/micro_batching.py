@@ -121,7 +121,7 @@ class MicroBatcher:
             group.waiting.pop(done, None)
 
     async def aclose(self) -> None:
-        """End what is under way."""
+        """Cancel the lists in flight."""
         self._is_closed = True
         tasks = [task for group in self._groups.values() for task in group.lists]
         for task in tasks:

@@ -130,9 +130,12 @@ class Listener:
         self._acceptor = acceptor
 
     async def stop(self, patience: float, hurry: asyncio.Event | None = None) -> int:
-        """Accept nobody any more, finish what runs, and close. Returns how much was cut off.
+        """Stop accepting connections, finish the requests in flight, and close.
 
-        patience: seconds until what still runs is cut off. hurry: when set, that is at once.
+        patience: seconds after which requests are cut off.
+        hurry: when set, cuts them off at once.
+
+        Returns the number of connections cut off in a request.
         """
         hurry = hurry or asyncio.Event()
         self.gate.is_closing = True
