@@ -27,6 +27,9 @@ from aiosollol.core.scheduling.dispatcher import (
 from aiosollol.core.scheduling.state_machine import BatchState
 from aiosollol.errors import BadRequest, NodeError, NodeUnreachable, RunnerFailed
 
+PATIENCE = 60.0
+"""Seconds after which a batch is given up if no node answers."""
+
 
 @dataclass(slots=True)
 class SimNode:
@@ -122,13 +125,16 @@ class Simulation:
             if state.is_finished:
                 self.outcome.seconds = self._now
                 return self.outcome
-            if state.is_stuck and not self._may_return():
-                error = NodeUnreachable("all", "every node is lost")
-                self._decide(state.abandon, error, self._now)
-                continue
             began = time.thread_time()
             tick = state.next_tick(self._now)
             self.outcome.deciding += time.thread_time() - began
+            silent_since = state.silent_since
+            if silent_since is not None and not self._may_return():
+                give_up_at = silent_since + PATIENCE
+                if self._now >= give_up_at or (tick is None and not self._events):
+                    error = NodeUnreachable("all", "no node answers")
+                    self._decide(state.abandon, error, self._now)
+                    continue
             if self._events and (tick is None or self._events[0][0] <= tick):
                 self._now, _, name, what = heapq.heappop(self._events)
                 self._happen(self._servers[name], what)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -34,16 +36,24 @@ from aiosollol.errors import (
     RequestFailed,
     SollolError,
     first_of,
+    summary,
 )
 from aiosollol.live.calls import EmbedCall
 from aiosollol.live.node_client import NodeClient, promised_dim
 from aiosollol.wire.ollama import embeddings as wire
 
+log = logging.getLogger("aiosollol")
+
 MAX_VAIN_RETURNS = 3
 """How often a node may come back to a batch without answering anything in between."""
 
-GIVE_UP_SECONDS = 5.0
-"""How long a batch waits for a node to come back if all are lost."""
+OUTAGE_PATIENCE = 60.0
+"""Seconds that a batch waits while no node answers, if one has answered this pool before."""
+GIVE_UP_SECONDS = 3.0
+"""The same, if none ever has: the address, the model or the request is probably wrong."""
+
+CHECK_TEXT = "Is this server able to embed a short text?"
+"""Sent to a node that failed repeatedly: it cannot be the cause of a failure."""
 
 
 class BatchJob(NamedTuple):
@@ -56,6 +66,7 @@ class BatchJob(NamedTuple):
     plan: the plan of the batch.
     options: options of the plan, for nodes that join later.
     digest: required digest of the model; None for any.
+    patience: seconds to wait while no node answers, if one has answered before.
     """
 
     settings: EmbedSettings
@@ -65,6 +76,7 @@ class BatchJob(NamedTuple):
     plan: Plan
     options: PlanOptions
     digest: str | None = None
+    patience: float = OUTAGE_PATIENCE
 
 
 class Executor:
@@ -81,6 +93,7 @@ class Executor:
         registry: ClusterState,
         exchange: NodeClient,
         on_progress: Callable[[int], None] | None = None,
+        rng: random.Random | None = None,
     ) -> None:
         self._job = job
         self.plan = job.plan
@@ -93,11 +106,15 @@ class Executor:
         self._exchange = exchange
         self._on_progress = on_progress
         self.state = BatchState(
-            job.tokens, trials=job.plan.trials, expected_seconds=_expected_seconds(job.plan)
+            job.tokens,
+            trials=job.plan.trials,
+            expected_seconds=_expected_seconds(job.plan),
+            rng=rng or random.Random(),
         )
         self._scopes: dict[int, anyio.CancelScope] = {}
         self._wake = anyio.Event()
         self._told = 0
+        self._has_warned = False
         self._items_at_return: dict[str, int] = {}
         self._vain_returns: Counter[str] = Counter()
 
@@ -117,14 +134,17 @@ class Executor:
             self._follow(group, state.start(self._registry.clock()))
             group.start_soon(self._watch_registry, group, version)
             while not state.is_finished:
-                if state.is_stuck:
-                    await self._await_rescue(group)
-                    continue
                 tick = state.next_tick(self._registry.clock())
-                with anyio.CancelScope(deadline=math.inf if tick is None else tick) as wait:
+                give_up_at = self._give_up_at()
+                deadline = min(math.inf if tick is None else tick, give_up_at)
+                with anyio.CancelScope(deadline=deadline) as wait:
                     await self._wake.wait()
                 if wait.cancelled_caught:
-                    self._follow(group, state.tick(self._registry.clock()))
+                    now = self._registry.clock()
+                    late = now >= give_up_at
+                    self._follow(
+                        group, state.abandon(self._outage(), now) if late else state.tick(now)
+                    )
             group.cancel_scope.cancel()
         if not state.is_finished:
             # A task of the group was cancelled from outside, which ends the group silently.
@@ -143,10 +163,13 @@ class Executor:
             for node in list(self._registry):
                 is_lost = node.state.is_down or node.is_draining
                 if is_lost and self.state.has_node(node.name):
-                    why = node.state.error if node.state.is_down else "is being drained"
-                    lost = NoNodeAvailable("", {node.name: why})
+                    is_down = node.state.is_down
+                    why = node.state.error if is_down else "is being drained"
+                    lost = NodeUnreachable(node.name, why)
                     now = self._registry.clock()
-                    self._follow(group, self.state.node_lost(node.name, now, lost))
+                    self._follow(
+                        group, self.state.node_lost(node.name, now, lost, may_return=is_down)
+                    )
             self._follow(group, self._admit_nodes())
 
     def _admit_nodes(self) -> list[Instruction]:
@@ -205,15 +228,27 @@ class Executor:
         self._items_at_return[node.name] = items
         return self._vain_returns[node.name] < MAX_VAIN_RETURNS
 
-    async def _await_rescue(self, group: TaskGroup) -> None:
-        """Wait for a lost node to return, or give up after `GIVE_UP_SECONDS`."""
-        with anyio.move_on_after(GIVE_UP_SECONDS):
-            while self.state.is_stuck:
-                await self._wake.wait()
-            return
-        reasons = {name: str(error) for name, error in self.state.last_errors.items()}
-        error = NoNodeAvailable(f"no node is left that can embed with {self._model!r}", reasons)
-        self._follow(group, self.state.abandon(error, self._registry.clock()))
+    def _give_up_at(self) -> float:
+        """When to give up, if no node answers until then; infinity while one works."""
+        since = self.state.silent_since
+        if since is None:
+            return math.inf
+        has_answered = any(
+            name in self._registry and self._registry[name].counters.succeeded
+            for name in self.state.tallies
+        )
+        if not has_answered:
+            return math.inf if self.state.has_flights else since + GIVE_UP_SECONDS
+        patience = max(self._job.patience, GIVE_UP_SECONDS)
+        if not self._has_warned:
+            self._has_warned = True
+            reasons = "; ".join(map(summary, self.state.last_errors.values()))
+            log.warning("no node answers; the batch waits up to %g s (%s)", patience, reasons)
+        return since + patience
+
+    def _outage(self) -> NoNodeAvailable:
+        reasons = {name: _detail(error) for name, error in self.state.last_errors.items()}
+        return NoNodeAvailable(f"no node is left that can embed with {self._model!r}", reasons)
 
     # Instructions.
 
@@ -247,7 +282,7 @@ class Executor:
         if chunk.node not in self._registry:
             raise NodeUnreachable(chunk.node, "was removed")
         node = self._registry[chunk.node]
-        texts = [job.texts[item] for item in chunk.items]
+        texts = [job.texts[item] for item in chunk.items] or [CHECK_TEXT]
         call = EmbedCall(
             model=self._model,
             texts=texts,
@@ -271,14 +306,18 @@ class Executor:
             raise ProtocolError(
                 node.name, f"answered {answer.dim} dimensions, expected {self._buffer.dim}"
             )
-        self._buffer.put(chunk.items, answer.floats, answer.dim)
+        if not chunk.is_check:
+            self._buffer.put(chunk.items, answer.floats, answer.dim)
         if answer.tokens:
             characters = sum(map(len, texts))
             self._registry.learn_ratio(self._model, characters, len(texts), answer.tokens)
         now = self._registry.clock()
         cost = node.cost(self._model)
-        found = len(self.state.findings)
+        found, refused = len(self.state.findings), len(self.state.wrong_refusals)
         instructions = self.state.done(chunk, now, cost)
+        for name in self.state.wrong_refusals[refused:]:
+            if name in self._registry:
+                self._registry.refused_wrongly(self._registry[name], now)
         for finding in self.state.findings[found:]:
             self._registry.remember(self._model, finding)
         return instructions
@@ -309,3 +348,8 @@ def _expected_seconds(planned: Plan) -> float:
     """
     is_for_speed = planned.reason in (Reason.DOMINANT_NODE, Reason.SMALL_BATCH, Reason.TOP_NODES)
     return planned.predicted_seconds if is_for_speed else math.inf
+
+
+def _detail(error: SollolError) -> str:
+    """An error without the name of the node that it is listed under."""
+    return error.detail if isinstance(error, NodeError) else str(error)

@@ -21,6 +21,7 @@ from aiosollol.core.node_transitions import Answered, Described, Event, Failed, 
 from aiosollol.core.redaction import safe_repr
 from aiosollol.core.routing import circuit_breaker as breakers
 from aiosollol.core.routing.node_health import NodeHealth
+from aiosollol.core.routing.retry import Failure
 from aiosollol.core.scheduling.colocation import Finding
 from aiosollol.core.scheduling.cost import TokenRatio
 from aiosollol.core.scheduling.planner import Candidate
@@ -301,6 +302,11 @@ class ClusterState:
         """Record a failed request that is the fault of `node`."""
         node.standing.failed(now)
         self._restain(node)
+
+    def refused_wrongly(self, node: Node, now: float) -> None:
+        """Record that another node answered what `node` had refused as invalid."""
+        self.blame(node, now)
+        self.advance_breaker(node, breakers.CallFailed(Failure.ANSWER), now)
 
     def outrun(self, node: Node, seconds: float, predicted: float, now: float) -> None:
         """Record that another node answered first, although `node` had `seconds` for it."""

@@ -9,7 +9,7 @@ Near the end, when some nodes are busy beyond it, it is computed exactly (`cost.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify
 from typing import NamedTuple
@@ -17,6 +17,10 @@ from typing import NamedTuple
 from aiosollol.core.scheduling.cost import Cost, earliest_finish
 
 _UPDATES_PER_RECKONING = 4
+FAILURES_TO_CHECK = 2
+"""Failures in a row after which a node must answer a check. Its queue holds two chunks."""
+FAILURES_TO_DISREGARD = 6
+"""Failures in a row after which a node's opinion of an item is not waited for."""
 _LATE = 1.25
 """A chunk is late after this multiple of its predicted duration."""
 
@@ -24,7 +28,9 @@ _LATE = 1.25
 class Chunk(NamedTuple):
     """Items for one request.
 
-    items: indices into the batch. is_copy: another chunk already holds them.
+    items: indices into the batch; empty for a check, which sends a text that cannot be at fault to
+    a node that failed.
+    is_copy: another chunk already holds them.
     """
 
     id: int
@@ -32,6 +38,10 @@ class Chunk(NamedTuple):
     items: Sequence[int]
     tokens: float
     is_copy: bool = False
+
+    @property
+    def is_check(self) -> bool:
+        return not self.items
 
 
 @dataclass(slots=True)
@@ -74,7 +84,13 @@ class Flight:
 
 @dataclass(slots=True, eq=False)
 class BatchNode:
-    """One node of a batch. `free_at`: when it is predicted to finish its chunks."""
+    """One node of a batch.
+
+    free_at: when it is predicted to finish its chunks.
+    retry_at: no request is sent before.
+    streak: its failures since its last answer.
+    convictions: how often another node answered what it had failed, since it last answered an item.
+    """
 
     name: str
     cost: Cost
@@ -84,8 +100,8 @@ class BatchNode:
     tally: Tally
     is_lost: bool = False
     retry_at: float = 0.0
-    busy_answers: int = 0
-    failures: int = 0
+    streak: int = 0
+    convictions: int = 0
     flights: dict[int, Flight] = field(default_factory=dict)
     busy_since: float = 0.0
     last_done: float = float("-inf")
@@ -99,6 +115,16 @@ class BatchNode:
     @property
     def is_active(self) -> bool:
         return not (self.is_lost or self.is_standby)
+
+    @property
+    def needs_check(self) -> bool:
+        """Whether it failed repeatedly, so that it must answer a check before it gets items."""
+        return self.streak >= FAILURES_TO_CHECK
+
+    @property
+    def is_working(self) -> bool:
+        """Whether it can take items."""
+        return self.is_active and not self.needs_check
 
     def has_place(self, now: float) -> bool:
         """Whether it can take another chunk now."""
@@ -168,8 +194,26 @@ class BatchNodes:
         self._workers[worker.name] = worker
         self.update(worker)
 
+    def names(self) -> Iterable[str]:
+        return self._workers.keys()
+
     def any_active(self) -> bool:
         return any(worker.is_active for worker in self._workers.values())
+
+    def any_working(self) -> bool:
+        """Whether any worker can take items."""
+        return any(worker.is_working for worker in self._workers.values())
+
+    def able(self) -> list[str]:
+        """Names of the workers that could take an item now or soon, with those on standby."""
+        present = [worker for worker in self._workers.values() if not worker.is_lost]
+        if self.any_working():
+            present = [worker for worker in present if worker.streak < FAILURES_TO_DISREGARD]
+        return [worker.name for worker in present]
+
+    def working(self) -> list[str]:
+        """Names of the workers that can take items."""
+        return [worker.name for worker in self._workers.values() if worker.is_working]
 
     def update(self, worker: BatchNode) -> None:
         """Update the sums. Call it whenever a worker has changed."""
@@ -177,7 +221,7 @@ class BatchNodes:
         self._filled -= worker.rate * worker.counted_free
         if worker.rated is not worker.cost:
             worker.rated, worker.full_rate = worker.cost, self._rate_of(worker.cost)
-        worker.rate = worker.full_rate if worker.is_active else 0.0
+        worker.rate = worker.full_rate if worker.is_working else 0.0
         worker.counted_free = worker.free_at + worker.cost.overhead
         self._rate += worker.rate
         self._filled += worker.rate * worker.counted_free
@@ -205,7 +249,7 @@ class BatchNodes:
             [
                 (worker.expected_free(now) + worker.cost.overhead, worker.rate)
                 for worker in self._workers.values()
-                if worker.is_active and worker.name != absent
+                if worker.is_working and worker.name != absent
             ],
             tokens,
         )
@@ -218,7 +262,7 @@ class BatchNodes:
         ranking = [
             (worker.expected_free(now) + worker.cost.seconds(tokens), place, worker)
             for place, worker in enumerate(self._workers.values())
-            if worker.is_active
+            if worker.is_working
         ]
         heapify(ranking)
         return ranking

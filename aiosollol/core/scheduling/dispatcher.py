@@ -21,8 +21,11 @@ from aiosollol.core.scheduling.chunk_sizing import (
     probe,
 )
 from aiosollol.core.scheduling.colocation import TRIAL_CHUNK_SECONDS, ColocationTrials
+from aiosollol.core.scheduling.evidence import Evidence
 from aiosollol.core.scheduling.work_queue import ItemLedger, WorkQueue
 
+CHECK_TOKENS = 8.0
+"""Tokens of the text of a check, about."""
 _COPY_GAIN = 0.9
 """A copy must be predicted to take at most this fraction of the original's remaining time."""
 
@@ -33,17 +36,17 @@ class ScheduleOptions:
 
     chunk_seconds: target duration of a chunk.
     max_items, max_tokens: maximum size of a chunk.
-    max_attempts: failed requests after which an item is given up.
-    busy_pause: pause after a node's first "busy" answer; doubled after each further one.
-    max_busy: "busy" answers in a row after which a node is lost.
+    first_pause: pause after a node's first failure that may pass; doubled after each further one.
+    longest_pause: bound of the pauses while the failure may pass, or while no node works.
+    longest_refusal: bound of the pauses of a node that refuses what other nodes answer.
     """
 
     chunk_seconds: float = 0.5
     max_items: int = 256
     max_tokens: float = 65_536.0
-    max_attempts: int = 3
-    busy_pause: float = 0.5
-    max_busy: int = 8
+    first_pause: float = 0.05
+    longest_pause: float = 0.8
+    longest_refusal: float = 8.0
 
 
 class Send(NamedTuple):
@@ -71,7 +74,9 @@ class Dispatcher:
         fleet: BatchNodes,
         ledger: ItemLedger,
         trials: ColocationTrials,
+        evidence: Evidence,
     ) -> None:
+        self._evidence = evidence
         self._tokens = tokens
         self._options = options
         self._queue = queue
@@ -140,6 +145,10 @@ class Dispatcher:
             for node in nodes:
                 if not node.has_place(now):  # `_hand_out_last` filled it in this round
                     continue
+                if node.needs_check:
+                    if not node.flights:
+                        instructions.append(self._check(node, now))
+                    continue
                 due = self._due(node, now)
                 if due is None:
                     instructions += self._hand_out_last(node, now)
@@ -150,15 +159,29 @@ class Dispatcher:
                     if node.has_place(now):
                         served.append(node)
             nodes = served
+        if self._evidence.held:
+            instructions += self._prove(now)
         if self._queue and not self.flights:
             self._force(instructions, now)
         if instructions:
             self._changed_at = now
         return instructions
 
+    def _check(self, node: BatchNode, now: float) -> Send:
+        """Send a text that cannot be at fault, to see whether the node answers at all."""
+        return self._launch(node, (), CHECK_TOKENS, now)
+
+    def _prove(self, now: float) -> list[Instruction]:
+        """Check the idle nodes whose answer would decide about an item."""
+        return [
+            self._check(node, now)
+            for node in list(self._idle.values())
+            if not node.flights and node.has_place(now) and self._evidence.needs_proof(node.name)
+        ]
+
     def _force(self, instructions: list[Instruction], now: float) -> None:
         """Start the fastest node: nothing is in flight, and each node waits for another."""
-        able = [node for node in self._idle.values() if node.has_place(now)]
+        able = [node for node in self._idle.values() if node.is_working and node.has_place(now)]
         if able:
             self._queue.forget_culprits()
             node = min(able, key=lambda node: node.cost.seconds_per_token)
@@ -254,7 +277,7 @@ class Dispatcher:
         worst: Flight | None = None
         worst_finish = now
         for flight in self.flights.values():
-            if not (flight.is_copied or flight.chunk.is_copy):
+            if not (flight.is_copied or flight.chunk.is_copy or flight.chunk.is_check):
                 finish = flight.expected_finish(now)
                 if finish > worst_finish:
                     worst, worst_finish = flight, finish
@@ -269,5 +292,5 @@ class Dispatcher:
             return
         worst.is_copied = True
         self._ledger.copy(items)
-        self._queue.put_back(items, avoid=owner)
+        self._queue.put_back(items, avoid=(owner,))
         self._is_stirred = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -15,12 +15,12 @@ from aiosollol.errors import SollolError
 class _Piece:
     """Returned items, to be sent again before all others.
 
-    avoid: the node that failed them, or that is still working on the original of a copy.
+    avoid: the nodes that failed them, or that are still working on the original of a copy.
     """
 
     items: Sequence[int]
     tokens: float
-    avoid: str | None = None
+    avoid: Collection[str] = ()
 
 
 class WorkQueue:
@@ -85,8 +85,11 @@ class WorkQueue:
         self._head = end
         return self._order[head:end], sums[end] - sums[head]
 
-    def put_back(self, items: Sequence[int], *, avoid: str | None = None) -> None:
-        """Queue `items` again, before all others, as a chunk of their own, not for node `avoid`."""
+    def put_back(self, items: Sequence[int], *, avoid: Collection[str] = ()) -> None:
+        """Queue `items` again, before all others, as a chunk of their own.
+
+        avoid: names of nodes that must not get them.
+        """
         if not items:
             return
         tokens = sum(self._tokens[item] for item in items)
@@ -105,10 +108,24 @@ class WorkQueue:
         """The items put back into the queue and not taken again."""
         return {item for piece in self._pieces for item in piece.items}
 
-    def forget_culprits(self) -> None:
-        """Allow every node to take every item again."""
-        for piece in self._pieces:
-            piece.avoid = None
+    def forget_culprits(
+        self, able: Collection[str] = (), keep: Callable[[int], bool] = lambda item: False
+    ) -> list[int]:
+        """Allow every node to take every piece that none of the nodes in `able` may take.
+
+        Single items for which `keep` is true are taken out of the queue and returned instead.
+        """
+        kept: list[int] = []
+        for piece in list(self._pieces):
+            if all(name in piece.avoid for name in able):
+                if len(piece.items) == 1 and keep(piece.items[0]):
+                    kept += piece.items
+                    self._pieces.remove(piece)
+                    self._piece_tokens -= piece.tokens
+                piece.avoid = ()
+        if not self._pieces:
+            self._piece_tokens = 0.0
+        return kept
 
     def drain(self) -> list[int]:
         """Take all items."""
@@ -122,7 +139,7 @@ class WorkQueue:
 
     def _piece_for(self, node: str) -> _Piece | None:
         for piece in self._pieces:
-            if piece.avoid != node:
+            if node not in piece.avoid:
                 return piece
         return None
 
@@ -189,15 +206,14 @@ class ItemLedger:
             self.give_up(item, error)
 
     def attempt(self, items: Sequence[int]) -> int:
-        """Record a failed request with `items`. Returns the highest failure count among them."""
+        """Record a failed request with `items`. Returns the highest failure count among them.
+
+        The count decides only how items are sent again, not whether they are given up.
+        """
         attempts = max((self._attempts.get(item, 0) for item in items), default=0) + 1
         for item in items:
             self._attempts[item] = attempts
         return attempts
-
-    def attempts(self, item: int) -> int:
-        """Number of failed requests that held this item."""
-        return self._attempts.get(item, 0)
 
     def copy(self, items: Iterable[int]) -> None:
         """Record that `items` are sent a second time."""

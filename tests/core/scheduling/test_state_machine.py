@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -180,9 +182,9 @@ def test_a_busy_node_is_asked_again_after_a_pause_and_not_before() -> None:
     (chunk,) = sent(state.start(0.0))
     busy = ServerBusy("a", 503, "server busy, please try again")
     assert sent(state.failed(chunk, 1.0, Failure.BUSY, busy)) == []
-    assert state.next_tick(1.0) == 1.5
-    assert sent(state.tick(1.2)) == []
-    (again,) = sent(state.tick(1.5))
+    assert state.next_tick(1.0) == 1.05
+    assert sent(state.tick(1.02)) == []
+    (again,) = sent(state.tick(1.05))
     state.done(again, 2.0, KNOWN)
     assert state.is_finished
     assert not state.errors
@@ -248,15 +250,28 @@ def test_long_texts_go_first() -> None:
     )
 
 
-def test_when_every_node_is_lost_the_machine_says_that_it_is_stuck() -> None:
+def test_while_no_node_answers_only_checks_are_sent_and_nothing_is_given_up() -> None:
     state = BatchState([10.0] * 5)
     state.node_up("a", KNOWN, 0.0)
     error = NodeUnreachable("a", "refused")
-    for chunk in sent(state.start(0.0)):
-        state.failed(chunk, 1.0, Failure.NODE, error)
-    assert state.is_stuck
-    assert not state.is_finished
-    state.abandon(error, 2.0)
+    chunks = sent(state.start(0.0))
+    now, moments = 1.0, []
+    while now < 20.0:
+        for chunk in chunks:
+            state.failed(chunk, now, Failure.NODE, error)
+        now = state.next_tick(now) or pytest.fail("nothing to wait for")
+        chunks = sent(state.tick(now))
+        moments.append(now)
+        if len(moments) > 1:
+            assert all(chunk.is_check for chunk in chunks)
+            assert state.silent_since == 1.0
+    pauses = [later - sooner for sooner, later in itertools.pairwise(moments)]
+    assert max(pauses) == pytest.approx(0.8)
+    (check,) = chunks
+    (chunk, *_) = sent(state.done(check, now, KNOWN))
+    assert state.silent_since is None
+    assert chunk.items
+    state.abandon(error, now)
     assert state.is_finished
     assert state.errors == dict.fromkeys(range(5), error)
 

@@ -59,8 +59,8 @@ class Batch(RuleBasedStateMachine):
         self.out.append(items)
 
     @precondition(lambda self: self.out)
-    @rule(data=st.data(), avoid=st.sampled_from([None, *NODES]))
-    def put_back(self, data: st.DataObject, avoid: str | None) -> None:
+    @rule(data=st.data(), avoid=st.sets(st.sampled_from(NODES)))
+    def put_back(self, data: st.DataObject, avoid: set[str]) -> None:
         items = self.out.pop(data.draw(st.integers(0, len(self.out) - 1)))
         self.queue.put_back(items, avoid=avoid)
         self.returned.append((items, avoid))
@@ -77,10 +77,12 @@ class Batch(RuleBasedStateMachine):
         left = [([i for i in items if i not in settled], avoid) for items, avoid in self.returned]
         self.returned = [(items, avoid) for items, avoid in left if items]
 
-    @rule()
-    def forget_culprits(self) -> None:
-        self.queue.forget_culprits()
-        self.returned = [(items, None) for items, _ in self.returned]
+    @rule(able=st.sets(st.sampled_from(NODES)))
+    def forget_culprits(self, able: set[str]) -> None:
+        self.queue.forget_culprits(able)
+        self.returned = [
+            (items, set() if able <= avoid else avoid) for items, avoid in self.returned
+        ]
 
     @rule()
     def drain(self) -> None:
@@ -96,7 +98,7 @@ class Batch(RuleBasedStateMachine):
         """What `node` should be given from: returned items first, all of one piece."""
         if not (shortest and self.fresh):
             for items, avoid in self.returned:
-                if avoid != node:
+                if node not in avoid:
                     return items
         return self.fresh or None
 
@@ -162,7 +164,7 @@ def test_equal_lengths_stay_in_input_order() -> None:
 def returned() -> WorkQueue:
     """Three items, of which the longest came back from node "a"."""
     queue = WorkQueue([30.0, 20.0, 10.0])
-    queue.put_back(queue.take("a", 30.0, 1)[0], avoid="a")
+    queue.put_back(queue.take("a", 30.0, 1)[0], avoid={"a"})
     return queue
 
 

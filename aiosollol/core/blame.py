@@ -1,0 +1,123 @@
+"""Decide by evidence whether an item or a node is at fault for a failure.
+
+A node's answer is a claim, and nodes can be wrong: a proxy turns a restart into a 502, a broken
+server refuses everything. So a failure counts against an item only together with what the same
+node answers before and afterwards, and with what other nodes say about the same item.
+
+==========================================================  =======================================
+What is known of an item that was alone in its request       Verdict
+==========================================================  =======================================
+a node has not been asked                                    ask it
+two nodes refused it, and answered other work afterwards     the item is at fault
+every node refused it, and one answered other work after     the item is at fault
+every node refused it, and no node has answered since        nobody's fault yet: check a node with
+                                                             a text that cannot be at fault
+a node failed in a way that may pass, and answers again      ask it again, up to four times
+another node answers it                                      the nodes that refused it are at fault
+==========================================================  =======================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Literal, NamedTuple
+
+from aiosollol.errors import (
+    BadRequest,
+    ConnectionLost,
+    ModelMissing,
+    NodeTimeout,
+    NodeUnreachable,
+    ResponseError,
+    RunnerFailed,
+    ServerBusy,
+    SollolError,
+    StreamCutOff,
+)
+
+CONFIRMATIONS = 2
+"""Sound nodes that must refuse an item before it is at fault, where there are that many."""
+
+REPEATS = 4
+"""How often a failure that may pass must come back on a node, which answers other work meanwhile,
+until the item is taken for its cause."""
+
+_PASSING_STATUSES = frozenset((408, 425, 429, 500, 502, 503, 504, 507))
+
+
+def may_pass(error: SollolError) -> bool:
+    """Whether the same request may succeed on the same node later.
+
+    Restarts, full queues, dead runners and proxies without a server pass by themselves.
+    """
+    if isinstance(error, BadRequest | ModelMissing):
+        return False
+    if isinstance(error, ResponseError) and error.status in _PASSING_STATUSES:
+        return True
+    kinds = (ServerBusy, RunnerFailed, NodeUnreachable, NodeTimeout, ConnectionLost, StreamCutOff)
+    return isinstance(error, kinds)
+
+
+class Refusal(NamedTuple):
+    """A node failed an item that was alone in its request.
+
+    error: the failure.
+    at: when: the number of the event, or a time.
+    times: how often, counting only failures with a success of the node between them.
+    """
+
+    error: SollolError
+    at: float
+    times: int = 1
+
+    def again(self, error: SollolError, now: float, last_success: float) -> Refusal:
+        """The refusal after another failure of the same item. last_success: of the node."""
+        return Refusal(error, now, self.times + (last_success > self.at))
+
+    def is_confirmed(self, last_success: float) -> bool:
+        """Whether the node shows that it answers other work, so that the item is the cause.
+
+        A failure that may pass must have come back after the node answered something else.
+        """
+        return self.times >= REPEATS or (last_success > self.at and not may_pass(self.error))
+
+    def may_ask_again(self, last_success: float) -> bool:
+        """Whether the node has answered since a failure that may pass."""
+        return self.times < REPEATS and last_success > self.at and may_pass(self.error)
+
+
+class Verdict(NamedTuple):
+    """What to do with an item.
+
+    fault: "item", give it up; "open", send it to one of `ask`; "unproven", no node may be asked and
+    none has shown that it answers other work.
+    ask: the nodes to ask.
+    """
+
+    fault: Literal["item", "open", "unproven"]
+    ask: Collection[str] = ()
+
+
+def judge(
+    refusals: Mapping[str, Refusal], able: Collection[str], last_success: Mapping[str, float]
+) -> Verdict:
+    """The verdict on an item.
+
+    refusals: by node.
+    able: the nodes that could take the item.
+    last_success: when each node last answered other work; missing if never.
+    """
+    never = float("-inf")
+    confirmed = sum(
+        refusal.is_confirmed(last_success.get(name, never)) for name, refusal in refusals.items()
+    )
+    if confirmed >= CONFIRMATIONS:
+        return Verdict("item")
+    ask = [
+        name
+        for name in able
+        if name not in refusals or refusals[name].may_ask_again(last_success.get(name, never))
+    ]
+    if ask:
+        return Verdict("open", ask)
+    return Verdict("item" if confirmed else "unproven")
