@@ -233,6 +233,8 @@ class Executor:
         since = self.state.silent_since
         if since is None:
             return math.inf
+        if self.state.refusal is not None:
+            return -math.inf
         has_answered = any(
             name in self._registry and self._registry[name].counters.succeeded
             for name in self.state.tallies
@@ -246,7 +248,9 @@ class Executor:
             log.warning("no node answers; the batch waits up to %g s (%s)", patience, reasons)
         return since + patience
 
-    def _outage(self) -> NoNodeAvailable:
+    def _outage(self) -> SollolError:
+        if self.state.refusal is not None:
+            return self.state.refusal
         reasons = {name: _detail(error) for name, error in self.state.last_errors.items()}
         return NoNodeAvailable(f"no node is left that can embed with {self._model!r}", reasons)
 

@@ -87,6 +87,7 @@ class BatchNode:
     """One node of a batch.
 
     free_at: when it is predicted to finish its chunks.
+    is_lost, may_return: whether it gets no work, and whether it is only down.
     retry_at: no request is sent before.
     streak: its failures since its last answer.
     convictions: how often another node answered what it had failed, since it last answered an item.
@@ -99,6 +100,7 @@ class BatchNode:
     is_standby: bool
     tally: Tally
     is_lost: bool = False
+    may_return: bool = False
     retry_at: float = 0.0
     streak: int = 0
     convictions: int = 0

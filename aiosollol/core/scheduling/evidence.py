@@ -28,6 +28,7 @@ class Evidence:
         # Events are counted, because several may happen at one time of the clock.
         self._turn = 0
         self._last_success: dict[str, int] = {}
+        self._failed_check: dict[str, int] = {}
         self.held: list[int] = []
 
     def answered(self, items: Sequence[int], node: str) -> list[str]:
@@ -36,6 +37,9 @@ class Evidence:
         A node was wrong about a request if other nodes have answered every item of it.
         """
         self._turn += 1
+        before = self._last_success.get(node, _NEVER)
+        if self._failed_check.get(node, _NEVER) > before:
+            self._void_refusals(node, before)
         self._last_success[node] = self._turn
         if not self._culprits:
             return []
@@ -53,6 +57,17 @@ class Evidence:
                 if culprit != node:
                     wrong.append(culprit)
         return wrong
+
+    def failed_check(self, node: str) -> None:
+        """Record that `node` failed a text that cannot be at fault."""
+        self._turn += 1
+        self._failed_check[node] = self._turn
+
+    def _void_refusals(self, node: str, since: int) -> None:
+        """Forget what `node` refused while it failed checks too."""
+        for refusals in self._refusals.values():
+            if node in refusals and refusals[node].at > since:
+                del refusals[node]
 
     def gave_up(self, item: int) -> None:
         """Record that `item` is at fault: so the nodes that failed it were right."""

@@ -20,15 +20,13 @@ costs a few small requests, and no item.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from aiosollol.core.blame import may_pass
 from aiosollol.core.report import Outcome, Slice
 from aiosollol.core.routing.retry import Failure
 from aiosollol.core.scheduling.batch_nodes import (
     FAILURES_TO_CHECK,
-    FAILURES_TO_DISREGARD,
     BatchNode,
     BatchNodes,
     Chunk,
@@ -44,14 +42,13 @@ from aiosollol.core.scheduling.dispatcher import (
     ScheduleOptions,
 )
 from aiosollol.core.scheduling.evidence import Evidence
+from aiosollol.core.scheduling.failures import Failures
 from aiosollol.core.scheduling.work_queue import ItemLedger, WorkQueue
 from aiosollol.errors import BadRequest, SollolError
 
 if TYPE_CHECKING:
     from random import Random
 
-CONVICTIONS_TO_LOSE = 3
-"""How often other nodes must answer what a node failed, in a row, until it is lost."""
 _PLAN_TOLERANCE = 1.5
 
 
@@ -88,14 +85,19 @@ class BatchState:
             self._trials,
             self._evidence,
         )
-        self._rng = rng
-        self._silent_since: float | None = None
+        self._failures = Failures(
+            self._options,
+            self._queue,
+            self._fleet,
+            self._ledger,
+            self._trials,
+            self._evidence,
+            self._dispatcher,
+            rng,
+        )
         self._flights = self._dispatcher.flights
-        self.last_errors: dict[str, SollolError] = {}
-        self.wrong_refusals: list[str] = []
         self.tallies: dict[str, Tally] = {}
         self.slices: list[Slice] = []
-        self.splits = 0
         self._expected_seconds = expected_seconds
         self._late_at = math.inf
 
@@ -133,7 +135,27 @@ class BatchState:
     @property
     def silent_since(self) -> float | None:
         """Since when no node has answered, although each was asked; None if one works."""
-        return None if self._fleet.any_working() else self._silent_since
+        return None if self._fleet.any_working() else self._failures.silent_since
+
+    @property
+    def refusal(self) -> BadRequest | None:
+        """The error of a request that every node refuses as invalid, whatever its texts."""
+        return self._failures.refusal
+
+    @property
+    def last_errors(self) -> Mapping[str, SollolError]:
+        """The last failure of each node, by name."""
+        return self._failures.last_errors
+
+    @property
+    def wrong_refusals(self) -> Sequence[str]:
+        """Nodes, once for each request that they refused as invalid and others answered."""
+        return self._failures.wrong_refusals
+
+    @property
+    def splits(self) -> int:
+        """Number of failed chunks that were halved."""
+        return self._failures.splits
 
     def has_node(self, name: str) -> bool:
         """Whether `name` takes part or is on standby, and is not lost."""
@@ -171,7 +193,7 @@ class BatchState:
         self._fleet.put(node)
         self._dispatcher.rest(node)
         self._dispatcher.stir()
-        self._review()
+        self._failures.review()
         return self._dispatcher.dispatch(now)
 
     def start(self, now: float) -> list[Instruction]:
@@ -189,19 +211,17 @@ class BatchState:
     ) -> list[Instruction]:
         """A node gets no more work. Its chunks in flight may still be answered.
 
-        may_return: it is down, and may be back in a moment. If no other node works, it is not lost
-        but gets checks.
+        may_return: it is down, and may be back in a moment. A node that gets checks is not lost
+        then, and neither is the last one that works.
         """
         node = self._fleet.get(name)
         if node is None or node.is_lost:
             return []
-        if may_return and not self._has_others(node):
-            if not node.needs_check and error is not None:
-                self.last_errors[name] = error
-                node.streak = FAILURES_TO_CHECK - 1
-                self._punish(node, Failure.NODE, error, now)
-        else:
-            self._lose(node, error, now)
+        if not may_return or (self._failures.has_others(node) and not node.needs_check):
+            self._failures.lose(node, error, now, may_return=may_return)
+        elif not node.needs_check and error is not None:
+            node.streak = FAILURES_TO_CHECK - 1
+            self._failures.punish(node, Failure.NODE, error, now)
         self._dispatcher.stir()
         return self._dispatcher.dispatch(now)
 
@@ -216,7 +236,7 @@ class BatchState:
         if flight is None:
             return []
         node = self._fleet[chunk.node]
-        self._recovered(node)
+        self._failures.recovered(node)
         node.cost = cost
         won = self._ledger.answer(chunk.items)
         if not chunk.is_check:
@@ -226,9 +246,9 @@ class BatchState:
             if not won:
                 node.tally.wasted += now - flight.sent_at
             self._note(flight, now, "done" if won else "late")
-        self._convict(self._evidence.answered(chunk.items, node.name), now)
+        self._failures.convict(self._evidence.answered(chunk.items, node.name), now)
         if self._evidence.held:
-            self._review()
+            self._failures.review()
         worked_from = max(flight.sent_at, node.last_done)
         node.last_done = now
         node.foresee(now)
@@ -250,20 +270,21 @@ class BatchState:
         flight = self._land(chunk, now)
         if flight is None:
             return []
-        if not chunk.is_check:
+        if chunk.is_check:
+            self._evidence.failed_check(chunk.node)
+        else:
             self._note(flight, now, "failed")
         node = self._fleet[chunk.node]
         node.last_done = now
         node.tally.retries += 1
         node.foresee(now)
-        self.last_errors[node.name] = error
         items = self._ledger.unsettled(chunk.items)
         if chunk.is_copy or flight.is_copied:
             items = self._not_elsewhere(items)
-        self._punish(node, failure, error, now)
+        self._failures.punish(node, failure, error, now)
         self._dispatcher.rest(node)
         if items:
-            self._retry(items, failure, error, node.name)
+            self._failures.retry(items, failure, error, node.name)
         self._dispatcher.stir()
         return self._cancel_settled(now) + self._dispatcher.dispatch(now)
 
@@ -274,110 +295,6 @@ class BatchState:
         self._queue.drain()
         return self._cancel_settled(now)
 
-    # Failures.
-
-    def _punish(self, node: BatchNode, failure: Failure, error: SollolError, now: float) -> None:
-        node.streak += 1
-        if self._silent_since is None:
-            self._silent_since = now
-        if failure is Failure.MODEL:
-            self._lose(node, error, now)
-        elif failure is Failure.NODE and self._has_others(node):
-            self._lose(node, error, now)  # a probe will find it back
-        else:
-            node.retry_at = now + self._pause(node, error)
-            self._fleet.update(node)
-            self._activate_standby()
-            if node.streak in (FAILURES_TO_CHECK, FAILURES_TO_DISREGARD):
-                self._review()
-
-    def _pause(self, node: BatchNode, error: SollolError) -> float:
-        """Seconds without requests after a failure: growing, with jitter."""
-        options, is_passing = self._options, may_pass(error)
-        if not is_passing and node.streak <= FAILURES_TO_CHECK:
-            return 0.0  # an item may be the cause: check the node at once
-        is_alone = not self._fleet.any_working()
-        longest = options.longest_pause if is_passing or is_alone else options.longest_refusal
-        pause = min(longest, options.first_pause * 2.0 ** min(node.streak - 1, 16))
-        if self._rng is not None:
-            pause *= self._rng.uniform(0.5, 1.0)
-        return max(pause, getattr(error, "retry_after", None) or 0.0)
-
-    def _has_others(self, node: BatchNode) -> bool:
-        """Whether another node works."""
-        return any(other.is_working for other in self._fleet if other is not node)
-
-    def _recovered(self, node: BatchNode) -> None:
-        """A node answered."""
-        self._silent_since = None
-        if node.streak:
-            node.streak, node.retry_at = 0, 0.0
-            self._fleet.update(node)
-            self._dispatcher.stir()
-
-    def _convict(self, names: Iterable[str], now: float) -> None:
-        """Another node answered what these nodes had failed."""
-        for name in names:
-            node = self._fleet[name]
-            node.convictions += 1
-            error = self.last_errors[name]
-            if isinstance(error, BadRequest):
-                self.wrong_refusals.append(name)
-            if node.convictions >= CONVICTIONS_TO_LOSE and not may_pass(error):
-                self._lose(node, error, now)
-
-    def _retry(
-        self, items: Sequence[int], failure: Failure, error: SollolError, culprit: str
-    ) -> None:
-        if failure not in (Failure.ANSWER, Failure.INPUT):
-            self._queue.put_back(items)  # this says nothing about the items
-            return
-        self._evidence.failed(items, culprit, error)
-        if len(items) == 1:
-            self._decide(items[0])
-            return
-        is_again = self._ledger.attempt(items) >= 2 or failure is Failure.INPUT
-        avoid = self._avoid(items, culprit)
-        if is_again and self._fleet.any_working():
-            self.splits += 1
-            middle = len(items) // 2
-            self._queue.put_back(items[:middle], avoid=avoid)
-            self._queue.put_back(items[middle:], avoid=avoid)
-        else:
-            self._queue.put_back(items, avoid=avoid)
-
-    def _avoid(self, items: Sequence[int], culprit: str) -> set[str]:
-        """The nodes that must not get several failed items: as many as possible."""
-        culprits = self._evidence.culprits(items)
-        able = {node.name for node in self._fleet if node.is_active}
-        if not able <= culprits:
-            return culprits
-        return {culprit} if able != {culprit} else set()
-
-    def _decide(self, item: int) -> None:
-        """Give up an item that failed alone, queue it for other nodes, or hold it back."""
-        able = self._fleet.able()
-        verdict = self._evidence.judge(item, able)
-        if verdict.fault == "item":
-            self._ledger.give_up(item, self._evidence.error_of(item))
-            self._evidence.gave_up(item)
-            return
-        nodes = [self._fleet[name] for name in verdict.ask]
-        if nodes and all(node.is_standby for node in nodes):
-            self._set_standby(nodes[0], False)
-        if any(node.is_working for node in nodes):
-            self._queue.put_back([item], avoid=set(self._fleet.names()).difference(verdict.ask))
-        else:
-            self._evidence.held.append(item)
-
-    def _review(self) -> None:
-        """Decide again about items that failed alone: nodes answered, failed, joined or left."""
-        held, self._evidence.held = self._evidence.held, []
-        held += self._queue.forget_culprits(self._fleet.working(), self._evidence.is_suspect)
-        for item in self._ledger.unsettled(held):
-            self._decide(item)
-        self._dispatcher.stir()
-
     def _not_elsewhere(self, items: Sequence[int]) -> list[int]:
         """`items` without those that another chunk in flight or the queue still holds."""
         elsewhere = self._queue.returned()
@@ -385,43 +302,13 @@ class BatchState:
             elsewhere.update(flight.chunk.items)
         return [item for item in items if item not in elsewhere]
 
-    def _lose(self, node: BatchNode, error: SollolError | None, now: float) -> None:
-        if error is not None:
-            self.last_errors[node.name] = error
-        if node.is_lost:
-            return
-        node.is_lost = True
-        if self._silent_since is None:
-            self._silent_since = now
-        self._fleet.update(node)
-        self._dispatcher.rest(node)
-        if self._trials.concerns(node.name):
-            self._trials.drop()
-        self._activate_standby()
-        self._review()
-
-    def _activate_standby(self) -> None:
-        """Let a standby node work if no other node does."""
-        if not self._fleet.any_working():
-            spare = next(
-                (node for node in self._fleet if not node.is_lost and node.is_standby), None
-            )
-            if spare is not None:
-                self._set_standby(spare, False)
-
-    def _set_standby(self, node: BatchNode, is_standby: bool) -> None:
-        node.is_standby = is_standby
-        self._fleet.update(node)
-        self._dispatcher.rest(node)
-        self._dispatcher.stir()
-
     def _check_plan(self, now: float) -> None:
         """Activate the standby nodes if the batch will take much longer than planned."""
         if self._fleet.horizon(now, self._queue.tokens) > self._late_at:
             self._late_at = math.inf
             for node in self._fleet:
                 if node.is_standby and not node.is_lost:
-                    self._set_standby(node, False)
+                    self._failures.set_standby(node, False)
 
     # Nodes on one machine.
 
@@ -432,7 +319,7 @@ class BatchState:
         finding = self._trials.answered(node.name, chunk.tokens, worked_from, now)
         if finding is not None:
             if not finding.is_faster_together:
-                self._set_standby(self._fleet[finding.second], True)
+                self._failures.set_standby(self._fleet[finding.second], True)
         elif self._dispatcher.is_to_be_tried(node, now):
             under_way = [node.cost.seconds(flight.chunk.tokens) for flight in node.flights.values()]
             if max(under_way, default=0.0) <= 1.5 * TRIAL_CHUNK_SECONDS:
@@ -440,7 +327,7 @@ class BatchState:
                 if second is None or second.is_lost:
                     self._trials.drop()
                 else:
-                    self._set_standby(second, False)
+                    self._failures.set_standby(second, False)
 
     # Flights.
 
