@@ -6,7 +6,7 @@ import logging
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import anyio
@@ -27,6 +27,7 @@ from aiosollol.core.scheduling.planner import (
     plan,
 )
 from aiosollol.core.scheduling.state_machine import BatchState
+from aiosollol.core.scheduling.token_counts import TokenCounts
 from aiosollol.core.scheduling.vector_buffer import VectorBuffer
 from aiosollol.errors import (
     NodeError,
@@ -67,6 +68,7 @@ class BatchJob(NamedTuple):
     options: options of the plan, for nodes that join later.
     digest: required digest of the model; None for any.
     patience: seconds to wait while no node answers, if one has answered before.
+    times: see `core.scheduling.token_counts.TokenCounts`.
     """
 
     settings: EmbedSettings
@@ -77,6 +79,7 @@ class BatchJob(NamedTuple):
     options: PlanOptions
     digest: str | None = None
     patience: float = OUTAGE_PATIENCE
+    times: Mapping[int, int] | None = None
 
 
 class Executor:
@@ -110,7 +113,9 @@ class Executor:
             trials=job.plan.trials,
             expected_seconds=_expected_seconds(job.plan),
             rng=rng or random.Random(),
+            times=job.times,
         )
+        self.counts = TokenCounts(job.tokens, job.times)
         self._scopes: dict[int, anyio.CancelScope] = {}
         self._wake = anyio.Event()
         self._told = 0
@@ -312,6 +317,7 @@ class Executor:
             )
         if not chunk.is_check:
             self._buffer.put(chunk.items, answer.floats, answer.dim)
+            self.counts.answered(node.name, chunk.items, answer.tokens)
         if answer.tokens:
             characters = sum(map(len, texts))
             self._registry.learn_ratio(self._model, characters, len(texts), answer.tokens)
@@ -334,7 +340,7 @@ class Executor:
             name: NodeShare(
                 items=tally.items,
                 requests=tally.requests,
-                tokens=round(tally.tokens),
+                tokens=self.counts.of(name),
                 seconds=tally.busy,
                 idle=max(0.0, seconds - tally.busy),
                 wasted=tally.wasted,

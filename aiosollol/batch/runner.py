@@ -171,6 +171,8 @@ class BatchRunner:
             plan=executor.plan,
             splits=state.splits,
             copies=state.copies,
+            tokens=executor.counts.total,
+            tokens_are_exact=executor.counts.is_exact,
             findings=tuple(state.findings),
             slices=tuple(state.slices),
             engine=note,
@@ -193,6 +195,7 @@ class BatchRunner:
         with self._carriage.timing(note.name, len(job.texts), job.plan.predicted_seconds):
             await self._run(batch, delivery.run, delivery.give_up)
         outcome = delivery.outcome
+        counted = sum(share.tokens for share in outcome.nodes.values())
         report = BatchReport(
             items=0,
             unique=0,
@@ -201,6 +204,8 @@ class BatchRunner:
             plan=job.plan,
             splits=outcome.splits,
             copies=outcome.copies,
+            tokens=round(counted * _times_repeated(job)),
+            tokens_are_exact=not job.times,
             engine=outcome.note(note),
         )
         return _Done(delivery.errors, report)
@@ -212,7 +217,10 @@ class BatchRunner:
         planned = await self.plan(settings.model, shape, options)
         self.plans[planned.mode.value] += 1
         digest = self._roster.digest_in_use(settings.model)
-        return BatchJob(settings, unique.texts, tokens, self._timeout, planned, options, digest)
+        times = {entry: 1 + len(rows) for entry, rows in unique.repeats.items()}
+        return BatchJob(
+            settings, unique.texts, tokens, self._timeout, planned, options, digest, times
+        )
 
     async def _run(
         self,
@@ -242,6 +250,12 @@ class BatchRunner:
                 self._running.discard(scope)
         if scope.cancelled_caught:
             raise PoolClosed("the pool was closed during this batch")
+
+
+def _times_repeated(job: BatchJob) -> float:
+    """Estimated tokens of all texts, over those of the distinct ones."""
+    more = sum((count - 1) * job.tokens[item] for item, count in (job.times or {}).items())
+    return 1.0 + more / (sum(job.tokens) or 1.0)
 
 
 def _counting_rows(

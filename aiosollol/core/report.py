@@ -19,7 +19,7 @@ class NodeShare:
 
     items: vectors from this node.
     requests: requests sent to it, including failed ones.
-    tokens: estimated prompt tokens of the answered requests.
+    tokens: prompt tokens of those items, as it counted them.
     seconds: time with at least one request in flight.
     idle: the rest of the batch.
     wasted: time spent on requests whose items another node answered first.
@@ -71,6 +71,10 @@ class BatchReport:
 
     items: texts in the batch.
     unique: distinct texts, each embedded once.
+    tokens: prompt tokens of all texts with a vector, as the nodes counted them; equal texts count
+    each, as in Ollama.
+    tokens_are_exact: False if part of `tokens` is estimated: a node did not count, requests of two
+    nodes overlapped in part, or an engine computed equal texts.
     seconds: total duration.
     nodes: share of each node, by name.
     plan: the plan; None if none was needed.
@@ -88,6 +92,8 @@ class BatchReport:
     plan: Plan | None = None
     splits: int = 0
     copies: int = 0
+    tokens: int = 0
+    tokens_are_exact: bool = True
     findings: Sequence[Finding] = ()
     slices: Sequence[Slice] = field(default=(), repr=False)
     engine: EngineNote = EngineNote()
@@ -126,7 +132,9 @@ class BatchReport:
 def report_of_one(node: str, items: int, tokens: int, seconds: float) -> BatchReport:
     """The report of a list sent as one request to one node. tokens: as counted by the server."""
     share = NodeShare(items=items, requests=1, tokens=tokens, seconds=seconds)
-    return BatchReport(items, items, seconds, {node: share})
+    return BatchReport(
+        items, items, seconds, {node: share}, tokens=tokens, tokens_are_exact=tokens > 0
+    )
 
 
 Outcome = Literal["done", "late", "failed", "cancelled"]

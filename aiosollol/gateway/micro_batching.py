@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiosollol.core.embeddings import Embeddings, Vector
 from aiosollol.core.routing.wait_queue import saturated
+from aiosollol.core.scheduling.token_counts import shares, weight
 from aiosollol.errors import NodeError, PoolClosed, RequestFailed, SollolError
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ class Key(NamedTuple):
 class Gathered(NamedTuple):
     """One vector of a list.
 
-    tokens: of its text, estimated.
+    tokens: its share of the nodes' count for the list, in proportion to an estimate, because Ollama
+    counts a list as a whole. The shares of a list add up to its count.
     nodes: the nodes that embedded the list, separated by commas.
     """
 
@@ -202,20 +204,31 @@ class MicroBatcher:
                     raise
         return await self._pool.embed_batch(key.model, texts, on_error="return", **settings)
 
+    def _tokens(self, model: str, texts: list[_Waiting], embeddings: Embeddings) -> list[int]:
+        """The tokens of each text: shares of what the nodes counted, if they did."""
+        characters = self._pool.gateway_access.characters_per_token(model)
+        weights = [
+            0.0 if index in embeddings.errors else weight(each.text, characters)
+            for index, each in enumerate(texts)
+        ]
+        report = embeddings.report
+        counted = report.tokens if report is not None else 0
+        return shares(counted or round(sum(weights)), weights)
+
     async def _embed(self, key: Key, texts: list[_Waiting]) -> None:
         """Embed a list, and set the vector or error of each text."""
         failed: SollolError = PoolClosed("the gateway is being closed")
         try:
             embeddings = await self._vectors(key, [each.text for each in texts])
             nodes = ",".join(embeddings.report.nodes) if embeddings.report else ""
+            tokens = self._tokens(key.model, texts, embeddings)
             for index, each in enumerate(texts):
                 if each.done.done():
                     continue
                 if error := embeddings.errors.get(index):
                     each.done.set_exception(error)
                 else:
-                    tokens = len(each.text) // 4 + 2
-                    each.done.set_result(Gathered(embeddings[index], tokens, nodes))
+                    each.done.set_result(Gathered(embeddings[index], tokens[index], nodes))
         except SollolError as error:
             failed = error
         finally:

@@ -10,7 +10,7 @@ import pytest
 from gateway_cluster import MODELS, Cluster, cluster
 
 from aiosollol.gateway.options import GatewayOptions
-from aiosollol.testing import FakeModel, FakeOllama, Fault
+from aiosollol.testing import FakeModel, FakeOllama, Fault, fake_tokens
 
 numpy = pytest.importorskip("numpy")
 pytestmark = pytest.mark.anyio
@@ -112,6 +112,50 @@ async def test_a_wrong_answer_is_not_passed_on(fault: Fault) -> None:
             answer = await gateway.post("/api/embed", {"model": MODEL, "input": f"text {number}"})
             assert answer.status == 200
             check(gateway, answer.json["embeddings"][0], f"text {number}")
+
+
+LISTS = [
+    pytest.param([f"text {number}" for number in range(300)], id="distinct"),
+    pytest.param(["same", "same"], id="the same twice"),
+    pytest.param(["a", "same", "bb", "same", "ccccc", "same", "bb"], id="some repeated"),
+    pytest.param(["for(i=0;i<n;++i)" * n for n in range(1, 40)], id="code"),
+    pytest.param(["日本語のテキストです。" * n for n in range(1, 40)] * 3, id="each three times"),
+    pytest.param(["", ""], id="empty"),
+]
+
+
+@pytest.mark.parametrize("texts", LISTS)
+@pytest.mark.parametrize("path", ["/api/embed", "/v1/embeddings"])
+async def test_the_tokens_of_a_list_are_those_that_the_nodes_counted(
+    path: str, texts: list[str]
+) -> None:
+    async with cluster(*nodes(3, seconds_per_item=0.001)) as gateway:
+        answer = await gateway.post(path, {"model": MODEL, "input": texts})
+        usage = answer.json.get("usage") or {"prompt_tokens": answer.json["prompt_eval_count"]}
+        assert set(usage.values()) == {sum(map(fake_tokens, texts))}
+
+
+@pytest.mark.parametrize("path", ["/api/embed", "/v1/embeddings"])
+@pytest.mark.parametrize("count", [20, 200])
+async def test_the_shares_of_gathered_texts_add_up_to_what_the_nodes_counted(
+    path: str, count: int
+) -> None:
+    texts = [f"text {number} " * (number % 7 + 1) for number in range(count - 5)] + ["same"] * 5
+    fakes = nodes(2, overhead=0.005)
+    async with cluster(*fakes) as gateway:
+        found = await asyncio.gather(
+            *(gateway.post(path, {"model": MODEL, "input": text}) for text in texts)
+        )
+        told = [
+            answer.json["usage"]["prompt_tokens"]
+            if "usage" in answer.json
+            else answer.json["prompt_eval_count"]
+            for answer in found
+        ]
+        due = [fake_tokens(text) for text in texts]
+        assert sum(fake.requests for fake in fakes) < count, "some were gathered"
+        assert sum(told) == sum(due)
+        assert all(abs(one - other) <= 2 for one, other in zip(told, due, strict=True))
 
 
 async def test_single_texts_are_gathered_when_many_come_at_once() -> None:

@@ -34,6 +34,9 @@ class OneNode:
     def having(self, model: str) -> list[str]:
         return ["node"]
 
+    def characters_per_token(self, model: str) -> float:
+        return 4.0
+
     async def embed(self, model: str, texts: list[str], **_: object) -> Embeddings:
         return await self.embed_batch(model, texts)
 

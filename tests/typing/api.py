@@ -339,6 +339,8 @@ def report(done: BatchReport) -> None:
     assert_type(done.requests, int)
     assert_type(done.splits, int)
     assert_type(done.copies, int)
+    assert_type(done.tokens, int)
+    assert_type(done.tokens_are_exact, bool)
     assert_type(done.findings, Sequence[Finding])
     assert_type(done.nodes, Mapping[str, NodeShare])
     done.to_trace("batch.json")

@@ -58,7 +58,6 @@ class Tally:
 
     items: int = 0
     requests: int = 0
-    tokens: float = 0.0
     busy: float = 0.0
     wasted: float = 0.0
     retries: int = 0

@@ -63,15 +63,17 @@ class BatchState:
         *,
         expected_seconds: float = math.inf,
         rng: Random | None = None,
+        times: Mapping[int, int] | None = None,
     ) -> None:
         """tokens: estimated tokens of each item.
 
         trials: pairs of nodes to measure for whether they are faster together.
         expected_seconds: planned duration. If the batch takes much longer, standby nodes join.
         rng: for the jitter of pauses; None for none.
+        times: see `WorkQueue`.
         """
         self._options = options or ScheduleOptions()
-        self._queue = WorkQueue(tokens)
+        self._queue = WorkQueue(tokens, times)
         self._fleet = BatchNodes(self._options.chunk_seconds)
         self._ledger = ItemLedger(len(tokens))
         self._trials = ColocationTrials(trials)
@@ -242,7 +244,6 @@ class BatchState:
         if not chunk.is_check:
             node.convictions = 0
             node.tally.items += won
-            node.tally.tokens += chunk.tokens
             if not won:
                 node.tally.wasted += now - flight.sent_at
             self._note(flight, now, "done" if won else "late")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -28,12 +28,21 @@ class WorkQueue:
 
     At the end of a batch nodes wait for each other, so the last items should be short.
     `take` is O(log n) for any number of items: sizes are kept as prefix sums.
+
+    times: number of equal texts that an item stands for, if more than one. Those items come first,
+    and only items with the same number are taken together: see `token_counts`.
     """
 
-    def __init__(self, tokens: Sequence[float]) -> None:
+    def __init__(self, tokens: Sequence[float], times: Mapping[int, int] | None = None) -> None:
         self._tokens = tokens
         # Stable, so that texts of one length stay in input order.
         self._order = sorted(range(len(tokens)), key=tokens.__getitem__, reverse=True)
+        self._bounds = [0, len(tokens)]  # of the runs of items that may be taken together
+        if times:
+            self._order.sort(key=lambda item: times.get(item, 1), reverse=True)
+            counts = [times.get(item, 1) for item in self._order]
+            starts = (at for at in range(1, len(counts)) if counts[at] != counts[at - 1])
+            self._bounds[1:1] = starts
         self._sums = list(accumulate(map(tokens.__getitem__, self._order), initial=0.0))
         self._head, self._tail = 0, len(self._order)
         self._pieces: deque[_Piece] = deque()
@@ -76,12 +85,14 @@ class WorkQueue:
             return (), 0.0
         sums, head, tail = self._sums, self._head, self._tail
         if shortest:
+            first = self._bounds[bisect_left(self._bounds, tail) - 1]
             start = bisect_right(sums, sums[tail] - tokens - 1e-9, head, tail)
-            start = min(max(start, tail - count), tail - 1)
+            start = min(max(start, tail - count, first), tail - 1)
             self._tail = start
             return self._order[start:tail], sums[tail] - sums[start]
         end = bisect_right(sums, sums[head] + tokens + 1e-9, head, tail + 1) - 1
-        end = max(min(end, head + count), head + 1)
+        last = self._bounds[bisect_right(self._bounds, head)]
+        end = max(min(end, head + count, last), head + 1)
         self._head = end
         return self._order[head:end], sums[end] - sums[head]
 

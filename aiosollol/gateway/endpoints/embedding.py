@@ -175,9 +175,8 @@ class EmbeddingEndpoints:
         if report is None or report.plan is None:
             return _PooledVectors(json, 0, "", "")
         shares = {name: share for name, share in report.nodes.items() if share.items}
-        tokens = sum(share.tokens for share in shares.values())
         reason = f"{report.plan.mode.value}: {report.plan.reason.value}"
-        return _PooledVectors(json, tokens, ",".join(shares), reason)
+        return _PooledVectors(json, report.tokens, ",".join(shares), reason)
 
 
 def _native(wanted: EmbedAsked, vectors: _PooledVectors, began: int) -> HttpResponse:

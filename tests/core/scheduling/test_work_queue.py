@@ -136,6 +136,32 @@ def test_taken_from_the_front_items_come_longest_first(
     assert queue.tokens == 0.0
 
 
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(sizes, st.integers(1, 3)), max_size=60),
+    st.floats(1.0, 500.0),
+    st.integers(1, 10),
+    st.data(),
+)
+def test_items_that_repeat_equally_often_are_taken_together_the_others_last(
+    entries: list[tuple[float, int]], most: float, count: int, data: st.DataObject
+) -> None:
+    times = {item: each for item, (_, each) in enumerate(entries) if each > 1}
+    queue = WorkQueue([size for size, _ in entries], times)
+    front: list[int] = []
+    back: list[int] = []
+    while queue:
+        shortest = data.draw(st.booleans())
+        items = list(queue.take("a", most, count, shortest=shortest)[0])
+        assert len({times.get(item, 1) for item in items}) == 1
+        if shortest:
+            back = items + back
+        else:
+            front += items
+    order = range(len(entries))
+    assert front + back == sorted(order, key=lambda item: (-entries[item][1], -entries[item][0]))
+
+
 TAKES = [
     pytest.param(100.0, 10, False, [1, 0, 2], id="all that fits"),
     pytest.param(60.0, 10, False, [1, 0], id="as many tokens as asked for"),

@@ -1,0 +1,113 @@
+"""The tokens of a batch, as the nodes counted them: each item once, however many nodes computed it.
+
+An answer has one count for all of its items. Where two answers overlap, because a late chunk was
+copied, the count of the first is subtracted from that of the second if the second holds all of its
+items, as it usually does; otherwise the second is divided in proportion to the estimates. An item
+that stands for several equal texts counts as often as there are texts: `WorkQueue` puts only items
+that repeat equally often into one chunk, so the count of a chunk is multiplied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+
+class _Answer(NamedTuple):
+    items: Sequence[int]
+    tokens: float
+
+
+class TokenCounts:
+    """The counts of one batch.
+
+    estimated: estimated tokens of each item, for what was not counted.
+    times: number of equal texts that an item stands for, if more than one.
+    is_exact: whether nothing was estimated so far.
+    """
+
+    def __init__(self, estimated: Sequence[float], times: Mapping[int, int] | None = None) -> None:
+        self._estimated = estimated
+        self._times = times or {}
+        self._is_counted = bytearray(len(estimated))
+        self._answers: list[_Answer] = []
+        self._by_node: dict[str, float] = {}
+        self._total = 0.0
+        self.is_exact = True
+
+    @property
+    def total(self) -> int:
+        """Tokens of all texts that were answered, equal ones included."""
+        return round(self._total)
+
+    def of(self, node: str) -> int:
+        """Tokens of the items that `node` answered first."""
+        return round(self._by_node.get(node, 0.0))
+
+    def answered(self, node: str, items: Sequence[int], tokens: int) -> None:
+        """Record that `node` counted `tokens` for `items`; 0 if it did not count."""
+        is_counted = self._is_counted
+        new = [item for item in items if not is_counted[item]]
+        if not new:
+            return
+        counted: float = tokens
+        if tokens <= 0:
+            counted = self._estimate(new)
+            self.is_exact = False
+        elif len(new) < len(items):
+            counted = self._rest(items, new, tokens)
+        for item in new:
+            is_counted[item] = 1
+        self._answers.append(_Answer(new, counted))
+        self._by_node[node] = self._by_node.get(node, 0.0) + counted
+        self._total += self._repeated(new, counted)
+
+    def _rest(self, items: Sequence[int], new: Sequence[int], tokens: float) -> float:
+        """What is left of `tokens` for those of `items` that are `new`."""
+        known = set(items).difference(new)
+        for answer in self._answers:
+            if known.issuperset(answer.items):
+                known.difference_update(answer.items)
+                tokens -= answer.tokens
+        if known:
+            self.is_exact = False
+            mine = self._estimate(new)
+            tokens *= mine / (mine + self._estimate(known) or 1.0)
+        return max(tokens, 0.0)
+
+    def _repeated(self, items: Sequence[int], tokens: float) -> float:
+        """`tokens` of `items`, where those that stand for several texts count as often."""
+        if not self._times:
+            return tokens
+        times = {self._times.get(item, 1) for item in items}
+        if len(times) == 1:
+            return times.pop() * tokens
+        self.is_exact = False
+        estimated = self._estimated
+        weighted = sum(estimated[item] * self._times.get(item, 1) for item in items)
+        return tokens * weighted / (self._estimate(items) or 1.0)
+
+    def _estimate(self, items: Sequence[int] | set[int]) -> float:
+        return sum(map(self._estimated.__getitem__, items))
+
+
+def weight(text: str, characters: float) -> float:
+    """The estimated tokens of `text`, for its share of a list's count.
+
+    characters: characters per token of the model's other texts. A character outside of ASCII is
+    often a token of its own, as in Japanese: half of its bytes beyond the first count as one.
+    """
+    if text.isascii():
+        return len(text) / characters + 2.0
+    wide = (len(text.encode("utf-8", "replace")) - len(text)) / 2
+    return max(0.0, len(text) - wide) / characters + wide + 2.0
+
+
+def shares(tokens: int, weights: Sequence[float]) -> list[int]:
+    """`tokens` divided in proportion to `weights`, in whole numbers whose sum is `tokens`."""
+    sums = list(accumulate(weights))
+    if not sums or sums[-1] <= 0.0:
+        return [0] * len(weights)
+    bounds = [round(tokens * each / sums[-1]) for each in sums]
+    return [bound - before for before, bound in zip([0, *bounds], bounds, strict=False)]
