@@ -70,7 +70,8 @@ async def test_a_hundred_thousand_calls_are_counted_exactly_and_leave_nothing_be
             blocks.append(sys.getallocatedblocks())
         stats = pool.get_stats()
     assert stats["total_requests"] == stats["successful_requests"] == calls
-    assert sum(stats["nodes_used"].values()) == calls
+    assert sum(stats["nodes_used"].values()) == stats["attempts"]
+    assert stats["attempts"] == calls + stats["hedges"] + stats["retries"]
     for node in stats["node_performance"].values():
         assert node["total_requests"] == nodes[node["name"]].items
         assert node["active_requests"] == 0

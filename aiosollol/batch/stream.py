@@ -34,11 +34,13 @@ class EmbedStream:
         embed: Callable[[list[str]], Awaitable[Embeddings]],
         *,
         stops_at_error: bool,
+        on_end: Callable[[BaseException | None], None] | None = None,
     ) -> None:
         """source: the texts. Raises InvalidInput if it is not an iterable of strings.
 
         embed: returns the vectors of a segment; never raises for single texts.
         stops_at_error: raise BatchError at the first failed item instead of continuing.
+        on_end: called once, with what ended the stream: None if it came to its end.
         """
         if isinstance(source, str | bytes) or not isinstance(source, Iterable | AsyncIterable):
             raise InvalidInput(f"texts must be an iterable of strings, not {type(source).__name__}")
@@ -47,6 +49,7 @@ class EmbedStream:
         self._source = source
         self._embed = embed
         self._stops_at_error = stops_at_error
+        self._on_end = on_end
         self._texts: asyncio.Queue[object] = asyncio.Queue(SEGMENT_ITEMS)
         self._ended_by: BaseException | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -76,8 +79,9 @@ class EmbedStream:
                 raise self._ended_by or StopAsyncIteration from None
             await self.aclose()
             raise
-        except BaseException:
+        except BaseException as error:
             was_closed = self._is_over
+            self._tell(None if isinstance(error, StopAsyncIteration) else error)
             await self.aclose()
             if was_closed and self._ended_by is not None:
                 raise self._ended_by from None
@@ -98,6 +102,7 @@ class EmbedStream:
         """
         self._is_over = True
         self._ended_by = self._ended_by or error
+        self._tell(error or GeneratorExit())
         tasks: list[asyncio.Task[None] | asyncio.Task[Embeddings]] = [*self._segments]
         self._segments.clear()
         if self._reader is not None:
@@ -108,6 +113,11 @@ class EmbedStream:
             self._texts.put_nowait(_END)
         # Discard their results, including errors.
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _tell(self, error: BaseException | None) -> None:
+        on_end, self._on_end = self._on_end, None
+        if on_end is not None:
+            on_end(error)
 
     async def _deliver(self) -> AsyncIterator[Vector]:
         self._reader = asyncio.create_task(self._read(), name="read texts to embed")

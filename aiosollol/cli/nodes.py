@@ -199,7 +199,7 @@ def _stats_dict(answer: _Answer) -> dict[str, Any]:
     return {
         "nodes": _rows(answer),
         "measured": measurement.as_dict() if measurement is not None else None,
-        "requests": answer.stats["total_requests"],
-        "errors": answer.stats["failed_requests"],
+        "requests": answer.stats["attempts"],
+        "errors": answer.stats["failed_attempts"],
         "strategy": answer.stats["routing_strategy"],
     }

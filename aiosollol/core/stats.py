@@ -1,12 +1,14 @@
-"""Counters of a node, and statistics in the original's format."""
+"""Counters of calls and of a node, and statistics in the original's format."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from aiosollol.core.node import NodeState, gpu_free, gpu_total
+from aiosollol.errors import PoolClosed
 
 _SMOOTHING = 0.2
 
@@ -70,6 +72,46 @@ class NodeCounters:
         self.tokens += other.tokens
 
 
+@dataclass(slots=True)
+class CallCounters:
+    """Counters of a pool's calls: embed, embed_batch, embed_stream, chat, generate, and so on.
+
+    Each call that sent something, or waited to, ends in exactly one of the first three, however
+    many requests to nodes it took.
+
+    succeeded: answered. failed: raised an error. cancelled: ended by its caller, or with the pool.
+    retries: live requests sent to a node again after a failure that may be the node's.
+    second_opinions: those sent again to check a node's word that the request itself is wrong.
+    hedges: those sent to another node as well because the first was late.
+    """
+
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    retries: int = 0
+    second_opinions: int = 0
+    hedges: int = 0
+
+    def ended(self, error: BaseException | None, calls: int = 1) -> None:
+        """Count the end of `calls` calls. error: what they raised; None if they were answered."""
+        if error is None:
+            self.succeeded += calls
+        elif isinstance(error, Exception) and not isinstance(error, PoolClosed):
+            self.failed += calls
+        else:
+            self.cancelled += calls
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Context manager around a call that counts it, by what it raises."""
+        try:
+            yield
+        except BaseException as error:
+            self.ended(error)
+            raise
+        self.ended(None)
+
+
 class NodeStats(NamedTuple):
     """A snapshot of one node for `pool_stats`.
 
@@ -103,26 +145,39 @@ def pool_stats(
     strategy: str,
     plans: Mapping[str, int] | None = None,
     states: Iterable[NodeState] = (),
+    calls: CallCounters | None = None,
 ) -> dict[str, Any]:
     """The dictionary of `OllamaPool.get_stats`.
 
-    Requests are counted per node: a call that is tried on two nodes counts as two. The sums over
-    ``node_performance`` equal the totals, and ``total_requests`` equals successful + failed +
-    cancelled. ``failed_requests`` includes requests that nodes rejected as invalid;
-    ``success_rate`` does not. ``tokens`` are as counted by nodes; some endpoints and broken-off
-    answers report none. ``cache`` and ``dask``, which the original has, are shown as off.
+    ``total_requests`` counts calls, each once, and equals successful + failed + cancelled.
+    ``attempts`` counts requests to nodes for them and equals successful + failed + cancelled
+    attempts, and the sums over ``nodes_used`` and ``node_performance``: a call that is tried on two
+    nodes is two attempts, a batch one for each chunk. ``failed_attempts`` includes requests that
+    nodes rejected as invalid; ``success_rate`` does not. ``retries``, ``second_opinions`` and
+    ``hedges`` are the attempts of live calls beyond the first, by their cause. ``tokens`` are as
+    counted by nodes; some endpoints and broken-off answers report none. ``cache`` and ``dask``,
+    which the original has, are shown as off.
 
+    calls: None if every request to a node is a call.
     plans: number of batches by mode of their plan.
     states: node states, for ``vram_monitoring`` (see `vram_stats`).
     """
     succeeded = sum(node.counters.succeeded for node in nodes)
     failed = sum(node.counters.unsuccessful for node in nodes)
     cancelled = sum(node.counters.cancelled for node in nodes)
+    calls = CallCounters(succeeded, failed, cancelled) if calls is None else calls
     return {
-        "total_requests": succeeded + failed + cancelled,
-        "successful_requests": succeeded,
-        "failed_requests": failed,
-        "cancelled_requests": cancelled,
+        "total_requests": calls.succeeded + calls.failed + calls.cancelled,
+        "successful_requests": calls.succeeded,
+        "failed_requests": calls.failed,
+        "cancelled_requests": calls.cancelled,
+        "attempts": succeeded + failed + cancelled,
+        "successful_attempts": succeeded,
+        "failed_attempts": failed,
+        "cancelled_attempts": cancelled,
+        "retries": calls.retries,
+        "second_opinions": calls.second_opinions,
+        "hedges": calls.hedges,
         "vectors": sum(node.counters.vectors for node in nodes),
         "tokens": sum(node.counters.tokens for node in nodes),
         "plans": dict(plans or {}),

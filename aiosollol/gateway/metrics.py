@@ -225,6 +225,11 @@ def pool_families(stats: Mapping[str, Any]) -> list[Metric]:
         for host, host_stats in hosts.items()
         for state in _BREAKER_STATES
     }
+    calls = {
+        ("success",): stats["successful_requests"],
+        ("error",): stats["failed_requests"],
+        ("cancelled",): stats["cancelled_requests"],
+    }
     families = [
         gauge("sollol_host_latency_ms", "Average response time.", each("latency_ms"), "host"),
         gauge("sollol_host_success_rate", "From 0 to 1.", each("success_rate"), "host"),
@@ -238,7 +243,8 @@ def pool_families(stats: Mapping[str, Any]) -> list[Metric]:
         gauge("sollol_host_cpu_load", "From 0 to 1.", each("cpu_load"), "host"),
         gauge("sollol_host_gpu_free_bytes", "GPU memory.", each("gpu_free_mem", 2.0**20), "host"),
         counter("sollol_vectors", "Texts embedded.", {(): stats["vectors"]}),
-        counter("sollol_cancelled", "Cancelled by us.", {(): stats["cancelled_requests"]}),
+        counter("sollol_cancelled", "Attempts cancelled by the pool.", {(): stats["cancelled_attempts"]}),
+        counter("sollol_calls", "Calls, each once.", calls, "status"),
     ]
     if (tokens := stats.get("tokens")) is not None:
         families.append(counter("sollol_tokens", "Tokens, counted by the nodes.", {(): tokens}))

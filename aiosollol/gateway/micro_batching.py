@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import Context, copy_context
 from copy import copy
+from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from aiosollol.core.embeddings import Embeddings, Vector
 from aiosollol.core.routing.wait_queue import saturated
@@ -117,8 +118,10 @@ class MicroBatcher:
         if group.watch is None:
             seconds = self._pool.gateway_access.wait_timeout
             group.watch = loop.call_later(seconds, self._give_up, group)
+        calls = self._pool.gateway_access.calls
         try:
-            return await done
+            with calls.counting():
+                return await done
         finally:
             group.waiting.pop(done, None)
 
@@ -193,16 +196,16 @@ class MicroBatcher:
 
     async def _vectors(self, key: Key, texts: list[str]) -> Embeddings:
         """The vectors of a list, with errors of single texts in ``.errors``. Raises SollolError."""
-        settings: dict[str, Any] = {"dimensions": key.dimensions, "truncate": key.truncate}
+        embed = partial(self._pool.gateway_access.embed_gathered, key.model, texts)
         if len(texts) <= _ONE_REQUEST:
             try:
-                return await self._pool.embed(key.model, texts, **settings)
+                return await embed(key.dimensions, key.truncate, is_batch=False)
             except SollolError as error:
                 # If a node has answered, a single text may be the cause: a batch finds it.
                 has_asked = isinstance(error, RequestFailed) and bool(error.attempts)
                 if not (has_asked or isinstance(error, NodeError)):
                     raise
-        return await self._pool.embed_batch(key.model, texts, on_error="return", **settings)
+        return await embed(key.dimensions, key.truncate, is_batch=True)
 
     def _tokens(self, model: str, texts: list[_Waiting], embeddings: Embeddings) -> list[int]:
         """The tokens of each text: shares of what the nodes counted, if they did."""

@@ -23,6 +23,7 @@ from aiosollol.core.routing.explain import Setback
 from aiosollol.core.routing.hedge_policy import Hedging
 from aiosollol.core.routing.retry import RetryBudget
 from aiosollol.core.routing.strategies import RouteRequest
+from aiosollol.core.stats import CallCounters
 from aiosollol.errors import NodeError, SollolError
 from aiosollol.live.admission import Admission
 from aiosollol.live.model_loader import Spawn
@@ -44,6 +45,7 @@ class Hedger:
     budget: the retry budget.
     max_retries: further attempts per request, at most.
     spawn: runs a task of the pool.
+    calls: counts the hedges.
     """
 
     def __init__(
@@ -54,8 +56,10 @@ class Hedger:
         budget: RetryBudget,
         max_retries: int,
         spawn: Spawn,
+        calls: CallCounters | None = None,
     ) -> None:
         self.cluster = cluster
+        self.calls = CallCounters() if calls is None else calls
         self.admission = admission
         self.policy = policy
         self.max_retries = max_retries
@@ -308,6 +312,7 @@ class NodeRace(Race[AnswerT]):
         if len(racing) <= hedger.max_retries:
             patience = VERY_LATE * (other.ahead(now) + (other.seconds(request) or 0.0))
             self._try_again_at(now + max(LEAST_SECONDS, patience))
+        hedger.calls.hedges += 1
         hedger.cluster.tell(Hedged(now, request.model, names[-1], other.name))
         return other
 

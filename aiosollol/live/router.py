@@ -22,6 +22,7 @@ from aiosollol.core.routing.hedge_policy import Hedging
 from aiosollol.core.routing.retry import Failure, RetryBudget, classify, decide
 from aiosollol.core.routing.strategies import RouteRequest
 from aiosollol.core.routing.wait_queue import USUAL
+from aiosollol.core.stats import CallCounters
 from aiosollol.errors import NodeError, NoNodeAvailable, PoolClosed, RequestFailed
 from aiosollol.live.admission import Admission
 from aiosollol.live.calls import EmbedCall, TalkCall
@@ -58,12 +59,14 @@ class CallOptions(NamedTuple):
     sticky: names a conversation, whose requests should go to the node that has its prompt cache.
     is_patient: the timeout does not run while the request waits in line for a node; only
     `wait_timeout` bounds that.
+    calls: number of calls of the pool that it counts for; 0 if they are counted elsewhere.
     """
 
     timeout: float
     priority: int = USUAL
     sticky: str | None = None
     is_patient: bool = False
+    calls: int = 1
 
 
 class RequestRouter:
@@ -73,6 +76,7 @@ class RequestRouter:
     admission: chooses one of them and takes a slot on it.
     node_client: sends to a node.
     spawn: runs a task of the pool.
+    calls: counters of the pool's calls.
     """
 
     def __init__(
@@ -84,7 +88,9 @@ class RequestRouter:
         options: LiveOptions,
         spawn: Spawn,
         rng: random.Random,
+        calls: CallCounters | None = None,
     ) -> None:
+        self.calls = CallCounters() if calls is None else calls
         self._cluster = cluster
         self._eligibility = eligibility
         self._admission = admission
@@ -93,7 +99,9 @@ class RequestRouter:
         self._first_byte_timeout = options.first_byte_timeout
         self._budget = RetryBudget(options.retry_budget)
         policy = Hedging(options.hedge_rate)
-        self._hedger = Hedger(cluster, admission, policy, self._budget, options.max_retries, spawn)
+        self._hedger = Hedger(
+            cluster, admission, policy, self._budget, options.max_retries, spawn, self.calls
+        )
         self._rng = rng
         self._homes: dict[str, str] = {}
         self._reloaded: set[str] = set()
@@ -180,6 +188,8 @@ class RequestRouter:
                     raise
                 if options.is_patient:
                     deadline += cluster.clock() - came
+                if attempts:
+                    self._count_again(attempts[-1])
                 self._announce(call, node, attempts)
                 # Send; hedge to another node if the answer is late.
                 race = self._hedger.race(request, node, attempt, tried, call.options)
@@ -206,9 +216,23 @@ class RequestRouter:
                     node = race.winner
                 if options.sticky is not None:
                     self._settle(options.sticky, node)
+                if isinstance(answer, ReplyStream):
+                    answer.follow(self.calls.ended)
+                else:
+                    self.calls.succeeded += options.calls
                 return answer
+        except BaseException as error:
+            self.calls.ended(error, options.calls)
+            raise
         finally:
             self._active -= 1
+
+    def _count_again(self, error: NodeError) -> None:
+        """Count an attempt after one that ended with `error`."""
+        if classify(error) is Failure.INPUT:
+            self.calls.second_opinions += 1
+        else:
+            self.calls.retries += 1
 
     def _decide(
         self,

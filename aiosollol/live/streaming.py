@@ -80,6 +80,19 @@ class ReplyStream(Generic[Part]):
             self._is_over = True
             self._on_end(self, GeneratorExit())
 
+    def follow(self, told: Callable[[BaseException | None], None]) -> None:
+        """Call `told` once it is over, too, with what ended it: None if it came to its end."""
+        on_end = self._on_end
+
+        def tell_both(stream: ReplyStream[Part], error: BaseException | None) -> None:
+            on_end(stream, error)
+            told(error)
+
+        if self._is_over:
+            told(self._error or GeneratorExit())
+        else:
+            self._on_end = tell_both
+
     async def open(self) -> None:
         """Send the request and wait for the first part, while another node can still be asked.
 

@@ -34,7 +34,7 @@ from aiosollol.core.scheduling.planner import (
     Plan,
     PlanOptions,
 )
-from aiosollol.core.stats import pool_stats
+from aiosollol.core.stats import CallCounters, pool_stats
 from aiosollol.errors import InvalidInput, NoNodeAvailable, PoolClosed, RequestFailed, SollolError
 from aiosollol.live.calls import GENERATE_PATH, EmbedCall, TalkCall
 from aiosollol.live.node_client import NodeClient
@@ -69,6 +69,7 @@ class PoolAdmin:
     strategy: by which live requests are routed.
     planning: how batches are planned.
     state: whether the pool is open.
+    calls: counters of the pool's calls; None if every request to a node is one.
     """
 
     def __init__(
@@ -81,7 +82,9 @@ class PoolAdmin:
         planning: PlanOptions,
         rng: Random,
         state: OpenState,
+        calls: CallCounters | None = None,
     ) -> None:
+        self._calls = calls
         self._registry = registry
         self._roster = roster
         self._exchange = exchange
@@ -102,6 +105,7 @@ class PoolAdmin:
             strategy=self._strategy.name,
             plans=self._batches.plans,
             states=[node.state for node in self._registry],
+            calls=self._calls,
         )
 
     def events(self) -> EventStream:

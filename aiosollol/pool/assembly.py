@@ -138,8 +138,8 @@ def assemble(
         lifecycle,
         embedder,
         Generation(live, settings.chat_timeout, state.check),
-        CollectionBatches(batches, carriage, roster, planning, state.check),
-        PoolAdmin(registry, roster, exchange, batches, strategy, planning, rng, state),
+        CollectionBatches(batches, carriage, roster, planning, state.check, live.calls),
+        PoolAdmin(registry, roster, exchange, batches, strategy, planning, rng, state, live.calls),
         carriage,
         GatewayAccess(
             registry,
@@ -152,6 +152,7 @@ def assemble(
             settings.chat_timeout,
             settings.wait_timeout,
             state.check,
+            embedder.gathered,
         ),
         WorkerAccess(batches, roster, state.check),
     )

@@ -18,6 +18,7 @@ from aiosollol.core.offload.engine_choice import LOCAL
 from aiosollol.core.offload.write_report import WriteOrder, WriteReport
 from aiosollol.core.request import EmbedSettings, collect_texts
 from aiosollol.core.scheduling.planner import PlanOptions
+from aiosollol.core.stats import CallCounters
 from aiosollol.errors import BatchError, InvalidInput
 from aiosollol.wire.ollama.embeddings import dump_embed
 
@@ -31,6 +32,7 @@ class CollectionBatches:
 
     planning: how batches are planned.
     check_open: raises PoolClosed.
+    calls: counters of the pool's calls.
     """
 
     def __init__(
@@ -40,7 +42,9 @@ class CollectionBatches:
         roster: Eligibility,
         planning: PlanOptions,
         check_open: Callable[[], None],
+        calls: CallCounters,
     ) -> None:
+        self._calls = calls
         self._batches = batches
         self._carriage = carriage
         self._roster = roster
@@ -95,27 +99,30 @@ class CollectionBatches:
             raise InvalidInput(f"on_error must be 'raise' or 'return', not {on_error!r}")
         engine = self._carriage.writing_engine()
         dump_embed(settings, ())  # options may hold what JSON cannot carry
-        sample = await self._batches.embed(settings, [_SAMPLE], {}, self._planning, engine=LOCAL)
-        if sample.errors:
-            raise BatchError(sample, sample.errors)
-        order = WriteOrder(
-            settings=settings,
-            planning=self._planning,
-            directory=await anyio.to_thread.run_sync(os.path.abspath, os.fspath(path)),
-            column=column,
-            on_error=on_error,
-            dim=sample.dim,
-            digest=self._roster.digest_in_use(settings.model),
-            run=uuid4().hex[:8],
-            overwrite=overwrite,
-        )
-        reports: list[WriteReport] = []
+        with self._calls.counting():
+            sample = await self._batches.embed(
+                settings, [_SAMPLE], {}, self._planning, engine=LOCAL
+            )
+            if sample.errors:
+                raise BatchError(sample, sample.errors)
+            order = WriteOrder(
+                settings=settings,
+                planning=self._planning,
+                directory=await anyio.to_thread.run_sync(os.path.abspath, os.fspath(path)),
+                column=column,
+                on_error=on_error,
+                dim=sample.dim,
+                digest=self._roster.digest_in_use(settings.model),
+                run=uuid4().hex[:8],
+                overwrite=overwrite,
+            )
+            reports: list[WriteReport] = []
 
-        async def write() -> None:
-            reports.append(await engine.write(collection, order, on_progress))
+            async def write() -> None:
+                reports.append(await engine.write(collection, order, on_progress))
 
-        await self._batches.until_closed(write)
-        return reports[0]
+            await self._batches.until_closed(write)
+            return reports[0]
 
 
 class WorkerAccess:

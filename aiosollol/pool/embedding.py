@@ -29,7 +29,7 @@ from aiosollol.core.scheduling.vector_buffer import OnVectors
 from aiosollol.errors import BatchError, InvalidInput, PoolClosed
 from aiosollol.live.calls import EmbedCall
 from aiosollol.live.router import CallOptions, RequestRouter
-from aiosollol.wire.ollama.embeddings import dump_embed, fits_base64
+from aiosollol.wire.ollama.embeddings import EmbedAnswer, dump_embed, fits_base64
 
 _NOTHING = (None, None, None, None)
 
@@ -60,6 +60,7 @@ class Embedder:
         self._timeout = timeout
         self._usual = CallOptions(timeout, is_patient=True)
         self._check_open = check_open
+        self._calls = live.calls
         self._streams: WeakSet[EmbedStream] = WeakSet()
 
     async def embed(
@@ -96,28 +97,62 @@ class Embedder:
                 raise error
             if not texts:
                 return Embeddings(b"", 0)
-        call = EmbedCall(
-            model=model,
-            texts=texts,
-            body=dump_embed(settings, texts),
-            fits_base64=fits_base64(settings),
-            tokens=self._registry.ratio(model).tokens_of(texts),
-            dimensions=dimensions,
-            options=None if options is None else reload_key(options),
-            loading=loading_of(options, keep_alive),
-        )
         if timeout is None and priority == USUAL:
             wishes = self._usual
         else:
             seconds = self._timeout if timeout is None else check_timeout(timeout)
             wishes = CallOptions(seconds, check_priority(priority), is_patient=timeout is None)
-        began = self._registry.clock()
-        answer = await self._live.embed(call, wishes)
         if isinstance(input, str):
-            return answer.floats.toreadonly()
+            return (await self._send(settings, texts, wishes)).floats.toreadonly()
+        return await self._list(settings, texts, wishes)
+
+    async def gathered(
+        self,
+        model: str,
+        texts: Sequence[str],
+        dimensions: int | None,
+        truncate: bool | None,
+        *,
+        is_batch: bool,
+    ) -> Embeddings:
+        """The vectors of texts of several calls, which are counted elsewhere.
+
+        is_batch: as `embed_batch` with ``on_error="return"``; else as `embed`, in one request.
+        """
+        self._check_open()
+        settings = EmbedSettings(model=model, dimensions=dimensions, truncate=truncate)
+        items, invalid = collect_texts(texts)
+        if is_batch:
+            return await self._batches.embed(settings, items, invalid, self._planning)
+        for error in invalid.values():
+            raise error
+        return await self._list(settings, items, self._usual._replace(calls=0))
+
+    async def _list(
+        self, settings: EmbedSettings, texts: Sequence[str], wishes: CallOptions
+    ) -> Embeddings:
+        """The vectors of a list, by one request to one node."""
+        began = self._registry.clock()
+        answer = await self._send(settings, texts, wishes)
         seconds = self._registry.clock() - began
         report = report_of_one(answer.node, len(texts), answer.tokens, seconds)
         return Embeddings(answer.floats, answer.dim, report=report)
+
+    async def _send(
+        self, settings: EmbedSettings, texts: Sequence[str], wishes: CallOptions
+    ) -> EmbedAnswer:
+        options = settings.options
+        call = EmbedCall(
+            model=settings.model,
+            texts=texts,
+            body=dump_embed(settings, texts),
+            fits_base64=fits_base64(settings),
+            tokens=self._registry.ratio(settings.model).tokens_of(texts),
+            dimensions=settings.dimensions,
+            options=None if options is None else reload_key(options),
+            loading=loading_of(options, settings.keep_alive),
+        )
+        return await self._live.embed(call, wishes)
 
     async def embed_batch(
         self,
@@ -143,18 +178,13 @@ class Embedder:
             raise next(iter(invalid.values()))
         if not items:
             return Embeddings(b"", 0, report=BatchReport(0, 0, 0.0))
-        embeddings = await self._batches.embed(
-            checked,
-            items,
-            invalid,
-            planning,
-            on_progress,
-            None if timeout is None else check_timeout(timeout),
-            engine,
-            on_vectors,
-        )
-        if embeddings.errors and on_error == "raise":
-            raise BatchError(embeddings, embeddings.errors)
+        seconds = None if timeout is None else check_timeout(timeout)
+        with self._calls.counting():
+            embeddings = await self._batches.embed(
+                checked, items, invalid, planning, on_progress, seconds, engine, on_vectors
+            )
+            if embeddings.errors and on_error == "raise":
+                raise BatchError(embeddings, embeddings.errors)
         return embeddings
 
     def embed_stream(
@@ -174,7 +204,9 @@ class Embedder:
             items, invalid = collect_texts(segment)
             return await self._batches.embed(checked, items, invalid, self._planning, engine=LOCAL)
 
-        stream = EmbedStream(texts, embed, stops_at_error=on_error == "raise")
+        stream = EmbedStream(
+            texts, embed, stops_at_error=on_error == "raise", on_end=self._calls.ended
+        )
         self._streams.add(stream)
         return stream
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal, Unpack, cast
 
 from aiosollol.cluster.eligibility import Eligibility
 from aiosollol.cluster.state import ClusterState
 from aiosollol.core.arguments import LiveArguments
+from aiosollol.core.embeddings import Embeddings
 from aiosollol.core.request import check_timeout, loading_of, reload_key
 from aiosollol.core.routing.explain import Setback, after
 from aiosollol.core.routing.wait_queue import USUAL, check_priority
@@ -40,6 +41,8 @@ class GatewayAccess:
     embed_timeout, chat_timeout: seconds for a request that sets none.
     wait_timeout: seconds that a request waits for a place on a node.
     check_open: raises PoolClosed.
+    embed_gathered: see `pool.embedding.Embedder.gathered`.
+    calls: counters of the pool's calls.
     """
 
     def __init__(
@@ -54,8 +57,11 @@ class GatewayAccess:
         chat_timeout: float,
         wait_timeout: float,
         check_open: Callable[[], None],
+        embed_gathered: Callable[..., Awaitable[Embeddings]],
     ) -> None:
         self.tracing = tracing
+        self.embed_gathered = embed_gathered
+        self.calls = live.calls
         self.wait_timeout = wait_timeout
         self._registry = registry
         self._roster = roster

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from typing import Any
 
 import pytest
@@ -9,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiosollol.core.node import LoadedModel, NodeSpec, NodeState
-from aiosollol.core.stats import NodeCounters, NodeStats, pool_stats
+from aiosollol.core.stats import CallCounters, NodeCounters, NodeStats, pool_stats
+from aiosollol.errors import NoNodeAvailable, PoolClosed
 
 counts = st.integers(0, 1000)
 counters = st.builds(
@@ -78,18 +81,45 @@ def test_latency_stays_among_what_was_seen(seconds: list[float]) -> None:
     assert min(seconds) * 0.999 <= counters.latency <= max(seconds) * 1.001
 
 
+ENDS = [
+    pytest.param(None, (1, 0, 0), id="answered"),
+    pytest.param(NoNodeAvailable("no", {}), (0, 1, 0), id="failed"),
+    pytest.param(ValueError("a caller's own"), (0, 1, 0), id="its callback failed"),
+    pytest.param(PoolClosed("closed"), (0, 0, 1), id="the pool was closed"),
+    pytest.param(asyncio.CancelledError(), (0, 0, 1), id="cancelled"),
+    pytest.param(GeneratorExit(), (0, 0, 1), id="left"),
+]
+
+
+@pytest.mark.parametrize(("error", "counted"), ENDS)
+def test_a_call_is_in_one_of_three_counts(
+    error: BaseException | None, counted: tuple[int, int, int]
+) -> None:
+    calls = CallCounters()
+    with contextlib.suppress(type(error) if error else ()), calls.counting():
+        if error is not None:
+            raise error
+    assert (calls.succeeded, calls.failed, calls.cancelled) == counted
+
+
 @settings(deadline=None)
-@given(st.lists(counters, max_size=5))
-def test_the_sums_over_the_nodes_are_the_totals(each: list[NodeCounters]) -> None:
-    stats = pool_stats([node(at, one) for at, one in enumerate(each)], strategy="s")
+@given(st.lists(counters, max_size=5), st.builds(CallCounters, counts, counts, counts))
+def test_the_sums_over_the_nodes_are_the_attempts(
+    each: list[NodeCounters], calls: CallCounters
+) -> None:
+    stats = pool_stats([node(at, one) for at, one in enumerate(each)], strategy="s", calls=calls)
     performance = stats["node_performance"].values()
-    for key in ("total_requests", "failed_requests"):
-        assert stats[key] == sum(one[key] for one in performance)
-    assert stats["total_requests"] == sum(stats["nodes_used"].values())
-    assert stats["total_requests"] == (
-        stats["successful_requests"] + stats["failed_requests"] + stats["cancelled_requests"]
+    assert stats["attempts"] == sum(one["total_requests"] for one in performance)
+    assert stats["attempts"] == sum(stats["nodes_used"].values())
+    assert stats["attempts"] == (
+        stats["successful_attempts"] + stats["failed_attempts"] + stats["cancelled_attempts"]
     )
-    assert stats["failed_requests"] == sum(one.failed + one.rejected for one in each)
+    assert stats["failed_attempts"] == sum(one["failed_requests"] for one in performance)
+    assert stats["failed_attempts"] == sum(one.failed + one.rejected for one in each)
+    assert (stats["total_requests"], stats["successful_requests"]) == (
+        calls.succeeded + calls.failed + calls.cancelled,
+        calls.succeeded,
+    )
     assert stats["vectors"] == sum(one.vectors for one in each)
     assert stats["tokens"] == sum(one.tokens for one in each)
 
@@ -113,11 +143,19 @@ def test_the_dictionary_has_the_ancestors_format() -> None:
         ),
         node(3, NodeCounters(), is_available=False, error="connection refused"),
     ]
-    assert pool_stats(nodes, strategy="soonest", plans={"fan_out": 2}) == {
-        "total_requests": 5,
-        "successful_requests": 2,
-        "failed_requests": 2,
+    calls = CallCounters(1, 1, 1, retries=1, second_opinions=2, hedges=3)
+    assert pool_stats(nodes, strategy="soonest", plans={"fan_out": 2}, calls=calls) == {
+        "total_requests": 3,
+        "successful_requests": 1,
+        "failed_requests": 1,
         "cancelled_requests": 1,
+        "attempts": 5,
+        "successful_attempts": 2,
+        "failed_attempts": 2,
+        "cancelled_attempts": 1,
+        "retries": 1,
+        "second_opinions": 2,
+        "hedges": 3,
         "vectors": 64,
         "tokens": 90,
         "plans": {"fan_out": 2},

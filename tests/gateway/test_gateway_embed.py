@@ -153,7 +153,10 @@ async def test_the_shares_of_gathered_texts_add_up_to_what_the_nodes_counted(
             for answer in found
         ]
         due = [fake_tokens(text) for text in texts]
+        stats = gateway.pool.get_stats()
         assert sum(fake.requests for fake in fakes) < count, "some were gathered"
+        assert (stats["total_requests"], stats["successful_requests"]) == (count, count)
+        assert stats["attempts"] < count
         assert sum(told) == sum(due)
         assert all(abs(one - other) <= 2 for one, other in zip(told, due, strict=True))
 

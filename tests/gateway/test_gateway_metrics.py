@@ -144,6 +144,9 @@ async def test_what_is_new() -> None:
     assert found["sollol_host_gpu_free_bytes"][host,] == 2 * 2**20
     assert "sollol_host_cpu_load" not in found  # nobody knows it
     assert found["sollol_vectors_total"][()] == 30
+    assert found["sollol_calls_total"][("status", "success"),] == 8
+    assert found["sollol_calls_total"][("status", "error"),] == 2
+    assert found["sollol_calls_total"][("status", "cancelled"),] == 1
     assert found["sollol_tokens_total"][()] == 90
     assert found["sollol_plans_total"][("mode", "fan-out"),] == 2
     # Events name nodes by their names, statistics by their addresses.

@@ -8,6 +8,7 @@ from array import array
 import pytest
 
 from aiosollol.core.embeddings import Embeddings
+from aiosollol.core.stats import CallCounters
 from aiosollol.errors import PoolSaturated
 from aiosollol.gateway.micro_batching import Gathered, Key, MicroBatcher
 
@@ -25,6 +26,7 @@ class OneNode:
         self.lists: list[list[str]] = []
         self.wait_timeout = wait_timeout
         self.gateway_access = self
+        self.calls = CallCounters()
         self._answers: list[asyncio.Event] = []
 
     @property
@@ -37,10 +39,9 @@ class OneNode:
     def characters_per_token(self, model: str) -> float:
         return 4.0
 
-    async def embed(self, model: str, texts: list[str], **_: object) -> Embeddings:
-        return await self.embed_batch(model, texts)
-
-    async def embed_batch(self, model: str, texts: list[str], **_: object) -> Embeddings:
+    async def embed_gathered(
+        self, model: str, texts: list[str], *_: object, **__: object
+    ) -> Embeddings:
         self.lists.append(texts)
         self._answers.append(asyncio.Event())
         await self._answers[-1].wait()

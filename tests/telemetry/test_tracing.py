@@ -13,6 +13,7 @@ from gateway_cluster import MODELS, Cluster, cluster
 
 from aiosollol.core.embeddings import Embeddings
 from aiosollol.core.node import NodeSpec
+from aiosollol.core.stats import CallCounters
 from aiosollol.errors import ProtocolError
 from aiosollol.gateway.micro_batching import Key, MicroBatcher
 from aiosollol.gateway.options import GatewayOptions
@@ -113,6 +114,7 @@ class ListsOnly:
 
     def __init__(self) -> None:
         self.lists: list[tuple[str, list[str]]] = []
+        self.calls = CallCounters()
         self.may_answer = asyncio.Event()
 
     @property
@@ -130,7 +132,12 @@ class ListsOnly:
     def wait_timeout(self) -> float:
         return 30.0
 
-    async def embed(self, model: str, texts: list[str], **_: object) -> Embeddings:
+    def characters_per_token(self, model: str) -> float:
+        return 4.0
+
+    async def embed_gathered(
+        self, model: str, texts: list[str], *_: object, **__: object
+    ) -> Embeddings:
         self.lists.append((CALLER.get(), texts))
         await self.may_answer.wait()
         return Embeddings(memoryview(array("f", [1.0] * len(texts))), 1)
