@@ -211,7 +211,7 @@ async def test_hedges_are_counted_beside() -> None:
 
 
 async def test_closing_the_pool_cancels_what_is_under_way() -> None:
-    made = Made()
+    made = Made(close_timeout=0.0)
     async with made.pool:
         await made.pool.refresh()
         for node in made.nodes.values():
