@@ -54,6 +54,7 @@ from aiosollol.errors import (
     SollolError,
     StorageError,
     StreamCutOff,
+    TextTooLong,
     UnknownJob,
 )
 from aiosollol.live.streaming import ReplyStream
@@ -123,6 +124,7 @@ __all__ = [
     "SollolError",
     "StorageError",
     "StreamCutOff",
+    "TextTooLong",
     "UnknownJob",
     "Vector",
     "WriteReport",

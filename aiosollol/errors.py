@@ -21,6 +21,7 @@
     │       ├── ServerBusy             its queue is full
     │       ├── RunnerFailed           the model's process died or could not load
     │       └── BadRequest             the request is invalid
+    │           └── TextTooLong        a text is longer than the model's context
     └── RequestFailed                  the request failed after all attempts
         ├── NoNodeAvailable            no node is eligible, or all failed
         ├── ModelNotFound              no node has the model
@@ -188,6 +189,29 @@ class RunnerFailed(ResponseError):
 
 class BadRequest(ResponseError):
     """The request is invalid and would fail on every node."""
+
+
+class TextTooLong(BadRequest):
+    """A text is longer than the model's context, and was not to be cut (``on_truncate="raise"``).
+
+    index: its position; None if it was not in a list.
+    """
+
+    def __init__(self, node: str, status: int, message: str, *, index: int | None = None) -> None:
+        what = "the text" if index is None else f"item {index}"
+        hint = "split it, or let the server cut it (on_truncate='warn')"
+        super().__init__(node, status, f"{what} is too long: {message}; {hint}")
+        self.message = message
+        self.index = index
+
+    @classmethod
+    def of(cls, error: SollolError, index: int | None = None) -> SollolError:
+        """`error`, as a `TextTooLong` if that is what the node says."""
+        if isinstance(error, BadRequest) and "context length" in error.message:
+            found = cls(error.node, error.status, error.message, index=index)
+            found.__cause__ = error
+            return found
+        return error
 
 
 class RequestFailed(SollolError):

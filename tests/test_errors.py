@@ -39,6 +39,7 @@ from aiosollol.errors import (
     SollolError,
     StorageError,
     StreamCutOff,
+    TextTooLong,
     UnknownJob,
 )
 
@@ -97,6 +98,12 @@ EACH: list[tuple[SollolError, dict[str, Any], str]] = [
             "gpu: words (status 418)",
         )
         for kind in (ResponseError, ModelMissing, ServerBusy, RunnerFailed, BadRequest)
+    ),
+    (
+        TextTooLong("gpu", 400, "too many tokens", index=3),
+        {"node": "gpu", "status": 400, "message": "too many tokens", "index": 3},
+        "gpu: item 3 is too long: too many tokens; split it, or let the server cut it "
+        "(on_truncate='warn') (status 400)",
     ),
     (
         RequestFailed("all failed", [CRASHED, LATE]),

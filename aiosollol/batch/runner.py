@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -25,7 +25,9 @@ from aiosollol.core.scheduling.planner import (
     PlanOptions,
     plan,
 )
+from aiosollol.core.scheduling.token_counts import Answer
 from aiosollol.core.scheduling.vector_buffer import OnVectors, VectorBuffer
+from aiosollol.core.truncation import Counted, context_limit, cut_texts
 from aiosollol.errors import (
     EngineError,
     InvalidInput,
@@ -173,6 +175,7 @@ class BatchRunner:
             copies=state.copies,
             tokens=executor.counts.total,
             tokens_are_exact=executor.counts.is_exact,
+            truncated=self._truncated(job, executor.counts.answers),
             findings=tuple(state.findings),
             slices=tuple(state.slices),
             engine=note,
@@ -206,9 +209,32 @@ class BatchRunner:
             copies=outcome.copies,
             tokens=round(counted * _times_repeated(job)),
             tokens_are_exact=not job.times,
+            truncated=outcome.truncated,
             engine=outcome.note(note),
         )
         return _Done(delivery.errors, report)
+
+    def _truncated(self, job: BatchJob, answers: Iterable[Answer]) -> int:
+        """The number of texts that appear to have been cut."""
+        settings, times = job.settings, job.times or {}
+        if settings.truncate is False:
+            return 0  # the servers were asked to refuse them
+        num_ctx = (settings.options or {}).get("num_ctx")
+        by_node: dict[str, list[Answer]] = {}
+        for answer in answers:
+            if answer.is_counted:
+                by_node.setdefault(answer.node, []).append(answer)
+        cut = 0
+        for name, counted in by_node.items():
+            state = self._registry[name].state if name in self._registry else None
+            limit = context_limit(state, settings.model, num_ctx) if state is not None else 0
+            requests = [
+                Counted([job.texts[item] for item in answer.items], round(answer.tokens))
+                for answer in counted
+            ]
+            for answer, places in zip(counted, cut_texts(requests, limit), strict=True):
+                cut += sum(times.get(answer.items[place], 1) for place in places)
+        return cut
 
     async def _job(self, settings: EmbedSettings, unique: Unique, options: PlanOptions) -> BatchJob:
         ratio = self._registry.ratio(settings.model)

@@ -68,6 +68,14 @@ def embed(
     ] = 800,
     policy: Policy = DEFAULTS.policy,
     same_machine: SameMachine = DEFAULTS.same_machine,
+    on_truncate: Annotated[
+        str,
+        typer.Option(
+            metavar="ignore|warn|raise",
+            help="What to do about a passage that is longer than the model's context: let the "
+            "server cut it and say how many it cut (warn) or not (ignore), or fail it (raise).",
+        ),
+    ] = "warn",
     trace: Annotated[
         str | None,
         typer.Option(
@@ -96,6 +104,7 @@ def embed(
         passage_size=passage_size,
         policy=cast(Any, policy),  # checked there
         same_machine=cast(Any, same_machine),
+        on_truncate=cast(Any, on_truncate),
         trace=trace,
         as_json=as_json,
     )

@@ -31,8 +31,10 @@ from aiosollol.cli.output import Advance, Screen, write_json
 from aiosollol.config.settings import DEFAULTS
 from aiosollol.core.embeddings import Embeddings
 from aiosollol.core.report import Slice, trace_events
+from aiosollol.core.request import EmbedSettings
 from aiosollol.core.scheduling.colocation import Finding
 from aiosollol.core.scheduling.planner import PlanOptions, Policy, SameMachine
+from aiosollol.core.truncation import OnTruncate, check_on_truncate
 from aiosollol.errors import InvalidInput, SollolError
 
 SEGMENT = 512  # passages per write: an interruption loses those not yet written
@@ -42,7 +44,7 @@ ERRORS_SHOWN = 3
 
 class _Embedder(Protocol):
     async def embed_batch(
-        self, model: str, texts: Sequence[str], *, on_error: Any, on_progress: Any
+        self, model: str, texts: Sequence[str], *, on_error: Any, on_truncate: Any, on_progress: Any
     ) -> Embeddings: ...
 
 
@@ -59,6 +61,7 @@ class EmbedOptions:
     passage_size: int = 800
     policy: Policy = DEFAULTS.policy
     same_machine: SameMachine = DEFAULTS.same_machine
+    on_truncate: OnTruncate = "warn"
     trace: str | None = None
     as_json: bool = False
 
@@ -66,6 +69,7 @@ class EmbedOptions:
         if self.embedded and self.nodes:
             raise InvalidInput("give --node or --embedded, not both")
         PlanOptions(policy=self.policy, same_machine=self.same_machine)
+        check_on_truncate(EmbedSettings(model=self.model_name), self.on_truncate)
         if self.trace is not None and self.trace == self.out:
             raise InvalidInput(f"--out and --trace are both {self.out}: give two files")
 
@@ -125,6 +129,7 @@ class EmbedJob:
         self._started = time.perf_counter()
         self._written = 0  # items, failed ones included
         self._dim = 0
+        self._truncated = 0
         self._kept: Path | None = None
         self._failures: list[tuple[Item, SollolError]] = []
         self._shares: dict[str, Counter[str]] = {}
@@ -189,6 +194,7 @@ class EmbedJob:
 
     async def _embed(self, pool: _Embedder, segment: list[Item], advance: Advance) -> Embeddings:
         before = 0
+        on_truncate = self._options.on_truncate  # a warning would say how many, too, but only once
 
         def on_progress(done: int, total: int) -> None:
             nonlocal before
@@ -199,6 +205,7 @@ class EmbedJob:
             self._options.model_name,
             [item.text for item in segment],
             on_error="return",
+            on_truncate="ignore" if on_truncate == "warn" else on_truncate,
             on_progress=on_progress,
         )
 
@@ -211,6 +218,7 @@ class EmbedJob:
         if report is None:
             return
         self._findings += report.findings
+        self._truncated += report.truncated
         if self._trace is not None:
             self._slices += report.slices
         for name, share in report.nodes.items():
@@ -263,6 +271,12 @@ class EmbedJob:
             self._screen.table(header, rows, right=header[1:])
         for finding in self._findings:
             line(str(finding))
+        if self._truncated and self._options.on_truncate == "warn":
+            line(
+                f"{self._truncated:,} passages appear to be longer than the model's context and "
+                "were cut: see --passage-size and --on-truncate.",
+                style="yellow",
+            )
         for item, error in self._failures[:ERRORS_SHOWN]:
             line(f"no vector for {_place(item)}: {error}", style="red")
         if self.missing:
@@ -284,6 +298,7 @@ class EmbedJob:
             "passages": self._total,
             "embedded": done,
             "missing": self.missing,
+            "truncated": self._truncated,
             "dim": self._dim,
             "seconds": round(seconds, 3),
             "per_second": round(done / seconds, 1) if seconds > 0 else None,

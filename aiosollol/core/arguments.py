@@ -13,6 +13,7 @@ from typing import Any, Literal, Required, TypedDict
 from aiosollol.core.offload.engine_choice import EngineName
 from aiosollol.core.scheduling.planner import ForceMode
 from aiosollol.core.scheduling.vector_buffer import OnVectors
+from aiosollol.core.truncation import OnTruncate
 
 FilePath = str | os.PathLike[str]
 OnError = Literal["raise", "return"]
@@ -34,10 +35,14 @@ class EmbedArguments(ModelArguments, total=False):
     truncate: bool | None
 
 
-class StreamArguments(EmbedArguments, total=False):
+class _Failing(EmbedArguments, total=False):
+    on_error: OnError
+
+
+class StreamArguments(_Failing, total=False):
     """Arguments of `OllamaPool.embed_stream`."""
 
-    on_error: OnError
+    on_truncate: OnTruncate
 
 
 class BatchArguments(StreamArguments, total=False):
@@ -62,7 +67,7 @@ class PlanArguments(SizeArguments, total=False):
     force_mode: ForceMode | None
 
 
-class WriteArguments(StreamArguments, total=False):
+class WriteArguments(_Failing, total=False):
     """Arguments of `OllamaPool.embed_bag` and `embed_dataframe`."""
 
     on_progress: OnProgress | None
@@ -81,6 +86,12 @@ class CallArguments(TypedDict, total=False):
 
     timeout: float | None
     priority: int
+
+
+class SingleEmbedArguments(CallArguments, total=False):
+    """Arguments of `OllamaPool.embed` beside those of the request."""
+
+    on_truncate: OnTruncate
 
 
 class LiveArguments(CallArguments, ModelArguments, total=False):

@@ -180,21 +180,27 @@ class ModelInfo(NamedTuple):
 
     size: bytes.
     dim: length of its embeddings; 0 if the server does not report it.
+    context_length: tokens of the context that it was trained with; 0 likewise.
     """
 
     name: str
     digest: str = ""
     size: int = 0
     dim: int = 0
+    context_length: int = 0
 
 
 class LoadedModel(NamedTuple):
-    """A model in a node's memory, from ``/api/ps``. Sizes are bytes."""
+    """A model in a node's memory, from ``/api/ps``. Sizes are bytes.
+
+    context_length: tokens of the context that it was loaded with; 0 if not reported.
+    """
 
     name: str
     digest: str = ""
     size: int = 0
     size_vram: int = 0
+    context_length: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,8 @@ class BatchReport:
     each, as in Ollama.
     tokens_are_exact: False if part of `tokens` is estimated: a node did not count, requests of two
     nodes overlapped in part, or an engine computed equal texts.
+    truncated: texts that appear to have been cut to the model's context by a server, equal ones
+    each: see `core.truncation`.
     seconds: total duration.
     nodes: share of each node, by name.
     plan: the plan; None if none was needed.
@@ -94,6 +96,7 @@ class BatchReport:
     copies: int = 0
     tokens: int = 0
     tokens_are_exact: bool = True
+    truncated: int = 0
     findings: Sequence[Finding] = ()
     slices: Sequence[Slice] = field(default=(), repr=False)
     engine: EngineNote = EngineNote()
@@ -129,11 +132,19 @@ class BatchReport:
         return line
 
 
-def report_of_one(node: str, items: int, tokens: int, seconds: float) -> BatchReport:
+def report_of_one(
+    node: str, items: int, tokens: int, seconds: float, truncated: int = 0
+) -> BatchReport:
     """The report of a list sent as one request to one node. tokens: as counted by the server."""
     share = NodeShare(items=items, requests=1, tokens=tokens, seconds=seconds)
     return BatchReport(
-        items, items, seconds, {node: share}, tokens=tokens, tokens_are_exact=tokens > 0
+        items,
+        items,
+        seconds,
+        {node: share},
+        tokens=tokens,
+        tokens_are_exact=tokens > 0,
+        truncated=truncated,
     )
 
 

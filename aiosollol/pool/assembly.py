@@ -152,7 +152,7 @@ def assemble(
             settings.chat_timeout,
             settings.wait_timeout,
             state.check,
-            embedder.gathered,
+            embedder,
         ),
         WorkerAccess(batches, roster, state.check),
     )

@@ -26,9 +26,18 @@ from aiosollol.core.request import (
 from aiosollol.core.routing.wait_queue import USUAL, check_priority
 from aiosollol.core.scheduling.planner import ForceMode, PlanOptions
 from aiosollol.core.scheduling.vector_buffer import OnVectors
-from aiosollol.errors import BatchError, InvalidInput, PoolClosed
+from aiosollol.core.truncation import OnTruncate, check_on_truncate
+from aiosollol.errors import (
+    BadRequest,
+    BatchError,
+    InvalidInput,
+    PoolClosed,
+    SollolError,
+    TextTooLong,
+)
 from aiosollol.live.calls import EmbedCall
 from aiosollol.live.router import CallOptions, RequestRouter
+from aiosollol.pool.truncation import TruncationWatch
 from aiosollol.wire.ollama.embeddings import EmbedAnswer, dump_embed, fits_base64
 
 _NOTHING = (None, None, None, None)
@@ -42,6 +51,7 @@ class Embedder:
     planning: how those are planned.
     timeout: seconds for a request that sets none.
     check_open: raises PoolClosed.
+    truncations: reports texts that servers cut.
     """
 
     def __init__(
@@ -61,6 +71,7 @@ class Embedder:
         self._usual = CallOptions(timeout, is_patient=True)
         self._check_open = check_open
         self._calls = live.calls
+        self.truncations = TruncationWatch(registry)
         self._streams: WeakSet[EmbedStream] = WeakSet()
 
     async def embed(
@@ -74,6 +85,7 @@ class Embedder:
         *,
         timeout: float | None = None,
         priority: int = USUAL,
+        on_truncate: OnTruncate = "warn",
     ) -> Vector | Embeddings:
         """The vector of one text, or `Embeddings` of a list, by one request to one node."""
         self._check_open()
@@ -88,6 +100,8 @@ class Embedder:
                 options=options,
                 keep_alive=keep_alive,
             )
+        if on_truncate != "warn":
+            settings = check_on_truncate(settings, on_truncate)
         if isinstance(input, str):
             check_text(input)
             texts = [input]
@@ -102,9 +116,29 @@ class Embedder:
         else:
             seconds = self._timeout if timeout is None else check_timeout(timeout)
             wishes = CallOptions(seconds, check_priority(priority), is_patient=timeout is None)
-        if isinstance(input, str):
-            return (await self._send(settings, texts, wishes)).floats.toreadonly()
-        return await self._list(settings, texts, wishes)
+        try:
+            if not isinstance(input, str):
+                return await self._list(settings, texts, wishes, on_truncate)
+            answer = await self._send(settings, texts, wishes)
+        except BadRequest as error:
+            if on_truncate != "raise":
+                raise
+            if isinstance(input, str):
+                raise TextTooLong.of(error) from error
+            raise await self._first_too_long(settings, texts, error) from error
+        self.truncations.look(settings, texts, answer.node, answer.tokens, on_truncate)
+        return answer.floats.toreadonly()
+
+    async def _first_too_long(
+        self, settings: EmbedSettings, texts: Sequence[str], refused: BadRequest
+    ) -> SollolError:
+        """Why a list was refused: the first text that is too long, if that is why."""
+        if len(texts) == 1 or TextTooLong.of(refused) is refused:
+            return TextTooLong.of(refused, 0)
+        # The server does not say which, so they are sent in parts.
+        parts = await self._batches.embed(settings, texts, {}, self._planning, engine=LOCAL)
+        errors = (TextTooLong.of(error, index) for index, error in parts.errors.items())
+        return next((error for error in errors if isinstance(error, TextTooLong)), refused)
 
     async def gathered(
         self,
@@ -123,19 +157,27 @@ class Embedder:
         settings = EmbedSettings(model=model, dimensions=dimensions, truncate=truncate)
         items, invalid = collect_texts(texts)
         if is_batch:
-            return await self._batches.embed(settings, items, invalid, self._planning)
+            embeddings = await self._batches.embed(settings, items, invalid, self._planning)
+            self._warn(settings, embeddings)
+            return embeddings
         for error in invalid.values():
             raise error
         return await self._list(settings, items, self._usual._replace(calls=0))
 
     async def _list(
-        self, settings: EmbedSettings, texts: Sequence[str], wishes: CallOptions
+        self,
+        settings: EmbedSettings,
+        texts: Sequence[str],
+        wishes: CallOptions,
+        on_truncate: OnTruncate = "warn",
     ) -> Embeddings:
         """The vectors of a list, by one request to one node."""
         began = self._registry.clock()
         answer = await self._send(settings, texts, wishes)
         seconds = self._registry.clock() - began
-        report = report_of_one(answer.node, len(texts), answer.tokens, seconds)
+        tokens = answer.tokens
+        cut = self.truncations.look(settings, texts, answer.node, tokens, on_truncate)
+        report = report_of_one(answer.node, len(texts), tokens, seconds, cut)
         return Embeddings(answer.floats, answer.dim, report=report)
 
     async def _send(
@@ -165,11 +207,12 @@ class Embedder:
         force_mode: ForceMode | None = None,
         timeout: float | None = None,
         engine: EngineName = "auto",
+        on_truncate: OnTruncate = "warn",
         **settings: Unpack[EmbedArguments],
     ) -> Embeddings:
         """The vectors of many texts, in input order, computed by all nodes that have the model."""
         self._check_open()
-        checked = EmbedSettings(model=model, **settings)
+        checked = check_on_truncate(EmbedSettings(model=model, **settings), on_truncate)
         planning = replace(self._planning, force_mode=force_mode)
         check_settings(checked, on_error)
         check_engine(engine)
@@ -183,6 +226,7 @@ class Embedder:
             embeddings = await self._batches.embed(
                 checked, items, invalid, planning, on_progress, seconds, engine, on_vectors
             )
+            self._warn(checked, embeddings, on_truncate)
             if embeddings.errors and on_error == "raise":
                 raise BatchError(embeddings, embeddings.errors)
         return embeddings
@@ -193,22 +237,38 @@ class Embedder:
         texts: Iterable[str] | AsyncIterable[str],
         *,
         on_error: OnError = "raise",
+        on_truncate: OnTruncate = "warn",
         **settings: Unpack[EmbedArguments],
     ) -> EmbedStream:
         """The vectors of any number of texts, as an async iterator in input order."""
         self._check_open()
-        checked = EmbedSettings(model=model, **settings)
+        checked = check_on_truncate(EmbedSettings(model=model, **settings), on_truncate)
         check_settings(checked, on_error)
 
         async def embed(segment: list[str]) -> Embeddings:
             items, invalid = collect_texts(segment)
-            return await self._batches.embed(checked, items, invalid, self._planning, engine=LOCAL)
+            embeddings = await self._batches.embed(
+                checked, items, invalid, self._planning, engine=LOCAL
+            )
+            self._warn(checked, embeddings, on_truncate)
+            return embeddings
 
         stream = EmbedStream(
             texts, embed, stops_at_error=on_error == "raise", on_end=self._calls.ended
         )
         self._streams.add(stream)
         return stream
+
+    def _warn(
+        self, settings: EmbedSettings, embeddings: Embeddings, on_truncate: OnTruncate = "warn"
+    ) -> None:
+        """Report what a batch shows of texts that were cut, or refused so as not to be."""
+        report = embeddings.report
+        if report is not None:
+            self.truncations.warn(settings.model, report.truncated, report.items, on_truncate)
+        if on_truncate == "raise":
+            for index, error in embeddings.errors.items():
+                embeddings.errors[index] = TextTooLong.of(error, index)
 
     async def aclose(self) -> None:
         """End the streams that are open: their readers raise PoolClosed."""

@@ -11,11 +11,11 @@ from aiosollol.config.settings import PoolSettings, RoutingStrategy
 from aiosollol.core.agreement import Agreement
 from aiosollol.core.arguments import (
     BatchArguments,
-    CallArguments,
     ChatArguments,
     FilePath,
     GenerateArguments,
     PlanArguments,
+    SingleEmbedArguments,
     SizeArguments,
     StreamArguments,
     StreamChatArguments,
@@ -121,7 +121,7 @@ class OllamaPool:
         options: Mapping[str, Any] | None = None,
         keep_alive: str | float | None = None,
         dimensions: int | None = None,
-        **given: Unpack[CallArguments],
+        **given: Unpack[SingleEmbedArguments],
     ) -> Vector: ...
     @overload
     async def embed(
@@ -132,7 +132,7 @@ class OllamaPool:
         options: Mapping[str, Any] | None = None,
         keep_alive: str | float | None = None,
         dimensions: int | None = None,
-        **given: Unpack[CallArguments],
+        **given: Unpack[SingleEmbedArguments],
     ) -> Embeddings: ...
     async def embed(
         self,
@@ -142,17 +142,19 @@ class OllamaPool:
         options: Mapping[str, Any] | None = None,
         keep_alive: str | float | None = None,
         dimensions: int | None = None,
-        **given: Unpack[CallArguments],
+        **given: Unpack[SingleEmbedArguments],
     ) -> Vector | Embeddings:
         """The vector of one text, or `Embeddings` of a list, by one request to one node; of a list
         ``.report`` says which.
 
         truncate, options, keep_alive, dimensions: as for Ollama's ``/api/embed``.
-        timeout: seconds for all of it. priority: 1 to 10; if requests have to wait for a node, 10
-        goes first.
+        timeout: seconds for all of it. priority: 1 to 10; 10 goes first if requests have to wait.
+        on_truncate: what to do about a text that is longer than the model's context: "warn" lets
+        the server cut it and logs that once for each model, "ignore" says nothing, and "raise" has
+        the server refuse it: TextTooLong names it. A list's ``.report.truncated`` says how many.
 
         Another node is asked if one fails. Raises InvalidInput, ModelNotFound, NoNodeAvailable,
-        PoolSaturated, or BadRequest with the server's words.
+        PoolSaturated, TextTooLong, or BadRequest with the server's words.
         """
         return await self._embedder.embed(
             model, input, truncate, options, keep_alive, dimensions, **given
@@ -172,6 +174,7 @@ class OllamaPool:
         (rows, dimensions). A row that two nodes computed may come twice.
         on_error: with "raise", items without a vector raise BatchError, which carries the vectors
         of all others; with "return" they are NaN rows named in ``Embeddings.errors``.
+        on_truncate: as for `embed`; with "raise" a text's error is TextTooLong.
         force_mode: "sequential" uses one node, "parallel" every machine, whatever is predicted.
         timeout: seconds for all of it; what is not done by then fails, the rest is kept. None is no
         limit but that of each request, `embed_timeout`.
@@ -197,6 +200,7 @@ class OllamaPool:
         dimensions, truncate, options, keep_alive: as for Ollama's ``/api/embed``.
         on_error: with "raise" the iteration ends with BatchError at the first segment in which an
         item has no vector; with "return" such vectors are NaN and named in ``EmbedStream.errors``.
+        on_truncate: as for `embed_batch`; ``EmbedStream.truncated`` says how many were cut.
 
         Raises InvalidInput here, and from the iteration ModelNotFound, NoNodeAvailable, BatchError.
         """

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal, Unpack, cast
 
 from aiosollol.cluster.eligibility import Eligibility
 from aiosollol.cluster.state import ClusterState
 from aiosollol.core.arguments import LiveArguments
-from aiosollol.core.embeddings import Embeddings
-from aiosollol.core.request import check_timeout, loading_of, reload_key
+from aiosollol.core.request import check_timeout, loading_of, plain_settings, reload_key
 from aiosollol.core.routing.explain import Setback, after
 from aiosollol.core.routing.wait_queue import USUAL, check_priority
 from aiosollol.core.scheduling.cost import CHARACTERS_PER_TOKEN
@@ -24,6 +23,7 @@ from aiosollol.live.relay import (
     read_vectors_of_one,
 )
 from aiosollol.live.router import CallOptions, RequestRouter
+from aiosollol.pool.embedding import Embedder
 from aiosollol.ports import Tracing, Transport
 
 _READERS = {"/api/embed": read_vectors_of_one, "/api/embeddings": read_vector}
@@ -41,7 +41,7 @@ class GatewayAccess:
     embed_timeout, chat_timeout: seconds for a request that sets none.
     wait_timeout: seconds that a request waits for a place on a node.
     check_open: raises PoolClosed.
-    embed_gathered: see `pool.embedding.Embedder.gathered`.
+    embedder: embeds what several clients ask for; `embed_gathered` is its `gathered`.
     calls: counters of the pool's calls.
     """
 
@@ -57,10 +57,11 @@ class GatewayAccess:
         chat_timeout: float,
         wait_timeout: float,
         check_open: Callable[[], None],
-        embed_gathered: Callable[..., Awaitable[Embeddings]],
+        embedder: Embedder,
     ) -> None:
         self.tracing = tracing
-        self.embed_gathered = embed_gathered
+        self.embed_gathered = embedder.gathered
+        self._truncations = embedder.truncations
         self.calls = live.calls
         self.wait_timeout = wait_timeout
         self._registry = registry
@@ -95,6 +96,8 @@ class GatewayAccess:
         relayed: Relayed = await self._live.converse(call, wishes, setbacks)
         if texts and relayed.node in self._registry:
             self._registry[relayed.node].count_vectors(1)
+            settings = plain_settings(model)
+            self._truncations.look(settings, texts, relayed.node, relayed.tokens)
         return relayed._replace(setbacks=tuple(setbacks)) if setbacks else relayed
 
     async def forward_stream(

@@ -23,6 +23,8 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> type[StubPool]:
         "most_in_flight",
         "on_batch",
         "bad_texts",
+        "context",
+        "on_truncate",
         "is_closed",
         "view",
     ):

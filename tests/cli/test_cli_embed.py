@@ -30,6 +30,8 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> type[StubPool]:
         "most_in_flight",
         "on_batch",
         "bad_texts",
+        "context",
+        "on_truncate",
         "is_closed",
         "view",
     ):
@@ -107,6 +109,41 @@ def test_embed_json_is_a_summary(
     assert summary["nodes"] == {"a": {"items": 3, "requests": 1, "retries": 0}}
     assert [(e["line"], e["error"]) for e in summary["errors"]] == [(2, "too odd")]
     assert summary["out"] == out
+
+
+@pytest.mark.parametrize(
+    ("given", "passed", "is_said"),
+    [
+        ([], "ignore", True),
+        (["--on-truncate", "warn"], "ignore", True),
+        (["--on-truncate", "ignore"], "ignore", False),
+        (["--on-truncate", "raise"], "raise", False),
+    ],
+)
+def test_embed_says_how_many_passages_were_cut(
+    pool: type[StubPool],
+    lines: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    given: list[str],
+    passed: str,
+    is_said: bool,
+) -> None:
+    pool.context = SEGMENT - 1
+    out = str(tmp_path / "out.npy")
+    arguments = ["embed", lines(SEGMENT + 2), "--passage-size=0", "--out", out, *given]
+    assert main(arguments) == 0
+    assert pool.on_truncate == passed, "the command says it itself, of all segments"
+    assert ("3 passages appear to be longer" in capsys.readouterr().err) == is_said
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["truncated"] == 3
+
+
+def test_embed_knows_three_answers_to_long_passages(
+    pool: type[StubPool], lines: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["embed", lines(1), "--on-truncate", "cut"]) == 2
+    assert "'ignore', 'warn' or 'raise'" in capsys.readouterr().err
 
 
 def test_embed_without_out_keeps_its_summary_off_stdout(

@@ -21,7 +21,7 @@ from aiosollol.pool.generation import Generation
 pytestmark = pytest.mark.anyio
 
 METHODS: list[tuple[Callable[..., Any], Callable[..., Any], Any]] = [
-    (OllamaPool.embed, Embedder.embed, arguments.CallArguments),
+    (OllamaPool.embed, Embedder.embed, arguments.SingleEmbedArguments),
     (OllamaPool.embed_batch, Embedder.embed_batch, arguments.BatchArguments),
     (OllamaPool.embed_stream, Embedder.embed_stream, arguments.StreamArguments),
     (OllamaPool.embed_bag, CollectionBatches.embed_bag, arguments.WriteArguments),

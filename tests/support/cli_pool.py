@@ -23,6 +23,8 @@ class StubPool:
     most_in_flight = 0
     on_batch: Callable[[int], Any] = staticmethod(lambda number: None)  # may raise, or wait
     bad_texts: frozenset[str] = frozenset()
+    context = 10**9
+    on_truncate = ""
     is_closed = False
     view = ClusterView({})
 
@@ -40,9 +42,10 @@ class StubPool:
         return self.view
 
     async def embed_batch(
-        self, model: str, texts: Sequence[str], *, on_error: str, on_progress: Any
+        self, model: str, texts: Sequence[str], *, on_error: str, on_truncate: str, on_progress: Any
     ) -> Embeddings:
         StubPool.batches.append(list(texts))
+        StubPool.on_truncate = on_truncate
         StubPool.in_flight += 1
         StubPool.most_in_flight = max(StubPool.most_in_flight, StubPool.in_flight)
         try:
@@ -57,7 +60,9 @@ class StubPool:
             i: SollolError("too odd") for i, text in enumerate(texts) if text in self.bad_texts
         }
         numbers = [x for i, text in enumerate(texts) for x in _row(text, i in errors)]
-        report = BatchReport(len(texts), len(texts), 0.5, {"a": NodeShare(len(texts), 1, 0.5, 0)})
+        shares = {"a": NodeShare(len(texts), 1)}
+        cut = sum(len(text) > self.context for text in texts)
+        report = BatchReport(len(texts), len(texts), 0.5, shares, truncated=cut)
         buffer = struct.pack(f"{len(numbers)}f", *numbers)
         return Embeddings(buffer, 2, errors=errors, report=report)
 

@@ -47,6 +47,7 @@ from aiosollol import (
     RouteRequest,
     RoutingFunction,
     SollolError,
+    TextTooLong,
     Vector,
     WriteReport,
     discover,
@@ -207,6 +208,13 @@ async def embed_batch(
         Embeddings,
     )
     await pool.embed_batch(MODEL, texts, on_error="ignore")  # type: ignore[arg-type]
+    assert_type(await pool.embed_batch(MODEL, texts, on_truncate="raise"), Embeddings)
+    assert_type(await pool.embed(MODEL, "a", on_truncate="ignore"), Vector)
+    assert_type(await pool.embed(MODEL, ["a"], on_truncate="warn"), Embeddings)
+    assert_type(pool.embed_stream(MODEL, texts, on_truncate="raise").truncated, int)
+    await pool.embed_batch(MODEL, texts, on_truncate="cut")  # type: ignore[arg-type]
+    await pool.chat(MODEL, MESSAGES, on_truncate="raise")  # type: ignore[call-overload]
+    assert_type(TextTooLong("gpu", 400, "too long", index=3).index, int | None)
 
 
 async def engines(pool: OllamaPool, bag: Any, frame: Any, show: Callable[[int, int], None]) -> None:
@@ -341,6 +349,7 @@ def report(done: BatchReport) -> None:
     assert_type(done.copies, int)
     assert_type(done.tokens, int)
     assert_type(done.tokens_are_exact, bool)
+    assert_type(done.truncated, int)
     assert_type(done.findings, Sequence[Finding])
     assert_type(done.nodes, Mapping[str, NodeShare])
     done.to_trace("batch.json")

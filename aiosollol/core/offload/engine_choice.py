@@ -145,6 +145,7 @@ class EngineOutcome:
     workers: names of the workers that took part.
     reruns: number of partitions computed again.
     dashboard: URL of the engine's dashboard, if it has one.
+    truncated: distinct texts that appear to have been cut.
     """
 
     nodes: dict[str, NodeShare] = field(default_factory=dict)
@@ -155,6 +156,7 @@ class EngineOutcome:
     copies: int = 0
     reruns: int = 0
     dashboard: str | None = None
+    truncated: int = 0
 
     def add(
         self,

@@ -153,6 +153,7 @@ class PartitionResult:
     nodes: what each node did for it.
     counters: what each node did for this worker since the last result.
     worker: its name.
+    truncated: texts that appear to have been cut.
     """
 
     vectors: Any
@@ -164,6 +165,7 @@ class PartitionResult:
     counters: Mapping[str, NodeCounters] = field(default_factory=dict)
     splits: int = 0
     copies: int = 0
+    truncated: int = 0
 
     @property
     def embeddings(self) -> Embeddings:
@@ -172,7 +174,10 @@ class PartitionResult:
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         # Out-of-band pickling, if the caller supports it, avoids a copy.
         vectors = pickle.PickleBuffer(self.vectors) if protocol >= 5 else bytes(self.vectors)
-        rest = (self.errors, self.nodes, self.counters, self.splits, self.copies)
+        rest = (
+            *(self.errors, self.nodes, self.counters),
+            *(self.splits, self.copies, self.truncated),
+        )
         return PartitionResult, (vectors, self.dim, self.count, self.worker, *rest)
 
 

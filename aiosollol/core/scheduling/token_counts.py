@@ -14,9 +14,13 @@ from itertools import accumulate
 from typing import NamedTuple
 
 
-class _Answer(NamedTuple):
+class Answer(NamedTuple):
+    """Items that a node answered first. is_counted: whether it counted their `tokens`."""
+
+    node: str
     items: Sequence[int]
     tokens: float
+    is_counted: bool
 
 
 class TokenCounts:
@@ -25,13 +29,14 @@ class TokenCounts:
     estimated: estimated tokens of each item, for what was not counted.
     times: number of equal texts that an item stands for, if more than one.
     is_exact: whether nothing was estimated so far.
+    answers: in the order in which they came.
     """
 
     def __init__(self, estimated: Sequence[float], times: Mapping[int, int] | None = None) -> None:
         self._estimated = estimated
         self._times = times or {}
         self._is_counted = bytearray(len(estimated))
-        self._answers: list[_Answer] = []
+        self.answers: list[Answer] = []
         self._by_node: dict[str, float] = {}
         self._total = 0.0
         self.is_exact = True
@@ -59,14 +64,14 @@ class TokenCounts:
             counted = self._rest(items, new, tokens)
         for item in new:
             is_counted[item] = 1
-        self._answers.append(_Answer(new, counted))
+        self.answers.append(Answer(node, new, counted, tokens > 0))
         self._by_node[node] = self._by_node.get(node, 0.0) + counted
         self._total += self._repeated(new, counted)
 
     def _rest(self, items: Sequence[int], new: Sequence[int], tokens: float) -> float:
         """What is left of `tokens` for those of `items` that are `new`."""
         known = set(items).difference(new)
-        for answer in self._answers:
+        for answer in self.answers:
             if known.issuperset(answer.items):
                 known.difference_update(answer.items)
                 tokens -= answer.tokens

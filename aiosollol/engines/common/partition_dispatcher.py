@@ -107,5 +107,6 @@ class PartitionDispatcher:
         outcome.add(start, answer.nodes, answer.counters, answer.errors, answer.worker)
         outcome.splits += answer.splits
         outcome.copies += answer.copies
+        outcome.truncated += answer.truncated
         self._has_put = True
         self._put(start, answer.embeddings)

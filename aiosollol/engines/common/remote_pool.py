@@ -120,6 +120,7 @@ class RemotePool:
             self._take_counters(),
             report.splits if report else 0,
             report.copies if report else 0,
+            report.truncated if report else 0,
         )
 
     async def aclose(self) -> None:

@@ -178,10 +178,14 @@ def load_tags(node: str, body: bytes) -> dict[str, ModelInfo]:
     models = {}
     for entry in _entries(node, body):
         details = entry.get("details")
-        dim = details.get("embedding_length") if isinstance(details, dict) else None
+        details = details if isinstance(details, dict) else {}
         name = full_name(entry["name"])
         models[name] = ModelInfo(
-            name, _text(entry, "digest"), _number(entry, "size"), dim if isinstance(dim, int) else 0
+            name,
+            _text(entry, "digest"),
+            _number(entry, "size"),
+            _number(details, "embedding_length"),
+            max(0, _number(details, "context_length")),
         )
     return models
 
@@ -194,6 +198,7 @@ def load_ps(node: str, body: bytes) -> dict[str, LoadedModel]:
             _text(entry, "digest"),
             _number(entry, "size"),
             _number(entry, "size_vram"),
+            max(0, _number(entry, "context_length")),
         )
         for entry in _entries(node, body)
     }
@@ -225,7 +230,7 @@ def _text(entry: Mapping[str, Any], key: str) -> str:
 
 def _number(entry: Mapping[str, Any], key: str) -> int:
     value = entry.get(key)
-    return value if isinstance(value, int) else 0
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
 def shown(body: bytes) -> str:

@@ -350,8 +350,8 @@ def test_any_answer_is_an_error_of_the_node(status: int, body: bytes) -> None:
 def test_the_models_of_a_real_node() -> None:
     models = load_tags("n", captured("03-tags")[1])
     digest = "5cb97c13a7699afe894626b2e2759d6feaa4f5b09cb780313092ac3bc70e44d9"
-    assert models["all-minilm:latest"] == ModelInfo("all-minilm:latest", digest, 46223508, 384)
-    assert models["tiny-chat:latest"].dim == 64
+    assert models["all-minilm:latest"] == ModelInfo("all-minilm:latest", digest, 46223508, 384, 512)
+    assert (models["tiny-chat:latest"].dim, models["tiny-chat:latest"].context_length) == (64, 4096)
 
 
 def test_what_a_real_node_has_loaded() -> None:
@@ -359,7 +359,7 @@ def test_what_a_real_node_has_loaded() -> None:
     loaded = load_ps("n", captured("30-ps-loaded")[1])
     digest = "5cb97c13a7699afe894626b2e2759d6feaa4f5b09cb780313092ac3bc70e44d9"
     assert list(loaded) == ["all-minilm:latest", "tiny-chat:latest"]
-    assert loaded["all-minilm:latest"] == LoadedModel("all-minilm:latest", digest, 0, 0)
+    assert loaded["all-minilm:latest"] == LoadedModel("all-minilm:latest", digest, 0, 0, 512)
 
 
 def test_the_version_of_a_real_node() -> None:
@@ -372,6 +372,12 @@ LISTS: list[tuple[str, bytes, Sequence[str]]] = [
     ("only a name", b'{"models":[{"name":"x"}]}', ["x:latest"]),
     ("no name", b'{"models":[{"size":1},{"name":null},{"name":"y:1b"}]}', ["y:1b"]),
     ("no objects", b'{"models":[1,"x",null]}', []),
+    ("a wrong context", b'{"models":[{"name":"x","context_length":true}]}', ["x:latest"]),
+    (
+        "a context below zero",
+        b'{"models":[{"name":"x","context_length":-1,"details":{"context_length":-1}}]}',
+        ["x:latest"],
+    ),
     ("wrong types", b'{"models":[{"name":"x","size":"1","digest":2,"details":3}]}', ["x:latest"]),
 ]
 

@@ -1,0 +1,139 @@
+"""Texts that a server cut to the model's context, found by what it counted for them.
+
+By default Ollama embeds the beginning of a text that is longer than the context, and says nothing
+(`truncateInput` in its server/routes.go). It counts the tokens that are left: of a text that was
+cut, exactly as many as the context has, whatever its length. An answer has one count for all its
+texts, so which of them were cut is inferred: they are the longest ones, and with them at the limit
+the count of the others must be in proportion to their lengths.
+
+The limit is known from ``num_ctx``, ``/api/ps`` or ``/api/tags``. Where it is not, or is not the
+one that counts (a text that is too long for a batch is cut to ``num_batch``), it is recognised by
+several texts of different lengths that all count the same, far less than is usual for their length.
+All of this finds a text that fits to the token too, and misses one that was cut by a few tokens in
+a list of others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Literal, NamedTuple, get_args
+
+from aiosollol.core.node import NodeState, full_name
+from aiosollol.core.redaction import safe_repr
+from aiosollol.core.request import EmbedSettings
+from aiosollol.core.scheduling.cost import CHARACTERS_PER_TOKEN
+from aiosollol.core.scheduling.token_counts import weight
+from aiosollol.errors import InvalidInput
+
+OnTruncate = Literal["ignore", "warn", "raise"]
+
+_SLACK = 8
+"""Tokens below the limit that a text may count after it was cut: what is left is tokenised anew."""
+_BATCHES = (2048, 512)
+"""Ollama's ``num_batch`` for embedding models, and what it was before."""
+_LEAST_CEILING = 64
+_FAR_BEYOND = 1.25
+"""Times the usual tokens for its length, from which a text at a limit that is a guess was cut."""
+_MOST_CHARACTER_TOKENS = 4  # of one character: one for each byte of UTF-8
+_SPREAD = 1.1
+
+
+def check_on_truncate(settings: EmbedSettings, on_truncate: object) -> EmbedSettings:
+    """`settings`, which with "raise" let the server refuse a text that it would cut.
+
+    Raises InvalidInput.
+    """
+    if on_truncate not in get_args(OnTruncate):
+        shown = safe_repr(on_truncate)
+        raise InvalidInput(f"on_truncate must be 'ignore', 'warn' or 'raise', not {shown}")
+    if on_truncate != "raise":
+        return settings
+    if settings.truncate:
+        raise InvalidInput("truncate=True cuts texts and on_truncate='raise' forbids it: give one")
+    return replace(settings, truncate=False)
+
+
+def context_limit(state: NodeState, model: str, num_ctx: object = None) -> int:
+    """Most tokens of a text that `model` reads on a node; 0 if unknown.
+
+    num_ctx: the option of that name in the request.
+    """
+    name = full_name(model)
+    known = (state.models or {}).get(name)
+    trained = known.context_length if known is not None else 0
+    if isinstance(num_ctx, int) and not isinstance(num_ctx, bool) and num_ctx > 0:
+        return min(num_ctx, trained) if trained else num_ctx
+    loaded = (state.loaded or {}).get(name)
+    return (loaded.context_length if loaded is not None else 0) or trained
+
+
+class Counted(NamedTuple):
+    """Texts of one request, and what the server counted for all of them."""
+
+    texts: Sequence[str]
+    tokens: int
+
+
+def cut_texts(answers: Sequence[Counted], limit: int) -> list[list[int]]:
+    """For each answer of a node, the positions of the texts that appear to have been cut.
+
+    limit: see `context_limit`.
+    """
+    found = [_cut_at(answer, limit) if limit else [] for answer in answers]
+    if any(found):
+        return found
+    ceiling = _ceiling(answers, limit)
+    if not ceiling:
+        return found
+    return [_far_beyond(answer, ceiling) for answer in answers]
+
+
+def _cut_at(answer: Counted, limit: int) -> list[int]:
+    """The texts that were cut to a `limit` that is known."""
+    texts, tokens = answer
+    if tokens < limit - _SLACK or _MOST_CHARACTER_TOKENS * max(map(len, texts)) < limit:
+        return []
+    weights = [weight(text, CHARACTERS_PER_TOKEN) for text in texts]
+    count = len(texts)
+    if tokens >= count * limit:
+        return list(range(count))
+    if tokens >= count * (limit - _SLACK):
+        return [place for place, each in enumerate(weights) if each > limit * _FAR_BEYOND]
+    order = sorted(range(count), key=weights.__getitem__, reverse=True)
+    rest = sum(weights)
+    for cut, place in enumerate(order):
+        # With the first `cut` at the limit, are the others below it, if they count the rest?
+        left = tokens - cut * limit
+        if weights[place] * left <= limit * rest:
+            return sorted(order[:cut])
+        rest -= weights[place]
+    return sorted(order)
+
+
+def _far_beyond(answer: Counted, ceiling: int) -> list[int]:
+    if answer.tokens < ceiling - _SLACK:
+        return []
+    cut = _cut_at(answer, ceiling)
+    texts = answer.texts
+    return [
+        place for place in cut if weight(texts[place], CHARACTERS_PER_TOKEN) > _FAR_BEYOND * ceiling
+    ]
+
+
+def _ceiling(answers: Iterable[Counted], limit: int) -> int:
+    """The tokens that texts were cut to, if that shows; 0 if it does not. limit: the most it is."""
+    lengths: dict[int, tuple[int, int]] = {}
+    for texts, tokens in answers:
+        mean, rest = divmod(tokens, len(texts))
+        if rest or mean < _LEAST_CEILING or (limit and mean >= limit - _SLACK):
+            continue
+        shortest = min(texts, key=len)
+        if weight(shortest, CHARACTERS_PER_TOKEN) <= _FAR_BEYOND * mean:
+            continue
+        if mean in _BATCHES:
+            return mean
+        least, most = lengths.get(mean, (len(shortest), 0))
+        lengths[mean] = min(least, len(shortest)), max(most, *map(len, texts))
+    fit = [mean for mean, (least, most) in lengths.items() if most > _SPREAD * least]
+    return max(fit, default=0)
