@@ -80,6 +80,8 @@ def cut_texts(answers: Sequence[Counted], limit: int) -> list[list[int]]:
 
     limit: see `context_limit`.
     """
+    if len(answers) == 1 and _is_plain(answers[0], limit):
+        return [[]]
     found = [_cut_at(answer, limit) if limit else [] for answer in answers]
     if any(found):
         return found
@@ -87,6 +89,13 @@ def cut_texts(answers: Sequence[Counted], limit: int) -> list[list[int]]:
     if not ceiling:
         return found
     return [_far_beyond(answer, ceiling) for answer in answers]
+
+
+def _is_plain(answer: Counted, limit: int) -> bool:
+    """Whether it is one text at no limit, as most are: this costs next to nothing."""
+    texts, tokens = answer
+    is_below = tokens < limit - _SLACK if limit else True
+    return is_below and len(texts) == 1 and tokens not in _BATCHES
 
 
 def _cut_at(answer: Counted, limit: int) -> list[int]:
