@@ -26,7 +26,7 @@ class EmbedStream:
 
     errors: errors by item index, for the items without a vector; their vectors are NaN.
     delivered: number of vectors delivered so far.
-    truncated: as `BatchReport.truncated`, of the segments of those.
+    tokens, truncated: as in `BatchReport`, of the segments of those.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class EmbedStream:
             raise InvalidInput(f"texts must be an iterable of strings, not {type(source).__name__}")
         self.errors: dict[int, SollolError] = {}
         self.delivered = 0
+        self.tokens = 0
         self.truncated = 0
         self._source = source
         self._embed = embed
@@ -140,6 +141,7 @@ class EmbedStream:
             embeddings = await self._segments[0]
             self._segments.popleft()
             if embeddings.report is not None:
+                self.tokens += embeddings.report.tokens
                 self.truncated += embeddings.report.truncated
             self._note_errors(embeddings, start)
             for row in embeddings:

@@ -127,6 +127,8 @@ class BatchReport:
         line = f"{self.items} items in {self.seconds:.2f} s ({rate:.0f}/s): {shares or 'no node'}"
         if self.plan is not None and self.plan.reason is Reason.SAME_MACHINE:
             line += f" ({self.plan.detail})"  # explains why the others have no share
+        if self.truncated:
+            line += f", {self.truncated} cut to the context"
         if self.engine.name != "local":
             line += f" ({self.engine.name}, {self.engine.workers} workers)"
         return line

@@ -121,24 +121,34 @@ class Embedder:
                 return await self._list(settings, texts, wishes, on_truncate)
             answer = await self._send(settings, texts, wishes)
         except BadRequest as error:
-            if on_truncate != "raise":
-                raise
-            if isinstance(input, str):
-                raise TextTooLong.of(error) from error
-            raise await self._first_too_long(settings, texts, error) from error
+            if on_truncate == "raise":
+                is_single = isinstance(input, str)
+                await self._refuse_long(settings, texts, error, wishes.timeout, is_single)
+            raise
         self.truncations.look(settings, texts, answer.node, answer.tokens, on_truncate)
         return answer.floats.toreadonly()
 
-    async def _first_too_long(
-        self, settings: EmbedSettings, texts: Sequence[str], refused: BadRequest
-    ) -> SollolError:
-        """Why a list was refused: the first text that is too long, if that is why."""
-        if len(texts) == 1 or TextTooLong.of(refused) is refused:
-            return TextTooLong.of(refused, 0)
-        # The server does not say which, so they are sent in parts.
-        parts = await self._batches.embed(settings, texts, {}, self._planning, engine=LOCAL)
-        errors = (TextTooLong.of(error, index) for index, error in parts.errors.items())
-        return next((error for error in errors if isinstance(error, TextTooLong)), refused)
+    async def _refuse_long(
+        self,
+        settings: EmbedSettings,
+        texts: Sequence[str],
+        refused: BadRequest,
+        timeout: float,
+        is_single: bool,
+    ) -> None:
+        """Raise TextTooLong if a text was refused because it is too long, with its position."""
+        errors: Mapping[int, SollolError] = {0: refused}
+        if TextTooLong.of(refused) is refused:
+            return
+        if len(texts) > 1:  # the server does not say which, so they are sent in parts
+            parts = await self._batches.embed(
+                settings, texts, {}, self._planning, timeout=timeout, engine=LOCAL
+            )
+            errors = parts.errors
+        for index, error in errors.items():
+            found = TextTooLong.of(error, None if is_single else index)
+            if found is not error:
+                raise found from error
 
     async def gathered(
         self,

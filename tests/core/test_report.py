@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,10 @@ def test_what_was_predicted_is_what_the_plan_said() -> None:
 
 def test_a_report_is_a_sentence() -> None:
     assert str(REPORT) == "100 items in 8.00 s (12/s): a 60, b 30"
+
+
+def test_a_report_says_how_many_texts_were_cut() -> None:
+    assert str(replace(REPORT, truncated=7)) == f"{REPORT}, 7 cut to the context"
 
 
 def test_a_batch_in_which_nothing_happened() -> None:

@@ -67,6 +67,14 @@ async def test_a_text_without_a_vector_is_not_counted() -> None:
     assert report.tokens == sum(map(fake_tokens, TEXTS))
 
 
+async def test_a_stream_adds_up_the_tokens_of_its_segments() -> None:
+    texts = REPEATED * 5  # more than a segment
+    async with pool_of({"n": FakeTransport("n", models=[MODEL])}) as pool:
+        stream = pool.embed_stream("all-minilm", texts)
+        assert len([vector async for vector in stream]) == len(texts)
+    assert stream.tokens == sum(map(fake_tokens, texts))
+
+
 async def test_a_list_sent_as_one_request_has_the_servers_count() -> None:
     texts = ["same", "same", "other text"]
     async with pool_of({"n": FakeTransport("n", models=[MODEL])}) as pool:

@@ -8,7 +8,15 @@ from typing import Any
 import orjson
 import pytest
 
-from aiosollol import BatchError, InvalidInput, OllamaPool, TextTooLong
+from aiosollol import (
+    BadRequest,
+    BatchError,
+    InvalidInput,
+    OllamaPool,
+    RunnerFailed,
+    SollolError,
+    TextTooLong,
+)
 from aiosollol.core.node import NodeSpec
 from aiosollol.testing import FakeModel, FakeTransport
 
@@ -140,6 +148,23 @@ async def test_a_batch_refuses_texts_and_keeps_the_other_vectors() -> None:
     assert returned.report is not None
     assert returned.report.truncated == 0
     assert (len(whole), whole.errors) == (len(SHORT), {})
+
+
+REFUSED = [
+    pytest.param(BadRequest("n", 400, "the input length exceeds the context length"), True, id="a"),
+    pytest.param(
+        BadRequest("n", 400, "input after truncation exceeds maximum context length"), True, id="b"
+    ),
+    pytest.param(BadRequest("n", 400, "invalid input type"), False, id="another reason"),
+    pytest.param(RunnerFailed("n", 500, "context length"), False, id="another error"),
+]
+
+
+@pytest.mark.parametrize(("error", "is_too_long"), REFUSED)
+def test_what_says_that_a_text_is_too_long(error: SollolError, is_too_long: bool) -> None:
+    found = TextTooLong.of(error, 2)
+    assert isinstance(found, TextTooLong) == is_too_long
+    assert (found is error) != is_too_long
 
 
 @pytest.mark.parametrize(

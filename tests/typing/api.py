@@ -211,7 +211,8 @@ async def embed_batch(
     assert_type(await pool.embed_batch(MODEL, texts, on_truncate="raise"), Embeddings)
     assert_type(await pool.embed(MODEL, "a", on_truncate="ignore"), Vector)
     assert_type(await pool.embed(MODEL, ["a"], on_truncate="warn"), Embeddings)
-    assert_type(pool.embed_stream(MODEL, texts, on_truncate="raise").truncated, int)
+    stream = pool.embed_stream(MODEL, texts, on_truncate="raise")
+    assert_type((stream.truncated, stream.tokens), tuple[int, int])
     await pool.embed_batch(MODEL, texts, on_truncate="cut")  # type: ignore[arg-type]
     await pool.chat(MODEL, MESSAGES, on_truncate="raise")  # type: ignore[call-overload]
     assert_type(TextTooLong("gpu", 400, "too long", index=3).index, int | None)
