@@ -22,7 +22,6 @@ from typing import Literal, NamedTuple, get_args
 from aiosollol.core.node import NodeState, full_name
 from aiosollol.core.redaction import safe_repr
 from aiosollol.core.request import EmbedSettings
-from aiosollol.core.scheduling.cost import CHARACTERS_PER_TOKEN
 from aiosollol.core.scheduling.token_counts import weight
 from aiosollol.errors import InvalidInput
 
@@ -103,7 +102,7 @@ def _cut_at(answer: Counted, limit: int) -> list[int]:
     texts, tokens = answer
     if tokens < limit - _SLACK or _MOST_CHARACTER_TOKENS * max(map(len, texts)) < limit:
         return []
-    weights = [weight(text, CHARACTERS_PER_TOKEN) for text in texts]
+    weights = [weight(text) for text in texts]
     count = len(texts)
     if tokens >= count * limit:
         return list(range(count))
@@ -125,9 +124,7 @@ def _far_beyond(answer: Counted, ceiling: int) -> list[int]:
         return []
     cut = _cut_at(answer, ceiling)
     texts = answer.texts
-    return [
-        place for place in cut if weight(texts[place], CHARACTERS_PER_TOKEN) > _FAR_BEYOND * ceiling
-    ]
+    return [place for place in cut if weight(texts[place]) > _FAR_BEYOND * ceiling]
 
 
 def _ceiling(answers: Iterable[Counted], limit: int) -> int:
@@ -138,7 +135,7 @@ def _ceiling(answers: Iterable[Counted], limit: int) -> int:
         if rest or mean < _LEAST_CEILING or (limit and mean >= limit - _SLACK):
             continue
         shortest = min(texts, key=len)
-        if weight(shortest, CHARACTERS_PER_TOKEN) <= _FAR_BEYOND * mean:
+        if weight(shortest) <= _FAR_BEYOND * mean:
             continue
         if mean in _BATCHES:
             return mean

@@ -207,24 +207,13 @@ class MicroBatcher:
                     raise
         return await embed(key.dimensions, key.truncate, is_batch=True)
 
-    def _tokens(self, model: str, texts: list[_Waiting], embeddings: Embeddings) -> list[int]:
-        """The tokens of each text: shares of what the nodes counted, if they did."""
-        characters = self._pool.gateway_access.characters_per_token(model)
-        weights = [
-            0.0 if index in embeddings.errors else weight(each.text, characters)
-            for index, each in enumerate(texts)
-        ]
-        report = embeddings.report
-        counted = report.tokens if report is not None else 0
-        return shares(counted or round(sum(weights)), weights)
-
     async def _embed(self, key: Key, texts: list[_Waiting]) -> None:
         """Embed a list, and set the vector or error of each text."""
         failed: SollolError = PoolClosed("the gateway is being closed")
         try:
             embeddings = await self._vectors(key, [each.text for each in texts])
             nodes = ",".join(embeddings.report.nodes) if embeddings.report else ""
-            tokens = self._tokens(key.model, texts, embeddings)
+            tokens = _tokens(texts, embeddings)
             for index, each in enumerate(texts):
                 if each.done.done():
                     continue
@@ -239,3 +228,13 @@ class MicroBatcher:
                 if not each.done.done():
                     # A copy for each: an error raised by many tasks collects all their tracebacks.
                     each.done.set_exception(copy(failed))
+
+
+def _tokens(texts: list[_Waiting], embeddings: Embeddings) -> list[int]:
+    """The tokens of each text: shares of what the nodes counted, if they did."""
+    weights = [
+        0.0 if index in embeddings.errors else weight(each.text) for index, each in enumerate(texts)
+    ]
+    report = embeddings.report
+    counted = report.tokens if report is not None else 0
+    return shares(counted or round(sum(weights)), weights)

@@ -124,10 +124,6 @@ class GatewayAccess:
         reason = f"{self._strategy}, 1 of {len(self._roster.ready(model))}"
         return f"{reason}, {after(setbacks)}" if setbacks else reason
 
-    def characters_per_token(self, model: str) -> float:
-        """As learned from what the nodes counted for texts of `model`."""
-        return self._registry.ratio(model).characters
-
     async def ask(
         self, node: str, method: str, path: str, body: bytes | None = None, *, timeout: float
     ) -> bytes:

@@ -36,9 +36,6 @@ class OneNode:
     def having(self, model: str) -> list[str]:
         return ["node"]
 
-    def characters_per_token(self, model: str) -> float:
-        return 4.0
-
     async def embed_gathered(
         self, model: str, texts: list[str], *_: object, **__: object
     ) -> Embeddings:

@@ -132,9 +132,6 @@ class ListsOnly:
     def wait_timeout(self) -> float:
         return 30.0
 
-    def characters_per_token(self, model: str) -> float:
-        return 4.0
-
     async def embed_gathered(
         self, model: str, texts: list[str], *_: object, **__: object
     ) -> Embeddings:

@@ -9,9 +9,12 @@ that repeat equally often into one chunk, so the count of a chunk is multiplied.
 
 from __future__ import annotations
 
+import string
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
+
+from aiosollol.core.scheduling.cost import CHARACTERS_PER_TOKEN, SPECIAL_TOKENS
 
 
 class Answer(NamedTuple):
@@ -97,16 +100,24 @@ class TokenCounts:
         return sum(map(self._estimated.__getitem__, items))
 
 
-def weight(text: str, characters: float) -> float:
-    """The estimated tokens of `text`, for its share of a list's count.
+_WORDS = (string.ascii_letters + string.whitespace).encode()
+_NO_MARKS = _WORDS + string.digits.encode() + bytes(range(128, 256))
+_NO_DIGITS = bytes(set(range(256)).difference(string.digits.encode()))
 
-    characters: characters per token of the model's other texts. A character outside of ASCII is
-    often a token of its own, as in Japanese: half of its bytes beyond the first count as one.
+
+def weight(text: str) -> float:
+    """The estimated tokens of `text`, to compare it with others in one list.
+
+    Words have a token for every four letters or spaces, punctuation one for each mark, numbers one
+    for two digits. A character outside of ASCII is often a token of its own, as in Japanese: half
+    of its bytes beyond the first count as one.
     """
-    if text.isascii():
-        return len(text) / characters + 2.0
-    wide = (len(text.encode("utf-8", "replace")) - len(text)) / 2
-    return max(0.0, len(text) - wide) / characters + wide + 2.0
+    data = text.encode("utf-8", "replace")
+    wide = (len(data) - len(text)) / 2
+    marks = len(data.translate(None, _NO_MARKS))
+    digits = len(data.translate(None, _NO_DIGITS))
+    letters = max(0.0, len(text) - wide - marks - digits)
+    return letters / CHARACTERS_PER_TOKEN + marks + digits / 2 + wide + SPECIAL_TOKENS
 
 
 def shares(tokens: int, weights: Sequence[float]) -> list[int]:

@@ -93,13 +93,16 @@ def test_shares_add_up_and_are_in_proportion(tokens: int, weights: list[float]) 
 
 WEIGHTS = [
     pytest.param("", 2.0, id="empty"),
-    pytest.param("word" * 10, 12.0, id="ascii"),
+    pytest.param("word" * 10, 12.0, id="letters"),
+    pytest.param("two words.\n", 5.5, id="a sentence"),
+    pytest.param("a[i]+=1;", 8.0, id="code"),
+    pytest.param("2026", 4.0, id="a number"),
     pytest.param("日本語の文", 7.0, id="a token for each character"),
     pytest.param("abcd日本", 5.0, id="both"),
-    pytest.param("\ud800", 2.25, id="no text"),
+    pytest.param("\ud800", 3.0, id="no text"),
 ]
 
 
 @pytest.mark.parametrize(("text", "expected"), WEIGHTS)
 def test_weights(text: str, expected: float) -> None:
-    assert weight(text, 4.0) == expected
+    assert weight(text) == pytest.approx(expected)
