@@ -10,6 +10,7 @@ from aiosollol.errors import NodeError
 
 MEANINGS = [
     (errors.BadRequest("n", 400, "the input length exceeds the context length"), Failure.INPUT),
+    (errors.TextTooLong("n", 400, "the input length exceeds the context length"), Failure.INPUT),
     (errors.ModelMissing("n", 404, "model 'x' not found"), Failure.MODEL),
     (errors.ServerBusy("n", 503, "server busy"), Failure.BUSY),
     (errors.NodeUnreachable("n", "connection refused"), Failure.NODE),
