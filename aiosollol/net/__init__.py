@@ -1,1 +1,1 @@
-"""The way to one node: HTTP/1.1 connections, deadlines, names, child processes."""
+"""Talking to one node: HTTP/1.1 connections, deadlines, name lookup, child processes."""

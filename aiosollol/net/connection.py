@@ -1,4 +1,4 @@
-"""`Connection`: one connection to a server, as asyncio's protocol of it."""
+"""`Connection`: one connection to a server, as an asyncio protocol."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 _READ_BYTES = 1 << 15
 _MOST_READ_BYTES = 1 << 18
 SLICE_BYTES = 1 << 18
-"""Larger requests are sent piece by piece: others get their turn in between."""
+"""Larger requests are sent in slices, so that other tasks can run in between."""
 
 
 class Connection(asyncio.BufferedProtocol):
-    """One connection, on which one `Exchange` follows another. `owner` is told what becomes of it.
+    """One connection, which carries one `HttpExchange` at a time. Reports to its pool, `owner`.
 
-    idle_since: for the owner to note.
+    idle_since: set by the owner.
     """
 
     def __init__(self, owner: ConnectionPool, loop: asyncio.AbstractEventLoop) -> None:
@@ -30,8 +30,7 @@ class Connection(asyncio.BufferedProtocol):
         self._exchange: HttpExchange | None = None
         self._has_answered = False
         self._is_choked = False
-        # To read into memory that is there costs less than to let the loop ask the system for it
-        # each time.
+        # Reading into a buffer of our own is cheaper than one that the loop allocates each time.
         self._buffer = memoryview(bytearray(_READ_BYTES))
 
     def __repr__(self) -> str:
@@ -40,13 +39,13 @@ class Connection(asyncio.BufferedProtocol):
 
     @property
     def is_lost(self) -> bool:
-        """Whether it is closed."""
+        """Whether the connection is closed."""
         return self._transport is None
 
-    # For who makes requests.
+    # For callers.
 
     def begin(self, at: float, *, is_streamed: bool = False) -> HttpExchange:
-        """A new exchange with its deadline, to be followed by `send`. The one before is over."""
+        """A new exchange with deadline `at`; `send` comes next. The previous one must be over."""
         assert self._exchange is None
         self._exchange = exchange = HttpExchange(
             self, at, is_repeat=self._has_answered, is_streamed=is_streamed
@@ -62,9 +61,9 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.write(request)
 
     async def send_large(self, head: bytes, body: bytes) -> None:
-        """Send a request whose body would keep others waiting: in slices, as the server takes them.
+        """Send a request with a large body in slices, as fast as the server takes them.
 
-        Returns when all is handed over, or earlier if the exchange is over by then.
+        Returns when everything is handed over, or as soon as the exchange is over.
         """
         exchange, transport = self._exchange, self._transport
         if exchange is None or transport is None:
@@ -81,11 +80,11 @@ class Connection(asyncio.BufferedProtocol):
         exchange.is_sent = True
 
     def close(self) -> None:
-        """Close it politely, if it is idle. `ConnectionPool.lost` tells when that is done."""
+        """Close gracefully if idle, else abort. `ConnectionPool.lost` is called when done."""
         if self._exchange is not None:
             self._exchange.fail(ConnectionAbortedError("it was closed on this side"))
         elif self._transport is not None and self._transport.get_write_buffer_size():
-            # Its server has answered what it did not read to the end; it may never read the rest.
+            # The server answered without reading the whole request; it may never read the rest.
             self._transport.abort()
         elif self._transport is not None:
             self._transport.close()
@@ -93,17 +92,17 @@ class Connection(asyncio.BufferedProtocol):
     # For its exchange.
 
     def pause_reading(self) -> None:
-        """Let the server wait."""
+        """Stop reading, so that the server has to wait."""
         if self._transport is not None:
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """Let it go on."""
+        """Read on."""
         if self._transport is not None:
             self._transport.resume_reading()
 
     def release(self, *, is_reusable: bool) -> None:
-        """The exchange is over."""
+        """End the exchange; keep the connection for the next one if it is reusable."""
         self._exchange = None
         self._has_answered = True
         if self._transport is None:
@@ -111,8 +110,8 @@ class Connection(asyncio.BufferedProtocol):
         if is_reusable and not self._transport.is_closing():
             self._owner.put(self)
         else:
-            # Not `close`, which would first send what is left of the request. That the connection
-            # breaks is what tells the server to stop working on it.
+            # Not `close`, which would first send the rest of the request. The server stops working
+            # on the request when the connection breaks.
             self._owner.drop(self)
             self._transport.abort()
 
@@ -126,11 +125,11 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         data = bytes(self._buffer[:nbytes])
-        if nbytes == len(self._buffer) < _MOST_READ_BYTES:  # its answers are large
+        if nbytes == len(self._buffer) < _MOST_READ_BYTES:  # answers are large
             self._buffer = memoryview(bytearray(_MOST_READ_BYTES))
         if self._exchange is not None:
             self._exchange.feed(data)
-        elif self._transport is not None:  # nothing was asked, so nothing can be meant
+        elif self._transport is not None:  # data without a request
             self._owner.drop(self)
             self._transport.abort()
 

@@ -1,4 +1,4 @@
-"""`ConnectionPool`: those to one server, kept for reuse."""
+"""`ConnectionPool`: the connections to one server, kept for reuse."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ KEEP_SECONDS = 60.0
 
 
 class Closed(ConnectionError):
-    """The connections were closed by us."""
+    """The pool is closed."""
 
 
 class ConnectionPool:
-    """The connections to one server: as many as are needed at once, and the idle ones kept.
+    """The connections to one server: as many as needed at once; idle ones are kept for reuse.
 
-    All of it belongs to the event loop in which the first connection is made.
+    Bound to the event loop in which the first connection is made.
     """
 
     def __init__(self, dialer: Connector) -> None:
         self._dialer = dialer
         self._open: set[Connection] = set()
-        self._idle: list[Connection] = []  # the one that was used last is the last
+        self._idle: list[Connection] = []  # the last one used is at the end
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._dialling: set[asyncio.Timeout] = set()
         self._is_closed = False
@@ -39,7 +39,7 @@ class ConnectionPool:
         return self._idle.pop() if self._idle else None
 
     async def make(self, seconds: float) -> Connection:
-        """A new connection. Raises OSError, TimeoutError after `seconds`, Closed."""
+        """A new connection. Raises OSError, Closed, or TimeoutError after `seconds`."""
         if self._is_closed:
             raise Closed
         loop = asyncio.get_running_loop()
@@ -57,13 +57,13 @@ class ConnectionPool:
         if self._is_closed:
             connection.close()
             raise Closed
-        # Only now: one that was given up while it was made is closed without a word to us.
+        # Only now: a connection given up while it was made is closed without calling `lost`.
         if not connection.is_lost:
             self._open.add(connection)
         return connection
 
     async def aclose(self) -> None:
-        """Close all of them, and end what is under way on them. Idempotent."""
+        """Close every connection and end its exchange. Idempotent."""
         self._is_closed = True
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()
@@ -74,8 +74,8 @@ class ConnectionPool:
         for connection in list(self._open):
             connection.close()
         while self._open:
-            # The sockets are closed in one of the next turns of the loop; with TLS the server is
-            # told first, and given a moment to answer.
+            # Sockets close in a later iteration of the loop; with TLS a close_notify is sent
+            # first, and the server has a moment to answer it.
             if self._all_lost is None:
                 self._all_lost = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._all_lost)
@@ -83,26 +83,26 @@ class ConnectionPool:
     # For the connections.
 
     def put(self, connection: Connection) -> None:
-        """It is idle, and may be used again."""
+        """Keep an idle connection for reuse."""
         connection.idle_since = time.monotonic()
         self._idle.append(connection)
         if self._sweep_timer is None:
             self._sweep_timer = connection.loop.call_later(KEEP_SECONDS, self._sweep)
 
     def drop(self, connection: Connection) -> None:
-        """It must not be used any more."""
+        """Stop reusing a connection."""
         if connection in self._idle:
             self._idle.remove(connection)
 
     def lost(self, connection: Connection) -> None:
-        """It is closed."""
+        """Forget a closed connection."""
         self._open.discard(connection)
         if self._all_lost is not None and not self._open:
             self._all_lost.set_result(None)
             self._all_lost = None
 
     def _sweep(self) -> None:
-        """Close what has been idle for too long."""
+        """Close connections that have been idle for too long."""
         self._sweep_timer = None
         now = time.monotonic()
         while self._idle and self._idle[0].idle_since + KEEP_SECONDS <= now:

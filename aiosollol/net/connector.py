@@ -1,4 +1,4 @@
-"""How a connection to a server is made: its name looked up, dialled, and secured by TLS."""
+"""`Connector`: opens connections to a server: name lookup, Happy Eyeballs, TLS."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     import ssl
 
 _NAME_SECONDS = 60.0
-_NEXT_SECONDS = 0.25  # RFC 8305: how long one address has before the next is tried as well
+_NEXT_SECONDS = 0.25  # RFC 8305: delay before the next address is tried as well
 _GOODBYE_SECONDS = 1.0
 
 _Protocol = TypeVar("_Protocol", bound=asyncio.BaseProtocol)
 
 
 class WrongCertificate(OSError):
-    """A server has another certificate than the one that it must have."""
+    """A server's certificate does not match the pinned fingerprint."""
 
 
 class Connector:
     """Makes connections to one server.
 
-    fingerprint: SHA-256 of its certificate in hexadecimal; then that certificate is trusted and no
-    other, whoever signed it and whatever its name.
+    fingerprint: SHA-256 of its certificate in hexadecimal; then only that certificate is trusted,
+    whatever its issuer and name.
     """
 
     def __init__(self, address: Address, fingerprint: str | None = None) -> None:
@@ -43,11 +43,11 @@ class Connector:
         self._lookup = asyncio.Lock()
 
     async def dial(self, factory: Callable[[], _Protocol]) -> _Protocol:
-        """A connected protocol made by `factory`. Raises OSError."""
+        """A connected protocol, made by `factory`. Raises OSError."""
         options: dict[str, Any] = {}
         if self._address.scheme == "https":
             self._context = self._context or await self._make_context()
-            name, _, _ = self._address.host.partition("%")  # no zone of an IPv6 address
+            name, _, _ = self._address.host.partition("%")  # without an IPv6 zone
             options = {"ssl": self._context, "server_hostname": name}
             options["ssl_shutdown_timeout"] = _GOODBYE_SECONDS
 
@@ -61,7 +61,7 @@ class Connector:
             try:
                 transport, protocol = await _first(reach, await self._look_up())
             except BaseException:
-                self._known_until = 0.0  # it may have moved, even if this took only too long
+                self._known_until = 0.0  # the host may have moved, even if this only timed out
                 raise
         if self._fingerprint is not None:
             self._check_certificate(transport)
@@ -69,13 +69,13 @@ class Connector:
 
     async def _make_context(self) -> ssl.SSLContext:
         if self._fingerprint is None:
-            # Reading all the authorities of the system takes the time of many requests.
+            # Loading the system's certificate authorities takes as long as many requests.
             return await asyncio.to_thread(_trusting_authorities)
         import ssl
 
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE  # `_check_certificate` does, before anything is sent
+        context.verify_mode = ssl.CERT_NONE  # `_check_certificate` verifies before anything is sent
         return context
 
     def _check_certificate(self, transport: asyncio.Transport) -> None:
@@ -86,11 +86,11 @@ class Connector:
         if found != self._fingerprint:
             transport.abort()
             raise WrongCertificate(
-                f"its certificate has the fingerprint {found}, which is not the one that was given"
+                f"its certificate has the fingerprint {found}, not the pinned one"
             )
 
     async def _look_up(self) -> Sequence[str]:
-        """The addresses that the host's name stands for. Requests at the same time share one."""
+        """The addresses of the host name. Concurrent requests share one lookup."""
         async with self._lookup:
             if time.monotonic() >= self._known_until:
                 found = await asyncio.get_running_loop().getaddrinfo(
@@ -103,7 +103,7 @@ class Connector:
 
 @lru_cache(maxsize=1)
 def _trusting_authorities() -> ssl.SSLContext:
-    """Trusts what the system trusts. One for all connections of the process."""
+    """A context that trusts the system's authorities, shared by all connections."""
     import ssl
 
     context = ssl.create_default_context()
@@ -112,7 +112,7 @@ def _trusting_authorities() -> ssl.SSLContext:
 
 
 def _is_literal(host: str) -> bool:
-    """Whether `host` is an IP address, so that there is nothing to look up."""
+    """Whether `host` is an IP address and needs no lookup."""
     for family in (socket.AF_INET, socket.AF_INET6):
         with contextlib.suppress(OSError):
             socket.inet_pton(family, host)
@@ -121,14 +121,14 @@ def _is_literal(host: str) -> bool:
 
 
 def _as_host(address: tuple[Any, ...]) -> str:
-    """The IP address of a socket's address, with the zone if it has one."""
+    """The IP address of a socket address, with its zone if it has one."""
     host: str = address[0]
     zone = address[3] if len(address) > 3 else 0
     return f"{host}%{zone}" if zone and "%" not in host else host
 
 
 def _interleaved(found: Iterable[tuple[int, str]]) -> list[str]:
-    """Hosts, families taking turns: where one leads nowhere, the other comes soon (RFC 8305)."""
+    """Hosts with alternating address families, so that a dead family costs little (RFC 8305)."""
     families: dict[int, list[str]] = {}
     for family, host in found:
         families.setdefault(family, []).append(host)
@@ -139,9 +139,9 @@ async def _first(
     reach: Callable[[str], Coroutine[Any, Any, tuple[asyncio.Transport, _Protocol]]],
     hosts: Sequence[str],
 ) -> tuple[asyncio.Transport, _Protocol]:
-    """The first connection that comes about: the next host is tried when one fails or takes long.
+    """The first connection made. The next host is tried when one fails or is slow.
 
-    Raises the OSError of the first host if none can be reached.
+    Raises the first host's OSError if none can be reached.
     """
     if len(hosts) == 1:
         return await reach(hosts[0])
@@ -170,11 +170,11 @@ async def _first(
                 task.add_done_callback(_dispose)
     if winner is not None:
         return winner.result()
-    raise (tasks[0].exception() if tasks else None) or OSError("its name stands for no address")
+    raise (tasks[0].exception() if tasks else None) or OSError("its name has no address")
 
 
 def _dispose(task: asyncio.Task[tuple[asyncio.Transport, _Protocol]]) -> None:
-    """Close the connection of a task that connected, but was not the first to do so."""
+    """Close the connection of a task that connected too late."""
     if not task.cancelled() and task.exception() is None:
         task.result()[0].abort()
 
@@ -186,14 +186,14 @@ _TTL_SECONDS = 300.0
 
 
 class DnsCache:
-    """Asks DNS, by the system's resolver. lookup: another way to ask, for tests."""
+    """Resolves names with the system's resolver. lookup: another resolver, for tests."""
 
     def __init__(self, lookup: Lookup | None = None) -> None:
         self._lookup = lookup or _ask_system
         self._known: dict[str, tuple[float, frozenset[str]]] = {}
 
     async def resolve(self, hosts: Iterable[str]) -> dict[str, frozenset[str]]:
-        """Host name -> its addresses, for those that have any. Takes 2 s at most; never raises."""
+        """Host name -> addresses, for hosts that have any. Takes at most 2 s; never raises."""
         wanted = sorted(set(hosts))
         found = await asyncio.gather(*(self._resolve(host) for host in wanted))
         return {host: addresses for host, addresses in zip(wanted, found, strict=True) if addresses}
@@ -206,7 +206,7 @@ class DnsCache:
         try:
             async with asyncio.timeout(_TIMEOUT_SECONDS):
                 addresses = frozenset(await self._lookup(host))
-        except (OSError, UnicodeError):  # TimeoutError is one; a name can be too long for IDNA
+        except (OSError, UnicodeError):  # includes TimeoutError; a name can be too long for IDNA
             return frozenset()
         self._known[host] = (now, addresses)
         return addresses

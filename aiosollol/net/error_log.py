@@ -1,7 +1,7 @@
-"""`ErrorLog`: what goes wrong in a server, as lines of a log that hold no content and cannot flood.
+"""`ErrorLog`: logs a server's errors, rate limited and without content.
 
-A malformed request may hold a key or a prompt wherever it is malformed, and so may the message of
-an exception. Neither is written, at any level of the log.
+A malformed request may hold a key or a prompt anywhere, and so may an exception's message. Neither
+is logged, at any level.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from aiosollol.errors import first_of
 log = logging.getLogger("aiosollol")
 
 INTERVAL = 60.0
-"""Seconds for which a kind of error is only counted, once it was written."""
+"""Seconds for which a kind of error is only counted after it was logged."""
 
 _MOST_KINDS = 64
 _MOST_FRAMES = 6
@@ -29,10 +29,10 @@ _OTHER = "errors of other kinds"
 
 
 class Timer(Protocol):
-    """A call that is due, and can be called off."""
+    """A scheduled call, such as `asyncio.TimerHandle`."""
 
     def cancel(self) -> None:
-        """Call it off."""
+        """Cancel the call."""
         ...
 
 
@@ -40,11 +40,13 @@ Later = Callable[[float, Callable[[], None]], Timer]
 
 
 class ErrorLog:
-    """The errors of one server in the log: the first of a kind at once, then one line a minute.
+    """Logs the errors of one server: the first of a kind at once, then one line a minute.
 
-    name: of the server, with which each line begins. interval: seconds for which a kind is only
-    counted, before a line says how many there were. later: schedules a call; the running loop's
-    `call_later` unless given. `close` it with the server.
+    name: of the server; each line begins with it.
+    interval: seconds for which a kind is only counted, before a line gives the count.
+    later: schedules a call; by default the running loop's `call_later`.
+
+    `close` it with the server.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class ErrorLog:
         self._kinds: dict[str, _Kind] = {}
 
     def write(self, what: str, peer: str = "", *, level: int = logging.WARNING) -> None:
-        """An error happened. what: its kind, in words of ours; peer: the address it came from."""
+        """Log an error. what: its kind, in our own words; peer: the address it came from."""
         if what not in self._kinds and len(self._kinds) >= _MOST_KINDS:
             what = _OTHER
         kind = self._kinds.get(what)
@@ -68,19 +70,19 @@ class ErrorLog:
         self._watch(what, level)
 
     def write_bug(self, error: BaseException, peer: str = "", *, what: str = "a request") -> None:
-        """An exception that is a mistake of ours: its kind and its place, without its message."""
+        """Log an exception that is a bug: its type and traceback, without its message."""
         self.write(f"{what} failed, which is a bug: {origin_of(error)}", peer, level=logging.ERROR)
 
     def on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """For `asyncio.loop.set_exception_handler`: what asyncio would write, without content."""
-        # Behind a bracket asyncio names the arguments of a callback.
+        """For `asyncio.loop.set_exception_handler`: what asyncio would log, without content."""
+        # After a bracket, asyncio gives the arguments of a callback.
         what = str(context.get("message", "")).partition("(")[0].strip()
         error = context.get("exception")
         where = f": {origin_of(error)}" if error is not None else ""
         self.write(f"{what}{where}", level=logging.ERROR)
 
     def close(self) -> None:
-        """Write what was only counted so far."""
+        """Log what was only counted so far."""
         for what, kind in list(self._kinds.items()):
             kind.timer.cancel()
             self._sum_up(what, is_last=True)
@@ -89,7 +91,7 @@ class ErrorLog:
         later = self._later or asyncio.get_running_loop().call_later
         try:
             timer = later(self._interval, partial(self._sum_up, what))
-        except RuntimeError:  # the loop is closed, so this was one of the last lines
+        except RuntimeError:  # the loop is closed: this was one of the last lines
             return
         self._kinds[what] = _Kind(level, timer)
 
@@ -106,9 +108,9 @@ class ErrorLog:
 
 @contextmanager
 def loop_errors(name: str) -> Iterator[None]:
-    """While the block runs, errors of the running loop are written by an `ErrorLog` of that name.
+    """Log errors of the running loop through an `ErrorLog` called `name` while the block runs.
 
-    For a program whose loop is its own.
+    For programs that own their event loop.
     """
     loop = asyncio.get_running_loop()
     errors, before = ErrorLog(name), loop.get_exception_handler()
@@ -121,7 +123,7 @@ def loop_errors(name: str) -> Iterator[None]:
 
 
 class _Kind:
-    """A kind of error that was written a moment ago. more: how many came since."""
+    """A kind of error that was logged within the interval. more: how many came since."""
 
     __slots__ = ("level", "more", "peer", "timer")
 
@@ -133,9 +135,9 @@ class _Kind:
 
 
 def origin_of(error: BaseException) -> str:
-    """Where an exception was raised, and which: ``KeyError at gateway/app.py:12 in _serve, ...``.
+    """An exception's type and place: ``KeyError at gateway/app.py:12 in _serve, ...``.
 
-    Its innermost frames come first, then the exceptions that caused it. Not its message, which may
+    Innermost frames first, then the exceptions that caused it. The message is left out: it may
     quote a request.
     """
     shown = (_place_of(each) for each in _chain(error))

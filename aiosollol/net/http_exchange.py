@@ -1,4 +1,4 @@
-"""`Exchange`: one request on a connection, and what has come of its answer so far."""
+"""`HttpExchange`: one request on a connection, and its answer so far."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from aiosollol.net.connection import Connection
 
 MAX_BODY = 1 << 30
-"""The largest answer that is taken in one piece. An endless one must not fill the memory."""
+"""The largest answer accepted in one piece. An endless one must not fill the memory."""
 
 MAX_ERROR_BODY = 65_536
-"""Of an answer with a status other than 200 this much is read, which is more than a message has."""
+"""Bytes read of an answer with a status other than 200: more than an error message needs."""
 
-_MANY_BYTES = 1 << 18  # unread pieces of a stream: beyond that the server has to wait
+_MANY_BYTES = 1 << 18  # unread bytes of a stream, above which the server has to wait
 
 
 class Late(Exception):
@@ -24,17 +24,18 @@ class Late(Exception):
 
 
 class HttpExchange:
-    """One request, and its answer as it comes. Look at it again whenever `changed` is done.
+    """One request, and its answer as it arrives. Check it again whenever `changed` is done.
 
-    at: when its deadline is, as `Deadlines` counts. is_repeat: whether the connection had answered
-    another request before. is_streamed: whether each piece of the answer is a change, or only its
-    end is.
+    at: the deadline, on the clock of `Deadlines`.
+    is_repeat: whether the connection has answered another request before.
+    is_streamed: whether each piece of the answer is a change, or only its end.
 
-    is_over: nothing more will come; then `error` is what went wrong, or None.
-    is_sent: whether all of the request was handed over. has_begun: whether anything was answered.
+    is_over: nothing more will come; `error` is what went wrong, or None.
+    is_sent: whether the whole request was handed over.
+    has_begun: whether any part of the answer has arrived.
     """
 
-    # On the class, because one of these is made for every request.
+    # Defaults on the class, because an exchange is made for every request.
     is_over = False
     is_sent = False
     has_begun = False
@@ -57,33 +58,36 @@ class HttpExchange:
         state = "over" if self.is_over else "under way"
         return f"<Exchange {state}, status {self.status or 'unknown'}, {self._size} bytes unread>"
 
-    # For who made the request.
+    # For the caller.
 
     @property
     def status(self) -> int:
-        """0 until the head of the answer is there."""
+        """The answer's status; 0 until its head has arrived."""
         return self._parser.status
 
     @property
     def was_in_vain(self) -> bool:
-        """Whether the server closed an idle connection just as it was to be used again.
+        """Whether the server closed an idle connection just as it was reused.
 
-        Then nothing is wrong, and the same request may be made on a new one.
+        Then the same request may be sent again on a new connection.
         """
         return self.is_repeat and not self.has_begun and isinstance(self.error, OSError)
 
     @property
     def is_readable(self) -> bool:
-        """Whether `read` has something to say."""
+        """Whether `read` has data, an error, or the end."""
         return bool(self._pieces) or self.is_over
 
     def changed(self) -> asyncio.Future[None]:
-        """Done when there is news. One task waits for it at a time."""
+        """A future that is done when something has changed. One task may wait at a time."""
         self._waiter = waiter = self._connection.loop.create_future()
         return waiter
 
     def read(self) -> bytes:
-        """What has come of the body since the last time; empty at its end. Raises `error`."""
+        """The part of the body that arrived since the last call; empty at its end.
+
+        Raises `error`.
+        """
         pieces = self._pieces
         if len(pieces) == 1:
             data = pieces[0]
@@ -102,19 +106,19 @@ class HttpExchange:
         return data
 
     def fail(self, error: Exception) -> None:
-        """End it here, and with it the connection. What is over stays as it is."""
+        """End the exchange and its connection with `error`, unless it is over already."""
         if not self.is_over:
             self.error = error
             self._end(is_reusable=False)
 
     def expire(self) -> None:
-        """Its deadline has passed."""
+        """End the exchange because its deadline has passed."""
         self.fail(Late())
 
     # For the connection.
 
     def feed(self, data: bytes) -> None:
-        """Some of the answer has come."""
+        """Take a piece of the answer."""
         self.has_begun = True
         parser = self._parser
         try:
@@ -126,8 +130,8 @@ class HttpExchange:
             self._pieces.append(piece)
             self._size += len(piece)
         if parser.is_complete:
-            # A server that answers before it has read everything would take the rest of this
-            # request for the beginning of the next.
+            # A server that answers before reading everything would take the rest of this request
+            # for the start of the next.
             self._end(is_reusable=parser.keeps_alive and self.is_sent)
         elif parser.status not in (0, 200):
             if self._size >= MAX_ERROR_BODY:
@@ -141,7 +145,7 @@ class HttpExchange:
             self.fail(BadResponse(f"it is longer than {MAX_BODY} bytes"))
 
     def feed_eof(self) -> None:
-        """The server has closed the connection, as it may: that can be the end of the answer."""
+        """The server closed the connection, which can mark the end of the answer."""
         try:
             self._parser.feed_eof()
         except BadResponse as error:
@@ -150,7 +154,7 @@ class HttpExchange:
             self._end(is_reusable=False)
 
     def wake(self) -> None:
-        """Let who waits for a change look."""
+        """Wake the task that waits for a change."""
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)

@@ -1,7 +1,7 @@
-"""Serving with aiohttp, with an error path of our own: see `error_log`.
+"""Serving with aiohttp, with content-free error handling: see `error_log`.
 
-aiohttp writes the lines of a malformed request, which may hold keys and prompts, into its log and
-into its answer. Every server of this package has its connections from here.
+aiohttp quotes malformed requests, which may hold keys and prompts, in its log and in its answers.
+Every server of this package uses the connections defined here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from aiosollol.net.error_log import ErrorLog
 
 _BACKLOG = 128
 
-# The first that fits counts. In the words of the first column, none of the request's.
+# The first match counts. The wording is ours; none of the request's.
 _FAULTS: tuple[tuple[type[Exception], str], ...] = (
     (http_exceptions.LineTooLong, "line too long"),
     (http_exceptions.InvalidHeader, "malformed header"),
@@ -35,7 +35,7 @@ _FAULTS: tuple[tuple[type[Exception], str], ...] = (
     (http_exceptions.ContentLengthError, "body shorter than its Content-Length"),
     (http_exceptions.PayloadEncodingError, "malformed body"),
 )
-# Of the other exceptions only the message tells which it is. It is searched, and never shown.
+# Other exceptions can only be told apart by their message, which is searched and never shown.
 _SIGNS = (
     ("chunk", "malformed chunk"),
     ("content-length", "wrong Content-Length"),
@@ -49,7 +49,7 @@ _FAILED = "500 Internal Server Error\n\nServer got itself in trouble"
 
 
 def fault_of(error: BaseException | None) -> str:
-    """What is malformed in a request, in words of ours; "" if `error` does not say that."""
+    """What is malformed in a request, in our own words; "" if `error` is not about that."""
     if isinstance(error, web.RequestPayloadError):
         return fault_of(error.__cause__) or "malformed body"
     if not isinstance(error, http_exceptions.HttpProcessingError):
@@ -62,7 +62,7 @@ def fault_of(error: BaseException | None) -> str:
 
 
 def note(errors: ErrorLog, error: BaseException, peer: str) -> None:
-    """Log what went wrong on a connection, if that is worth a line."""
+    """Log what went wrong on a connection, unless the client just left."""
     if isinstance(error, ConnectionError):  # the client has left
         return
     if fault := fault_of(error):
@@ -72,37 +72,37 @@ def note(errors: ErrorLog, error: BaseException, peer: str) -> None:
 
 
 class ContentFreeLogger:
-    """In place of aiohttp's own logger, for an application that somebody else serves.
+    """Replaces aiohttp's logger in an application that is served by other means.
 
     ::
 
         web.Application(handler_args={"logger": ContentFreeLogger(errors)})
 
-    The log is then as that of `HttpConnection`; the answers are aiohttp's, which quote what is
-    malformed.
+    The log is then the same as with `HttpConnection`; the answers are still aiohttp's, which quote
+    malformed input.
     """
 
     def __init__(self, errors: ErrorLog) -> None:
         self._errors = errors
 
     def exception(self, message: str, *args: object, exc_info: object = None) -> None:
-        """Only the exception is used: the message may quote an answer."""
+        """Log only the exception: the message may quote an answer."""
         if isinstance(exc_info, BaseException):
             note(self._errors, exc_info, str(args[0]) if args else "")
         else:
             self._errors.write(_NO_RESPONSE, level=logging.ERROR)
 
     def debug(self, *args: object, **more: object) -> None:
-        """Nothing: it comes with exceptions, too."""
+        """Nothing: may carry an exception, too."""
 
     def warning(self, *args: object, **more: object) -> None:
         """Nothing: it is about options that aiohttp does not know."""
 
 
 class HttpConnection(web.RequestHandler):
-    """aiohttp's connection. What is wrong with a request is told without a part of it.
+    """aiohttp's connection, which reports malformed requests without quoting them.
 
-    errors: where that is logged. options: those of `web.RequestHandler`.
+    errors: where they are logged. options: those of `web.RequestHandler`.
     """
 
     __slots__ = ("_errors", "_has_fault")
@@ -117,14 +117,14 @@ class HttpConnection(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         try:
             super().data_received(data)
-        except Exception as error:  # asyncio would write it, with its message
+        except Exception as error:  # asyncio would log it, with its message
             self._errors.write_bug(error, self._peer(), what="reading a request")
             self.force_close()
         if self._messages:
             self._break_off_body()
 
     def _break_off_body(self) -> None:
-        """Tell the reader of a body that its rest is malformed: aiohttp would let it wait."""
+        """Fail the reader of a body whose rest is malformed: aiohttp would let it wait."""
         info = self._messages[-1][0]
         if isinstance(info, RawRequestMessage):
             return
@@ -139,7 +139,7 @@ class HttpConnection(web.RequestHandler):
             error.__cause__ = info.exc
             body.set_exception(error)
 
-    # Where aiohttp logs and answers what went wrong.
+    # aiohttp's hooks for logging and answering errors.
 
     def handle_error(
         self,
@@ -148,8 +148,8 @@ class HttpConnection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """The answer to a request that is malformed, or that a handler failed at."""
-        if exc is not None:  # else it took too long
+        """The answer to a request that is malformed, or whose handler failed."""
+        if exc is not None:  # else it timed out
             self._note(exc)
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun, and cannot become another")
@@ -163,7 +163,7 @@ class HttpConnection(web.RequestHandler):
         return response
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
-        """Instead of aiohttp's, whose arguments may quote a request or an answer."""
+        """Log without the arguments, which may quote a request or an answer."""
         error = kw.get("exc_info")
         if isinstance(error, BaseException):
             self._note(error)
@@ -175,7 +175,7 @@ class HttpConnection(web.RequestHandler):
 
     def _note(self, error: BaseException) -> None:
         has_fault = bool(fault_of(error))
-        if not (has_fault and self._has_fault):  # aiohttp comes upon some faults twice
+        if not (has_fault and self._has_fault):  # aiohttp reports some faults twice
             note(self._errors, error, self._peer())
         self._has_fault = self._has_fault or has_fault  # after which the connection ends
 
@@ -196,11 +196,14 @@ async def listening(
     grace: float,
     handler_cancellation: bool = False,
 ) -> AsyncIterator[tuple[str, int]]:
-    """Serve `app` until the block is left; the address and the port it got.
+    """Serve `app` while the block runs; gives the address and port it listens on.
 
-    port: 0 takes a free one. name: of the server, in the log. grace: seconds that requests have to
-    finish. handler_cancellation: a client that leaves cancels its request. Raises InvalidInput
-    where it cannot listen.
+    port: 0 picks a free one.
+    name: of the server, in the log.
+    grace: seconds that requests have to finish.
+    handler_cancellation: a client that disconnects cancels its request.
+
+    Raises InvalidInput if it cannot listen.
     """
     errors = ErrorLog(name)
     runner = web.AppRunner(

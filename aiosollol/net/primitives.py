@@ -1,7 +1,7 @@
-"""What asyncio itself has for waiting and cancelling, for the layer that is written for anyio.
+"""Waiting, cancelling and deadlines with plain asyncio, which is faster than anyio.
 
-A live request waits at a gate and runs in a scope. Made and used by itself, a future took 0.4 us
-where `anyio.Event` took 3.3, and a `TaskScope` 0.7 where `anyio.CancelScope` took 3.8.
+A live request waits at a gate and runs in a scope. Measured alone, a future took 0.4 us where
+`anyio.Event` took 3.3, and a `TaskScope` 0.7 where `anyio.CancelScope` took 3.8.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class FutureGate:
-    """A `nodes.Gate` for asyncio: a future. Make it in the loop that waits for it."""
+    """A `Gate` for asyncio: a future. Create it in the loop that waits for it."""
 
     __slots__ = ("_future",)
 
@@ -31,7 +31,7 @@ class FutureGate:
 
 
 class TaskScope:
-    """A `hedge.Scope` for asyncio: it cancels the task that is in it, and takes that back."""
+    """A `Scope` for asyncio: cancels the task inside it, and absorbs that cancellation."""
 
     __slots__ = ("_cancelling", "_is_cancelled", "_task")
 
@@ -54,7 +54,7 @@ class TaskScope:
         task, self._task = self._task, None
         if not self._is_cancelled or task is None:
             return False
-        # Who was also cancelled by somebody else stays cancelled.
+        # A task that was also cancelled from outside stays cancelled.
         is_ours_alone = task.uncancel() <= self._cancelling
         return is_ours_alone and kind is not None and issubclass(kind, asyncio.CancelledError)
 
@@ -65,7 +65,7 @@ class TaskScope:
 
 
 async def finish(task: asyncio.Task[T]) -> T:
-    """Wait for `task` to its end, even if this is cancelled; the cancellation is raised then."""
+    """Wait until `task` ends, even when cancelled; then raise that cancellation."""
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:
@@ -78,18 +78,18 @@ async def finish(task: asyncio.Task[T]) -> T:
 
 
 class Deadline(Protocol):
-    """Something that is to be done by a time. at: as `time.monotonic` counts."""
+    """Something with a deadline. at: on the clock of `time.monotonic`."""
 
     @property
     def at(self) -> float: ...
 
     def expire(self) -> None:
-        """It is late."""
+        """Called when the deadline has passed."""
         ...
 
 
 class Deadlines:
-    """The deadlines of one event loop's requests: who is late is told so, by `expire`."""
+    """The deadlines of one event loop's requests, with one timer. Calls `expire` on late ones."""
 
     def __init__(self) -> None:
         self._open: set[Deadline] = set()
@@ -100,13 +100,13 @@ class Deadlines:
         return f"<Deadlines: {len(self._open)} open>"
 
     def add(self, waiting: Deadline) -> None:
-        """Tell `waiting` when it is late, unless it is discarded before."""
+        """Call `waiting.expire` at its deadline, unless it is discarded before."""
         self._open.add(waiting)
         if waiting.at < self._looks_at:
             self._look_at(waiting.at)
 
     def discard(self, waiting: Deadline) -> None:
-        """Forget `waiting`: it was done in time, or is of no interest any more."""
+        """Forget `waiting`."""
         self._open.discard(waiting)
 
     def close(self) -> None:

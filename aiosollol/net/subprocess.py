@@ -1,4 +1,4 @@
-"""Python processes that end with the program that started them, and the servers among them."""
+"""Python child processes that end with the program that started them, and servers run as such."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from typing import Any, TypeVar
 from aiosollol.errors import NodeTimeout, NodeUnreachable
 
 _ANNOUNCEMENT = "listening on "
-_END_SECONDS = 5.0  # from the polite request to end until a server is killed
-_KILL_SECONDS = 10.0  # from then on, until its pipes are given up
+_END_SECONDS = 5.0  # from SIGTERM until a server is killed
+_KILL_SECONDS = 10.0  # from then until its pipes are given up
 
 T = TypeVar("T")
 
 
 def announce(url: str) -> None:
-    """In the process: tell who started it where it listens. The one line that goes to stdout."""
+    """In the child: report the URL it listens on, as the only line on stdout."""
     print(f"{_ANNOUNCEMENT}{url}", flush=True)
 
 
@@ -32,11 +32,11 @@ def announce(url: str) -> None:
 def stopping(
     *, with_parent: bool = False, on_line: Callable[[bytes], None] | None = None
 ) -> Iterator[asyncio.Event]:
-    """In the process: an event that is set by SIGINT and SIGTERM.
+    """In the child: an event that is set by SIGINT and SIGTERM.
 
-    With `with_parent` also when stdin ends, if it is a pipe: the other end is held by whoever
-    started this process, and the system closes it however that one dies. Lines that come by it
-    (`ServerProcess.tell`) are given to `on_line`, in the event loop.
+    with_parent: also when stdin ends, if it is a pipe. The parent holds its other end, and the
+    system closes it however the parent dies.
+    on_line: called in the event loop with each line from stdin (`ServerProcess.tell`).
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -60,9 +60,9 @@ def follow(
     on_end: Callable[[], object],
     on_item: Callable[[T], object] | None = None,
 ) -> None:
-    """Take items that block in a thread; the callbacks are called in this event loop.
+    """Iterate over blocking `items` in a thread, with callbacks in the running event loop.
 
-    With `stdin_lines`, `on_end` is called when the process that holds the other end has ended.
+    With `stdin_lines`, `on_end` is called when the parent process has ended.
     """
     loop = asyncio.get_running_loop()
 
@@ -78,7 +78,7 @@ def follow(
 
 
 def stdin_lines() -> Iterator[bytes]:
-    """The lines of stdin, as they come. Blocks."""
+    """The lines of stdin, as they arrive. Blocks."""
     rest = b""
     while chunk := os.read(0, 4096):
         *lines, rest = (rest + chunk).split(b"\n")
@@ -86,9 +86,9 @@ def stdin_lines() -> Iterator[bytes]:
 
 
 class ChildProcess:
-    """A Python process with pipes to it, in a session of its own. `spawn` starts one.
+    """A Python process with pipes, in a session of its own. `spawn` starts one.
 
-    pid: the process. stdout: for the reader that `spawn` was given.
+    stdout: for the reader that was passed to `spawn`.
     """
 
     def __init__(
@@ -116,9 +116,9 @@ class ChildProcess:
         reader: Callable[[ChildProcess], Coroutine[Any, Any, None]],
         environment: Mapping[str, str] | None = None,
     ) -> ChildProcess:
-        """Start ``python ARGUMENTS``. Cancelled half way, it leaves no process behind.
+        """Start ``python ARGUMENTS``. If cancelled, no process is left behind.
 
-        reader: run in a task; it has to read `stdout` to its end.
+        reader: runs in a task, and has to read `stdout` to its end.
         """
         spawning = asyncio.ensure_future(
             asyncio.create_subprocess_exec(
@@ -128,14 +128,14 @@ class ChildProcess:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 env={**os.environ, **(environment or {})},
-                # Ctrl-C in a terminal goes to the whole group: the parent gets it, and ends us.
+                # Ctrl-C in a terminal goes to the whole group: only the parent should get it.
                 start_new_session=True,
             )
         )
         try:
             return cls(await asyncio.shield(spawning), reader)
         except asyncio.CancelledError:
-            # uvloop leaves a process behind that nobody owns.
+            # uvloop would leave the process running.
             await cls(await spawning, reader).end(0.0)
             raise
 
@@ -149,22 +149,22 @@ class ChildProcess:
 
     @property
     def said(self) -> str:
-        """The last lines that it wrote to stderr."""
+        """The last lines it wrote to stderr."""
         return b"".join(self._stderr).decode("utf-8", "replace").strip()
 
     def write(self, data: bytes) -> None:
-        """Send it `data`. Nothing happens if it is dead."""
+        """Send `data` to stdin. Does nothing if the process is dead."""
         if not self._stdin.is_closing():
             self._stdin.write(data)
 
     async def wait(self) -> None:
-        """Return when it has ended, and its pipes."""
-        await asyncio.wait(self._tasks)  # pipes to their end, or asyncio would never close them
+        """Return when the process and its pipes have ended."""
+        await asyncio.wait(self._tasks)  # read pipes to the end, or asyncio never closes them
 
     async def end(self, seconds: float, number: int | None = None) -> None:
-        """End its stdin, and the process by force if it is still there after `seconds`.
+        """Close stdin, and kill the process if it is still there after `seconds`.
 
-        number: of a signal that it is sent first.
+        number: a signal to send first.
         """
         try:
             self._stdin.close()
@@ -174,14 +174,14 @@ class ChildProcess:
                 async with asyncio.timeout(seconds):
                     await self.wait()
         finally:
-            self.kill()  # also if this is cancelled: nothing may be left running
+            self.kill()  # also when cancelled: leave nothing running
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_KILL_SECONDS):
                 await self.wait()
 
     def kill(self) -> None:
-        """End it at once, with all that it may have started: they are one group."""
-        if self._is_killed:  # once: later its number may be that of another group
+        """Kill the process and its group, which holds all that it started."""
+        if self._is_killed:  # only once: the id may be reused by another group
             return
         self._is_killed = True
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -192,7 +192,7 @@ class ChildProcess:
 
     async def _follow_to_end(self) -> None:
         await self._process.wait()
-        self.kill()  # what it has left behind
+        self.kill()  # processes it left behind
 
     async def _read_stderr(self) -> None:
         assert self._process.stderr is not None
@@ -201,9 +201,9 @@ class ChildProcess:
 
 
 class ServerProcess:
-    """``python -m MODULE ARGUMENTS``, which calls `announce` and then runs until `stopping`.
+    """Runs ``python -m MODULE ARGUMENTS``, which calls `announce` and runs until `stopping`.
 
-    name: what errors call it. start_timeout: seconds within which it must announce itself.
+    name: its name in errors. start_timeout: seconds within which it must announce its URL.
     """
 
     def __init__(
@@ -223,14 +223,14 @@ class ServerProcess:
 
     @property
     def pid(self) -> int | None:
-        """The process, or None while there is none."""
+        """The process id, or None if it is not running."""
         return self._process.pid if self._process is not None else None
 
     async def start(self) -> str:
-        """Start it; its URL.
+        """Start the server and return its URL.
 
-        Raises NodeUnreachable with what it wrote to stderr if it ends instead, and NodeTimeout if
-        it is not ready in time. Neither leaves it running.
+        Raises NodeUnreachable, with what it wrote to stderr, if it ends instead, and NodeTimeout
+        if it is not ready in time. It is not left running then.
         """
         url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         reader = partial(_read_url, url)
@@ -253,12 +253,12 @@ class ServerProcess:
         raise NodeUnreachable(self._name, problem)
 
     def tell(self, line: bytes) -> None:
-        """Send it a line: see `stopping`. Nothing happens if it is dead."""
+        """Send a line to its stdin: see `stopping`. Does nothing if it is dead."""
         if self._process is not None:
             self._process.write(line + b"\n")
 
     async def aclose(self) -> None:
-        """End it: politely, and by force if that takes more than five seconds. Idempotent."""
+        """Send SIGTERM, and kill it if it has not ended in five seconds. Idempotent."""
         process, self._process = self._process, None
         if process is not None:
             await process.end(_END_SECONDS, signal.SIGTERM)

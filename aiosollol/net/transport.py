@@ -1,4 +1,4 @@
-"""`HttpTransport`: the way to one node over HTTP/1.1. What goes wrong becomes an error of ours."""
+"""`HttpTransport`: requests to one node over HTTP/1.1, with failures mapped to our errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from aiosollol.core.node import NodeSpec
 
 CONNECT_SECONDS = 5.0
-"""How long a connection may take. A host that is off drops packets; it must not cost a minute."""
+"""Connect timeout. A host that is off drops packets, which must not cost a minute."""
 
 _HEADERS = {"Accept": "*/*", "Content-Type": "application/json", "User-Agent": "aiosollol"}
 _SCHEME_PORTS = {"http": 80, "https": 443}
@@ -36,9 +36,9 @@ _URL_CHARACTERS = "/?%:@!$&'()*+,;=~"
 
 
 class HttpTransport:
-    """The way to one node over HTTP/1.1. Connections are kept alive and reused.
+    """Requests to one node over HTTP/1.1. Connections are kept alive and reused.
 
-    They are made as requests need them, so an instance may be made outside the event loop.
+    They are opened on demand, so an instance may be created outside the event loop.
     """
 
     def __init__(self, spec: NodeSpec) -> None:
@@ -51,7 +51,7 @@ class HttpTransport:
         self._prefix = spec.address.path
         self._connections = ConnectionPool(Connector(spec.address, spec.fingerprint))
         self._deadlines = Deadlines()
-        # What is made from a path once need not be made for every request.
+        # (method, path) -> request head, built once.
         self._heads: dict[tuple[str, str], bytes] = {}
 
     def __repr__(self) -> str:
@@ -98,7 +98,7 @@ class HttpTransport:
         *,
         is_streamed: bool,
     ) -> HttpExchange:
-        """Make a request. The exchange is over, or it is a stream whose status is 200."""
+        """Send a request. Returns when the exchange is over, or a stream has status 200."""
         at = time.monotonic() + timeout
         head = self._heads.get((method, path)) or self._make_head(method, path)
         if headers:
@@ -130,15 +130,15 @@ class HttpTransport:
             return exchange
 
     def _end(self, exchange: HttpExchange) -> None:
-        """Nobody wants the rest: unless it is over, its connection is closed.
+        """Abandon the exchange: unless it is over, close its connection.
 
-        That is what cancels the work on the node.
+        That cancels the work on the node.
         """
         self._deadlines.discard(exchange)
-        exchange.fail(ConnectionAbortedError("nobody waits for the answer any more"))
+        exchange.fail(ConnectionAbortedError("the request was abandoned"))
 
     def _make_head(self, method: str, path: str) -> bytes:
-        """The head of each request to `path`, but for the length of its body and the last line."""
+        """The head of requests to `path`, without Content-Length and the final empty line."""
         target = quote(self._prefix + path, safe=_URL_CHARACTERS)
         try:
             head = request_head(method, self._host, target, self._headers, None)[:-2]
@@ -148,7 +148,7 @@ class HttpTransport:
         return head
 
     def _lines_of(self, headers: Mapping[str, str]) -> bytes:
-        """The lines of headers that one request has, without those that each one has."""
+        """The header lines of one request, without those that every request has."""
         own = {name.lower() for name in self._headers}
         more = {name: value for name, value in headers.items() if name.lower() not in own}
         try:
@@ -171,7 +171,7 @@ class HttpTransport:
             raise NodeUnreachable(self._node, f"no connection: {_in_words(error)}") from error
 
     def _failure(self, exchange: HttpExchange, timeout: float) -> NodeError:
-        """What is wrong with an answer that is over: by its status, if it came that far."""
+        """The error for a failed exchange: by its status, if there is one."""
         if exchange.status in (0, 200):
             assert exchange.error is not None
             return self._ours(exchange.error, timeout)
@@ -193,9 +193,9 @@ class HttpTransport:
 
 
 class _Pieces:
-    """A streamed answer: a context manager, and the iterator over its pieces that it gives.
+    """A streamed answer: a context manager that gives an iterator over its pieces.
 
-    A class and not a generator in a generator: those cost more per piece than reading it does.
+    A class, because nested generators cost more per piece than reading it.
     """
 
     __slots__ = ("_body", "_exchange", "_headers", "_path", "_timeout", "_transport")
@@ -226,13 +226,13 @@ class _Pieces:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        # Idempotent: a body that came to its end has given its connection back already.
+        # Idempotent: a body read to its end has returned its connection already.
         if self._exchange is not None:
             self._transport._end(self._exchange)
 
     def __del__(self) -> None:
         if self._exchange is not None:
-            with contextlib.suppress(RuntimeError):  # the loop may be closed, and all with it
+            with contextlib.suppress(RuntimeError):  # the loop may be closed
                 self._transport._end(self._exchange)
 
     def __aiter__(self) -> _Pieces:
@@ -253,7 +253,7 @@ class _Pieces:
 
 
 def _host_field(address: Address) -> str:
-    """What the header Host has: without the port if it is the scheme's own."""
+    """The value of the Host header: without the port if it is the scheme's default."""
     host, _, _ = address.host.partition("%")
     if ":" in host:
         host = f"[{host}]"
@@ -261,7 +261,7 @@ def _host_field(address: Address) -> str:
 
 
 def _in_words(error: Exception) -> str:
-    """Why there is no connection, with what to do about it where the reason is a usual one."""
+    """Why there is no connection, with a hint for common reasons."""
     untrusted = getattr(error, "verify_message", "")
     if untrusted:
         return f"its certificate is not trusted ({untrusted})"
