@@ -1,1 +1,1 @@
-"""`OllamaPool` and what it is made of."""
+"""`OllamaPool` and its parts."""

@@ -1,4 +1,4 @@
-"""What an operator does with a running pool: its nodes, its models, its decisions, its plans."""
+"""Administration of a running pool: nodes, models, routing decisions, plans."""
 
 from __future__ import annotations
 
@@ -49,25 +49,25 @@ _VERIFY_SECONDS = 60.0
 
 
 class Usage(NamedTuple):
-    """What a program does at a node. using: requests under way. wants: those that wait as well."""
+    """A program's use of a node. using: requests in flight. wants: including those that wait."""
 
     using: int
     wants: int
 
 
 class Strategy(NamedTuple):
-    """How live requests are routed, and what that is called."""
+    """The routing function for live requests, and its name."""
 
     function: RoutingFunction
     name: str
 
 
 class PoolAdmin:
-    """Operations on the nodes of a pool: see the methods of `OllamaPool` that have their names.
+    """Operations on the nodes of a pool: see the methods of the same names on `OllamaPool`.
 
-    roster, exchange, batches: as for the pool's calls.
-    strategy: by which live requests are routed.
-    planning: how batches are planned.
+    roster, exchange, batches: shared with the pool's calls.
+    strategy: routes live requests.
+    planning: options for planning batches.
     state: whether the pool is open.
     calls: counters of the pool's calls; None if every request to a node is one.
     """
@@ -95,10 +95,10 @@ class PoolAdmin:
         self._state = state
         self._check_open = state.check
 
-    # What is known.
+    # State.
 
     def stats(self) -> dict[str, Any]:
-        """Counts of everything so far, see `core.stats.pool_stats`."""
+        """Statistics so far; see `core.stats.pool_stats`."""
         now = self._registry.clock() if self._state.name == "open" else 0.0
         return pool_stats(
             [node.stats(now) for node in self._registry],
@@ -109,7 +109,7 @@ class PoolAdmin:
         )
 
     def events(self) -> EventStream:
-        """What happens from now on, as an async iterator."""
+        """Events from now on, as an async iterator."""
         self._check_open()
         return self._registry.hub.watch()
 
@@ -118,22 +118,22 @@ class PoolAdmin:
     async def add_node(
         self, node: NodeLike, name: str, priority: int, auto_probe: bool
     ) -> NodeState:
-        """Add a node, which takes part in what is under way."""
+        """Add a node, which joins running batches too."""
         self._check_open()
         return (await self._registry.add_node(node, name, priority, auto_probe)).state
 
     def remove_node(self, node: str) -> None:
-        """Forget a node, by name or URL."""
+        """Remove a node, by name or URL."""
         self._check_open()
         self._registry.remove_node(node)
 
     async def refresh(self) -> None:
-        """Ask every node again what it has."""
+        """Probe every node."""
         self._check_open()
         await self._roster.probe_all()
 
     async def drain(self, name: str, on_wait: Callable[[int], None] | None = None) -> None:
-        """Give a node no more work, and return when it has none under way."""
+        """Give a node no more work, and return when nothing is in flight on it."""
         self._check_open()
         node = self._registry.find(name)
         self._registry.drain(node)
@@ -145,12 +145,12 @@ class PoolAdmin:
             await node.wait_left()
 
     def resume(self, name: str) -> None:
-        """Let a node that was drained work again."""
+        """Give a drained node work again."""
         self._check_open()
         self._registry.resume(self._registry.find(name))
 
     def allow(self, places: Mapping[str, int] | None) -> None:
-        """Have at most so many requests under way at once on each node that is named."""
+        """Limit the requests in flight: node name -> slots; None lifts all limits."""
         for node in self._registry:
             if places is None:
                 node.allow(None)
@@ -158,17 +158,17 @@ class PoolAdmin:
                 node.allow(places[node.name])
 
     def usage(self) -> Mapping[str, Usage]:
-        """What this pool does at each node, by name."""
+        """This pool's use of each node, by name."""
         return {node.name: Usage(node.in_flight, node.wanted) for node in self._registry}
 
     # Models.
 
     async def warm(self, model: str, names: Iterable[str] | None) -> dict[str, float | SollolError]:
-        """Node -> seconds until it had `model` in memory, or why it has not."""
+        """Node -> seconds until `model` was loaded, or the error."""
         self._check_open()
         check_model(model)
         if names is None:
-            await self._roster.probe_all()  # to leave out none that is just a little slower to tell
+            await self._roster.probe_all()  # so that slower nodes are included too
             nodes: Sequence[Node] = await self._roster.wait_ready(model, patient=True)
         elif isinstance(names, str):
             shown = safe_repr(names)
@@ -182,11 +182,11 @@ class PoolAdmin:
         async def load(node: Node) -> None:
             began = self._registry.clock()
             try:
-                # As for a conversation, or if the model is made for embedding alone, for that.
+                # Loaded for generation, or for embedding if the model can do nothing else.
                 talk = TalkCall(GENERATE_PATH, "generate", model, b"", load_text, 0.0)
                 await self._exchange.load(node, talk, self._call(model, []))
                 results[node.name] = self._registry.clock() - began
-            except SollolError as error:  # a task group would bury it in a group
+            except SollolError as error:  # a task group would wrap it in an ExceptionGroup
                 results[node.name] = error
 
         async with anyio.create_task_group() as group:
@@ -196,10 +196,9 @@ class PoolAdmin:
         return {node.name: results[node.name] for node in nodes}
 
     async def verify(self, model: str) -> Agreement:
-        """How well the nodes agree on the vectors of `model`; outliers are distrusted from now on.
+        """How well the nodes agree on the vectors of `model`. Outliers are distrusted from now on.
 
-        The reference is one of those whose vectors are in use: what is to be found out is who may
-        join them.
+        The reference is a node whose vectors are in use: the question is which others may join.
         """
         self._check_open()
         check_model(model)
@@ -237,7 +236,7 @@ class PoolAdmin:
         return agreement
 
     def _check_still_open(self) -> None:
-        # What fails when the pool is closed tells nothing of the nodes.
+        # Errors caused by closing the pool say nothing about the nodes.
         if self._roster.is_closed:
             raise PoolClosed("the pool was closed during this call")
 
@@ -248,7 +247,7 @@ class PoolAdmin:
                 self._registry.trust(node, name, is_right=not is_outlier)
         if agreement.outliers:
             log.warning(
-                "vectors of %s on %s are not those of the other nodes: left out of batches",
+                "vectors of %s on %s differ from those of the other nodes: left out of batches",
                 name,
                 ", ".join(agreement.outliers),
             )
@@ -275,13 +274,13 @@ class PoolAdmin:
     # Decisions and plans.
 
     async def route(self, model: str, kind: str, tokens: float) -> RouteExplanation:
-        """Which node a request would go to now, each node's terms, and why others would not do."""
+        """Where a request would go now, each node's score, and why others are not eligible."""
         self._check_open()
         check_model(model)
         if kind not in ("embed", "chat", "generate"):
             raise InvalidInput(f"kind must be 'embed', 'chat' or 'generate', not {kind!r}")
         if not isinstance(tokens, int | float) or not 0 <= tokens < math.inf:
-            raise InvalidInput(f"tokens must be a number from 0 on, not {tokens!r}")
+            raise InvalidInput(f"tokens must be a number of at least 0, not {tokens!r}")
         with contextlib.suppress(RequestFailed):
             await self._roster.wait_ready(model, patient=True)
         digest = None
@@ -306,11 +305,11 @@ class PoolAdmin:
         tokens_per_item: float = DEFAULT_TOKENS_PER_ITEM,
         force_mode: ForceMode | None = None,
     ) -> Plan:
-        """What would be done now with a batch of `items` texts: which nodes, how long, and why."""
+        """The plan for a batch of `items` texts now: which nodes, how long, and why."""
         self._check_open()
         check_model(model)
         if not isinstance(items, int) or items < 1:
-            raise InvalidInput(f"items must be a whole number from 1 on, not {items!r}")
+            raise InvalidInput(f"items must be a whole number of at least 1, not {items!r}")
         options = replace(self._planning, force_mode=force_mode)
         return await self._batches.plan(model, BatchShape(items, items * tokens_per_item), options)
 
@@ -321,7 +320,7 @@ class PoolAdmin:
         *,
         tokens_per_item: float = DEFAULT_TOKENS_PER_ITEM,
     ) -> list[ParallelismEntry]:
-        """For each batch size: the plan, both estimates, and what the plan saves."""
+        """For each batch size: the plan, both estimates, and the time saved."""
         self._check_open()
         check_model(model)
         nodes = await self._batches.ready_nodes(model)

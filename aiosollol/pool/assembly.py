@@ -1,4 +1,4 @@
-"""Puts the parts of a pool together."""
+"""Creates the parts of a pool and connects them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from aiosollol.telemetry.tracing import PassOn
 
 
 class PoolParts(NamedTuple):
-    """What `OllamaPool` delegates to."""
+    """The objects that `OllamaPool` delegates to."""
 
     registry: NodeRegistry
     lifecycle: Lifecycle
@@ -57,7 +57,7 @@ def make_parts(
     transport_factory: Callable[[NodeSpec], Transport],
     tracing: Tracing | None,
 ) -> PoolParts:
-    """The parts of a pool, from the arguments of `OllamaPool`. Raises what that does."""
+    """The parts of a pool, from the arguments of `OllamaPool`. Raises the same errors."""
     function = routing_strategy if callable(routing_strategy) else None
     name = None if function is not None else routing_strategy
     return assemble(
@@ -79,10 +79,12 @@ def assemble(
     transport_factory: Callable[[NodeSpec], Transport] = HttpTransport,
     tracing: Tracing | None = None,
 ) -> PoolParts:
-    """The parts of a pool with these settings, whatever the environment says. Starts nothing.
+    """The parts of a pool with these settings, ignoring the environment. Starts nothing.
 
-    routing_function: instead of the strategy that the settings name. The other arguments are those
-    of `OllamaPool`. Raises InvalidInput, ConfigError, MissingExtra.
+    routing_function: replaces the strategy named in the settings. Other arguments: as for
+    `OllamaPool`.
+
+    Raises InvalidInput, ConfigError, MissingExtra.
     """
     settings = resolved.settings
     strategy = _strategy(routing_function, settings.routing_strategy)

@@ -1,4 +1,4 @@
-"""What runs beside the calls of a pool: its connections, and the tasks that keep it informed."""
+"""`BackgroundTasks`: a pool's connections, and the tasks that watch and find nodes."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from aiosollol.net.primitives import FutureGate, TaskScope
 from aiosollol.pool.registry import NodeRegistry
 from aiosollol.ports import Transport
 
-# anyio loads what it needs for asyncio when it is first used: 17 ms of the first request of a
-# program. There is no public name for it; without it, nothing but that time is lost.
+# anyio imports its asyncio backend on first use, which would add 17 ms to the first request. It has
+# no public name; if it cannot be imported here, only that time is lost.
 with contextlib.suppress(ImportError):
     importlib.import_module("anyio._backends._asyncio")
 
@@ -28,15 +28,16 @@ log = logging.getLogger("aiosollol")
 
 CLOSE_SECONDS = 5.0
 SEARCH_INTERVAL = 30.0
-"""How long a pool without nodes waits before it searches again."""
+"""Seconds that a pool without nodes waits before it searches again."""
 
 
 class BackgroundTasks:
     """The connections to the nodes of a registry, and the tasks that watch and find nodes.
 
-    transport_factory: makes the way to a node. search: options of `discovery.discover` if the
-    network is to be searched for nodes, else None; follows: whether it is to be followed after
-    that, for nodes that come and go. metrics_interval, check_interval: see `HealthMonitor`.
+    transport_factory: makes the transport to a node.
+    search: options of `discovery.discover`, to search the network for nodes; None does not search.
+    follows: whether to keep watching the network after that, for nodes that come and go.
+    metrics_interval, check_interval: see `HealthMonitor`.
     """
 
     def __init__(
@@ -67,10 +68,10 @@ class BackgroundTasks:
         )
 
     def start(self) -> None:
-        """Begin to watch the nodes, and to search if that is wanted. Returns at once."""
+        """Start to watch the nodes, and to search if asked to. Returns at once."""
         self._registry.wait_by(FutureGate, TaskScope)
         if self._search is not None:
-            # Set here and not by the task: whoever calls next is to wait for what it finds.
+            # Set here, not in the task, so that the next call waits for what the search finds.
             self._registry.set_searching(True)
             self.spawn(self._keep_searching(self._search), "search for nodes")
             if self._follows:
@@ -79,16 +80,16 @@ class BackgroundTasks:
         self.spawn(self._follow_registry(), "follow the registry")
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> None:
-        """Run `work` beside the calls of the pool; it ends with the pool at the latest."""
+        """Run `work` in the background; it is cancelled when the pool closes."""
         if self._is_closed:
-            work.close()  # nobody would end it
+            work.close()  # no later cancel() would end it
             return
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def cancel(self) -> list[asyncio.Task[Any]]:
-        """Let all tasks end, and return them."""
+        """Cancel all tasks, and return them."""
         self._is_closed = True
         tasks = [*self._tasks, *(task for _, task in self._watchers.values())]
         self._watchers.clear()
@@ -107,10 +108,10 @@ class BackgroundTasks:
     # Connections.
 
     def transport_of(self, name: str) -> Transport:
-        """The way to a node. Raises PoolClosed."""
+        """The transport to a node. Raises PoolClosed."""
         node = self._registry[name]
         known = self._transports.get(name)
-        # By the node and not its name: another may have come by the same name, and other headers.
+        # Compare nodes, not names: another node may have taken the name, with other headers.
         if known is not None and known[0] is node:
             return known[1]
         return self._made(self._transports, node, node.spec)
@@ -122,7 +123,7 @@ class BackgroundTasks:
         known = self._agents.get(name)
         if known is not None and known[0] is node:
             return known[1]
-        # The headers are for the node: a token in them is none of its agent's business.
+        # Without the headers, which are for the node: its agent must not see a token in them.
         spec = NodeSpec(node.spec.agent, f"{name} (agent)")
         return self._made(self._agents, node, spec)
 
@@ -138,7 +139,7 @@ class BackgroundTasks:
     # Tasks.
 
     async def _follow_registry(self) -> None:
-        """Nodes may be added and removed while the pool runs: watch those there are."""
+        """Keep watchers and transports in step with nodes that are added and removed."""
         located: set[str] = set()
         while True:
             version = self._registry.version
@@ -172,7 +173,7 @@ class BackgroundTasks:
         log.info(
             "%s: searching the network for Ollama servers "
             "(SOLLOL_AUTO_DISCOVER=false turns this off)",
-            f"{len(self._registry)} nodes are named" if len(self._registry) else "no node is named",
+            f"{len(self._registry)} nodes given" if len(self._registry) else "no nodes given",
         )
         while True:
             try:

@@ -1,4 +1,4 @@
-"""With which nodes a pool begins, and whether it searches for more."""
+"""Initial nodes and engines of a pool, and whether it searches for more nodes."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from aiosollol.ports import Engine, Transport
 from aiosollol.sharing.lease_client import LeaseClient
 
 SMALL_SUBNET = 256
-"""Addresses of the largest subnet that a pool sweeps without being asked to: a /24."""
+"""Addresses in the largest subnet that a pool sweeps by default: a /24."""
 
 LOCALHOST = "http://127.0.0.1:11434"
 
 
 class Beginning(NamedTuple):
-    """The nodes that are known, and the options of the search for more; None if there is none."""
+    """The initial nodes, and the options of a search for more, or None for no search."""
 
     registry: NodeRegistry
     search: Mapping[str, Any] | None
@@ -41,19 +41,20 @@ def begin(
     resolved: Resolved,
     transport_factory: Callable[[NodeSpec], Transport],
 ) -> Beginning:
-    """What a pool begins with.
+    """The initial nodes of a pool.
 
-    The nodes that were given; else the one in ``OLLAMA_HOST``; else those of the file of nodes;
-    else what a search finds, unless that is turned off; else localhost. With nodes of any origin a
-    search is made only if the program itself asks for it by ``auto_discover=True``, with a file
-    also if a setting does. Raises InvalidInput, and ConfigError for the file.
+    In order of precedence: `nodes`; the server in ``OLLAMA_HOST``; the nodes file; a search, unless
+    turned off; localhost. When there are nodes, the network is searched only if the program passes
+    ``auto_discover=True``, or, for a nodes file, if a setting turns it on.
+
+    Raises InvalidInput, and ConfigError for the file.
     """
     wanted, source = resolved.origins["auto_discover"]
     is_asked_for = wanted and source == "argument"
     if isinstance(nodes, NodeRegistry):
         searches = nodes.auto_discover or is_asked_for
         return Beginning(nodes, _search(resolved) if searches else None)
-    # asyncio's clock, without the detour by which anyio finds out which loop it runs in.
+    # asyncio's clock, without anyio's lookup of the running loop.
     registry = NodeRegistry(
         clock=time.monotonic,
         names=None if transport_factory is HttpTransport else DnsCache(_nobody),
@@ -64,7 +65,7 @@ def begin(
             registry.add(node)
         searches = is_asked_for
         if not len(registry) and not searches:
-            raise InvalidInput("no nodes: give at least one, such as http://127.0.0.1:11434")
+            raise InvalidInput("no nodes: pass at least one, such as http://127.0.0.1:11434")
     elif host := os.environ.get("OLLAMA_HOST", "").strip():
         registry.add(parse_ollama_host(host).url)
         searches = is_asked_for
@@ -100,7 +101,7 @@ def _checked(nodes: object) -> Iterable[NodeLike]:
 
 
 async def _nobody(host: str) -> tuple[str, ...]:
-    """Who brings transports of his own may use names that no DNS knows."""
+    """Resolve nothing: custom transports may use names that DNS does not know."""
     return ()
 
 
@@ -108,9 +109,9 @@ _NEEDS = {"dask": "distributed", "ray": "ray"}
 
 
 def load_engines(settings: Settings, registry: ClusterState) -> Mapping[str, Engine]:
-    """The engines that are turned on, by name. None of them starts anything before it is used.
+    """The enabled engines, by name. They start nothing before they are used.
 
-    Raises MissingExtra for one whose package is not installed.
+    Raises MissingExtra if an engine's package is not installed.
     """
     names = [name for name in _NEEDS if getattr(settings, f"enable_{name}")]
     return {name: _load(name, settings, registry) for name in names}
@@ -122,9 +123,9 @@ def load_sharing(
     registry: ClusterState,
     probe: Callable[[str], Coroutine[Any, Any, None]],
 ) -> LeaseClient | None:
-    """What shares the nodes with other programs, by the engine that can; None if none is turned on.
+    """The client that shares nodes with other programs, or None if no enabled engine supports it.
 
-    probe: asks a node, by name, how it is. Nothing is started before `Sharing.run`.
+    probe: probes a node, by name. Nothing is started before `LeaseClient.run`.
     """
     if "ray" not in engines:
         return None
@@ -133,7 +134,7 @@ def load_sharing(
 
 
 def check_engine(name: str) -> None:
-    """Raises MissingExtra if the package of an engine, "dask" or "ray", is not installed."""
+    """Raise MissingExtra if the package of an engine, "dask" or "ray", is not installed."""
     if find_spec(_NEEDS[name]) is None:
         raise MissingExtra(f"enable_{name}", name)
 
@@ -145,6 +146,6 @@ def _load(name: str, settings: Settings, registry: ClusterState) -> Engine:
 
 
 def _module(name: str) -> Any:
-    # Engines are above the pool, since their workers have pools of their own: an import would point
-    # up. Like any plugin, one is found by its name.
+    # Engines are layers above the pool, as their workers have pools of their own. An import would
+    # point up, so engines are loaded by name, like plugins.
     return import_module(f"aiosollol.engines.{name}.engine")

@@ -1,4 +1,4 @@
-"""Batches and the engines of a pool: collections computed by workers, and a worker's part."""
+"""Dask collections embedded by an engine's workers, and the pool's API for those workers."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from aiosollol.core.stats import CallCounters
 from aiosollol.errors import BatchError, InvalidInput
 from aiosollol.wire.ollama.embeddings import dump_embed
 
-_SAMPLE = "a text"  # whose vector tells how long they are, before a file is begun
+_SAMPLE = "a text"  # embedded first, to learn the dimensions before any file is written
 
 
 class CollectionBatches:
     """Collections that an engine's workers read, embed and write.
 
-    See `OllamaPool.embed_bag` and `embed_dataframe` for what is done.
+    See `OllamaPool.embed_bag` and `embed_dataframe`.
 
-    planning: how batches are planned.
+    planning: options for planning batches.
     check_open: raises PoolClosed.
     calls: counters of the pool's calls.
     """
@@ -62,7 +62,7 @@ class CollectionBatches:
         overwrite: bool = False,
         **settings: Unpack[EmbedArguments],
     ) -> WriteReport:
-        """Embed a bag of texts on the workers of Dask, which write files into `path`."""
+        """Embed a bag of texts on Dask workers, which write files into `path`."""
         checked = EmbedSettings(model=model, **settings)
         return await self._write(checked, bag, None, path, on_error, on_progress, overwrite)
 
@@ -78,10 +78,10 @@ class CollectionBatches:
         overwrite: bool = False,
         **settings: Unpack[EmbedArguments],
     ) -> WriteReport:
-        """Embed a column of a dataframe likewise."""
+        """Embed a column of a dataframe in the same way."""
         checked = EmbedSettings(model=model, **settings)
         if not isinstance(column, str):
-            raise InvalidInput(f"column must be the name of one, not {column!r}")
+            raise InvalidInput(f"column must be the name of a column, not {column!r}")
         return await self._write(checked, df, column, path, on_error, on_progress, overwrite)
 
     async def _write(
@@ -126,7 +126,7 @@ class CollectionBatches:
 
 
 class WorkerAccess:
-    """What an engine's worker does with its pool, and no other program.
+    """What an engine's worker needs of its pool; not for other programs.
 
     check_open: raises PoolClosed.
     """
@@ -145,9 +145,9 @@ class WorkerAccess:
         planning: PlanOptions,
         digest: str | None,
     ) -> Embeddings:
-        """A worker's part of a batch: vectors of `texts` by nodes that have `digest` of the model.
+        """Embed a worker's part of a batch, on nodes whose model has `digest`.
 
-        What failed is in ``.errors``. Raises ModelNotFound, NoNodeAvailable, PoolClosed.
+        Failed items are in ``.errors``. Raises ModelNotFound, NoNodeAvailable, PoolClosed.
         """
         self._check_open()
         if digest:

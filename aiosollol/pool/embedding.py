@@ -1,4 +1,4 @@
-"""embed, embed_batch and embed_stream: requests and batches made from what callers give."""
+"""`Embedder`: embed, embed_batch and embed_stream. Turns arguments into requests and batches."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ _NOTHING = (None, None, None, None)
 
 
 class Embedder:
-    """Embeds texts on the nodes of a pool: see `OllamaPool.embed` and the others for what they do.
+    """Embeds texts on the nodes of a pool: see the methods of the same names on `OllamaPool`.
 
-    live: sends one request.
-    batches: carries out batches.
-    planning: how those are planned.
-    timeout: seconds for a request that sets none.
+    live: sends a single request.
+    batches: runs batches.
+    planning: options for planning batches.
+    timeout: default seconds for a request.
     check_open: raises PoolClosed.
     truncations: reports texts that servers cut.
     """
@@ -281,13 +281,13 @@ class Embedder:
                 embeddings.errors[index] = TextTooLong.of(error, index)
 
     async def aclose(self) -> None:
-        """End the streams that are open: their readers raise PoolClosed."""
+        """End open streams: their readers raise PoolClosed."""
         for stream in list(self._streams):
             await stream.aclose(PoolClosed("the pool was closed during this stream"))
 
 
 def check_settings(settings: EmbedSettings, on_error: str) -> None:
-    """Raise InvalidInput for what would otherwise fail when the first chunk is made."""
+    """Raise InvalidInput for settings that would only fail with the first chunk."""
     if on_error not in ("raise", "return"):
         raise InvalidInput(f"on_error must be 'raise' or 'return', not {on_error!r}")
     dump_embed(settings, ())  # options may hold what JSON cannot carry

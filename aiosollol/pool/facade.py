@@ -40,26 +40,26 @@ from aiosollol.ports import Tracing, Transport
 
 
 class OllamaPool:
-    """Many Ollama servers as one. Use it with ``async with``, or `start` it and `aclose` it.
+    """Many Ollama servers as one. Use it with ``async with``, or call `start` and `aclose`.
 
-    One pool serves any number of tasks of one event loop at once, and is meant to live as long as
-    the program does: it learns how fast each node is and keeps connections open.
+    A pool serves any number of concurrent tasks of one event loop, and should live as long as the
+    program: it learns how fast each node is and keeps connections open.
 
     nodes: URLs, ``host:port``, bare hosts, mappings or `NodeSpec`, or a `NodeRegistry`. None means
-    the one in ``OLLAMA_HOST``, else those of the file of nodes, else what a search of the network
-    finds, else http://127.0.0.1:11434.
-    require_digest: model -> the digest (its first 7 digits or more) that nodes must have of it to
-    embed with it.
+    the server in ``OLLAMA_HOST``, else the nodes file, else a search of the network, else
+    http://127.0.0.1:11434.
+    require_digest: model -> the digest (its first 7 digits or more) that a node's copy must have
+    to embed with it.
     routing_strategy: which node gets a live request: "performance", "score", "round_robin",
     "priority", "least_loaded", "random", or a `RoutingFunction` of your own.
-    transport_factory: makes the way to a node; tests pass one that makes `testing.FakeTransport`.
-    tracing: who follows requests to the nodes, such as `otel.OpenTelemetry`; None records nothing.
-    settings: the other settings, such as ``embed_timeout=30``; `PoolSettings` has their names and
-    types, docs/configuration.md what they mean. What is not given comes from the environment, then
-    the settings file, then the defaults.
+    transport_factory: makes the transport to a node; tests can return `testing.FakeTransport`.
+    tracing: traces requests to the nodes, such as `otel.OpenTelemetry`; None records nothing.
+    settings: the other settings, such as ``embed_timeout=30``: names and types are in
+    `PoolSettings`, meanings in docs/configuration.md. Those not given come from the environment,
+    then the settings file, then the defaults.
 
-    Raises InvalidInput for nodes that cannot be read, and ConfigError for settings. Nothing is sent
-    before `start`.
+    Raises InvalidInput for invalid nodes, and ConfigError for settings. Nothing is sent before
+    `start`.
     """
 
     def __init__(
@@ -97,18 +97,17 @@ class OllamaPool:
         await self.aclose(None if kind is None else 0.0)
 
     async def start(self) -> None:
-        """Begin to watch the nodes. Returns at once; calls wait for the first node by themselves.
+        """Start to watch the nodes. Returns at once: calls wait for the first node if needed.
 
         Idempotent. Raises PoolClosed if the pool was closed.
         """
         self._lifecycle.start()
 
     async def aclose(self, wait: float | None = None) -> None:
-        """Wait for what is under way, then end the rest and close every connection. Idempotent.
+        """Wait for calls in progress, end the rest, and close every connection. Idempotent.
 
-        wait: seconds that calls of other tasks have to end by themselves, the setting
-        `close_timeout` if None. Those that have not by then raise PoolClosed; new ones do so at
-        once.
+        wait: seconds that other tasks' calls have to finish; the setting `close_timeout` if None.
+        Unfinished calls then raise PoolClosed; new calls raise it at once.
         """
         await self._lifecycle.aclose(wait)
 
@@ -144,17 +143,19 @@ class OllamaPool:
         dimensions: int | None = None,
         **given: Unpack[SingleEmbedArguments],
     ) -> Vector | Embeddings:
-        """The vector of one text, or `Embeddings` of a list, by one request to one node; of a list
-        ``.report`` says which.
+        """The vector of one text, or `Embeddings` of a list, from one request to one node. For a
+        list, ``.report`` names the node.
 
         truncate, options, keep_alive, dimensions: as for Ollama's ``/api/embed``.
-        timeout: seconds for all of it. priority: 1 to 10; 10 goes first if requests have to wait.
+        timeout: seconds in all.
+        priority: 1 to 10; if requests have to wait for a node, 10 goes first.
         on_truncate: what to do about a text that is longer than the model's context: "warn" lets
         the server cut it and logs that once for each model, "ignore" says nothing, and "raise" has
-        the server refuse it: TextTooLong names it. A list's ``.report.truncated`` says how many.
+        the server refuse it: TextTooLong names it. A list's ``.report.truncated`` is the number of
+        texts that were cut.
 
-        Another node is asked if one fails. Raises InvalidInput, ModelNotFound, NoNodeAvailable,
-        PoolSaturated, TextTooLong, or BadRequest with the server's words.
+        If a node fails, another is tried. Raises InvalidInput, ModelNotFound, NoNodeAvailable,
+        PoolSaturated, TextTooLong, or BadRequest with the server's message.
         """
         return await self._embedder.embed(
             model, input, truncate, options, keep_alive, dimensions, **given
@@ -165,24 +166,25 @@ class OllamaPool:
     ) -> Embeddings:
         """The vectors of many texts, in input order, computed by all nodes that have the model.
 
-        Equal texts are computed once. A chunk that fails on a node is done by another; one that
-        fails for its input is split until the culprit is alone.
+        Equal texts are computed once. A chunk that fails on one node is retried on another; a chunk
+        that is rejected for its input is split to isolate the offending text.
 
         dimensions, truncate, options, keep_alive: as for Ollama's ``/api/embed``.
-        on_progress: called with (settled, all) as the batch goes on. on_vectors: called with (rows,
-        vectors) as they come: positions in `texts`, and a read-only float32 memoryview of shape
-        (rows, dimensions). A row that two nodes computed may come twice.
+        on_progress: called with (settled, total) during the batch.
+        on_vectors: called with (rows, vectors) as vectors arrive: positions in `texts`, and a
+        read-only float32 memoryview of shape (rows, dimensions). A row that two nodes computed may
+        come twice.
         on_error: with "raise", items without a vector raise BatchError, which carries the vectors
         of all others; with "return" they are NaN rows named in ``Embeddings.errors``.
         on_truncate: as for `embed`; with "raise" a text's error is TextTooLong.
         force_mode: "sequential" uses one node, "parallel" every machine, whatever is predicted.
-        timeout: seconds for all of it; what is not done by then fails, the rest is kept. None is no
-        limit but that of each request, `embed_timeout`.
-        engine: where to compute: "local" in this process, "dask" or "ray" by workers of those;
-        "auto" takes Dask, where that is turned on, if the batch is worth it.
+        timeout: seconds in all; items not done by then fail, the rest are kept. None: no limit but
+        that of each request, `embed_timeout`.
+        engine: where to compute: "local" in this process, "dask" or "ray" on their workers; "auto"
+        uses Dask, if enabled, for batches that are large enough.
 
         Raises InvalidInput (nothing was sent), ModelNotFound, NoNodeAvailable, BatchError, and
-        EngineError if the engine that was asked for cannot be used.
+        EngineError if the chosen engine cannot be used.
         """
         return await self._embedder.embed_batch(model, texts, **given)
 
@@ -194,8 +196,8 @@ class OllamaPool:
     ) -> EmbedStream:
         """The vectors of any number of texts, as an async iterator in input order.
 
-        The texts may come from any iterable, also an async one; it is read no faster than the
-        vectors are taken, so memory stays bounded however many there are.
+        The texts may come from any iterable, sync or async. It is read no faster than the vectors
+        are consumed, so memory stays bounded.
 
         dimensions, truncate, options, keep_alive: as for Ollama's ``/api/embed``.
         on_error: with "raise" the iteration ends with BatchError at the first segment in which an
@@ -209,21 +211,21 @@ class OllamaPool:
     async def embed_bag(
         self, model: str, bag: Any, path: FilePath, **given: Unpack[WriteArguments]
     ) -> WriteReport:
-        """Embed a `dask.bag.Bag` of texts on the workers of Dask, which write Parquet files.
+        """Embed a `dask.bag.Bag` of texts on Dask workers, which write Parquet files.
 
         Neither the texts nor the vectors pass through this process. Each partition becomes one
-        file, ``part-00000.parquet`` and so on, whole or not there at all, with the columns
-        ``text``, ``embedding`` (lists of float32, all of one length) and ``error``.
+        file, ``part-00000.parquet`` and so on, written atomically, with the columns ``text``,
+        ``embedding`` (lists of float32, all of one length) and ``error``.
 
-        path: a directory that all workers see; it is made if it is not there. overwrite: remove
-        such files from it first; else it may have none.
+        path: a directory that all workers see; created if missing.
+        overwrite: remove existing part files first; without it there must be none.
         dimensions, truncate, options, keep_alive: as for Ollama's ``/api/embed``.
         on_error: with "raise" the first text without a vector ends the call with RequestFailed;
-        what is written by then stays. With "return" its embedding is null, and ``error`` says why.
+        files written by then stay. With "return" its embedding is null, and ``error`` says why.
         on_progress: called with (partitions written, all partitions).
 
-        One short text is embedded first, to learn how long the vectors are. Raises InvalidInput,
-        ModelNotFound, NoNodeAvailable, RequestFailed, and EngineError where Dask is not turned on
+        One short text is embedded first, to learn the dimensions. Raises InvalidInput,
+        ModelNotFound, NoNodeAvailable, RequestFailed, and EngineError if Dask is not enabled
         (``enable_dask=True``) or cannot be used.
         """
         return await self._far_batches.embed_bag(model, bag, path, **given)
@@ -231,9 +233,9 @@ class OllamaPool:
     async def embed_dataframe(
         self, model: str, df: Any, column: str, path: FilePath, **given: Unpack[WriteArguments]
     ) -> WriteReport:
-        """Embed a column of a `dask.dataframe.DataFrame` on the workers of Dask: see `embed_bag`.
+        """Embed a column of a `dask.dataframe.DataFrame` on Dask workers: see `embed_bag`.
 
-        The files have the columns of the dataframe, and ``embedding`` and ``error`` beside them.
+        The files have the columns of the dataframe, plus ``embedding`` and ``error``.
         """
         return await self._far_batches.embed_dataframe(model, df, column, path, **given)
 
@@ -253,15 +255,16 @@ class OllamaPool:
     ) -> ChatReply | ReplyStream[ChatReply]:
         """A chat answer, or with ``stream=True`` an async iterator over its parts.
 
-        tools, think, format, options, keep_alive: as for Ollama's ``/api/chat``. timeout: seconds
-        for all of it. priority: 1 to 10, where 10 goes first if requests have to wait for a node.
+        tools, think, format, options, keep_alive: as for Ollama's ``/api/chat``.
+        timeout: seconds in all. priority: 1 to 10; if requests have to wait for a node, 10 goes
+        first.
         sticky: the name of a conversation, which stays on the node that has its prompt cache unless
-        that is much busier than others.
+        that node is much busier than others.
 
-        Another node is asked if one fails before its first part. Raises InvalidInput,
-        ModelNotFound, NoNodeAvailable, PoolSaturated, or BadRequest. If a stream breaks off or the
-        node reports an error in it, the iteration raises StreamCutOff, which says how many parts
-        were delivered; its cause is what happened.
+        If a node fails before its first part, another is tried. Raises InvalidInput, ModelNotFound,
+        NoNodeAvailable, PoolSaturated, or BadRequest. If a stream breaks off or the node reports an
+        error in it, the iteration raises StreamCutOff with the number of parts delivered and the
+        failure as its cause.
         """
         return await self._conversations.chat(model, messages, **given)
 
@@ -286,113 +289,113 @@ class OllamaPool:
     ) -> GeneratedText | ReplyStream[GeneratedText]:
         """Generated text, or with ``stream=True`` an async iterator over its parts.
 
-        The text is a string; its ``answer`` holds what else the server said.
+        The text is a `str`; its ``answer`` holds the rest of the server's response.
         system, template, context, think, raw, format, images, options, keep_alive: as for Ollama's
-        ``/api/generate``. timeout, priority, sticky, failing over and errors: as for `chat`.
+        ``/api/generate``. timeout, priority, sticky, failover and errors: as for `chat`.
         """
         return await self._conversations.generate(model, prompt, suffix, **given)
 
     @property
     def view(self) -> ClusterView:
-        """Every node as known now, frozen."""
+        """A frozen snapshot of every node."""
         return self._registry.view
 
     def get_stats(self) -> dict[str, Any]:
-        """Counts of everything so far, exact. See `core.stats.pool_stats` for the keys; each engine
-        that is turned on has one more, by its name."""
+        """Exact statistics so far. See `core.stats.pool_stats` for the keys; each enabled engine
+        adds one of its own name."""
         return self._operations.stats() | self._carriage.stats()
 
     async def refresh(self) -> ClusterView:
-        """Ask every node again what it has, and return what is known then: within 7 s."""
+        """Probe every node, and return the new view. Takes at most 7 s."""
         await self._operations.refresh()
         return self.view
 
     def events(self) -> EventStream:
-        """What happens from now on, as an async iterator: decisions, failures, breakers, loads; see
+        """Events from now on, as an async iterator: decisions, failures, breakers, model loads; see
         `core.events`. Ends when the pool is closed."""
         return self._operations.events()
 
     async def add_node(
         self, node: NodeLike, name: str = "", priority: int = 0, auto_probe: bool = True
     ) -> NodeState:
-        """Add a node, which takes part in what is under way. See `NodeRegistry.add_node`."""
+        """Add a node, which joins running batches too. See `NodeRegistry.add_node`."""
         return await self._operations.add_node(node, name, priority, auto_probe)
 
     async def remove_node(self, node: str) -> None:
-        """Forget a node, by name or URL. What it has under way is done by others; to let it finish
-        that first, `drain` it. Raises InvalidInput if there is none."""
+        """Remove a node, by name or URL. Its requests move to other nodes; `drain` it first to let
+        them finish. Raises InvalidInput if there is no such node."""
         self._operations.remove_node(node)
 
     async def drain(self, node: str, on_wait: Callable[[int], None] | None = None) -> None:
-        """Give a node no more work, and return when it has none under way. `resume` undoes it.
+        """Give a node no more work, and return when nothing is in flight. `resume` undoes it.
 
-        on_wait: told how many requests it still has. Raises InvalidInput if there is none.
+        on_wait: called with the number of requests left. Raises InvalidInput if there is no such
+        node.
         """
         await self._operations.drain(node, on_wait)
 
     def resume(self, node: str) -> None:
-        """Let a node that was drained work again. Raises InvalidInput if there is none."""
+        """Give a drained node work again. Raises InvalidInput if there is no such node."""
         self._operations.resume(node)
 
     def allow(self, places: Mapping[str, int] | None) -> None:
-        """Have at most so many requests under way at once on each node that is named, by name.
+        """Limit the requests in flight on nodes: node name -> slots. None lifts all limits.
 
-        For programs that share nodes. What is under way goes on. None lifts it from all nodes; what
-        the user set as `max_concurrency` holds all the same.
+        For programs that share nodes. Requests in flight go on, and the user's `max_concurrency`
+        still applies.
         """
         self._operations.allow(places)
 
     def usage(self) -> Mapping[str, Usage]:
-        """By node name, how many requests of this pool are under way, and how many would be."""
+        """Node name -> how many requests of this pool are in flight, and how many it wants."""
         return self._operations.usage()
 
     async def warm(
         self, model: str, nodes: Iterable[str] | None = None
     ) -> dict[str, float | SollolError]:
-        """Node -> seconds to load a model ahead, or the error: on all that have it, or those named.
+        """Load a model ahead on all nodes that have it, or on `nodes`: node -> seconds or error.
 
         Raises InvalidInput, ModelNotFound, NoNodeAvailable.
         """
         return await self._operations.warm(model, nodes)
 
     async def verify(self, model: str) -> Agreement:
-        """Compare the vectors of a few texts between all nodes, alone and in a list.
+        """Compare the vectors of a few texts between all nodes, embedded singly and in a list.
 
-        Nodes whose cosine similarity to the others is below 0.999 are kept out of embedding with
-        this model from then on, until another `verify` finds them equal. Raises InvalidInput,
-        ModelNotFound, NoNodeAvailable.
+        Nodes whose cosine similarity to the others is below 0.999 no longer embed with this model,
+        until another `verify` finds that they agree. Raises InvalidInput, ModelNotFound,
+        NoNodeAvailable.
         """
         return await self._operations.verify(model)
 
     async def route(
         self, model: str, *, kind: Literal["embed", "chat", "generate"] = "embed", tokens: float = 0
     ) -> RouteExplanation:
-        """Which node a request would go to now, each node's terms, and why others would not do.
+        """Where a request would go now, each node's score, and why others are not eligible.
 
-        tokens: of the prompt. Nothing is sent. ``print`` it, or read its attributes.
+        tokens: of the prompt. Nothing is sent. ``print`` the result, or read its attributes.
         """
         return await self._operations.route(model, kind, tokens)
 
     async def plan(self, model: str, items: int, **given: Unpack[PlanArguments]) -> Plan:
-        """What would be done now with a batch of `items` texts: which nodes, how long, and why.
+        """The plan for a batch of `items` texts now: which nodes, how long, and why.
 
-        tokens_per_item: how long the texts are. force_mode: as for `embed_batch`. Raises
-        InvalidInput, ModelNotFound, NoNodeAvailable.
+        tokens_per_item: length of a text. force_mode: as for `embed_batch`. Raises InvalidInput,
+        ModelNotFound, NoNodeAvailable.
         """
         return await self._operations.plan(model, items, **given)
 
     async def parallelism_report(
         self, model: str, sizes: Iterable[int] = DEFAULT_SIZES, **given: Unpack[SizeArguments]
     ) -> list[ParallelismEntry]:
-        """For each batch size: the plan, both estimates, and what the plan saves.
+        """For each batch size: the plan, both estimates, and the time saved.
 
-        tokens_per_item: how long the texts are. Raises InvalidInput, ModelNotFound,
-        NoNodeAvailable.
+        tokens_per_item: length of a text. Raises InvalidInput, ModelNotFound, NoNodeAvailable.
         """
         return await self._operations.parallelism_report(model, sizes, **given)
 
     def count_unique_physical_hosts(self) -> int:
-        """How many machines the nodes are, as far as their addresses and labels tell."""
+        """The number of machines that the nodes run on, judged by addresses and labels."""
         return len(set(self._registry.machines.values()))
 
     def should_use_parallel_execution(self, num_tasks: int) -> bool:

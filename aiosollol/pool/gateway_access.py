@@ -1,4 +1,4 @@
-"""Requests of others passed on to nodes as they are: what a gateway needs of `OllamaPool`."""
+"""`GatewayAccess`: the API of `OllamaPool` for a gateway, which forwards requests unchanged."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ Kind = Literal["embed", "chat", "generate", "load"]
 
 
 class GatewayAccess:
-    """What a gateway does with a pool, and no other program: see `OllamaPool.gateway_access`.
+    """What a gateway needs of its pool: see `OllamaPool.gateway_access`. Not for other programs.
 
-    live: sends requests as the pool's own calls are sent.
-    transport_of: how to reach a node, by name.
-    tracing: follows the requests.
-    strategy: what the routing strategy is called.
-    embed_timeout, chat_timeout: seconds for a request that sets none.
-    wait_timeout: seconds that a request waits for a place on a node.
+    live: sends requests, as for the pool's own calls.
+    transport_of: the transport to a node, by name.
+    tracing: traces the requests.
+    strategy: the name of the routing strategy.
+    embed_timeout, chat_timeout: default seconds for a request.
+    wait_timeout: seconds that a request waits for a slot.
     check_open: raises PoolClosed.
     embedder: embeds what several clients ask for; `embed_gathered` is its `gathered`.
     calls: counters of the pool's calls.
@@ -85,9 +85,13 @@ class GatewayAccess:
     ) -> Relayed:
         """The whole answer to a request with this `body`, as the node wrote it.
 
-        It goes its way as one of `embed`, `chat` or `generate` does. kind: what it is; "load" if it
-        computes nothing. path: of the endpoint. texts: what is to be embedded, one text or none.
-        options, keep_alive: those in `body`. timeout, priority, sticky: as for `OllamaPool.chat`.
+        Routed like `embed`, `chat` or `generate`.
+
+        kind: of request; "load" if it computes nothing.
+        path: of the endpoint.
+        texts: to be embedded, one text or none.
+        options, keep_alive: those in `body`.
+        timeout, priority, sticky: as for `OllamaPool.chat`.
 
         Raises ModelNotFound, NoNodeAvailable, PoolSaturated, BadRequest, PoolClosed.
         """
@@ -108,18 +112,18 @@ class GatewayAccess:
         body: bytes,
         **arguments: Unpack[LiveArguments],
     ) -> RelayStream:
-        """As `forward`, of a streamed answer whose first line has arrived."""
+        """Like `forward`, for a streamed answer. Returns when its first line has arrived."""
         call, wishes = self._call(kind, path, model, body, (), **arguments)
         setbacks: list[Setback] = []
-        # What a `RelayCall` is answered by.
+        # A `RelayCall` always gives a `RelayStream`.
         stream = cast(RelayStream, await self._live.open_stream(call, wishes, setbacks))
         stream.setbacks = tuple(setbacks)
         return stream
 
     def reason(self, model: str, setbacks: Sequence[Setback] = ()) -> str:
-        """Why a request went where it went, in a few words of ASCII.
+        """Why a request went to its node, in a few words of ASCII.
 
-        setbacks: what `Relayed` or `RelayStream` says came before.
+        setbacks: those of its `Relayed` or `RelayStream`.
         """
         reason = f"{self._strategy}, 1 of {len(self._roster.ready(model))}"
         return f"{reason}, {after(setbacks)}" if setbacks else reason
@@ -127,9 +131,9 @@ class GatewayAccess:
     async def ask(
         self, node: str, method: str, path: str, body: bytes | None = None, *, timeout: float
     ) -> bytes:
-        """What one node answers to a request that computes nothing. Raises NodeError, PoolClosed.
+        """One node's answer to a request that computes nothing. Raises NodeError, PoolClosed.
 
-        It is neither counted nor does it wait for a place, and is not tried again.
+        Not counted, takes no slot, and is not retried.
         """
         self._check_open()
         if node not in self._registry:
@@ -142,7 +146,7 @@ class GatewayAccess:
     def ask_stream(
         self, node: str, path: str, body: bytes, *, timeout: float
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """As `ask`, of a POST whose answer comes in pieces. Leaving it early cancels it."""
+        """Like `ask`, for a POST whose answer is streamed. Leaving early cancels it."""
         self._check_open()
         if node not in self._registry:
             raise NodeUnreachable(node, "was removed")
@@ -152,7 +156,7 @@ class GatewayAccess:
     async def ask_any(
         self, model: str, method: str, path: str, body: bytes | None = None, *, timeout: float
     ) -> Relayed:
-        """What one of the nodes that have `model` answers: the first that does.
+        """The answer of the first node that has `model` and does not fail.
 
         Raises ModelNotFound, NoNodeAvailable, PoolClosed, NodeError.
         """

@@ -1,4 +1,4 @@
-"""chat and generate: requests made from what callers give, sent by the live path."""
+"""`Generation`: chat and generate. Turns arguments into requests for the live path."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from aiosollol.wire.ollama.client import dump
 
 
 class Generation:
-    """chat and generate over the nodes of a pool: see `OllamaPool.chat` for what they do.
+    """chat and generate on the nodes of a pool: see `OllamaPool.chat` and `generate`.
 
     live: sends the requests.
-    timeout: seconds for a request that sets none.
+    timeout: default seconds for a request.
     check_open: raises PoolClosed.
     """
 

@@ -1,4 +1,4 @@
-"""The life of a pool: whether it is open, and in which order its parts are started and ended."""
+"""Opening and closing a pool: its state, and the order in which its parts start and end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from aiosollol.pool.background import CLOSE_SECONDS, BackgroundTasks
 from aiosollol.pool.embedding import Embedder
 from aiosollol.sharing.lease_client import LeaseClient
 
-_LOOK_SECONDS = 0.01  # while it waits for calls to end, which is seldom and not for long
+_LOOK_SECONDS = 0.01  # between checks for calls to end, which is rare and brief
 
 
 class OpenState:
@@ -29,25 +29,25 @@ class OpenState:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def open(self) -> None:
-        """It is open from now on, in the running loop."""
+        """Mark the pool as open, in the running loop."""
         self.name = "open"
         self._loop = asyncio.get_running_loop()
 
     def check(self) -> None:
-        """Raises PoolClosed unless it is open, in the running loop."""
+        """Raise PoolClosed unless the pool is open, in the running loop."""
         if self.name == "closed":
             raise PoolClosed("the pool is closed")
         if self.name == "new":
             raise PoolClosed("the pool is not open yet: use 'async with', or await pool.start()")
         if asyncio.get_running_loop() is not self._loop:
-            raise PoolClosed("the pool was opened in another event loop: make one for each loop")
+            raise PoolClosed("the pool was opened in another event loop: create one per loop")
 
 
 class Lifecycle:
     """Starts and ends the parts of a pool.
 
-    state: what they look at to see whether it is open.
-    close_timeout: seconds that calls have to end by themselves.
+    state: whether the pool is open, shared with the parts.
+    close_timeout: seconds that calls have to finish.
     """
 
     def __init__(
@@ -79,9 +79,9 @@ class Lifecycle:
         self._is_impatient = False
 
     def start(self) -> None:
-        """Begin to watch the nodes. Idempotent. Raises PoolClosed if it was closed."""
+        """Start to watch the nodes. Idempotent. Raises PoolClosed if it was closed."""
         if self.state.name == "closed":
-            raise PoolClosed("the pool was closed; make a new one")
+            raise PoolClosed("the pool was closed; create a new one")
         if self.state.name == "open":
             return
         self.state.open()
@@ -90,9 +90,9 @@ class Lifecycle:
             self._upkeep.spawn(self._sharing.run(), "share the nodes")
 
     async def aclose(self, wait: float | None) -> None:
-        """Wait for what is under way, then end the rest and close every connection. Idempotent.
+        """Wait for calls in progress, end the rest, and close every connection. Idempotent.
 
-        wait: seconds that calls of other tasks have to end by themselves, `close_timeout` if None.
+        wait: seconds that other tasks' calls have to finish; `close_timeout` if None.
         """
         self.state.name = "closed"
         if self._closing is None:
@@ -104,7 +104,7 @@ class Lifecycle:
 
     async def _close(self, seconds: float) -> None:
         with anyio.move_on_after(seconds):
-            # Two looks at open streams: who reads one does not wait for it all the time.
+            # Open streams are checked twice: their readers are busy elsewhere between parts.
             looks = 2 if self._live.has_streams else 1
             idle = 0
             while not self._is_impatient:
@@ -130,7 +130,7 @@ class Lifecycle:
 
 
 async def _finish(task: asyncio.Task[None]) -> None:
-    """Wait for `task` to its end, even if whoever waits is cancelled; then let that through."""
+    """Wait until `task` ends, even when cancelled; then raise that cancellation."""
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:

@@ -1,4 +1,4 @@
-"""`NodeRegistry`: the nodes of a pool, with what it takes to find, check and keep them."""
+"""`NodeRegistry`: the nodes of a pool; finds, checks and saves them."""
 
 from __future__ import annotations
 
@@ -24,19 +24,21 @@ from aiosollol.ports import Transport
 log = logging.getLogger("aiosollol")
 
 Search = Callable[..., AsyncIterable[Discovered]]
-"""What `discovery.discover` is: options in, nodes out as they answer."""
+"""The type of `discovery.discover`: options in, nodes out as they answer."""
 
 _CHECK_SECONDS = 7.0
 
 
 class NodeRegistry(ClusterState):
-    """All nodes. Give it to a pool, and change it while the pool runs.
+    """The nodes of a pool, which may be changed while the pool runs.
 
-    A collection of `Node`, by name; `nodes` has them by URL. A lower priority number is used first.
+    A collection of `Node`, by name; `nodes` has them by URL. Lower priority numbers go first.
 
-    auto_discover: the pool that uses it searches the network when it starts.
-    search, watch, names, transport_factory: other ways to search and to follow the network, to ask
-    DNS and to reach a node, for tests. Raises InvalidInput for nodes that cannot be read.
+    auto_discover: whether the pool that uses it searches the network when it starts.
+    search, watch, names, transport_factory: replace discovery, network watching, DNS and the
+    transport to a node, for tests.
+
+    Raises InvalidInput for invalid nodes.
     """
 
     def __init__(
@@ -62,10 +64,10 @@ class NodeRegistry(ClusterState):
     async def add_node(
         self, url: NodeLike, name: str = "", priority: int = 0, auto_probe: bool = True
     ) -> Node:
-        """Add a node and, with `auto_probe`, ask it what it has. Returns it, up or down.
+        """Add a node, probe it if `auto_probe`, and return it, whether up or down.
 
-        One that is there already, by its URL or as the same server, is returned as it is. Raises
-        InvalidInput if it cannot be read, or if its name is taken.
+        A node that is present already, by URL or as the same server, is returned unchanged. Raises
+        InvalidInput if it is invalid, or its name is taken.
         """
         node = self.add({"url": url, "name": name, "priority": priority} if _is_text(url) else url)
         if auto_probe:
@@ -73,11 +75,11 @@ class NodeRegistry(ClusterState):
         return node
 
     def remove_node(self, node: str) -> Node:
-        """Forget a node, by its URL or name. Raises InvalidInput if there is none."""
+        """Remove a node, by URL or name. Raises InvalidInput if there is no such node."""
         return self.remove(self.find(node).name)
 
     def get_node_by_url(self, url: str) -> Node | None:
-        """The node at `url`, in any form in which it can be written; None if there is none."""
+        """The node at `url`, however it is written; None if there is no such node."""
         try:
             wanted = NodeSpec(url).url
         except InvalidInput:
@@ -87,15 +89,15 @@ class NodeRegistry(ClusterState):
     # All of them.
 
     def get_healthy_nodes(self) -> list[Node]:
-        """The nodes that answered when they were last asked."""
+        """The nodes that answered their last probe."""
         return [node for node in self if node.is_known and not node.state.is_down]
 
     def get_gpu_nodes(self) -> list[Node]:
-        """The nodes that are known to compute on a GPU."""
+        """The nodes known to have a GPU."""
         return [node for node in self if node.state.has_gpu() or node.state.gpu_memory_total]
 
     async def health_check_all(self) -> dict[str, bool]:
-        """Ask every node what it has: name -> whether it answers. Takes 7 s at most."""
+        """Probe every node: name -> whether it answered. Takes at most 7 s."""
         await self._check(list(self))
         return {node.name: not node.state.is_down for node in self}
 
@@ -115,10 +117,10 @@ class NodeRegistry(ClusterState):
     # Finding them.
 
     async def discover_and_add_nodes(self, timeout: float = 0.5, **options: Any) -> int:
-        """Search the network and add what answers, the moment it does. Returns how many are new.
+        """Search the network, add each node as it answers, and return how many are new.
 
         timeout: seconds that an address has to answer. options: those of `discovery.discover`.
-        Every node that is there already is asked too, wherever it is. Raises InvalidInput.
+        Nodes that are present already are asked too. Raises InvalidInput.
         """
         before = set(self._nodes)
         self.set_searching(True)
@@ -130,7 +132,7 @@ class NodeRegistry(ClusterState):
         return len(set(self._nodes) - before)
 
     def add_found(self, found: Discovered) -> Node:
-        """Add a node that a search has found, or return the one that is there."""
+        """Add a node found by a search, or return it if present already."""
         known = self.nodes.get(found.url)
         if known is None:
             name = found.name if found.name and found.name not in self else ""
@@ -150,10 +152,10 @@ class NodeRegistry(ClusterState):
         return known
 
     async def watch(self, *, interval: float = 60.0, **options: Any) -> None:
-        """Follow the network until cancelled: what appears is added, what leaves is removed.
+        """Watch the network until cancelled: add nodes that appear, remove those that leave.
 
-        Announcements are heard at once, and the network is searched every `interval` seconds.
-        Removed are only nodes that were found, never those that somebody named. options: those of
+        Announcements are handled at once, and the network is searched every `interval` seconds.
+        Only nodes that were discovered are removed, never those that were given. options: those of
         `discovery.discover`. Raises InvalidInput.
         """
         from aiosollol.discovery.search import Arrived  # loads zeroconf
@@ -169,11 +171,11 @@ class NodeRegistry(ClusterState):
                     self.remove(node.name)
 
     async def locate(self) -> None:
-        """Learn which nodes are on this machine, and which names are one address.
+        """Find out which nodes are on this machine, and which names share an address.
 
-        Nothing is asked where addresses alone tell: with one node, or with loopback only. Takes
-        2 s at most, and never raises for what DNS does. Raises ConfigError for a machine id in the
-        environment that cannot be one.
+        Skipped if addresses alone tell: with one node, or loopback only. Takes at most 2 s, and
+        never raises for DNS errors. Raises ConfigError for an invalid machine id in the
+        environment.
         """
         hosts = {node.spec.address.host for node in self}
         if len(self) < 2 or all(map(is_loopback, hosts)):
@@ -194,8 +196,8 @@ class NodeRegistry(ClusterState):
     def load_config(self, path: str | os.PathLike[str] | None = None) -> int:
         """Add the nodes of a file, and return how many are new.
 
-        path: JSON as `save_config` writes it, or a hosts.txt with a ``host:port`` a line; None is
-        the default file. Blocks while it reads. Raises ConfigError, which names file and entry.
+        path: JSON as written by `save_config`, or a hosts.txt with one ``host:port`` a line; None
+        is the default file. Blocking. Raises ConfigError, which names file and entry.
         """
         from aiosollol.config.files import default_nodes_path, find_nodes_file
         from aiosollol.config.node_files import load_nodes
@@ -207,10 +209,10 @@ class NodeRegistry(ClusterState):
         return len(set(self._nodes) - before)
 
     def save_config(self, path: str | os.PathLike[str] | None = None) -> None:
-        """Write the nodes to a file, whole or not at all. None is the default file.
+        """Write the nodes to a file, atomically. None is the default file.
 
-        Headers are written too, so a new file can be read by its owner only. Blocks while it
-        writes. Raises ConfigError.
+        Headers are included, so a new file is readable by its owner only. Blocking. Raises
+        ConfigError.
         """
         from aiosollol.config.files import default_nodes_path
         from aiosollol.config.node_files import save_nodes
@@ -219,7 +221,7 @@ class NodeRegistry(ClusterState):
 
 
 def _discover(**options: Any) -> AsyncIterable[Discovered]:
-    from aiosollol.discovery import discover  # loads zeroconf, for those who search
+    from aiosollol.discovery import discover  # loads zeroconf: only when searching
 
     return discover(**options)
 

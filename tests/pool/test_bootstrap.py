@@ -92,7 +92,7 @@ def test_nodes_that_are_no_list(nodes: Any) -> None:
 
 
 def test_no_nodes_at_all() -> None:
-    with pytest.raises(InvalidInput, match="give at least one"):
+    with pytest.raises(InvalidInput, match="pass at least one"):
         begin_with([])
 
 
