@@ -1,4 +1,4 @@
-"""Tells the network about a node, so that others find it without searching."""
+"""`Advertiser`: announces a node by zeroconf, so that others find it without a sweep."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ if TYPE_CHECKING:
     from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
 LOOPBACK_HINT = (
-    "other machines cannot reach it there. Let Ollama listen on all interfaces, with "
+    "other machines cannot reach it there. Make Ollama listen on all interfaces, with "
     "OLLAMA_HOST=0.0.0.0 in its environment, and announce an address of this machine"
 )
 
 _REGISTER_SECONDS = 15.0  # 1.7 s, and as much again for each name that is taken
 _UPDATE_SECONDS = 5.0
-_SUFFIX_BYTES = 4  # room for "-2" and so on, where the name is taken
+_SUFFIX_BYTES = 4  # room for "-2" and so on, if the name is taken
 
 
 class Advertiser:
-    """Announces a node while it is open, and says goodbye at the end.
+    """Announces a node while open, and sends a goodbye at the end.
 
     ::
 
         async with Advertiser("http://10.0.0.2:11434", Announcement("gpu-box")) as advertiser:
-            print(advertiser.name)  # "gpu-box", or "gpu-box-2" where that is taken
+            print(advertiser.name)  # "gpu-box", or "gpu-box-2" if that is taken
             await advertiser.update(Announcement("gpu-box", version="0.33.1"))
 
-    url: of the node; its scheme, port and path are announced. addresses: the IP addresses under
-    which others reach it; None takes the host of the URL, if that is one. interfaces: on which to
-    announce, each given by an address that this machine has there; None takes all.
+    url: of the node; its scheme, port and path are announced.
+    addresses: IP addresses by which others reach the node; None uses the host of the URL.
+    interfaces: to announce on, each given by one of this machine's addresses; None uses all.
 
-    Raises InvalidInput for an address that others cannot reach; entering, which takes two seconds,
-    raises NodeUnreachable where there is no network.
+    Raises InvalidInput for an address that others cannot reach. Entering takes two seconds, and
+    raises NodeUnreachable if there is no network.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Advertiser:
         self._addresses = _checked(self._address, addresses)
         self._name = _label(announcement.name)
         self._announcement = self._complete(announcement)
-        # Not the name of the machine: a responder of its own, such as Avahi, may answer for that.
+        # Not the machine's host name: another responder, such as Avahi, may answer for that.
         self._server = _new_server(self._name)
         self._interfaces = interfaces
         self._stack = AsyncExitStack()
@@ -66,12 +66,12 @@ class Advertiser:
 
     @property
     def name(self) -> str:
-        """The name under which it is announced. Before it is, the one that is wanted."""
+        """The name that is announced; before that, the requested name."""
         return self._name
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """The addresses that are announced."""
+        """The announced addresses."""
         return self._addresses
 
     async def __aenter__(self) -> Advertiser:
@@ -93,10 +93,10 @@ class Advertiser:
         await self._stack.aclose()
 
     async def update(self, announcement: Announcement) -> None:
-        """Announce what has changed. The name stays what it is.
+        """Announce a change. The name stays the same.
 
         Returns when it has been sent three times, after half a second. Raises InvalidInput unless
-        the advertiser is open, and NodeUnreachable where it cannot be sent.
+        the advertiser is open, and NodeUnreachable if it cannot be sent.
         """
         changed = self._complete(announcement)
         if self._zeroconf is None:
@@ -112,7 +112,7 @@ class Advertiser:
     def _complete(self, announcement: Announcement) -> Announcement:
         address = self._address
         changed = announcement._replace(name=self._name, scheme=address.scheme, path=address.path)
-        changed.as_txt()  # raises for what cannot be announced
+        changed.as_txt()  # raises if it cannot be announced
         return changed
 
     def _info(self) -> AsyncServiceInfo:
@@ -136,20 +136,20 @@ class Advertiser:
             if rival is None:
                 return
             if rival < self._server:
-                # It will find out as well, and take another name. Ours must be the last word, and a
-                # new one: what listeners have heard before is no news to them.
+                # The rival will notice as well and take another name. Announce once more after
+                # that, with a new server name: listeners ignore what they have heard before.
                 await asyncio.sleep(1.0)
                 self._server = _new_server(self._name)
                 await (await zeroconf.async_update_service(self._info()))
                 return
-            # Without a goodbye, which would be one for the rival too.
+            # Without a goodbye, which would apply to the rival too.
             zeroconf.zeroconf.registry.async_remove(info)
             self._name = f"{self._name[: MAX_NAME_BYTES - 5]}-{secrets.token_hex(2)}"
 
     def _rival(self, zeroconf: AsyncZeroconf) -> str | None:
-        """Another server that announces our name. Who began in the same second sees no other.
+        """Another server that announces our name.
 
-        Machines that start together do: when the power comes back.
+        Registering does not detect one that started in the same second, as after a power cut.
         """
         from zeroconf.const import _CLASS_IN, _TYPE_SRV  # the numbers of RFC 1035 and RFC 2782
 
@@ -171,7 +171,7 @@ def _checked(address: Address, addresses: Sequence[str] | None) -> tuple[str, ..
             raise InvalidInput(
                 f"{safe_repr(text)} is not an IP address: pass addresses=[...] under which "
                 f"{address} is reached"
-            ) from None  # the cause would show it whole
+            ) from None  # the cause would quote it in full
         if not is_reachable(ip):
             raise InvalidInput(f"{text} cannot be announced: {LOOPBACK_HINT}")
     return tuple(dict.fromkeys(addresses))
@@ -183,9 +183,9 @@ def _new_server(name: str) -> str:
 
 
 def _label(name: str) -> str:
-    """A name that can be announced: not too long, and without dots, which DNS takes for its own."""
+    """A name that can be announced: not too long, and without dots, which separate DNS labels."""
     text = "".join(c for c in name if c.isprintable()).strip().replace(".", "-")
     cut = text.encode()[: MAX_NAME_BYTES - _SUFFIX_BYTES].decode("utf-8", "ignore")
     if not cut:
-        raise InvalidInput(f"{name!r} is no name for a node: it has no letters to show")
+        raise InvalidInput(f"{name!r} is not a name for a node: it has no printable characters")
     return cut

@@ -1,4 +1,4 @@
-"""Is it an Ollama? Two small questions to a server of which nothing is known."""
+"""`identify`: checks whether an unknown server is an Ollama, with two small requests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from aiosollol.wire.http1 import ResponseParser, request_head
 from aiosollol.wire.ollama.client import load_tags, load_version, loads
 
 MOST_BODY_BYTES = 1 << 20
-"""Two thousand models take as much."""
+"""As much as two thousand models take."""
 
 _MOST_HEAD_BYTES = 16_384
 _MOST_VERSION = 100
@@ -26,7 +26,7 @@ _HEADERS = {"Accept": "application/json", "User-Agent": "aiosollol"}
 
 
 class ServerIdentity(NamedTuple):
-    """What a server said that is an Ollama. `seconds`: from the first question to its answer."""
+    """The answers of an Ollama server. seconds: from the first request to its answer."""
 
     version: str
     models: Mapping[str, ModelInfo]
@@ -34,20 +34,21 @@ class ServerIdentity(NamedTuple):
 
     @property
     def contents(self) -> tuple[str, frozenset[tuple[str, str]]]:
-        """What two answers of one server have in common, by whatever address it was asked."""
+        """Equal for two answers of one server, by whatever address it was asked."""
         return self.version, frozenset((each.name, each.digest) for each in self.models.values())
 
 
 async def identify(
     connect: Callable[[], AbstractAsyncContextManager[Channel]], address: Address
 ) -> ServerIdentity:
-    """What a server says that is an Ollama.
+    """The version and models of an Ollama server.
 
-    Both questions go over one connection, unless the server closes it after the first.
+    Both requests use one connection, unless the server closes it after the first. The caller sets
+    the deadline.
 
-    Nothing is believed: a status other than 200 (a redirect too), a head or a body that is too
-    long, and JSON of another shape raise ProtocolError; what is not HTTP raises BadResponse (a
-    ValueError), and OSError is from the connection. The caller brings the deadline.
+    Raises ProtocolError for a status other than 200 (redirects too), a head or body that is too
+    long, and JSON of another shape; BadResponse (a ValueError) for anything but HTTP; OSError from
+    the connection.
     """
     clock = asyncio.get_running_loop().time
     async with connect() as channel:
@@ -68,7 +69,7 @@ async def _models(channel: Channel, address: Address) -> Mapping[str, ModelInfo]
 
 
 async def _get(channel: Channel, address: Address, path: str) -> tuple[bytes, bool]:
-    """The body of an answer with status 200, and whether the connection goes on."""
+    """The body of an answer with status 200, and whether the connection stays open."""
     head = request_head("GET", address.netloc, address.path + path, _HEADERS, None)
     await channel.send(head)
     parser = ResponseParser(max_head=_MOST_HEAD_BYTES)
@@ -91,12 +92,12 @@ async def _get(channel: Channel, address: Address, path: str) -> tuple[bytes, bo
 def _checked_version(node: str, body: bytes) -> str:
     version = load_version(node, body)
     if not (0 < len(version) <= _MOST_VERSION and version.isprintable()):
-        raise ProtocolError(node, "answered with a version that is none")
+        raise ProtocolError(node, "answered with an invalid version")
     return version
 
 
 def _check_tags(node: str, body: bytes) -> None:
-    """Raise ProtocolError unless it is a list of models: what is no Ollama may have any shape."""
+    """Raise ProtocolError unless it is a list of models: other servers may answer anything."""
     try:
         tags = loads(body)
     except orjson.JSONDecodeError as error:
@@ -104,10 +105,10 @@ def _check_tags(node: str, body: bytes) -> None:
     if not isinstance(tags, dict) or "models" not in tags:
         raise ProtocolError(node, "it has no list of models")
     models = tags["models"]
-    if models is None:  # Go writes an empty list that was never made as null
+    if models is None:  # Go writes a nil slice as null
         return
     if not isinstance(models, list) or not all(map(_is_model, models)):
-        raise ProtocolError(node, "its list of models is none")
+        raise ProtocolError(node, "its list of models is invalid")
 
 
 def _is_model(entry: object) -> bool:

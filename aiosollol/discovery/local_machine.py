@@ -1,4 +1,4 @@
-"""What is on this machine, and which of its addresses a server should be known by."""
+"""This machine: its addresses, neighbours and id, and the best address for each server on it."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from aiosollol.wire.announcement import Announcement
 LOOPBACK = ("127.0.0.1", "::1")
 
 _SOURCES: tuple[Source, ...] = ("environment", "known", "zeroconf", "scan")
-# The address by which others reach it comes first.
+# Addresses by which others reach this machine come first.
 _KINDS: tuple[Kind, ...] = ("lan", "vpn", "link-local", "docker", "loopback")
 
 
 class Found(NamedTuple):
-    """A server that is an Ollama: by which address it was asked, and what it answered.
+    """An Ollama server: the address at which it was found, and its answer.
 
-    ip: the address that stands behind the host of `address`.
+    ip: the IP address of the host in `address`.
     """
 
     address: Address
@@ -43,7 +43,7 @@ class Found(NamedTuple):
     source: Source = "scan"
 
     def as_discovered(self, announced: Announcement | None = None) -> Discovered:
-        """As users see it, with what it announces of itself."""
+        """The public form, with details from its announcement."""
         name = machine = agent = ""
         if announced is not None:
             name, machine = announced.name, announced.machine
@@ -72,10 +72,10 @@ class LocalMachine:
         self._names = {"localhost", host_name.lower(), short, f"{short}.local"} - {"", ".local"}
 
     def has(self, host: str) -> bool:
-        """Whether a host, by address or name, is this machine, as far as can be told offline.
+        """Whether a host, given by address or name, is this machine, judged offline.
 
-        Of the many addresses of loopback, only the two that everybody uses count: who asks for
-        others has put different servers on them.
+        Of the loopback addresses, only the two usual ones count: the others may hold different
+        servers on purpose.
         """
         host = host.lower()
         return (
@@ -86,24 +86,24 @@ class LocalMachine:
         )
 
     def is_docker(self, ip: IPAddress) -> bool:
-        """Whether it is a container on a bridge of this machine, or this machine's end of it."""
+        """Whether `ip` is on a Docker bridge of this machine: a container, or the bridge itself."""
         return any(ip in network for network in self._docker)
 
     def lan_addresses(self) -> list[str]:
-        """The addresses by which other machines reach this one. IPv4 comes first."""
+        """The addresses by which other machines reach this one, IPv4 first."""
         found = [ip for ip, kind in self._kinds.items() if kind == "lan"]
         return sorted(found, key=lambda ip: ":" in ip)
 
     def rank(self, ip: IPAddress) -> int:
-        """Lower is better known to others."""
+        """The rank of an address of this machine; lower is easier to reach for others."""
         kind = self._kinds.get(str(ip)) or ("loopback" if ip.is_loopback else "lan")
         return _KINDS.index(kind)
 
     def one_each(self, found: Iterable[Found]) -> list[Found]:
-        """Each server of this machine once, by its best address, however it was found.
+        """Each server of this machine once, at its best address, however it was found.
 
-        Addresses with the same port lead to one server if it says the same of itself on both. A
-        server that was named (by OLLAMA_HOST) counts as named by its best address too.
+        Addresses with the same port belong to one server if its answers are the same on both. A
+        server given by OLLAMA_HOST keeps that source at its best address too.
         """
         servers: dict[object, list[Found]] = {}
         for each in found:
@@ -117,13 +117,13 @@ class LocalMachine:
 
 
 def identity(found: Found) -> object:
-    """Equal for one server, asked by several addresses of one machine."""
+    """Equal for one server, found at several addresses of one machine."""
     address = found.address
     return address.scheme, address.port, address.path, found.answer.contents
 
 
 def as_ip(host: str) -> IPAddress | None:
-    """A host as an address, None for a name."""
+    """A host as an IP address; None for a name."""
     try:
         return ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
@@ -131,7 +131,7 @@ def as_ip(host: str) -> IPAddress | None:
 
 
 VARIABLE = "SOLLOL_MACHINE_ID"
-"""Overrides the id, where machines share one: containers of one image, namespaces, cloned disks."""
+"""Overrides the machine id, where it is not unique: containers, namespaces, cloned disks."""
 
 _FILES = ("/etc/machine-id", "/var/lib/dbus/machine-id")
 _APPLICATION = b"aiosollol"
@@ -140,10 +140,10 @@ _GIVEN = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}")
 
 
 def machine_id(environ: Mapping[str, str] = os.environ) -> str:
-    """The id of this machine: 16 hexadecimal digits, or what SOLLOL_MACHINE_ID says.
+    """The id of this machine: 16 hexadecimal digits, or the value of SOLLOL_MACHINE_ID.
 
-    Reads a file, so in an event loop it belongs into a thread. Raises ConfigError for a value of
-    the variable that could not be told to others.
+    Reads a file: in an event loop, call it in a thread. Raises ConfigError for a value of the
+    variable that could not be announced.
     """
     given = environ.get(VARIABLE, "").strip()
     if not given:
@@ -158,7 +158,7 @@ def machine_id(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def hashed(raw: str) -> str:
-    """The id that may be published for a raw one, which may not.
+    """A publishable id made from a raw one, which must stay private.
 
     machine-id(5): it "should be considered confidential"; "hash the machine ID with a
     cryptographic, keyed hash function, using a fixed, application-specific key".
@@ -177,7 +177,7 @@ def _own_id() -> str:
         if _RAW.fullmatch(raw):
             return hashed(raw)
     number = uuid.getnode()
-    if number >> 40 & 1:  # no hardware address was found: this is a random one (RFC 4122, 4.5)
+    if number >> 40 & 1:  # no hardware address found: this is a random one (RFC 4122, 4.5)
         return hashed(socket.gethostname())
     return hashed(f"{number:012x}")
 
@@ -185,12 +185,12 @@ def _own_id() -> str:
 _log = logging.getLogger("aiosollol.discovery")
 _ARP_TABLE = "/proc/net/arp"
 _UNREADABLE = (OSError, RuntimeError, ValueError, AssertionError)
-"""What netifaces2 and ifaddr raise for a system that does not answer, or oddly."""
+"""Raised by netifaces2 and ifaddr if the system gives no answer, or an odd one."""
 _COMPLETE = 0x2  # ATF_COM in linux/if_arp.h: the neighbour has answered
 
 
 class NetworkNeighbourhood(NamedTuple):
-    """The addresses of this machine, the IPv4 neighbours that have answered lately, its name."""
+    """This machine's interfaces, its host name, and its recently seen IPv4 neighbours."""
 
     interfaces: tuple[Interface, ...] = ()
     neighbours: tuple[str, ...] = ()
@@ -198,11 +198,11 @@ class NetworkNeighbourhood(NamedTuple):
 
 
 async def read_surroundings() -> NetworkNeighbourhood:
-    """What this machine knows without sending a packet. Takes a few milliseconds.
+    """This machine's neighbourhood, read without sending a packet, in a few milliseconds.
 
-    Where the system does not tell, nothing is known: never raises OSError.
+    Empty where the system does not tell: never raises OSError.
     """
-    # A netlink socket, a file in /proc, and the first time an import.
+    # Uses a netlink socket, a file in /proc and, the first time, an import.
     return await asyncio.to_thread(_read)
 
 
@@ -213,15 +213,15 @@ def _read() -> NetworkNeighbourhood:
 
 
 def _read_interfaces() -> list[Interface]:
-    """The addresses of all interfaces, by the interface's name, IPv4 first."""
-    # Both are imported here, so that they are loaded only for a search.
+    """The addresses of all interfaces, sorted by interface name, IPv4 first."""
+    # Libraries are imported late, so that they are loaded only for a search.
     try:
         try:
             found = read_by_netifaces()
         except ImportError:  # not installed on every platform: see pyproject.toml
             found = read_by_ifaddr()
     except _UNREADABLE as error:
-        _log.warning("the network interfaces could not be read, so none is known: %s", error)
+        _log.warning("the network interfaces could not be read, so none is used: %s", error)
         return []
     return sorted(found, key=lambda each: (each.name, each.address.version))
 
@@ -236,7 +236,7 @@ def read_by_netifaces() -> list[Interface]:
     for name in netifaces.interfaces():
         try:
             addresses: Any = netifaces.ifaddresses(name)
-        except _UNREADABLE as error:  # it can go while it is read
+        except _UNREADABLE as error:  # it can disappear while it is read
             _log.warning("the network interface %s could not be read: %s", name, error)
             continue
         for family in (netifaces.AF_INET, netifaces.AF_INET6):
@@ -263,10 +263,10 @@ def read_by_ifaddr() -> list[Interface]:
 
 
 def parse_interface(name: str, entry: Mapping[Any, str]) -> Interface | None:
-    """An address as netifaces gives it, or None if it is none that can be understood.
+    """An address as given by netifaces, or None if it cannot be parsed.
 
-    netifaces2 calls the mask "mask", the original "netmask"; some systems write the scope of an
-    IPv6 address behind it, and the length of its prefix behind the mask.
+    netifaces2 calls the mask "mask", the original "netmask"; some systems append the scope to an
+    IPv6 address, and the prefix length to its mask.
     """
     address = entry.get("addr", "").partition("%")[0]
     mask = entry.get("mask") or entry.get("netmask") or ""
@@ -285,12 +285,12 @@ def _read_neighbours() -> list[str]:
     try:
         with open(_ARP_TABLE, encoding="ascii", errors="replace") as table:
             return parse_arp(table.read())
-    except OSError:  # not Linux, or no /proc: then the order is by distance alone
+    except OSError:  # not Linux, or no /proc: order by distance alone
         return []
 
 
 def parse_arp(table: str) -> list[str]:
-    """The addresses in the text of ``/proc/net/arp`` that have answered."""
+    """The addresses in ``/proc/net/arp`` that have answered."""
     found = []
     for line in table.splitlines()[1:]:
         fields = line.split()

@@ -1,4 +1,4 @@
-"""Who announces a node on the network, as it comes, changes and goes."""
+"""`browse`: zeroconf announcements of nodes as they appear, change and disappear."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("aiosollol.discovery")
 
-_RESOLVE_SECONDS = 10.0  # what came with its addresses, as most does, is not waited for at all
-_MOST = 1000  # nodes: whoever announces more than that means no good
+_RESOLVE_SECONDS = 10.0  # only for announcements without addresses, which are rare
+_MOST = 1000  # nodes; a defence against floods of announcements
 
 
 class Heard(NamedTuple):
-    """A node that announces itself, or announces itself anew. Nothing of it has been verified.
+    """A new or changed announcement of a node. Nothing in it has been verified.
 
-    service: tells it from others until it is `Gone`. urls: where it may answer, at least one.
+    service: identifies it until it is `Gone`. urls: where it may answer, at least one.
     """
 
     service: str
@@ -37,7 +37,7 @@ class Heard(NamedTuple):
 
 
 class Gone(NamedTuple):
-    """A node that said goodbye, or whose announcement ran out or became void."""
+    """A node that said goodbye, or whose announcement expired or became invalid."""
 
     service: str
     urls: tuple[str, ...]
@@ -50,16 +50,17 @@ News: TypeAlias = Heard | Gone
 async def browse(
     *, interfaces: Sequence[str] | None = None, seconds: float | None = None
 ) -> AsyncIterator[AsyncIterator[News]]:
-    """While the block runs, who announces a node: an iterator that waits for the next news.
+    """Listen for announcements while the block runs: gives an iterator over the news.
 
     ::
 
         async with browse(seconds=1.0) as news:
             async for each in news: ...
 
-    What is not fetched in time is replaced by what came later of the same node. seconds: the
-    iterator ends after this time; None goes on for ever. interfaces: see `opened`, also for what
-    is raised on entering.
+    News that has not been fetched is replaced by later news of the same node.
+
+    seconds: the iterator ends after this time; None: never.
+    interfaces: see `opened`, also for the errors raised on entering.
     """
     async with opened(interfaces) as zeroconf:
         from zeroconf.asyncio import AsyncServiceBrowser
@@ -74,14 +75,14 @@ async def browse(
 
 
 class _Listener:
-    """What zeroconf tells, as news about nodes."""
+    """Turns zeroconf's callbacks into news about nodes."""
 
     def __init__(self, zeroconf: AsyncZeroconf, seconds: float | None) -> None:
         self._zeroconf = zeroconf.zeroconf
         self._deadline = None
         if seconds is not None:
             self._deadline = asyncio.get_running_loop().time() + seconds
-        self._heard: dict[str, Heard] = {}  # all keys are in lower case, as DNS compares names
+        self._heard: dict[str, Heard] = {}  # lower-case keys: DNS names are case-insensitive
         self._news: dict[str, News] = {}
         self._has_news = asyncio.Event()
         self._asking: dict[str, asyncio.Task[None]] = {}
@@ -107,7 +108,7 @@ class _Listener:
             await asyncio.wait(tasks)
 
     def on_change(self, zeroconf: Any, service_type: str, name: str, state_change: Any) -> None:
-        """A handler of zeroconf's, which calls it by these names. It must not raise."""
+        """A zeroconf handler, called with these keyword arguments. Must not raise."""
         from zeroconf import ServiceStateChange
 
         try:
@@ -115,7 +116,7 @@ class _Listener:
                 self._lose(name)
             else:
                 self._learn(name)
-        except Exception as error:  # made by what somebody sent
+        except Exception as error:  # caused by a packet from the network
             _log.debug("the announcement of %r cannot be understood: %r", name, error)
             self._lose(name)
 
@@ -146,7 +147,7 @@ class _Listener:
         if announcement is not None:
             urls = urls_of(announcement, info.parsed_scoped_addresses(), info.port or 0)
         if announcement is None or not urls:
-            _log.debug("the announcement of %r leads nowhere", name)
+            _log.debug("the announcement of %r has no usable address", name)
             self._lose(name, still_asking=True)
             return
         heard = Heard(name, urls, announcement)
@@ -168,18 +169,18 @@ class _Listener:
 
 
 _START_SECONDS = 3.0
-_GOODBYE_SECONDS = 2.0  # it is said three times within a quarter of a second
+_GOODBYE_SECONDS = 2.0  # it is sent three times within a quarter of a second
 
 
 @asynccontextmanager
 async def opened(interfaces: Sequence[str] | None) -> AsyncIterator[AsyncZeroconf]:
-    """Zeroconf on these interfaces, each given by an address that this machine has there.
+    """Zeroconf on these interfaces, each given by one of this machine's addresses.
 
-    None takes all but loopback and VPNs. Leaving says goodbye for what is registered; that takes
-    two seconds at most. Raises InvalidInput for what is no address, and NodeUnreachable where
-    there is no such interface or the port of multicast DNS is taken.
+    None uses all but loopback and VPNs. Leaving sends a goodbye for registered services, in at most
+    two seconds. Raises InvalidInput for an invalid address, and NodeUnreachable if there is no such
+    interface or the multicast DNS port is taken.
     """
-    # Loading takes a tenth of a second, in which the event loop has other things to do.
+    # The import takes a tenth of a second, so it runs in a thread.
     await asyncio.to_thread(importlib.import_module, "zeroconf.asyncio")
     addresses = await _addresses(interfaces)
     zeroconf = _start(addresses)
@@ -196,10 +197,10 @@ async def opened(interfaces: Sequence[str] | None) -> AsyncIterator[AsyncZerocon
 
 
 def multicast_addresses(interfaces: Sequence[Interface]) -> list[str]:
-    """One address of each interface on which announcements are to be heard, IPv4 if it has one.
+    """One address of each interface to listen on, IPv4 if it has one.
 
-    Virtual machines and containers are heard as well. A VPN carries no multicast, or it carries it
-    to strangers.
+    Virtual machines and containers are included. A VPN carries no multicast, or carries it to
+    strangers.
     """
     chosen: dict[str, Interface] = {}
     for each in sorted(interfaces, key=lambda i: i.address.version):
@@ -207,7 +208,7 @@ def multicast_addresses(interfaces: Sequence[Interface]) -> list[str]:
             continue
         chosen.setdefault(each.name, each)
     found = [each.address.ip for each in chosen.values()]
-    # A bridge that has but a link-local IPv6 address would need a socket of the other family.
+    # A bridge with only a link-local IPv6 address would need a socket of the other family.
     return [str(ip) for ip in found if ip.version == 4] or [str(ip) for ip in found]
 
 
@@ -227,7 +228,7 @@ async def _addresses(interfaces: Sequence[str] | None) -> list[str]:
             raise InvalidInput(
                 f"{safe_repr(address)} in interfaces is not an address: write one that this "
                 "machine has on the interface, like 192.168.1.7"
-            ) from None  # the cause would show it whole
+            ) from None  # the cause would quote it in full
     return list(interfaces)
 
 
@@ -241,7 +242,7 @@ def _start(addresses: list[str]) -> AsyncZeroconf:
 
 
 async def _close(zeroconf: AsyncZeroconf) -> None:
-    """Say goodbye and close the sockets, whatever happens to the caller meanwhile."""
+    """Send the goodbye and close the sockets, even if the caller is cancelled."""
     closing = asyncio.ensure_future(_say_goodbye(zeroconf))
     try:
         await asyncio.shield(closing)
@@ -258,7 +259,7 @@ async def _say_goodbye(zeroconf: AsyncZeroconf) -> None:
         zeroconf.zeroconf.engine.close()
         if not isinstance(error, Exception):
             raise
-        _log.warning("zeroconf did not close as it should: %r", error)
+        _log.warning("zeroconf did not close cleanly: %r", error)
 
 
 def _unreachable(problem: str, error: BaseException | None = None) -> NodeUnreachable:

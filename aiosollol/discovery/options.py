@@ -1,4 +1,4 @@
-"""What a search is asked to do, and which servers it may believe."""
+"""`SearchOptions` and `Trust`: what a search does, and which servers it trusts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NAME = re.compile(r"(?!-)[A-Za-z0-9_.-]{1,253}(?<!-)")
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """What a user trusts: networks, host names, and fingerprints of certificates."""
+    """What a user trusts: networks, host names, and certificate fingerprints."""
 
     networks: tuple[IPNetwork, ...] = ()
     names: tuple[str, ...] = ()
@@ -37,7 +37,7 @@ class Trust:
 
     @classmethod
     def parse(cls, entries: Iterable[str]) -> Trust:
-        """Read addresses, CIDRs, host names, and SHA-256 fingerprints with or without "sha256:".
+        """Parse addresses, CIDRs, host names, and SHA-256 fingerprints with or without "sha256:".
 
         Raises InvalidInput, which says what to write.
         """
@@ -65,24 +65,24 @@ class Trust:
         return cls(tuple(networks), tuple(names), frozenset(fingerprints))
 
     async def resolved(self, timeout: float) -> Trust:
-        """The same with the addresses of the names, as this machine's own resolver has them.
+        """The same, with host names resolved by this machine's resolver.
 
-        A name that has none within `timeout` seconds is trusted nowhere. What an announcement
-        says of its own name proves nothing and is not asked.
+        A name that does not resolve within `timeout` seconds is not trusted. Announcements are not
+        consulted: they prove nothing about names.
         """
         found = await asyncio.gather(*(addresses_of(name, timeout) for name in self.names))
         networks = (ipaddress.ip_network(each.partition("%")[0]) for ips in found for each in ips)
         return Trust((*self.networks, *networks), self.names, self.fingerprints)
 
     def lists(self, address: IPAddress) -> bool:
-        """Whether the address is trusted, so that no certificate is needed."""
+        """Whether the address itself is trusted, without a certificate."""
         return any(address in network for network in self.networks)
 
 
 async def addresses_of(host: str, timeout: float) -> list[str]:
-    """The IP addresses of a host, in the order of the resolver; none if it does not answer.
+    """The IP addresses of a host, in the resolver's order; none if it does not answer.
 
-    Of an IP address itself, without asking anybody.
+    An IP address is returned as is, without a lookup.
     """
     try:
         ipaddress.ip_address(host)
@@ -95,20 +95,20 @@ async def addresses_of(host: str, timeout: float) -> list[str]:
             answers = await asyncio.get_running_loop().getaddrinfo(
                 host, None, type=socket.SOCK_STREAM
             )
-    except (OSError, UnicodeError):  # TimeoutError is one; a name can be too long for IDNA
+    except (OSError, UnicodeError):  # includes TimeoutError; a name can be too long for IDNA
         return []
     return list(dict.fromkeys(str(address[0]) for *_, address in answers))
 
 
 MAX_OPEN = 256
-"""Sockets open at once, unless a third of the file limit is less."""
+"""Sockets open at once, or a third of the file limit if that is less."""
 
 _MOST_PORTS = 64
 _MOST_SECONDS = 60.0
 
 
 class SearchArguments(TypedDict, total=False):
-    """The arguments of `discover`, which describes them."""
+    """The arguments of `discover`, described there."""
 
     timeout: float
     ports: Iterable[int]
@@ -129,7 +129,7 @@ class SearchArguments(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
-    """The arguments of `discover`, in the form in which a search needs them."""
+    """The arguments of `discover`, checked and parsed."""
 
     timeout: float
     ports: tuple[int, ...]
@@ -164,7 +164,7 @@ class SearchOptions:
         max_addresses: int = MAX_ADDRESSES,
         environ: Mapping[str, str] = os.environ,
     ) -> SearchOptions:
-        """Check and read what a user gave to `discover`. Raises InvalidInput."""
+        """Check and parse the arguments of `discover`. Raises InvalidInput."""
         if not (_is_number(timeout) and 0 < timeout <= _MOST_SECONDS):
             raise InvalidInput(
                 f"timeout must be a number of seconds above 0 and at most {_MOST_SECONDS:g}, "

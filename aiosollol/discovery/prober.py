@@ -1,4 +1,4 @@
-"""Asks single addresses whether they are an Ollama, within a deadline and what is trusted."""
+"""`Prober`: checks single addresses for an Ollama, with deadlines and trust."""
 
 from __future__ import annotations
 
@@ -31,14 +31,15 @@ _NO_FILES = (errno.EMFILE, errno.ENFILE)
 
 
 class _NotListed(OSError):
-    """The certificate of a server is none that the user trusts."""
+    """The user does not trust a server's certificate."""
 
 
 class Prober:
-    """Asks addresses, as the options of a search allow.
+    """Probes addresses, as the options of a search allow.
 
-    asked: how many addresses so far. left_out: those that were not, because nobody listed them as
-    trusted; not_swept: how many addresses of networks were not asked for the same reason.
+    asked: the number of addresses so far.
+    left_out: servers that were left out because they are not trusted.
+    not_swept: the number of addresses in networks left out for the same reason.
     """
 
     def __init__(self, options: SearchOptions, sockets: Sockets, trust: Trust | None) -> None:
@@ -53,9 +54,9 @@ class Prober:
         self.not_swept = 0
 
     async def ask(self, address: Address, timeout: float | None = None) -> Found | None:
-        """The server there, or None if it is no Ollama, not there, or not trusted.
+        """The server at an address, or None if it is absent, no Ollama, or not trusted.
 
-        timeout: in seconds, once there is a place for its socket; that of the search unless given.
+        timeout: seconds, counted from when a socket is free; that of the search by default.
         """
         self.asked += 1
         clock = asyncio.get_running_loop().time
@@ -63,7 +64,7 @@ class Prober:
             deadline = clock() + (self._options.timeout if timeout is None else timeout)
             hosts = await addresses_of(address.host, deadline - clock())
             for at, host in enumerate(hosts):
-                # A share each: the first address of a name may be one that does not answer.
+                # Share the time: the first address of a name may not answer.
                 share = (deadline - clock()) / (len(hosts) - at)
                 found = await self._ask(address, host, clock() + share)
                 if found is not None:
@@ -71,7 +72,7 @@ class Prober:
         return None
 
     async def _ask(self, address: Address, host: str, deadline: float) -> Found | None:
-        """Ask one IP address of a host."""
+        """Probe one IP address of a host."""
         ip = as_ip(host)
         if ip is None or any(ip in network for network in self._options.sweep.deny):
             return None
@@ -85,8 +86,8 @@ class Prober:
             try:
                 async with asyncio.timeout_at(deadline):
                     answer = await identify(way, address)
-            # OSError: nobody there, or not in time. NodeError: something else than an Ollama.
-            # ValueError: not HTTP, or an address that HTTP cannot carry.
+            # OSError: no server, or not in time. NodeError: not an Ollama. ValueError: not HTTP,
+            # or an address that does not fit into HTTP.
             except (OSError, ValueError, NodeError) as error:
                 problem = self._problem(address, error)
                 continue
@@ -96,20 +97,20 @@ class Prober:
         return None
 
     def _problem(self, address: Address, error: Exception) -> str:
-        """What to say of a server that there is and that is not trusted; "" for anything else."""
+        """The message about a server that exists but is not trusted; "" for other errors."""
         if isinstance(error, ssl.SSLCertVerificationError):
             return f"{address.url} (its certificate: {error.verify_message})"
         if isinstance(error, _NotListed):
             return f"{address.url} ({error})"
         if not isinstance(error, OSError):
-            _log.debug("%s is not taken for a node: %s", address.url, error)
+            _log.debug("%s is not a node: %s", address.url, error)
         elif error.errno in _NO_FILES and not self._has_warned:
             self._has_warned = True
             _log.warning("some addresses cannot be asked: too many files are open (ulimit -n)")
         return ""
 
     def lists(self, host: str) -> bool:
-        """Whether an address is trusted as such. Everything is, unless the user lists some."""
+        """Whether an address itself is trusted. Without `trusted`, all are."""
         ip = as_ip(host)
         return self._trust is None or (ip is not None and self._trust.lists(ip))
 
@@ -118,7 +119,7 @@ class Prober:
         return self._trust is not None and bool(self._trust.fingerprints)
 
     async def _contexts(self, address: Address, *, is_listed: bool) -> list[ssl.SSLContext | None]:
-        """The ways in which the server may be asked, one after another; None is without TLS."""
+        """The TLS contexts to try in turn; None stands for no TLS."""
         if address.scheme != "https":
             return [None] if is_listed else []
         contexts: list[ssl.SSLContext | None] = []
@@ -134,7 +135,7 @@ class Prober:
     async def _connect(
         self, host: str, address: Address, context: ssl.SSLContext | None, pins: list[str]
     ) -> AsyncIterator[Channel]:
-        """A connection over which the server may be asked. `pins` gets the pin that matched."""
+        """A connection to the server. `pins` receives the fingerprint that matched."""
         with await connect(host, address.port) as sock:
             if context is None:
                 yield PlainChannel(sock)
@@ -149,7 +150,7 @@ class Prober:
             yield channel
 
     def tell_left_out(self) -> None:
-        """Say in the log what was not asked for its models, for want of trust."""
+        """Log the servers and networks that were left out because they are not trusted."""
         shown = list(dict.fromkeys(self.left_out))
         if len(shown) > _SHOWN:
             shown[_SHOWN:] = [f"{len(shown) - _SHOWN} others"]

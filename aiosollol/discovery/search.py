@@ -1,5 +1,4 @@
-"""`Search` and `Watch`: a search that can be iterated over and left early; nodes as they come and
-go."""
+"""`Search`: one search for nodes, as an async iterable. `Watch`: nodes as they come and go."""
 
 from __future__ import annotations
 
@@ -23,12 +22,13 @@ _log = logging.getLogger("aiosollol.discovery")
 class Search:
     """A search for nodes: an async iterable of `Discovered`, and an async context manager.
 
-    It begins with the first step of the iteration, or on entering. Leaving the block, or the
-    iteration where there is no block, ends it and closes every socket.
+    It starts on entering, or with the first step of the iteration. Leaving the block, or the
+    iteration if there is no block, ends it and closes every socket.
 
     skipped: the networks that were not swept, and why; known before the first node.
-    addresses: how many were asked. open_at_most: sockets open at once.
-    seconds: how long it took, 0 before its end.
+    addresses: the number of addresses asked.
+    open_at_most: the most sockets that were open at once.
+    seconds: its duration, 0 until it ends.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Search:
         await self.aclose()
 
     def __aiter__(self) -> AsyncGenerator[Discovered, None]:
-        # A generator, because asyncio ends one that a loop was broken out of.
+        # A generator, because asyncio closes it after a `break`.
         return self._nodes()
 
     async def _nodes(self) -> AsyncGenerator[Discovered, None]:
@@ -88,10 +88,10 @@ class Search:
             if not self._is_entered:
                 await self.aclose()
         if self._task is not None and self._task.done() and not self._task.cancelled():
-            self._task.result()  # raises what went wrong in it
+            self._task.result()  # raises its error
 
     async def aclose(self) -> None:
-        """End the search: no task and no socket is left. Idempotent."""
+        """End the search and close its tasks and sockets. Idempotent."""
         self._is_closed = True
         if self._task is None:
             self._arrived.put_nowait(None)
@@ -118,8 +118,8 @@ class Search:
                 self._hunt.asker.tell_left_out()
 
     async def _prepare(self, deadline: float) -> SearchRun:
-        """What is to be known before anybody is asked: a few milliseconds, and no packet but to
-        the resolver, if host names are trusted."""
+        """Read interfaces and resolve trusted names. Takes a few milliseconds, and sends no packet
+        except to the resolver."""
         options = self._options
         trust = options.trust
         around, trust = await asyncio.gather(self._look_around(), _resolved(trust, options.timeout))
@@ -140,9 +140,7 @@ class Search:
             async with asyncio.timeout(self._options.timeout):
                 return await self._surroundings()
         except (OSError, ImportError) as error:  # TimeoutError is an OSError
-            _log.warning(
-                "the networks of this machine are not known, so none is searched: %s", error
-            )
+            _log.warning("the networks of this machine are unknown, so none is searched: %s", error)
             return NetworkNeighbourhood()
 
 
@@ -151,10 +149,10 @@ async def _resolved(trust: Trust | None, timeout: float) -> Trust | None:
 
 
 INTERVAL = 60.0
-"""Seconds between two searches. What is announced is known at once."""
+"""Seconds between two searches. Announcements are handled at once."""
 
 _PATIENCE = 2
-"""Searches that a node may fail to answer before it is gone: it can be busy."""
+"""Searches that a node has to miss before it counts as gone: it may be busy."""
 
 
 class Arrived(NamedTuple):
@@ -164,7 +162,7 @@ class Arrived(NamedTuple):
 
 
 class Departed(NamedTuple):
-    """A node that is gone, and why, in words."""
+    """A node that is gone, and the reason in words."""
 
     node: Discovered
     reason: str
@@ -174,16 +172,16 @@ Change: TypeAlias = Arrived | Departed
 
 
 class Watch:
-    """The changes from now on, as an async iterator; it begins with all nodes that there are.
+    """An async iterator of changes, starting with the arrival of all present nodes.
 
     ::
 
         async with Watch(ports=[11434]) as changes:
             async for change in changes: ...
 
-    Announcements are listened to all the time, and the networks searched each `interval` seconds.
-    A node that was announced is gone when it says goodbye, every node when it was missed twice.
-    options: those of `discover`; `known` is asked again each time. Raises InvalidInput as it does.
+    Announcements are handled at once, and the networks are searched every `interval` seconds. An
+    announced node is gone when it says goodbye, any node when it misses two searches. options:
+    those of `discover`; `known` is probed each time. Raises InvalidInput as `discover` does.
     """
 
     def __init__(
@@ -201,7 +199,7 @@ class Watch:
         self._search = search
         self._browse = browse
         self._missed: dict[str, int] = {}
-        self._asking: dict[str, asyncio.Task[None]] = {}  # by the name of the service
+        self._asking: dict[str, asyncio.Task[None]] = {}  # by service name
         self._changes: asyncio.Queue[Change | None] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
 
@@ -222,9 +220,9 @@ class Watch:
         change = await self._changes.get()
         if change is not None:
             return change
-        self._changes.put_nowait(None)  # for who asks again
+        self._changes.put_nowait(None)  # for later calls
         if not self._task.cancelled():
-            self._task.result()  # raises what went wrong in it
+            self._task.result()  # raises its error
         raise StopAsyncIteration
 
     async def _run(self) -> None:
@@ -256,7 +254,7 @@ class Watch:
             try:
                 async with self._browse() as news:
                     async for each in news:
-                        # An answer to what was announced before would be out of date.
+                        # The answer to an earlier announcement would be out of date.
                         asking = self._asking.pop(each.service, None)
                         if asking is not None:
                             asking.cancel()
@@ -264,8 +262,8 @@ class Watch:
                             self._asking[each.service] = group.create_task(self._ask(each))
                         else:
                             self._hear_goodbye(each)
-            except NodeUnreachable as error:  # no network, which can change
-                _log.info("announcements cannot be listened to: %s", error)
+            except NodeUnreachable as error:  # no network, which may change
+                _log.info("cannot listen to announcements: %s", error)
             await asyncio.sleep(self._interval)
 
     def _hear_goodbye(self, gone: Gone) -> None:
@@ -274,7 +272,7 @@ class Watch:
                 self._depart(url, "said goodbye")
 
     async def _ask(self, heard: Heard) -> None:
-        """What is announced has yet to answer."""
+        """Probe an announced node; report it if it answers."""
         options: SearchArguments = {**self._options, "known": (), "use_scan": False}
         options |= {"use_zeroconf": True, "environ": {}, "exclude_localhost": True}
         parsed = SearchOptions.parse(**options)

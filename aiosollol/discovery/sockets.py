@@ -1,4 +1,4 @@
-"""Connections to addresses where perhaps nobody is: many at once, but never too many."""
+"""Sockets for a search: many concurrent connections, below a limit."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from ipaddress import ip_address
 from typing import Protocol
 
 _KEPT = 2
-"""Sockets that a sweep leaves for nodes that were named or announced. A /24 without its network
-and broadcast addresses needs the others, so that it is asked all at once."""
+"""Sockets reserved for nodes that were given or announced. The remaining 254 are enough to probe a
+/24, without its network and broadcast addresses, all at once."""
 
 
 class Sockets:
-    """Places for open sockets, so many at a time: ``async with sockets`` holds one.
+    """A limit on open sockets: ``async with sockets`` holds one.
 
-    open_at_most: how many were open at once so far. limit: how many may be, which is `most` or a
-    third of what this process may open, if that is less.
+    open_at_most: the most sockets open at once so far.
+    limit: `most`, or a third of this process's file limit if that is less.
     """
 
     def __init__(self, most: int) -> None:
@@ -29,14 +29,14 @@ class Sockets:
         self._free_for_sweep = asyncio.Semaphore(max(1, self.limit - _KEPT))
 
     async def begin_sweeping(self) -> None:
-        """Wait until the sweep may ask one more address. `end_sweeping` gives the place back."""
+        """Wait until the sweep may probe another address. `end_sweeping` gives the place back."""
         await self._free_for_sweep.acquire()
 
     def end_sweeping(self) -> None:
         self._free_for_sweep.release()
 
     async def __aenter__(self) -> None:
-        """Wait until one more socket may be open, and hold its place."""
+        """Wait until another socket may be opened, and reserve it."""
         await self._free.acquire()
         self._held += 1
         self.open_at_most = max(self.open_at_most, self._held)
@@ -47,9 +47,9 @@ class Sockets:
 
 
 async def connect(host: str, port: int) -> socket.socket:
-    """A socket that is connected to an IP address. One that cannot be, or is given up, is closed.
+    """A socket connected to an IP address; closed on failure or cancellation.
 
-    Raises OSError if there is no connection. The caller brings the deadline, and closes it.
+    Raises OSError if there is no connection. The caller sets the deadline, and closes the socket.
     """
     family, address = _socket_address(host, port)
     sock = socket.socket(family, socket.SOCK_STREAM)
@@ -63,7 +63,7 @@ async def connect(host: str, port: int) -> socket.socket:
 
 
 def _socket_address(host: str, port: int) -> tuple[socket.AddressFamily, tuple[object, ...]]:
-    """How the operating system writes it. An IPv6 address may carry the interface: fe80::1%eth0."""
+    """The socket address. An IPv6 address may carry an interface: fe80::1%eth0."""
     if ":" not in host:
         return socket.AF_INET, (host, port)
     address, _, zone = host.partition("%")
@@ -74,10 +74,10 @@ def _socket_address(host: str, port: int) -> tuple[socket.AddressFamily, tuple[o
 
 
 def _file_limit() -> int:
-    """How many files and sockets this process may have open; 512 where it is not known."""
+    """How many files and sockets this process may have open; 512 if unknown."""
     try:
         import resource
-    except ImportError:  # Windows, where select() is what limits
+    except ImportError:  # Windows, where select() is the limit
         return 512
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return soft if soft != resource.RLIM_INFINITY else 1 << 20
@@ -87,17 +87,17 @@ _PIECE = 65536
 
 
 class Channel(Protocol):
-    """A way to one server. Both raise OSError when it breaks."""
+    """A byte stream to one server. Both methods raise OSError when it breaks."""
 
     async def send(self, data: bytes) -> None: ...
 
     async def receive(self) -> bytes:
-        """What has come; nothing at the end."""
+        """The bytes that have arrived; empty at the end."""
         ...
 
 
 class PlainChannel:
-    """Bytes as they are."""
+    """A stream without TLS."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -111,9 +111,9 @@ class PlainChannel:
 
 
 class TlsChannel:
-    """Bytes by TLS. `shake_hands` comes first.
+    """A stream with TLS. Call `shake_hands` first.
 
-    fingerprint: SHA-256 of the server's certificate in DER, 64 hexadecimal digits; "" before.
+    fingerprint: SHA-256 of the server's certificate in DER, 64 hexadecimal digits; "" before then.
     """
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext, host: str) -> None:
@@ -161,7 +161,7 @@ class TlsChannel:
 
 
 def pinning_context() -> ssl.SSLContext:
-    """For servers that are trusted by their fingerprint, whoever signed their certificate."""
+    """For servers that are trusted by fingerprint, whatever the issuer of their certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -169,5 +169,5 @@ def pinning_context() -> ssl.SSLContext:
 
 
 async def verifying_context() -> ssl.SSLContext:
-    """For servers whose certificate somebody signed whom this system trusts."""
+    """For servers whose certificate is signed by an authority that this system trusts."""
     return await asyncio.to_thread(ssl.create_default_context)  # it reads files

@@ -1,4 +1,5 @@
-"""One search, as it runs: every source at once, each address asked once, each server told once."""
+"""`SearchRun`: one search. Runs all sources at once, probes each address once, reports each server
+once."""
 
 from __future__ import annotations
 
@@ -28,19 +29,19 @@ _log = logging.getLogger("aiosollol.discovery")
 
 _LOCALHOST = "127.0.0.1"
 _GRACE_SECONDS = 0.05
-"""For what was announced at the last moment."""
+"""For nodes announced at the last moment."""
 _PLANNED_AT_ONCE = 1024
-"""Addresses in a network that are put in order in the event loop; it takes 3 ms."""
+"""Addresses that may be sorted in the event loop, which takes 3 ms."""
 _AT_ONCE = 8
-"""Connections that a sweep begins before it looks at what has come."""
+"""Connections that a sweep starts before it lets others run."""
 
 
 Browse: TypeAlias = Callable[[], AbstractAsyncContextManager[AsyncIterator[News]]]
-"""While its block runs, who announces a node (see `mdns.browse`)."""
+"""Listens for announcements while its block runs: see `mdns.browse`."""
 
 
 class Enough(Exception):
-    """One node was to be found, and is."""
+    """One node was enough, and was found."""
 
 
 class _Candidate(NamedTuple):
@@ -49,10 +50,10 @@ class _Candidate(NamedTuple):
 
 
 def home_seconds(timeout: float) -> float:
-    """How long to wait for all addresses of this machine, so that a server is told by the best one.
+    """How long to wait for all addresses of this machine, to report a server at its best one.
 
-    They answer in milliseconds, unless the machine is very busy. What answers later is told later,
-    if it is another server.
+    They answer in milliseconds, unless the machine is very busy. Later answers are reported later,
+    if they come from another server.
     """
     return min(1.0, 0.4 * timeout)
 
@@ -60,7 +61,7 @@ def home_seconds(timeout: float) -> float:
 class SearchRun:
     """The sources of one search. `plan` comes first, then `run`, which ends with the search.
 
-    deadline: when listening ends, by the clock of the loop. tell: is given each node.
+    deadline: when listening ends, on the loop's clock. tell: called with each node.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class SearchRun:
             self.skipped = self._plan.skipped
 
     async def run(self) -> None:
-        """Ask everywhere. Raises Enough, in a group, where one node is enough and was found."""
+        """Probe all sources. Raises Enough, in a group, if one node is enough and was found."""
         ours, others, swept = self._candidates()
         async with self._group as group:
             for candidate in others:
@@ -117,7 +118,7 @@ class SearchRun:
     # ---- the sources
 
     def _candidates(self) -> tuple[list[_Candidate], list[_Candidate], list[str]]:
-        """What leads to this machine, what else was named, and the addresses to be swept."""
+        """Addresses of this machine, other given addresses, and the hosts to sweep."""
         options, home = self._options, self._home
         named = [] if options.named is None else [_Candidate(options.named, "environment")]
         named += [_Candidate(address, "known") for address in options.known]
@@ -136,7 +137,7 @@ class SearchRun:
         return ours, others, [host for host in self._plan.addresses if not home.has(host)]
 
     def _swept_address(self, host: str, port: int) -> Address:
-        """Where only certificates are trusted, a server must show one."""
+        """The address to probe on a swept host; https if it is trusted by certificate only."""
         by_certificate = self.asker.has_fingerprints and not self.asker.lists(host)
         return Address("https" if by_certificate else "http", host, port)
 
@@ -149,7 +150,7 @@ class SearchRun:
             for port in self._options.ports:
                 address = self._swept_address(host, port)
                 await self._sockets.begin_sweeping()
-                if address.url in self._questions:  # named or announced, and asked already
+                if address.url in self._questions:  # given or announced, and asked already
                     self._sockets.end_sweeping()
                     continue
                 task = self._group.create_task(self._follow_swept(address))
@@ -176,19 +177,19 @@ class SearchRun:
         except TimeoutError:
             pass
         except NodeUnreachable as error:  # no network, or no multicast on it
-            _log.info("announcements cannot be listened to: %s", error)
-        except Exception as error:  # foreign code, fed by strangers: the others go on searching
-            _log.warning("announcements cannot be listened to any more: %r", error)
+            _log.info("cannot listen to announcements: %s", error)
+        except Exception as error:  # foreign code with input from the network: search on without it
+            _log.warning("cannot listen to announcements any more: %r", error)
 
     async def _follow_heard(self, heard: Heard) -> None:
         """Ask the addresses of an announced node, until one answers."""
         for url in heard.urls:
             address = Address.parse(url)
             if not self._may_be_announced(address):
-                _log.debug("an announcement is ignored: %s is not on this network", url)
+                _log.debug("ignored an announcement: %s is not on this network", url)
                 continue
             self._announced[url] = heard.announcement
-            # Heard late, it has less time, so that the search ends.
+            # Late announcements get less time, so that the search ends.
             left = max(0.0, self._deadline - asyncio.get_running_loop().time())
             timeout = min(self._options.timeout, left + _GRACE_SECONDS)
             found = await self._answer(self._question(address, "zeroconf", timeout))
@@ -197,14 +198,14 @@ class SearchRun:
                 return
 
     def _may_be_announced(self, address: Address) -> bool:
-        """Anybody can announce anything: what is outside of our networks is not asked for that."""
+        """Whether to believe an announced address: only in our networks, as anyone can announce."""
         ip = as_ip(address.host)
         if ip is None or ip.is_loopback or not self._options.sweep.permits(ip):
             return False
         return not ip.is_global or any(ip in each.network for each in self._around.interfaces)
 
     async def _follow(self, address: Address, source: Source) -> None:
-        """Ask one address, and tell what is there."""
+        """Probe one address, and report its server."""
         found = await self._answer(self._question(address, source))
         if found is not None:
             await self._settle(found._replace(source=source))
@@ -212,7 +213,7 @@ class SearchRun:
     # ---- this machine
 
     async def _follow_ours(self, candidates: Sequence[_Candidate]) -> None:
-        """Ask this machine by all of its addresses, and tell each of its servers once."""
+        """Probe all addresses of this machine, and report each of its servers once."""
         questions = {self._question(*candidate): candidate.source for candidate in candidates}
         late = set(questions)
         if late:
@@ -228,7 +229,7 @@ class SearchRun:
                 await self._settle(each)
 
     async def _resolve_docker(self, found: Found) -> Found:
-        """The same server by the address under which others reach it, or as it was found."""
+        """The same server at the address by which others reach it, or `found` unchanged."""
         ports = dict.fromkeys((found.address.port, *self._options.ports))
         for host in self._home.lan_addresses():
             is_published = False
@@ -238,19 +239,19 @@ class SearchRun:
                 if other is None or other.answer.contents != found.answer.contents:
                     continue
                 is_published = True
-                if address.url not in self._published:  # else another container's, just like it
+                if address.url not in self._published:  # else it belongs to an identical container
                     self._published.add(address.url)
                     return other._replace(source=found.source)
             if is_published:
                 break
         return found
 
-    # ---- what came of it
+    # ---- answers
 
     def _question(
         self, address: Address, source: Source, timeout: float | None = None
     ) -> asyncio.Task[Found | None]:
-        """A task that asks an address. The same one for whoever wants to know."""
+        """The task that probes an address, one for all callers."""
         question = self._questions.get(address.url)
         if question is None:
             question = self._group.create_task(self.asker.ask(address, timeout))
@@ -260,15 +261,15 @@ class SearchRun:
         return question
 
     async def _answer(self, question: asyncio.Task[Found | None]) -> Found | None:
-        await asyncio.wait([question])  # not itself: who is cancelled here must not cancel it
+        await asyncio.wait([question])  # not awaited directly: cancelling this must not cancel it
         return question.result()
 
     async def _settle(self, found: Found) -> None:
-        """Tell a node, unless the same server was told. Raises Enough where one is enough."""
+        """Report a node, unless its server was reported. Raises Enough if one is enough."""
         if self._options.auto_resolve_docker and self._home.is_docker(found.ip):
             found = await self._resolve_docker(found)
         if not self._options.discover_all_nodes:
-            # One that the user named goes before those that happen to be quicker.
+            # A server in OLLAMA_HOST has precedence over faster ones.
             is_named = found.source == "environment"
             if not is_named and self._named and await self._answer(self._named) is not None:
                 return
@@ -280,7 +281,7 @@ class SearchRun:
         if self._home.has(str(found.ip)) or self._home.has(found.address.host):
             server = identity(found)
             if server in self._servers_here:
-                _log.info("%s is left out: it is a node of this machine that was found", url)
+                _log.info("%s is left out: this server of this machine was found already", url)
                 return
             self._servers_here.add(server)
         self._told.add(url)

@@ -93,7 +93,7 @@ async def test_an_own_address_that_answers_late_is_the_same_node(
             found.append(node.url)
             found_first.set()
     assert found == [prompt.url]
-    assert "is left out: it is a node of this machine" in caplog.text
+    assert "is left out: this server of this machine was found already" in caplog.text
 
 
 async def test_localhost_can_be_left_out(servers: Servers) -> None:
