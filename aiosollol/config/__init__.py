@@ -1,1 +1,1 @@
-"""What the user says: settings (`settings`, `resolve`) and files of nodes (`node_files`)."""
+"""User configuration: settings (`settings`, `resolve`) and nodes files (`node_files`)."""

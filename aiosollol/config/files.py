@@ -1,4 +1,4 @@
-"""Small files: read with errors that say what to do, written so that a crash spoils nothing."""
+"""Small text files: read with helpful errors, written atomically. Default paths."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def path_of(path: str | os.PathLike[str]) -> str:
 def read_text(path: str, *, missing: str) -> str:
     """The text of a file in UTF-8, with or without a byte order mark.
 
-    missing: what to do if there is no such file, as the end of a sentence.
-    Raises ConfigError for whatever is in the way.
+    missing: advice if there is no such file, as the end of a sentence.
+    Raises ConfigError if it cannot be read.
     """
     data = _read(path, missing)
     try:
@@ -35,7 +35,7 @@ def read_text(path: str, *, missing: str) -> str:
 
 def _read(path: str, missing: str) -> bytes:
     try:
-        # Before it is opened: to open a pipe may take for ever.
+        # Check before opening: opening a pipe may block for ever.
         mode = os.stat(path).st_mode
         if stat.S_ISREG(mode) or path == os.devnull:
             with open(path, "rb") as file:
@@ -52,15 +52,14 @@ def _read(path: str, missing: str) -> bytes:
 
 
 def write_text(path: str, text: str) -> None:
-    """Put `text` into a file, all of it or, whatever happens, nothing.
+    """Write `text` to a file, atomically.
 
-    It goes into a new file beside the old one, which then takes its place, so that every reader,
-    at any moment and after any crash, finds the old text or the new. A crash may leave the new
-    file behind, as ``.aiosollol-*.tmp``. Permissions and owner stay what they were; a new file is
-    its owner's only. Directories are made, and a symbolic link stays one: what it points to is
-    replaced.
+    The text is written to a temporary file in the same directory, which then replaces the old one:
+    readers find the old text or the new, even after a crash, which may leave a
+    ``.aiosollol-*.tmp`` behind. Permissions and owner are kept; a new file is accessible by its
+    owner only. Missing directories are created. Of a symbolic link, the target is replaced.
 
-    Raises ConfigError if it cannot be done; the old file is untouched then.
+    Raises ConfigError on failure; the old file is unchanged then.
     """
     try:
         _replace(os.path.realpath(path), text.encode("utf-8", "backslashreplace"))
@@ -83,11 +82,11 @@ def _replace(path: str, data: bytes) -> None:
     if old is not None and not stat.S_ISREG(old.st_mode):
         raise _not_a_file(path, old.st_mode)
     if old is not None and not os.access(path, os.W_OK):
-        # Replacing it would be allowed, but whoever made it read-only did not mean that.
+        # The system would allow replacing it, but that is not what a read-only file is for.
         raise PermissionError(0, "it is read-only", path)
     folder = os.path.dirname(path)
     os.makedirs(folder, mode=0o700, exist_ok=True)
-    # Readable by nobody else, until it is complete at least.
+    # Readable by its owner only, at least until it is complete.
     number, temporary = tempfile.mkstemp(prefix=".aiosollol-", suffix=".tmp", dir=folder)
     try:
         with os.fdopen(number, "wb") as file:
@@ -113,8 +112,8 @@ def _take_over(path: str, old: os.stat_result) -> None:
 
 
 def _sync_folder(folder: str) -> None:
-    """Make the new name survive a power cut too."""
-    # Some file systems cannot, and the file itself is in its place already.
+    """Make the new name survive a power cut."""
+    # Some file systems do not support this; the file itself is in place already.
     with contextlib.suppress(OSError):
         number = os.open(folder, os.O_RDONLY)
         try:
@@ -135,17 +134,17 @@ def _words(error: OSError | ValueError) -> str:
 
 
 def settings_path(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where the settings are looked for: ``~/.config/aiosollol/config.toml``."""
+    """The default settings file: ``~/.config/aiosollol/config.toml``."""
     return _config_folder(environ) / "config.toml"
 
 
 def default_nodes_path(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where nodes are saved: ``~/.config/aiosollol/nodes.json``."""
+    """The default nodes file: ``~/.config/aiosollol/nodes.json``."""
     return _config_folder(environ) / "nodes.json"
 
 
 def find_nodes_file(environ: Mapping[str, str] = os.environ) -> Path | None:
-    """The file of nodes that there is: ours, or else the original's, or None.
+    """The existing nodes file: ours, else that of the original SOLLOL, else None.
 
     The original's is ``~/.synapticllamas_nodes.json``.
     """
@@ -157,7 +156,7 @@ def find_nodes_file(environ: Mapping[str, str] = os.environ) -> Path | None:
 
 def _config_folder(environ: Mapping[str, str]) -> Path:
     folder = environ.get("XDG_CONFIG_HOME", "")
-    # The XDG specification: a relative path is to be ignored.
+    # As the XDG specification says, ignore a relative path.
     base = Path(folder) if os.path.isabs(folder) else _home(environ) / ".config"
     return base / "aiosollol"
 

@@ -4,8 +4,8 @@
 
     {"nodes": [{"url": "http://10.0.0.2:11434", "name": "gpu1", "priority": 0}]}
 
-The lowest priority number is used first. The other fields of `NodeSpec` may stand there too, and
-"host" with "port" in place of "url". A ``hosts.txt`` has a ``host:port`` on each line.
+The lowest priority number is used first. The other fields of `NodeSpec` are allowed too, and
+"host" with "port" instead of "url". A ``hosts.txt`` has one ``host:port`` a line.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _EXAMPLE = '{"nodes": [{"url": "http://10.0.0.2:11434", "name": "gpu1", "priorit
 
 
 class _Entry(NamedTuple):
-    """A node as it stands in a file. `place` is "entry 2" or "line 7", `line` the latter's."""
+    """An unparsed node of a file. place: "entry 2" or "line 7". line: the number in the latter."""
 
     place: str
     node: Any
@@ -47,13 +47,13 @@ class _Entry(NamedTuple):
 
 
 def load_nodes(path: str | os.PathLike[str]) -> list[NodeSpec]:
-    """The nodes that the file names, in its order.
+    """The nodes in a file, in its order.
 
-    A name that ends in ``.json`` is JSON; any other file is what it looks like: JSON or a
-    ``hosts.txt``, where ``#`` begins a comment. ``~`` is expanded.
+    A file whose name ends in ``.json`` is JSON; any other is JSON or a ``hosts.txt``, where ``#``
+    starts a comment, judged by its content. ``~`` is expanded.
 
-    Raises ConfigError for a file that is missing, unreadable, empty or malformed, for a node that
-    cannot be read, and for two with the same URL or name; it names the file and the line or entry.
+    Raises ConfigError if the file is missing, unreadable, empty or malformed, if a node is invalid,
+    or if two have the same URL or name; the error names the file and the line or entry.
     """
     file = path_of(path)
     text = read_text(file, missing=f"save the nodes first, or write one: {_EXAMPLE}")
@@ -67,14 +67,13 @@ def load_nodes(path: str | os.PathLike[str]) -> list[NodeSpec]:
 
 
 def save_nodes(path: str | os.PathLike[str], nodes: Iterable[NodeSpec]) -> None:
-    """Write the nodes to a file from which `load_nodes` makes equal ones. ``~`` is expanded.
+    """Write the nodes to a file that `load_nodes` can read. ``~`` is expanded.
 
-    The old file, if there is one, is replaced in one step: see `files.write_text`. A new one can be
-    read by its owner only, because headers are saved, and may hold tokens; who may read an old one
-    still may read the new.
+    An existing file is replaced atomically: see `files.write_text`. A new file is readable by its
+    owner only, because headers may hold tokens; an existing file keeps its permissions.
 
     Raises ConfigError, and changes nothing, if the file cannot be written, ends in ``.txt``, or
-    would name a URL or a name twice.
+    would have a URL or a name twice.
     """
     import json
 
@@ -82,7 +81,7 @@ def save_nodes(path: str | os.PathLike[str], nodes: Iterable[NodeSpec]) -> None:
     if file.lower().endswith(".txt"):
         instead = f"{file[:-4]}.json"
         message = (
-            f"{file} would no longer be a list of hosts: nodes are saved as JSON, in {instead}"
+            f"{file} would no longer be a list of hosts: nodes are saved as JSON; use {instead}"
         )
         raise ConfigError(message, source=file)
     specs = list(nodes)
@@ -101,14 +100,14 @@ def _as_dict(spec: NodeSpec) -> dict[str, Any]:
 
 
 def _looks_like_json(text: str) -> bool:
-    # "[" alone does not tell: an IPv6 address begins with it too.
+    # "[" alone is not enough: an IPv6 address starts with it too.
     return re.match(r"""\s*(\{|\[\s*(["{\[\]]|$))""", text) is not None
 
 
 def _json_entries(file: str, text: str) -> Iterator[_Entry]:
     content = _parse(file, text)
     if not isinstance(content, Mapping) or not isinstance(content.get("nodes", []), list):
-        raise ConfigError(f"{file} holds something else than nodes; write {_EXAMPLE}", source=file)
+        raise ConfigError(f"{file} is not a nodes file; write {_EXAMPLE}", source=file)
     for key in content:
         if key not in _TOP_KEYS:
             hint = did_you_mean(key, _TOP_KEYS)
@@ -145,12 +144,12 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} stands there twice")
+        raise ValueError(f"the key {twice!r} occurs twice")
     return found
 
 
 def _no_constant(text: str) -> float:
-    raise ValueError(f"{text} is no number")
+    raise ValueError(f"{text} is not a number")
 
 
 def _host_entries(file: str, text: str) -> Iterator[_Entry]:
@@ -161,12 +160,12 @@ def _host_entries(file: str, text: str) -> Iterator[_Entry]:
             is_empty = False
             yield _Entry(f"line {number}", host, number)
     if is_empty:
-        message = f"{file} names no node; write host:port on each line, such as 10.0.0.2:11434"
+        message = f"{file} has no nodes; write host:port on each line, such as 10.0.0.2:11434"
         raise ConfigError(message, source=file)
 
 
 def _without_comment(line: str) -> str:
-    """`line` up to the "#", unless that looks like a part of a password: ``http://a:b#c@d``."""
+    """`line` up to the "#", unless that looks like part of a password: ``http://a:b#c@d``."""
     start, _, comment = line.partition("#")
     is_password = start and not start[-1].isspace() and has_at_sign(comment.partition(" ")[0])
     return line if is_password else start
@@ -198,5 +197,5 @@ def _check_unique(file: str, places: list[tuple[str, int | None]], specs: list[N
             first = seen.setdefault((kind, value), place)
             if first != place:
                 what = "remove one" if kind == "URL" else "give each its own"
-                message = f"{file}, {place}: the {kind} {value!r} is that of {first} too; {what}"
+                message = f"{file}, {place}: the {kind} {value!r} is also that of {first}; {what}"
                 raise ConfigError(message, source=file, line=line)

@@ -1,6 +1,6 @@
-"""The settings of a pool, from all the places where they may be given, and where each came from.
+"""Resolves the settings of a pool, and records where each came from.
 
-The order is: arguments, environment, file, defaults.
+Precedence: arguments, environment, file, defaults.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class Origin(NamedTuple):
 
 
 class Resolved(NamedTuple):
-    """What holds. `origins` has every setting by name.
+    """Resolved settings. origins: of every setting, by name.
 
     path: the settings file that was read; None if there is none.
-    strangers: variables that look like settings and are none, and what was probably meant, or "".
+    strangers: unknown variable with our prefix -> the probable intended one, or "".
     """
 
     settings: Settings
@@ -60,13 +60,13 @@ def resolve(
     environ: Mapping[str, str] = os.environ,
     path: str | os.PathLike[str] | None = None,
 ) -> Resolved:
-    """Every setting, and where it came from. An argument that is None was not given.
+    """Every setting, and where it came from. Arguments that are None count as not given.
 
-    path: the settings file, in place of ``$SOLLOL_CONFIG`` and ``~/.config/aiosollol/config.toml``.
-    An environment variable that is empty counts as not set. A variable whose name is nearly that
-    of a setting is logged as a warning, and has no effect.
+    path: the settings file, instead of ``$SOLLOL_CONFIG`` and ``~/.config/aiosollol/config.toml``.
 
-    Blocks for one look at the file system, and for reading the file if there is one.
+    An empty environment variable counts as not set. A variable whose name resembles that of a
+    setting has no effect, and a warning is logged. Blocking: reads the file if there is one.
+
     Raises ConfigError, which names the variable, or the file and line, and what to write instead.
     """
     for name in arguments:
@@ -97,10 +97,10 @@ def _read_file(
     if path is not None:
         file, missing = path_of(path), "name one that exists"
     elif named:
-        file, missing = path_of(named), f"make it, or unset {CONFIG_VARIABLE}"
+        file, missing = path_of(named), f"create it, or unset {CONFIG_VARIABLE}"
     else:
-        file, missing = str(settings_path(environ)), "the link to it leads nowhere: remove it"
-        # A home that may not be entered (systemd's ProtectHome) is a home without a file.
+        file, missing = str(settings_path(environ)), "the link to it is broken: remove it"
+        # An inaccessible home (systemd's ProtectHome) counts as one without a file.
         if not os.path.lexists(file):
             return None, {}
 
@@ -112,8 +112,8 @@ def _find_strangers(environ: Mapping[str, str]) -> dict[str, str]:
     found = sorted(
         name for name in environ if name.upper().startswith(PREFIX) and name not in known
     )
-    # Without the prefix, which would make any two of them look alike, and strictly: the original's
-    # "metrics_port" is no slip of the pen.
+    # Compare without the prefix, which would make any two names similar, and strictly: the original
+    # SOLLOL's "metrics_port" is not a typing mistake.
     short = [name.removeprefix(PREFIX) for name in known]
     guesses = {
         name: closest(name.upper().removeprefix(PREFIX), short, likeness=0.75) for name in found
@@ -122,14 +122,14 @@ def _find_strangers(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _warn(strangers: Mapping[str, str]) -> None:
-    # Those that resemble nothing are most likely the original's, which has some of its own.
+    # Names without a resemblance are most likely settings of the original SOLLOL.
     guesses = [f"{name} (did you mean {guess}?)" for name, guess in strangers.items() if guess]
     if guesses:
-        log.warning("environment variables that are no settings: %s", ", ".join(guesses))
+        log.warning("environment variables that are not settings: %s", ", ".join(guesses))
 
 
 class Written(NamedTuple):
-    """A checked value from a file. `line` is None where it could not be found."""
+    """A checked value from a file. line: None if it could not be found."""
 
     value: Any
     line: int | None
@@ -138,7 +138,7 @@ class Written(NamedTuple):
 def read_settings(path: str, *, missing: str) -> dict[str, Written]:
     """The settings in the file, by name, checked.
 
-    missing: what to do if there is no such file, as the end of a sentence.
+    missing: advice if there is no such file, as the end of a sentence.
     Raises ConfigError, which names the file, the line, and what to write instead.
     """
     found = {}
@@ -150,11 +150,11 @@ def read_settings(path: str, *, missing: str) -> dict[str, Written]:
 
 
 def read_toml(path: str, *, missing: str, example: str) -> Iterator[tuple[str, Any, int | None]]:
-    """The keys of a TOML file, each with its value and its line, None if that is not found.
+    """The keys of a TOML file, with value and line (None if not found).
 
-    missing: as for `read_settings`. example: of a line. Raises ConfigError.
+    missing: as for `read_settings`. example: of a line, for errors. Raises ConfigError.
     """
-    import tomllib  # 2 ms, for those who have a file
+    import tomllib  # 2 ms, only if there is a file
 
     text = read_text(path, missing=missing)
     try:
@@ -168,7 +168,7 @@ def read_toml(path: str, *, missing: str, example: str) -> Iterator[tuple[str, A
 
 
 def _line_in(problem: str, text: str) -> int | None:
-    """The line that tomllib names; before Python 3.14 it does so in its message only."""
+    """The line in tomllib's message; before Python 3.14 it is nowhere else."""
     match = re.search(r"\(at line (\d+), column \d+\)$", problem)
     if match is not None:
         return int(match[1])
@@ -176,7 +176,7 @@ def _line_in(problem: str, text: str) -> int | None:
 
 
 def _line_of(name: str, text: str) -> int | None:
-    """Where ``name =``, ``name.x =`` or ``[name]`` stands. tomllib does not tell."""
+    """The line of ``name =``, ``name.x =`` or ``[name]``, which tomllib does not report."""
     key = rf"""^[ \t]*+\[*+[ \t]*+(["']?){re.escape(name)}\1[ \t]*[=.\]]"""
     match = re.search(key, text, re.MULTILINE)
     return text.count("\n", 0, match.start()) + 1 if match is not None else None

@@ -1,4 +1,4 @@
-"""The kinds of values that settings have: how each is read from text, and what it must be."""
+"""Kinds of setting values: how to parse each from text, and which values are valid."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _FLAGS = {
 class Kind(Generic[T]):
     """A kind of value.
 
-    expected: what it must be, in words, as the end of "X must be ...".
-    check: the value as it is kept; raises ValueError or OverflowError for one that cannot be right.
-    read: the value that the text of an environment variable stands for; raises ValueError.
+    expected: valid values in words, as the end of "X must be ...".
+    check: returns the value to store; raises ValueError or OverflowError for an invalid one.
+    read: parses the text of an environment variable; raises ValueError.
     """
 
     __slots__ = ("check", "expected", "read")
@@ -36,11 +36,11 @@ class Kind(Generic[T]):
 
 
 def number(expected: str, is_sound: Callable[[float], bool]) -> Kind[float]:
-    """A finite number for which `is_sound` holds, kept as a float."""
+    """A finite number for which `is_sound` holds, stored as a float."""
 
     def check(value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError  # noqa: TRY004 - a wrong type is told like any other wrong value
+            raise ValueError  # noqa: TRY004 - a wrong type is reported like any invalid value
         found = float(value)
         if not (isfinite(found) and is_sound(found)):
             raise ValueError
@@ -85,7 +85,7 @@ def _read_flag(text: str) -> bool:
 
 
 def _check_names(value: object) -> tuple[str, ...]:
-    # An empty list would say "nobody" to one reader and "no limit" to another.
+    # An empty list is ambiguous: it could mean "none" or "no limit".
     if not (isinstance(value, list | tuple | Set) and value):
         raise ValueError
     if not all(isinstance(name, str) and name.strip() for name in value):
@@ -108,7 +108,7 @@ def _check_cluster(value: object) -> str | None:
 
 FLAG = Kind("true or false (in a variable also 1/0, yes/no, on/off)", _check_flag, _read_flag)
 SECONDS = number("a number of seconds above 0, such as 30", lambda x: x > 0)
-PATIENCE = number("a number of seconds from 0 on, such as 30", lambda x: x >= 0)
+PATIENCE = number("a number of seconds of at least 0, such as 30", lambda x: x >= 0)
 FRACTION = number("a fraction from 0 to 1, such as 0.05", lambda x: 0 <= x <= 1)
 GAIN = number("a fraction from 0 to less than 1, such as 0.05", lambda x: 0 <= x < 1)
 COUNT = whole("a whole number from 0 to a billion, such as 3", 0, 10**9)
@@ -125,24 +125,24 @@ WEIGHT = number("a number above 0, such as 2", lambda x: x > 0)
 
 
 def closest(word: str, known: Iterable[str], *, likeness: float = 0.6) -> str:
-    """The one of `known` that is most like `word`, or "" if none is like enough (1 is equal)."""
-    from difflib import get_close_matches  # half a millisecond, for those who need it
+    """The most similar of `known` to `word`, or "" if none reaches `likeness` (1 is equal)."""
+    from difflib import get_close_matches  # half a millisecond, only when needed
 
     matches = get_close_matches(word, list(known), n=1, cutoff=likeness)
     return matches[0] if matches else ""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of a sentence about `word`: "; did you mean 'x'?", or else all that is known."""
+    """The end of a sentence about `word`: "; did you mean 'x'?", or else all known names."""
     names = list(known)
     match = closest(re.sub(r"[-\s]", "_", word.strip().lower()), names)
     return f"; did you mean {match!r}?" if match else f"; known are {', '.join(names)}"
 
 
 def shortened(value: object) -> str:
-    """`value` for an error: without what may be a password or a token, and cut if it is long."""
+    """`value` for an error message: passwords and tokens removed, cut if long."""
     try:
         text = safe_repr(value)
-    except ValueError:  # a number of more digits than Python is willing to write
+    except ValueError:  # a number with more digits than Python will write
         return f"this {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:77]}..."

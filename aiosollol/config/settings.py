@@ -1,6 +1,6 @@
-"""Every setting of a pool, in one table: type, kind, default, and what it is for.
+"""Every setting of a pool, in one table: type, kind, default, and description.
 
-To add one, add a line to `Settings` and a row to docs/configuration.md. Its variable, its place in
+To add one, add a line to `Settings` and a row to docs/configuration.md. Its variable, its key in
 the file, its check, its error messages and its row in ``aiosollol config`` follow from that.
 """
 
@@ -30,8 +30,8 @@ from aiosollol.errors import ConfigError
 
 
 class PoolSettings(TypedDict, total=False):
-    """The settings as keyword arguments of a pool, but for `routing_strategy`, which it takes
-    itself. None is not given."""
+    """The settings as keyword arguments of a pool, except `routing_strategy`, which is an argument
+    of its own. None counts as not given."""
 
     auto_discover: bool | None
     discovery_timeout: float | None
@@ -72,7 +72,7 @@ T = TypeVar("T")
 
 
 class Setting(Generic[T]):
-    """One row of the table. `about` says what the setting is for, in one line."""
+    """One row of the table. about: a description in one line."""
 
     __slots__ = ("about", "default", "kind", "name")
 
@@ -86,24 +86,24 @@ class Setting(Generic[T]):
         self.name = name
 
     def named(self, name: str) -> Setting[T]:
-        """The same, by that name: for a table that is no class of settings."""
+        """Set the name and return self, for tables that are not classes."""
         self.name = name
         return self
 
     @property
     def variable(self) -> str:
-        """The environment variable that gives it."""
+        """Its environment variable."""
         return f"{PREFIX}{self.name.upper()}"
 
     def check(self, value: object, *, source: str = ARGUMENT, line: int | None = None) -> T:
-        """`value` as it is kept. Raises ConfigError, which says where it stands and what to do."""
+        """The value to store. Raises ConfigError, which says where it is and what to do."""
         try:
             return self.kind.check(value)
         except (ValueError, OverflowError):
             raise wrong(self._problem(self.name, value), source, line) from None
 
     def read(self, text: str) -> T:
-        """The value that `text` in the environment variable stands for. Raises ConfigError."""
+        """The value of the environment variable's `text`. Raises ConfigError."""
         try:
             return self.kind.check(self.kind.read(text))
         except (ValueError, OverflowError):
@@ -115,19 +115,19 @@ class Setting(Generic[T]):
 
 
 def _setting(kind: Kind[T], default: T, about: str) -> T:
-    # A lie to the type checker: in the class it is a Setting, in an instance its value.
+    # The cast is for the type checker: in the class it is a Setting, in an instance its value.
     return cast(T, Setting(kind, default, about))
 
 
 class Settings:
-    """The value of every setting, checked: ``settings.embed_timeout``. Frozen.
+    """The checked value of every setting: ``settings.embed_timeout``. Frozen.
 
-    Settings that are not given, or are None, have their defaults. Times are seconds.
+    Settings that are not given, or None, have their defaults. Times are seconds.
 
-    Raises ConfigError for a value that cannot be right and for a name that is not in the table.
+    Raises ConfigError for an invalid value or an unknown name.
     """
 
-    auto_discover: bool = _setting(FLAG, True, "search the network if no node is named")
+    auto_discover: bool = _setting(FLAG, True, "search the network if no nodes are given")
     discovery_timeout: float = _setting(SECONDS, 0.5, "how long an address may take to answer")
     watch_network: bool = _setting(FLAG, False, "after a search, follow nodes that come and go")
     trusted: tuple[str, ...] | None = _setting(
@@ -141,7 +141,7 @@ class Settings:
     policy: Policy = _setting(
         one_of(Policy), "adaptive", "how to spread a batch: by predicted times, or by thresholds"
     )
-    min_gain: float = _setting(GAIN, 0.05, "the part of the time that spreading a batch must save")
+    min_gain: float = _setting(GAIN, 0.05, "the share of time that spreading a batch must save")
     same_machine: SameMachine = _setting(
         one_of(SameMachine), "measure", "nodes on one machine: measure, share the work, or use one"
     )
@@ -149,25 +149,25 @@ class Settings:
         one_of(RoutingStrategy), "performance", "which node answers a live request"
     )
     max_retries: int = _setting(COUNT, 3, "further attempts after the first one failed")
-    retry_budget: float = _setting(FRACTION, 0.2, "retries may be this part of all requests")
+    retry_budget: float = _setting(FRACTION, 0.2, "retries may be this share of all requests")
     hedge_rate: float = _setting(
-        FRACTION, 0.05, "second requests for late answers may be this part; 0 sends none"
+        FRACTION, 0.05, "hedged requests may be this share of all requests; 0 turns hedging off"
     )
     max_waiting: int = _setting(COUNT, 100_000, "the most requests that wait for a node at once")
     wait_timeout: float = _setting(PATIENCE, 30.0, "how long a request waits for a node")
     close_timeout: float = _setting(
-        PATIENCE, 5.0, "that calls under way have to end when the pool is closed"
+        PATIENCE, 5.0, "how long calls in progress may take when the pool is closed"
     )
-    metrics_interval: float = _setting(SECONDS, 30.0, "between two looks at what a node has loaded")
-    check_interval: float = _setting(SECONDS, 120.0, "between two looks at whether a node is well")
-    enable_dask: bool = _setting(FLAG, False, "let workers of Dask compute large batches")
+    metrics_interval: float = _setting(SECONDS, 30.0, "between two reads of a node's loaded models")
+    check_interval: float = _setting(SECONDS, 120.0, "between two health checks of a node")
+    enable_dask: bool = _setting(FLAG, False, "let Dask workers compute large batches")
     dask_address: str | None = _setting(
         CLUSTER,
         None,
         "the Dask scheduler, such as tcp://10.0.0.2:8786; none starts a local cluster",
     )
     dask_workers: int = _setting(COUNT, 0, "workers of a local Dask cluster; 0 is one per core")
-    dask_threshold: int = _setting(COUNT, 1000, "texts from which a batch is worth an engine")
+    dask_threshold: int = _setting(COUNT, 1000, "texts from which a batch may use an engine")
     enable_ray: bool = _setting(FLAG, False, "share the nodes fairly with other programs, by Ray")
     ray_address: str | None = _setting(
         CLUSTER,
@@ -175,11 +175,9 @@ class Settings:
         "the Ray cluster: auto, host:port or ray://host:port; none starts a local one",
     )
     app_name: str | None = _setting(
-        TEXT, None, "what this program is called among those that share"
+        TEXT, None, "this program's name among those that share the nodes"
     )
-    app_weight: float = _setting(
-        WEIGHT, 1.0, "its share of nodes that all want, beside the others'"
-    )
+    app_weight: float = _setting(WEIGHT, 1.0, "its weight when programs compete for shared nodes")
 
     def __init__(self, **values: Any) -> None:
         for name in values:
@@ -219,7 +217,7 @@ DEFAULTS = Settings()
 
 
 def unknown_setting(name: str, *, source: str = ARGUMENT, line: int | None = None) -> ConfigError:
-    """The error for a name that is not in the table."""
+    """The error for an unknown setting."""
     if name == "nodes" and source != ARGUMENT:
         hint = "; nodes have their own file, ~/.config/aiosollol/nodes.json"
     else:
@@ -228,7 +226,7 @@ def unknown_setting(name: str, *, source: str = ARGUMENT, line: int | None = Non
 
 
 def wrong(message: str, source: str = ARGUMENT, line: int | None = None) -> ConfigError:
-    """A ConfigError that says where the mistake is, if that is a file."""
+    """A ConfigError, with the place of the mistake if it is in a file."""
     where = "" if source == ARGUMENT else f"{place(source, line)}: "
     return ConfigError(f"{where}{message}", source=source, line=line)
 
@@ -239,7 +237,7 @@ def place(source: str, line: int | None) -> str:
 
 
 def shown(value: object) -> str:
-    """A setting's value for people: ``true``, ``0.5``, ``60``, ``none``, ``a, b``."""
+    """A setting's value as shown to users: ``true``, ``0.5``, ``60``, ``none``, ``a, b``."""
     if value is None:
         return "none"
     if isinstance(value, bool):

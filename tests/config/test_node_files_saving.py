@@ -76,8 +76,8 @@ def test_what_was_saved_is_loaded(nodes: list[NodeSpec]) -> None:
 @pytest.mark.parametrize(
     ("nodes", "said"),
     [
-        ([ONE, TWO, ONE], "node 3: the URL 'http://10.0.0.2:11434' is that of node 1 too"),
-        ([ONE, NodeSpec("http://b", "gpu1")], "node 2: the name 'gpu1' is that of node 1 too"),
+        ([ONE, TWO, ONE], "node 3: the URL 'http://10.0.0.2:11434' is also that of node 1"),
+        ([ONE, NodeSpec("http://b", "gpu1")], "node 2: the name 'gpu1' is also that of node 1"),
     ],
 )
 def test_what_could_not_be_loaded_is_not_saved(
@@ -91,7 +91,7 @@ def test_what_could_not_be_loaded_is_not_saved(
 
 def test_a_list_of_hosts_is_not_overwritten(tmp_path: Path) -> None:
     path = written(tmp_path, "10.0.0.2 # mine", "hosts.txt")
-    with pytest.raises(ConfigError, match=r"nodes are saved as JSON, in .*/hosts\.json"):
+    with pytest.raises(ConfigError, match=r"nodes are saved as JSON; use .*/hosts\.json"):
         save_nodes(path, [ONE])
     assert path.read_text() == "10.0.0.2 # mine"
 

@@ -110,7 +110,7 @@ def test_where_the_file_is(environ: dict[str, str], path: str) -> None:
 def test_a_named_file_must_be_there(tmp_path: Path) -> None:
     path = f"{tmp_path}/no.toml"
     error = failure({**NOTHING, "SOLLOL_CONFIG": path})
-    assert str(error) == f"{path}: there is no such file; make it, or unset SOLLOL_CONFIG"
+    assert str(error) == f"{path}: there is no such file; create it, or unset SOLLOL_CONFIG"
     assert error.source == path
     with pytest.raises(ConfigError, match="there is no such file; name one that exists"):
         resolve({}, environ=NOTHING, path=path)
@@ -141,7 +141,7 @@ def test_a_link_that_leads_nowhere_is_told(tmp_path: Path) -> None:
     path = settings_path(environ)
     path.unlink()
     path.symlink_to("gone")
-    assert str(failure(environ)).endswith("the link to it leads nowhere: remove it")
+    assert str(failure(environ)).endswith("the link to it is broken: remove it")
 
 
 def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

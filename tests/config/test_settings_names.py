@@ -44,7 +44,7 @@ def test_variables_that_are_nearly_settings_are_told_once(caplog: pytest.LogCapt
         "sollol_chat_timeout": "SOLLOL_CHAT_TIMEOUT",
     }
     assert [record.message for record in caplog.records] == [
-        "environment variables that are no settings: "
+        "environment variables that are not settings: "
         "SOLLOL_CONFG (did you mean SOLLOL_CONFIG?), "
         "SOLLOL_EMBED_TIMEOT (did you mean SOLLOL_EMBED_TIMEOUT?), "
         "sollol_chat_timeout (did you mean SOLLOL_CHAT_TIMEOUT?)"
