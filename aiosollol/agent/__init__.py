@@ -1,7 +1,7 @@
-"""How busy this machine is, told to pools on other machines: the agent behind `aiosollol agent`.
+"""The agent behind `aiosollol agent`: reports this machine's load to pools on other machines.
 
-`serve` answers ``GET /agent`` with an `AgentReport` of `MachineSensors`, until it is cancelled. It
-needs the extra "agent": psutil, and nvidia-ml-py for the GPUs of NVIDIA.
+`serve` answers ``GET /agent`` with an `AgentReport` from `MachineSensors`, until cancelled. Needs
+the extra "agent": psutil, and nvidia-ml-py for NVIDIA GPUs.
 """
 
 from aiosollol.agent.sensors import MachineSensors, Readings, Sensors, stated_gpu

@@ -1,4 +1,4 @@
-"""How busy this machine is and how much memory it has, read without holding up the event loop."""
+"""Sensors for this machine's load and memory, read without blocking the event loop."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _GIB = 2**30
 
 
 def stated_gpu(name: str = "", vram_gb: float | None = None) -> Gpu | None:
-    """A GPU by what the user says of it, or None where nothing was said.
+    """A GPU described by the user, or None if nothing was given.
 
-    vram_gb: its memory in GiB. How much of it is free, nobody says. Raises InvalidInput where that
-    is not a number above zero.
+    vram_gb: its total memory in GiB; free memory stays unknown. Raises InvalidInput unless it is a
+    number above zero.
     """
     if vram_gb is None:
         return Gpu(name) if name else None
@@ -33,12 +33,12 @@ def stated_gpu(name: str = "", vram_gb: float | None = None) -> Gpu | None:
 
 
 class Gpus:
-    """The GPUs of this machine, by `read`, from one thread at a time.
+    """The GPUs of this machine. Call `read` from one thread at a time.
 
-    stated: stands in where NVML tells the memory of no GPU. nvml: for tests, in place of `pynvml`.
+    stated: used if NVML reports the memory of no GPU. nvml: replaces `pynvml`, for tests.
 
-    NVML is opened by the first `read`: without persistence mode that takes a second or more for
-    each GPU. Nothing that it does is raised; what it refuses is None, and said once in the log.
+    NVML is opened by the first `read`, which takes a second or more for each GPU without
+    persistence mode. NVML errors are not raised: missing values are None, logged once.
     """
 
     def __init__(self, stated: Gpu | None = None, *, nvml: Any = None) -> None:
@@ -48,14 +48,14 @@ class Gpus:
         self._said: set[str] = set()
 
     def read(self) -> tuple[Gpu, ...]:
-        """Every GPU, as it is now."""
+        """The current state of every GPU."""
         found = self._read_nvml()
         if self._stated and not any(gpu.memory_total for gpu in found):
             return self._stated
         return found
 
     def close(self) -> None:
-        """Let NVML go. Idempotent; nothing can be read afterwards."""
+        """Close NVML. Idempotent; nothing can be read afterwards."""
         if self._is_open:
             self._ask("nvmlShutdown")
         self._is_open = False
@@ -95,7 +95,7 @@ class Gpus:
         return True
 
     def _ask(self, name: str, *arguments: Any) -> Any:
-        """What NVML's function `name` returns; None where it fails."""
+        """The result of NVML's function `name`; None if it fails."""
         function: Callable[..., Any] = getattr(self._nvml, name)
         try:
             return function(*arguments)
@@ -103,20 +103,20 @@ class Gpus:
             said = f"{name}: {error}"
             if said not in self._said:
                 self._said.add(said)
-                _log.warning("NVML fails, so a part is not reported: %s", said)
+                _log.warning("an NVML call failed, so its value is not reported: %s", said)
             return None
 
 
 WINDOW_SECONDS = 2.0
-"""The load is that of at least so long a time, as soon as there was so much."""
+"""The load is averaged over at least this time, once that has passed."""
 
-_LEAST_SECONDS = 0.1  # of less, one would see the ticks of the system's clock and nothing else
+_LEAST_SECONDS = 0.1  # below that, only the ticks of the system's clock would show
 
 
 class CpuLoad:
-    """The share of all cores that was busy of late, from the counters of the system.
+    """The recent CPU load of all cores, from the system's counters.
 
-    It is our own because `psutil.cpu_percent` compares with the last call of the same thread.
+    Not `psutil.cpu_percent`, which compares with the last call of the same thread.
     """
 
     def __init__(self) -> None:
@@ -124,17 +124,17 @@ class CpuLoad:
         self._load: float | None = None
 
     def add(self, now: float, busy: float, total: float) -> float | None:
-        """The load from 0 to 1 up to `now`, or None while that is not known.
+        """The load from 0 to 1 up to `now`, or None while unknown.
 
-        now: seconds; busy, total: seconds that all cores together have spent so far.
+        now: seconds. busy, total: seconds that all cores together have spent so far.
         """
         samples = self._samples
-        # Compare with the newest that is old enough; those before it are not needed again.
+        # Compare with the newest sample that is old enough, and drop older ones.
         while len(samples) > 1 and now - samples[1][0] >= WINDOW_SECONDS:
             samples.popleft()
         if samples and now - samples[0][0] >= _LEAST_SECONDS:
             _, busy_then, total_then = samples[0]
-            # The counters of virtual machines have been seen to stand still and to go back.
+            # On virtual machines, counters sometimes stand still or go back.
             if total > total_then:
                 self._load = min(max((busy - busy_then) / (total - total_then), 0.0), 1.0)
         samples.append((now, busy, total))
@@ -142,9 +142,9 @@ class CpuLoad:
 
 
 class Metrics:
-    """CPU load and memory of this machine, by `read`, which may be called from any thread.
+    """CPU load and memory of this machine. May be used from any thread.
 
-    Raises MissingExtra without psutil. `psutil` is for tests: what to use in its place.
+    psutil: replaces the package, for tests. Raises MissingExtra without psutil.
     """
 
     def __init__(self, *, psutil: Any = None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -152,30 +152,30 @@ class Metrics:
         self._clock = clock
         self._load = CpuLoad()
         self._failed: set[str] = set()
-        self.cpu_load()  # from here on there is something to compare with
+        self.cpu_load()  # the first sample to compare with
 
     def cpu_load(self) -> float | None:
-        """The share of all cores, from 0 to 1, that was busy over the last seconds."""
+        """The load of all cores over the last seconds, from 0 to 1."""
         times = self._ask("cpu_times")
         if times is None:
             return None
-        # As psutil counts: guests are in "user" already, and to wait for a disk is not to work.
+        # As in psutil: guests are included in "user", and waiting for a disk is idle time.
         total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
         busy = total - times.idle - getattr(times, "iowait", 0.0)
         return self._load.add(self._clock(), busy, total)
 
     def memory(self) -> tuple[int | None, int | None]:
-        """Bytes of main memory in all, and those that can be had without swapping."""
+        """Bytes of main memory: total, and available without swapping."""
         memory = self._ask("virtual_memory")
         if memory is None:
             return None, None
         return memory.total, min(memory.available, memory.total)
 
     def _ask(self, name: str) -> Any:
-        """What psutil's function `name` returns; None where this system does not tell."""
+        """The result of psutil's function `name`; None if this system does not support it."""
         try:
             return getattr(self._psutil, name)()
-        # In containers without /proc psutil meets files that are not there, and empty ones.
+        # In containers without /proc, psutil finds files missing or empty.
         except (
             self._psutil.Error,
             OSError,
@@ -186,7 +186,7 @@ class Metrics:
         ) as error:
             if name not in self._failed:
                 self._failed.add(name)
-                _log.warning("psutil.%s fails, so that is not reported: %s", name, error)
+                _log.warning("psutil.%s failed, so its value is not reported: %s", name, error)
             return None
 
 
@@ -199,10 +199,12 @@ def _psutil() -> Any:
 
 
 class MachineSensors:
-    """The state of this machine, by `read`. Blocks, so it belongs into a thread.
+    """Reads the state of this machine. Blocking: call `read` in a thread.
 
-    machine: its id. ollama: URL of the Ollama that the report is about. gpu: stands in where NVML
-    tells of none. psutil, nvml: for tests, what to use in place of the packages.
+    machine: its id.
+    ollama: URL of the Ollama that the report is about.
+    gpu: used if NVML reports none.
+    psutil, nvml: replace the packages, for tests.
 
     Raises MissingExtra without the extra "agent".
     """
@@ -223,7 +225,7 @@ class MachineSensors:
         self._lock = threading.Lock()
 
     def read(self) -> AgentReport:
-        """The machine as it is now. What cannot be learned is None; nothing is raised."""
+        """The current state of the machine. Unknown values are None; nothing is raised."""
         with self._lock:
             return AgentReport(
                 self._machine,
@@ -235,7 +237,7 @@ class MachineSensors:
             )
 
     def close(self) -> None:
-        """Let the GPUs go. Idempotent."""
+        """Close NVML. Idempotent."""
         with self._lock:
             self._gpus.close()
 
@@ -244,12 +246,12 @@ T = TypeVar("T")
 
 FRESH_SECONDS = 1.0
 READ_SECONDS = 1.0
-"""A GPU that has fallen off its bus can hold NVML for minutes. Who asks is told so, before a pool
-gives up after two seconds."""
+"""A GPU that has fallen off its bus can block NVML for minutes. Requests fail before that, and
+before a pool gives up after two seconds."""
 
 
 class Sensors(Protocol):
-    """Where readings come from: `MachineSensors`, or a fake. Both methods may block."""
+    """The source of readings: `MachineSensors`, or a fake. Both methods may block."""
 
     def read(self) -> AgentReport: ...
 
@@ -257,11 +259,12 @@ class Sensors(Protocol):
 
 
 class Readings:
-    """The newest reading of `sensors`, taken at most once a second, in a thread.
+    """The latest reading of `sensors`, taken at most once a second, in a thread.
 
-    However many ask, there is one thread at most, and a reading that hangs is not tried again
-    beside itself. timeout: seconds that one who asks waits at most. clock: seconds, for tests;
-    that of the event loop unless given.
+    Concurrent callers share one thread, and a reading that hangs is not started again.
+
+    timeout: seconds that a caller waits at most.
+    clock: in seconds, for tests; by default that of the event loop.
     """
 
     def __init__(
@@ -279,10 +282,9 @@ class Readings:
         self._running: asyncio.Future[AgentReport] | None = None
 
     async def latest(self, timeout: float | None = None) -> AgentReport:
-        """How the machine is: a reading that began less than a second ago, or one taken now.
+        """A reading that began less than a second ago, or one taken now.
 
-        Raises TimeoutError when that takes more than `timeout` seconds, and whatever the sensors
-        raise.
+        Raises TimeoutError if that takes more than `timeout` seconds, and errors of the sensors.
         """
         now = (self._clock or asyncio.get_running_loop().time)()
         if self._newest is not None and now - self._taken < FRESH_SECONDS:
@@ -290,7 +292,7 @@ class Readings:
         if self._running is None:
             self._running = in_thread(self._sensors.read)
             self._running.add_done_callback(lambda done: self._keep(done, now))
-        # wait, unlike wait_for, leaves the reading to the others who wait for it.
+        # wait, unlike wait_for, does not cancel the reading, which other callers may wait for.
         patience = self._timeout if timeout is None else timeout
         done, _ = await asyncio.wait([self._running], timeout=patience)
         if not done:
@@ -298,7 +300,7 @@ class Readings:
         return done.pop().result()
 
     async def aclose(self) -> None:
-        """Close the sensors, unless they hang; then the process must end without that."""
+        """Close the sensors, unless they hang: then the process ends without closing them."""
         if self._running is not None:
             await asyncio.wait([self._running], timeout=self._timeout)
         if self._running is None:
@@ -313,7 +315,7 @@ class Readings:
 def in_thread(function: Callable[[], T]) -> asyncio.Future[T]:
     """The result of `function`, from a thread that does not keep the process alive.
 
-    `asyncio.to_thread` uses threads that are waited for when the process ends, however long.
+    The process would wait for threads of `asyncio.to_thread` before it ends, however long.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()

@@ -1,7 +1,4 @@
-"""`serve`: the agent on a port, and what it announces, until it is cancelled.
-
-``GET /agent`` is all that it answers over HTTP.
-"""
+"""`serve`: runs and announces the agent until cancelled. It answers only ``GET /agent``."""
 
 from __future__ import annotations
 
@@ -26,30 +23,30 @@ from aiosollol.wire.agent import AGENT_PATH, AgentReport, dump_report
 _log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 10.0
-"""Between two readings that nobody asked for. News are announced no more often than that."""
+"""Seconds between two readings of its own. Changes are announced no more often than that."""
 
 MATERIAL_SHARE = 0.05
 START_SECONDS = 30.0  # for the first reading: without persistence mode NVML wakes each GPU
 
 _HEADERS = {
     "Cache-Control": "no-store",
-    "Server": f"aiosollol/{__version__}",  # the default names the versions of Python and aiohttp
+    "Server": f"aiosollol/{__version__}",  # the default shows the versions of Python and aiohttp
 }
 
 Pause = Callable[[float], Awaitable[None]]
 
 
 class Announcer(Protocol):
-    """Something that tells the network about this machine, such as zeroconf."""
+    """Announces this machine on the network, for example by zeroconf."""
 
     async def update(self, report: AgentReport) -> None:
-        """Tell what has changed."""
+        """Announce a change."""
         ...
 
 
 Advertise = Callable[[AgentReport, int | None], AbstractAsyncContextManager[Announcer]]
-"""Begins to announce a machine; leaving the context says goodbye. The number is the port of the
-agent, or None where it listens on loopback, so that no other machine can reach it."""
+"""Starts to announce a machine; leaving the context sends a goodbye. The number is the port of the
+agent, or None if it listens on loopback, where no other machine can reach it."""
 
 
 async def serve(
@@ -63,12 +60,15 @@ async def serve(
 ) -> None:
     """Serve ``GET /agent`` until cancelled.
 
-    sensors: what is told, closed at the end. port: 0 takes a free one. advertise: how to announce
-    the machine while it is served. on_ready is called with the URL of the report and the first
-    report, once both the agent answers and the machine is announced. pause: for tests.
+    sensors: the source of reports, closed at the end.
+    port: 0 picks a free one.
+    advertise: announces the machine meanwhile.
+    on_ready: called with the URL of the report and the first report, once the agent answers and the
+    machine is announced.
+    pause: for tests.
 
-    Raises InvalidInput where it cannot listen, SollolError where the sensors do not answer within
-    30 seconds, and what `advertise` raises when it is entered.
+    Raises InvalidInput if it cannot listen, SollolError if the sensors do not answer within 30
+    seconds, and what `advertise` raises on entering.
     """
     async with _running(sensors, host, port) as (readings, address):
         try:
@@ -88,7 +88,7 @@ async def serve(
 async def _running(
     sensors: Sensors, host: str, port: int
 ) -> AsyncIterator[tuple[Readings, tuple[str, int]]]:
-    """The agent, listening: its readings, and the address and port that it got."""
+    """Run the agent; gives its readings, and the address and port it listens on."""
     if not 0 <= port <= 65535:
         raise InvalidInput(f"port must be between 0 and 65535, not {port!r}")
     readings = Readings(sensors)
@@ -102,7 +102,7 @@ async def _running(
 async def _beat(
     readings: Readings, announcer: Announcer | None, announced: AgentReport, pause: Pause
 ) -> None:
-    """Take a reading now and then: for the CPU load, which is a difference, and for the news."""
+    """Take readings at intervals: the CPU load is a difference, and changes are announced."""
     while True:
         await pause(BEAT_SECONDS)
         try:
@@ -110,14 +110,15 @@ async def _beat(
             if announcer is not None and is_material(announced, report):
                 await announcer.update(report)
                 announced = report
-        except Exception as error:  # a network that is down comes back, and so does a busy GPU
-            _log.warning("the agent could not tell how this machine is: %r", error)
+        except Exception as error:  # may be temporary: a network that is down, a busy GPU
+            _log.warning("the agent could not report the state of this machine: %r", error)
 
 
 def is_material(then: AgentReport, now: AgentReport) -> bool:
-    """Whether what is announced has changed so much that it should be announced anew.
+    """Whether a report has changed enough to be announced again.
 
-    Free GPU memory counts when it differs by more than 5 % of the total, all else when it differs.
+    Free GPU memory counts if it differs by more than 5 % of the total, any other value if it
+    differs.
     """
     if _lasting(then) != _lasting(now):
         return True
@@ -138,7 +139,7 @@ def _lasting(report: AgentReport) -> tuple[object, ...]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches what listens on `host`, an address or a name."""
+    """Whether `host`, an address or a name, is reachable from this machine only."""
     try:
         return ipaddress.ip_address(host.partition("%")[0]).is_loopback
     except ValueError:
@@ -149,10 +150,10 @@ def is_loopback(host: str) -> bool:
 
 
 def make_app(readings: Readings) -> web.Application:
-    """An application that answers GET and HEAD of ``/agent`` with how the machine is.
+    """An application that answers GET and HEAD of ``/agent`` with the state of the machine.
 
-    503 where the sensors do not answer in time, 404 for every other path. Bodies are JSON. It has
-    no CORS headers, so pages in a browser cannot read it.
+    503 if the sensors do not answer in time, 404 for any other path. Bodies are JSON. There are no
+    CORS headers, so pages in a browser cannot read it.
     """
 
     async def agent(request: web.Request) -> web.Response:
@@ -177,7 +178,7 @@ async def _as_json(request: web.Request, handler: Handler) -> web.StreamResponse
             response.headers["Allow"] = error.headers["Allow"]
         return response
     except Exception:
-        _log.exception("the agent cannot tell how this machine is")
+        _log.exception("the agent could not report the state of this machine")
         return _refusal(500, "the agent failed; its log says why")
 
 

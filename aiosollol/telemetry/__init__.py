@@ -1,1 +1,1 @@
-"""Traces: passed on to the nodes, or recorded as OpenTelemetry spans."""
+"""Tracing: trace headers forwarded to the nodes, or spans recorded with OpenTelemetry."""

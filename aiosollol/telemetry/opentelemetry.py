@@ -1,8 +1,8 @@
-"""`OpenTelemetry`: spans of what a gateway serves and of what a pool asks its nodes.
+"""`OpenTelemetry`: spans for requests that a gateway serves and a pool sends to its nodes.
 
-By its API alone, as it advises libraries: without an SDK, which the program sets up, these are
-calls that do nothing. Names follow the semantic conventions for HTTP (stable) and for generative
-AI (in development).
+Uses the OpenTelemetry API only, as recommended for libraries: unless the program sets up an SDK,
+the calls do nothing. Names follow the semantic conventions for HTTP (stable) and for generative AI
+(in development).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _METHODS = frozenset(
     ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH")
 )
 _OPERATIONS = {"embed": "embeddings", "chat": "chat", "generate": "text_completion"}
-_MOST_CHARACTERS = 256  # of what a client makes up
+_MOST_CHARACTERS = 256  # of values that clients choose
 
 
 def is_recording() -> bool:
-    """Whether the program has set up where spans go to. Raises MissingExtra."""
+    """Whether the program has set a tracer provider. Raises MissingExtra."""
     check_extra()
     from opentelemetry import trace
 
@@ -37,9 +37,9 @@ def is_recording() -> bool:
 
 
 def check_extra() -> None:
-    """Raises MissingExtra without opentelemetry-api."""
+    """Raise MissingExtra without opentelemetry-api."""
     try:
-        import opentelemetry.trace  # noqa: F401 - to see whether it is there
+        import opentelemetry.trace  # noqa: F401 - to check that it is installed
     except ImportError as error:
         raise MissingExtra("OpenTelemetry", "otel") from error
 
@@ -47,7 +47,7 @@ def check_extra() -> None:
 class OpenTelemetry:
     """A `ports.Tracing` for ``OllamaPool(tracing=...)`` that records spans.
 
-    tracer_provider: where to; None is the one that the program has set for all.
+    tracer_provider: where spans go; None is the program's global provider.
 
     Raises MissingExtra without opentelemetry-api.
     """
@@ -63,11 +63,11 @@ class OpenTelemetry:
         self._trace = trace
         self._failed = trace.StatusCode.ERROR
         self._tracer = trace.get_tracer("aiosollol", __version__, tracer_provider)
-        # Not the one that is set for all: baggage may hold what is no business of the nodes.
+        # Not the global propagator: baggage may hold data that the nodes should not see.
         self._propagator = TraceContextTextMapPropagator()
 
     def current(self) -> _Trace:
-        """See `ports.Tracing`. What the caller's span is, is what OpenTelemetry says it is."""
+        """See `ports.Tracing`. The caller's span is OpenTelemetry's current one."""
         return _Trace(self, self._context.get_current())
 
     def serve(
@@ -124,7 +124,7 @@ class OpenTelemetry:
 
 
 class _Trace:
-    """What is under way in a task: see `ports.Trace`."""
+    """The current trace of a task: see `ports.Trace`."""
 
     __slots__ = ("_context", "_otel")
 
@@ -155,7 +155,7 @@ class _Span:
 
 
 class _ServerSpan:
-    """A request that is served: see `ports.Serving`."""
+    """A request being served: see `ports.Serving`."""
 
     __slots__ = ("_otel", "_span", "_token")
 
@@ -168,6 +168,6 @@ class _ServerSpan:
         self._otel._context.detach(self._token)
         if status is not None:
             self._span.set_attribute("http.response.status_code", status)
-            # What a client did wrong is no error of the server's.
+            # A client error is not an error of the server.
             problem = problem or (str(status) if status >= 500 else "")
         self._otel._end(self._span, problem)

@@ -1,4 +1,4 @@
-"""`PassOn`: the trace of a gateway's client reaches the nodes, and nothing is recorded here."""
+"""`PassOn`: forwards the trace of a gateway's client to the nodes, and records nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aiosollol.core.routing.strategies import RouteRequest
 
 
 class PassedOn:
-    """A trace of others, as every request to a node carries it; and each such request."""
+    """A client's trace, which every request to a node carries; also such a request's span."""
 
     __slots__ = ("headers",)
 
@@ -26,12 +26,12 @@ class PassedOn:
         """See `ports.Span`."""
 
 
-# A context variable, because tasks that a request makes inherit it, and nobody has to hand it on.
+# A context variable, because tasks started by a request inherit it.
 _PASSED_ON: ContextVar[PassedOn | None] = ContextVar("aiosollol_passed_on", default=None)
 
 
 class PassOn:
-    """The `ports.Tracing` of a pool that was given none."""
+    """The default `ports.Tracing` of a pool."""
 
     def current(self) -> PassedOn | None:
         """See `ports.Tracing`."""
@@ -57,7 +57,7 @@ class _Serving:
 TRACEPARENT, TRACESTATE = "traceparent", "tracestate"
 
 _IDS = "(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
-# Of a version that is not known yet, more may follow.
+# In unknown later versions, more fields may follow.
 _PARENT = re.compile(rf"00-{_IDS}|(?!00|ff)[0-9a-f]{{2}}-{_IDS}(?:-[!-~]*)?")
 _KEY = "[a-z0-9][a-z0-9_*/@-]{0,255}"
 _VALUE = "[ -+\\--<>-~]{0,255}[!-+\\--<>-~]"
@@ -67,11 +67,11 @@ _MOST_CHARACTERS = 4096
 
 
 def read_trace(parents: Sequence[str], states: Sequence[str]) -> dict[str, str] | None:
-    """The headers by which a trace is passed on, None if there is none or it is malformed.
+    """The trace headers to forward; None if there are none or they are malformed.
 
-    parents, states: the values of every `traceparent` and `tracestate` that came. More than one
-    `traceparent` is none, as the recommendation has it; of a malformed `tracestate` the rest of the
-    trace is kept.
+    parents, states: the values of every `traceparent` and `tracestate` header. More than one
+    `traceparent` counts as none, as recommended by W3C; a malformed `tracestate` is dropped and the
+    rest of the trace kept.
     """
     if len(parents) != 1:
         return None
@@ -85,13 +85,13 @@ def read_trace(parents: Sequence[str], states: Sequence[str]) -> dict[str, str] 
 
 
 def _state(text: str) -> str:
-    """A `tracestate` without its empty members, "" if it is malformed."""
+    """A `tracestate` without empty members; "" if malformed."""
     if len(text) > _MOST_CHARACTERS:
         return ""
     members = [member.strip(" \t") for member in text.split(",")]
     members = [member for member in members if member]
     keys = {match[1] for member in members if (match := _MEMBER.fullmatch(member))}
-    # A member that is none, or a key that comes twice: then there are fewer keys.
+    # Invalid members and repeated keys make fewer keys than members.
     if len(keys) != len(members) or len(members) > _MOST_MEMBERS:
         return ""
     return ",".join(members)
