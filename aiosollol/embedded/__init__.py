@@ -1,7 +1,7 @@
 """A real, small embedding model behind Ollama's API, for a machine without Ollama.
 
-`EmbeddedNode` is a context manager with a `url`; `serve` runs until it is told to end. The model
-is WordLlama's, from the extra "embedded", and is loaded when a node starts, not on import.
+`EmbeddedNode` is a context manager with a `url`; `serve` runs until it is stopped. The model is
+WordLlama's, from the extra "embedded", and is loaded when a node starts, not on import.
 """
 
 from aiosollol.embedded.app import make_app

@@ -1,6 +1,6 @@
 """Ollama's HTTP API over a `Backend`, as an aiohttp application.
 
-It serves embeddings only, and refuses to chat as Ollama does for a model that only embeds.
+It serves embeddings only, and refuses chat as Ollama does for an embedding model.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from aiosollol.wire.ollama.server_requests import (
 from aiosollol.wire.ollama.server_responses import HttpResponse, ModelCard
 
 VERSION = "0.33.0-aiosollol"
-# What the worker computes in one go: some milliseconds of work. A client that leaves wastes no
-# more than that, and other requests come in between.
+# The most that the worker computes at once: a few milliseconds of work. A disconnect wastes no more
+# than that, and other requests can run in between.
 _SLICE_TEXTS = 32
 _SLICE_CHARACTERS = 50_000
-_IN_LOOP = 64 << 10  # bytes of a body that is read in the event loop
+_IN_LOOP = 64 << 10  # bytes of the largest body that is parsed in the event loop
 
 T = TypeVar("T")
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def make_app(backend: Backend, *, delay: float = 0.0) -> web.Application:
-    """An application that speaks Ollama's API for `backend`. It ends its thread when cleaned up.
+    """An application that serves Ollama's API with `backend`. Cleanup ends its thread.
 
-    delay: seconds that each text takes longer, to stand for a slower machine. Run it with
-    ``handler_cancellation=True``, so that a client that leaves stops what it asked for.
+    delay: extra seconds for each text, to simulate a slower machine. Run it with
+    ``handler_cancellation=True``, so that a client that disconnects cancels its request.
     """
     node = _EmbeddedServer(backend, delay)
     app = web.Application(middlewares=[_in_ollamas_words])
@@ -72,7 +72,7 @@ def make_app(backend: Backend, *, delay: float = 0.0) -> web.Application:
 
 @dataclass(slots=True)
 class _Vectors:
-    """Vectors as JSON, and what they cost."""
+    """Vectors as JSON, and their cost."""
 
     json: list[bytes]
     tokens: int = 0
@@ -80,7 +80,7 @@ class _Vectors:
 
 
 class _EmbeddedServer:
-    """The endpoints. All work on the backend is done by one thread, slice by slice."""
+    """The endpoints. One thread does all work on the backend, slice by slice."""
 
     def __init__(self, backend: Backend, delay: float) -> None:
         self._backend = backend
@@ -91,7 +91,7 @@ class _EmbeddedServer:
         await asyncio.get_running_loop().run_in_executor(self._worker, self._backend.load)
 
     async def stop(self, app: web.Application) -> None:
-        # What is being computed is a slice, so this is soon done; but it is done elsewhere.
+        # Wait for the current slice in another thread: it is short, but would block the loop.
         loop = asyncio.get_running_loop()
         self._worker.shutdown(wait=False, cancel_futures=True)
         await loop.run_in_executor(None, self._worker.shutdown)
@@ -156,7 +156,7 @@ class _EmbeddedServer:
         return server_responses.openai_embeddings(wanted.model, vectors.json, tokens=vectors.tokens)
 
     async def _read(self, request: web.Request, read: Callable[[bytes], T]) -> T:
-        """What `read` makes of the body of a request; a large one is read by the worker."""
+        """The request's body, parsed by `read`; large bodies are parsed by the worker."""
         body = await request.content.read()  # request.read() has a limit, and Ollama has none
         if len(body) <= _IN_LOOP:
             return read(body)
@@ -177,7 +177,7 @@ class _EmbeddedServer:
         return vectors
 
     def _compute(self, texts: Sequence[str], wanted: EmbedAsked) -> tuple[list[bytes], int]:
-        """In the worker's thread. Writing the numbers takes as long as computing them."""
+        """Runs in the worker's thread. Serializing takes as long as computing."""
         computed = self._backend.embed(texts, wanted.dimensions)
         if self._delay:
             time.sleep(self._delay * len(texts))
@@ -208,8 +208,8 @@ class _EmbeddedServer:
         raise self._cannot(question.model, question.path.removeprefix("/api/"))
 
     def _is_let_go(self, wanted: ChatAsked | GenerateAsked, has_prompt: bool) -> bool:
-        """Whether a model is to be unloaded. Ollama does that before it looks whether the model
-        can chat; here it stays in memory, and nobody is the worse for it.
+        """Whether a request unloads a model. Ollama checks that before whether the model can chat;
+        here the model stays in memory, which does no harm.
         """
         return not has_prompt and wanted.keep_alive == 0 and self._has(wanted.model)
 
@@ -238,7 +238,7 @@ def _now() -> str:
 
 
 def _slices(texts: Sequence[str], most: int) -> Iterator[list[str]]:
-    """`texts` in order, at most `most` at a time, long ones fewer."""
+    """`texts` in order, at most `most` at a time, fewer if they are long."""
     chunk: list[str] = []
     characters = 0
     for text in texts:

@@ -1,4 +1,4 @@
-"""WordLlama's 256-dimension model, from its wheel: nothing is ever downloaded."""
+"""`StaticModel`: WordLlama's 256-dimension model, from its wheel, without downloads."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from aiosollol.wire.ollama.server_responses import ModelCard, timestamp
 
 _CONFIG = "l2_supercat"
 _DIM = 256
-# The mean of any number of token vectors can be taken: there is no context to run out of.
+# The context length: a mean can be taken of any number of token vectors.
 _NO_LIMIT = 2**31 - 1
 # A text's token vectors are summed in blocks, so that one of 10 MB does not take gigabytes.
 _BLOCK = 4096
 
 
 class StaticModel:
-    """A `Backend`: the mean of a text's token vectors, at unit length.
+    """A `Backend` whose vectors are the mean of a text's token vectors, at unit length.
 
-    Vectors equal WordLlama's own ``embed(texts, norm=True)`` to the last bit; a text without
-    tokens, for which that has NaN, has the vector of a space. Needs the extra "embedded".
+    Vectors equal WordLlama's own ``embed(texts, norm=True)`` to the last bit, except that a text
+    without tokens, for which WordLlama gives NaN, gets the vector of a space. Needs the extra
+    "embedded".
     """
 
     def __init__(self, aliases: Sequence[str] = ()) -> None:
@@ -41,12 +42,12 @@ class StaticModel:
             model = wordllama.WordLlama.load(
                 _CONFIG,
                 dim=_DIM,
-                # The loader looks in tokenizer/, the wheel has tokenizers/: told where its "cache"
-                # is, it looks there too.
+                # The loader looks in tokenizer/, but the wheel has tokenizers/, where the loader
+                # looks only if this is its "cache".
                 cache_dir=Path(wordllama.__file__).parent,
                 disable_download=True,
             )
-            model.tokenizer.no_padding()  # texts are summed one by one, so none need be as long
+            model.tokenizer.no_padding()  # texts are summed one by one, so lengths may differ
             self._model = model
 
     def card(self) -> ModelCard:
@@ -74,7 +75,7 @@ class StaticModel:
         import numpy
 
         self.load()
-        # A batch, though it is walked one by one below: only this call lets go of Python's lock.
+        # As a batch, although used one by one below: only this call releases the GIL.
         encodings = self._model.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         vectors = numpy.empty((len(texts), _DIM), dtype=numpy.float32)
         tokens = 0
@@ -93,7 +94,7 @@ class StaticModel:
         return ids
 
     def _average(self, ids: list[int], row: Any) -> None:
-        """Put the mean of the tokens' vectors into `row`, added up in WordLlama's order."""
+        """Put the mean of the token vectors into `row`, summed in WordLlama's order."""
         import numpy
 
         table = self._model.embedding
@@ -107,7 +108,7 @@ class StaticModel:
 
 
 def _normalise(vectors: Any) -> None:
-    """Bring each row to unit length. A row of zeros stays: it has no direction."""
+    """Scale each row to unit length, except rows of zeros."""
     import numpy
 
     lengths = numpy.linalg.norm(vectors, axis=1, keepdims=True)
@@ -126,7 +127,7 @@ def _import_wordllama() -> Any:
 
 @contextmanager
 def _root_logger_kept() -> Iterator[None]:
-    """Undo what WordLlama does to logging on import: it sets up the root logger."""
+    """Undo WordLlama's configuration of the root logger on import."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     try:
@@ -140,9 +141,9 @@ def _root_logger_kept() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """The vectors of some texts: float32 in this machine's byte order, vector after vector.
+    """Vectors: consecutive float32 in this machine's byte order.
 
-    dim: length of each. tokens: how many tokens the texts have together.
+    dim: length of each vector. tokens: of all texts.
     """
 
     floats: bytes
@@ -151,11 +152,11 @@ class Computed:
 
 
 class Backend(Protocol):
-    """A thing that embeds. The node calls it from one thread, so it need not be thread-safe."""
+    """Computes embeddings. Called from one thread only, so it need not be thread-safe."""
 
     @property
     def names(self) -> Sequence[str]:
-        """What clients may call the model; the first is its own name. Known without loading."""
+        """Names under which the model is served; the first is its own. Known without loading."""
         ...
 
     @property
@@ -164,16 +165,16 @@ class Backend(Protocol):
         ...
 
     def load(self) -> None:
-        """Make ready to embed. Idempotent. Raises MissingExtra."""
+        """Load the model. Idempotent. Raises MissingExtra."""
         ...
 
     def card(self) -> ModelCard:
-        """What ``/api/tags`` tells of the model, under its first name. Loads what it needs."""
+        """The model's entry in ``/api/tags``, under its first name. Loads the model if needed."""
         ...
 
     def embed(self, texts: Sequence[str], dimensions: int = 0) -> Computed:
-        """A unit vector for each text, in order, finite for every text.
+        """A finite unit vector for each text, in order.
 
-        With `dimensions` the first so many numbers of each, brought to unit length again.
+        With `dimensions`, each is cut to that length and scaled to unit length again.
         """
         ...

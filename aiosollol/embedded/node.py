@@ -24,15 +24,15 @@ class EmbeddedNode:
         async with EmbeddedNode() as node:
             ...  # ask node.url for the model "wordllama": 256 dimensions
 
-    host, port: where to listen; port 0 takes a free one.
-    name: what errors and `repr` call it.
-    process: run it as a process of its own, which ends with this one, however this one ends.
-    delay: seconds that each text takes longer, to stand for a slower machine.
+    host, port: where to listen; port 0 picks a free one.
+    name: its name in errors and `repr`.
+    process: run it as a child process, which ends with this one, however this one ends.
+    delay: extra seconds for each text, to simulate a slower machine.
     aliases: other names under which the model is served, such as "nomic-embed-text".
     start_timeout: seconds within which the process must be ready.
 
     Entering waits until it answers. Raises MissingExtra without the extra "embedded",
-    InvalidInput where the port is taken or an option cannot be; with `process` NodeUnreachable
+    InvalidInput if the port is taken or an option is invalid; with `process`, NodeUnreachable
     or NodeTimeout, with what the process wrote to stderr, if it does not start.
     """
 
@@ -63,7 +63,7 @@ class EmbeddedNode:
                 "aiosollol.embedded",
                 self._arguments(),
                 start_timeout=start_timeout,
-                # A node is to compute on one core, whether it is in this process or not.
+                # Compute on one core, as in this process.
                 environment={"TOKENIZERS_PARALLELISM": "false"},
             )
         self._url = ""
@@ -71,7 +71,7 @@ class EmbeddedNode:
 
     @property
     def url(self) -> str:
-        """Where it answers: ``http://127.0.0.1:41234``. Raises InvalidInput until it is entered."""
+        """Its URL: ``http://127.0.0.1:41234``. Raises InvalidInput before it is entered."""
         if not self._url:
             raise InvalidInput(f"the node {self.name!r} has not been started: use 'async with'")
         return self._url
@@ -115,11 +115,12 @@ async def serve(
     on_ready: Callable[[str], None] | None = None,
     with_parent: bool = False,
 ) -> None:
-    """Serve the embedded model until SIGINT or SIGTERM; requests under way are finished first.
+    """Serve the embedded model until SIGINT or SIGTERM, then finish requests in progress.
 
-    on_ready is called with the URL once it answers. with_parent: end also when stdin is a pipe
-    that ends. Raises InvalidInput where the port is taken, MissingExtra without the extra
-    "embedded".
+    on_ready: called with the URL once it answers.
+    with_parent: also stop when stdin is a pipe that ends.
+
+    Raises InvalidInput if the port is taken, MissingExtra without the extra "embedded".
     """
     await asyncio.to_thread(_require_extra)
     with stopping(with_parent=with_parent) as stop, loop_errors("embedded node"):
@@ -133,7 +134,7 @@ async def serve(
 async def _running(
     host: str, port: int, aliases: tuple[str, ...], delay: float, *, grace: float
 ) -> AsyncIterator[str]:
-    """A server, by its URL; at the end its requests have `grace` seconds to finish."""
+    """Run a server; gives its URL. At the end, requests have `grace` seconds to finish."""
     app = make_app(StaticModel(aliases), delay=delay)
     serving = listening(
         app, host, port, name="embedded node", grace=grace, handler_cancellation=True
@@ -147,6 +148,6 @@ def _names(aliases: Iterable[str]) -> tuple[str, ...]:
 
 
 def _require_extra() -> None:
-    """Raise MissingExtra here and now, not in some other thread or process."""
+    """Raise MissingExtra early, not in another thread or process."""
     if importlib.util.find_spec("wordllama") is None:
         raise MissingExtra("the embedded node", "embedded")

@@ -1,7 +1,7 @@
-"""Fakes of Ollama servers, for our tests and yours.
+"""Fake Ollama servers, for our tests and yours.
 
 `FakeOllama` is a server on loopback, `FakeTransport` the same without sockets and in virtual time,
-`FakeOllamaProcess` a server in a process of its own. All have settable costs, deterministic vectors
+`FakeOllamaProcess` a server in a child process. All have configurable costs, deterministic vectors
 (`fake_vector`) and faults (`Fault`) that can be switched while they run.
 """
 

@@ -1,7 +1,7 @@
-"""Chat and generate on a fake node: it says its prompt again, word by word.
+"""Chat and generate on a fake node: it echoes its prompt, word by word.
 
-Also by OpenAI's and Anthropic's APIs, where faults strike as they strike Ollama's own layer, which
-passes over an error in mid-stream.
+OpenAI's and Anthropic's APIs too, with faults that show as in Ollama's own compatibility layer,
+which ignores an error in mid-stream.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _Handler = Callable[["FakeNode", SimulatedRequest, bytes, Fault | None], Awaitab
 
 
 class Tongue:
-    """What an answer is written in: Ollama's own JSON, unless a subclass knows better."""
+    """The format of an answer: Ollama's own JSON; subclasses write others."""
 
     content_type = server_responses.NDJSON
 
     def whole(self, final: dict[str, Any]) -> HttpResponse:
-        """An answer that is all there."""
+        """A complete answer."""
         return server_responses.json_answer(final)
 
     def part(self, part: dict[str, Any]) -> bytes:
@@ -49,7 +49,7 @@ class Tongue:
 
 @dataclass(frozen=True, slots=True)
 class _Voice:
-    """How chat and generate word what they otherwise do alike, and in which tongue."""
+    """How chat and generate differ: their JSON, and its format."""
 
     model: str
     write_part: Callable[[str, str, str], dict[str, Any]]
@@ -164,7 +164,7 @@ async def _lines(
     final: Callable[[str], dict[str, Any]],
     fault: Fault | None,
 ) -> AsyncGenerator[bytes, None]:
-    """A stream, and how each fault spoils it half-way or at its end."""
+    """A stream, spoiled half-way or at its end by faults."""
     middle = len(tokens) // 2
     spoils = fault in (Fault.STREAM_ERROR, Fault.STREAM_CUT, Fault.RESET)
     for number, token in enumerate(tokens):
@@ -190,13 +190,13 @@ def _generate_final(
     metrics: server_responses.ResponseTimings | None = None,
     content: str = "",
 ) -> dict[str, Any]:
-    # Token ids mean nothing here, but a client that hands them back must find some.
+    # Token ids mean nothing here, but clients that send them back need some.
     context = range(metrics.prompt_eval_count + metrics.eval_count) if metrics else ()
     return server_responses.generate_final(model, now, reason, metrics, content, context)
 
 
 def _echo(prompt: str, options: Mapping[str, Any]) -> _Said:
-    """The prompt's own words as tokens, up to ``num_predict`` of them."""
+    """The prompt's words as tokens, at most ``num_predict`` of them."""
     tokens = re.findall(r"\s*\S+", prompt.rstrip()) or ["..."]
     limit = options.get("num_predict")
     if isinstance(limit, int) and 0 <= limit < len(tokens):
@@ -212,7 +212,7 @@ def _now() -> str:
 
 
 class _Foreign(Tongue):
-    """Answers as the client of another API expects them."""
+    """Answers in the format of another API."""
 
     content_type = EVENT_STREAM
 
@@ -230,7 +230,7 @@ class _Foreign(Tongue):
         return self._events.feed(part)
 
     def error(self, message: str) -> bytes:
-        # Ollama's layer reads the line with the error as a part in which nothing stands.
+        # Ollama's compatibility layer reads the error line as an empty part.
         return self._events.feed({})
 
 

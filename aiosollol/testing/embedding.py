@@ -94,7 +94,7 @@ async def _embed(
         tokens = min(fake_tokens(text), model.context_length)
         await pace.pay(node.seconds_per_item + node.seconds_per_token * tokens)
         if number % 64 == 63:
-            await checkpoint()  # a long list without a cost still lets others run
+            await checkpoint()  # let others run during a long list without costs
         done.floats += fake_vector(model.digest, text, done.dim)
         done.tokens += tokens
         node.items += 1
@@ -102,7 +102,7 @@ async def _embed(
             node.embedded[text] += 1
     work.release()
     node.after(model, request)
-    # Like Ollama, only now: one bad text fails the list, and the others were computed for it.
+    # Only now, like Ollama: one bad text fails the whole list after the others were computed.
     _refuse_bad(node, model, request)
     if fault is Fault.NAN:
         if request.encoding != "base64":

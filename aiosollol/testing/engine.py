@@ -1,4 +1,4 @@
-"""`FakeEngine`: an engine without workers, for tests of what gives batches to one."""
+"""`FakeEngine`: an engine without workers, for tests of code that uses engines."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ from aiosollol.testing.models import FakeModel, fake_vector
 
 
 class FakeEngine:
-    """Answers with `fake_vector`, two partitions at a time, the later one of them first.
+    """Answers with `fake_vector`, two partitions at a time, the second of them first.
 
-    node: whose work it says it was. seconds: that a partition takes. fails: says why it cannot
-    even begin. missing: the positions for which it has an error. forgets: those for which it has
-    neither a vector nor an error. job: what it was given last.
+    node: the node it attributes the work to.
+    seconds: duration of a partition.
+    fails: why it cannot start; "" if it can.
+    missing: position -> error.
+    forgets: positions for which it gives neither a vector nor an error.
+    job: the last job it was given.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The ways in which a fake node can fail, and what each makes of a request."""
+"""`Fault`: the ways in which a fake node can fail, and the effect of each on a request."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _PIECES = 10
 
 
 class Fault(Enum):
-    """What a fake node does wrong, from the next request on, until it is healed.
+    """How a fake node fails, from the next request on until the fault is cleared.
 
-    A fault strikes the requests that compute (embed, chat, generate); ``/api/version``,
-    ``/api/tags`` and the like go on as if nothing were wrong, as they do on a real server whose
-    model has died, unless the node was made with ``faults_probes=True``. REFUSE strikes all.
+    Faults apply to requests that compute (embed, chat, generate). ``/api/version``, ``/api/tags``
+    and the like go on working, as on a real server whose model has crashed, unless the node was
+    created with ``faults_probes=True``. REFUSE applies to all.
     """
 
     ERROR_500 = "status 500: the process that runs the model is gone"
@@ -47,7 +47,7 @@ class Fault(Enum):
 
 
 def answer_instead(fault: Fault | None, path: str, unique: str) -> HttpResponse | None:
-    """The answer of a node that does not come to read the request, which is known as `unique`."""
+    """The answer of a node that fails before reading the request. unique: the request's id."""
     match fault:
         case Fault.ERROR_500:
             refusal = Refusal(500, server_responses.RUNNER_GONE)
@@ -65,7 +65,7 @@ def answer_instead(fault: Fault | None, path: str, unique: str) -> HttpResponse 
 
 
 def spoil(reply: Reply, fault: Fault | None, seconds_per_piece: float) -> None:
-    """Change a reply whose body a fault spoils. Streams spoil themselves, line by line."""
+    """Apply a fault to a reply's body. Streams do that themselves, line by line."""
     body = reply.body
     if fault is Fault.RESET:
         reply.breaks = True
@@ -89,6 +89,6 @@ async def _pieces(
     last = len(pieces) - 1
     for number, piece in enumerate(pieces):
         await anyio.sleep(seconds)
-        reply.is_finished = number == last  # before it is handed over: who has it may leave
+        reply.is_finished = number == last  # before the yield: the client may leave right after
         yield piece
     reply.is_finished = True

@@ -1,4 +1,4 @@
-"""A fake node's models, and the vectors that they give: a pure function of digest and text."""
+"""A fake node's models, and their vectors: a pure function of digest and text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from aiosollol.wire.ollama.server_requests import Refusal
 from aiosollol.wire.ollama.server_responses import ModelCard
 
 numpy: Any
-try:  # here and not later: the first request must not pay for the import
+try:  # imported here, so that the first request does not pay for it
     import numpy
 except ImportError:
     numpy = None
@@ -32,12 +32,15 @@ _MODIFIED_AT = "2026-11-21T08:05:54.07587434Z"
 class FakeModel:
     """A model of a fake node.
 
-    dim: length of its vectors. digest: what its vectors depend on besides the text; one name has
-    one digest unless another is given. kind: "embedding" or "chat". context_length: tokens.
-    gpu: whether ``/api/ps`` says that it is in GPU memory. size: bytes. tools: whether a chat
-    model takes tools.
+    dim: length of its vectors.
+    digest: determines its vectors together with the text; derived from the name by default.
+    kind: "embedding" or "chat".
+    context_length: tokens.
+    gpu: whether ``/api/ps`` reports it in GPU memory.
+    size: bytes.
+    tools: whether a chat model takes tools.
 
-    Raises InvalidInput for a value that cannot be.
+    Raises InvalidInput for an invalid value.
     """
 
     name: str
@@ -61,11 +64,11 @@ class FakeModel:
             object.__setattr__(self, "digest", hashlib.sha256(self.name.encode()).hexdigest())
 
     def cut(self, dimensions: int) -> int:
-        """The length of its vectors where `dimensions` were asked for, 0 meaning all."""
+        """The length of its vectors if `dimensions` are requested; 0 means all."""
         return min(dimensions or self.dim, self.dim)
 
     def card(self) -> ModelCard:
-        """What the server tells of it."""
+        """The server's description of it."""
         is_chat = self.kind == "chat"
         return ModelCard(
             name=self.name,
@@ -82,21 +85,21 @@ class FakeModel:
 
 
 def fake_tokens(text: str) -> int:
-    """How many tokens a fake model makes of `text`: one per four characters, and two around."""
+    """The number of tokens of `text` in a fake model: one per four characters, plus two."""
     return -(-len(text) // 4) + 2
 
 
 def fake_vector(digest: str, text: str, dim: int) -> bytes:
     """The vector of `text`: `dim` float32 in this machine's byte order, of unit length.
 
-    A pure function, the same with and without numpy. The vector for a smaller `dim` is the
-    beginning of that for a larger one, brought to unit length again, which is what Ollama does
-    with ``dimensions``. Read it with ``memoryview(...).cast("f")`` or ``numpy.frombuffer``.
+    A pure function, the same with and without numpy. The vector for a smaller `dim` is a prefix of
+    that for a larger one, scaled to unit length again, as Ollama does for ``dimensions``. Read it
+    with ``memoryview(...).cast("f")`` or ``numpy.frombuffer``.
     """
     seed = f"{digest}\0{text}".encode("utf-8", "surrogatepass")
     raw = hashlib.shake_256(seed).digest(dim)
     # Each byte becomes an odd number from -255 to 255: never zero, and sums of squares are exact,
-    # so both ways below round the same quotients.
+    # so both branches below round the same quotients.
     if numpy is not None:
         odd = numpy.frombuffer(raw, dtype=numpy.uint8).astype(numpy.int64) * 2 - 255
         length = math.sqrt(int(odd @ odd))
@@ -107,28 +110,28 @@ def fake_vector(digest: str, text: str, dim: int) -> bytes:
     return array("f", [odd / length for odd in odds]).tobytes()
 
 
-# Options whose change makes Ollama load a model again.
+# Options that make Ollama reload a model when they change.
 _LOAD_OPTIONS = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread")
 _KEEP_ALIVE = 300.0  # seconds; Ollama's default
 
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """How a model was loaded, and until when it stays (ns since 1970)."""
+    """A model's load options, and when it is unloaded (ns since 1970)."""
 
     options: tuple[Any, ...]
     until: int
 
 
 class Memory:
-    """The models in memory. One is loaded at a time; those already there do not wait for that."""
+    """The models in memory. One is loaded at a time; requests to loaded models do not wait."""
 
     def __init__(self) -> None:
         self._loaded: dict[str, _Loaded] = {}
         self._loading = Slots(1)
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        """The name of each model in memory and the `timestamp` of when it is unloaded."""
+        """The name of each loaded model, and the `timestamp` at which it is unloaded."""
         return ((name, server_responses.timestamp(it.until)) for name, it in self._loaded.items())
 
     async def load(
@@ -140,9 +143,9 @@ class Memory:
         keep_alive: float | None,
         max_queue: int,
     ) -> float:
-        """Have a model in memory; the seconds that it took. Raises Refusal (503).
+        """Load a model unless it is loaded; returns the seconds taken. Raises Refusal (503).
 
-        The load belongs to whoever asked first: if they leave, it is thrown away, as in Ollama.
+        The load belongs to the first request: if that is cancelled, so is the load, as in Ollama.
         """
         began = anyio.current_time()
         wanted = tuple(options.get(option) for option in _LOAD_OPTIONS)
@@ -151,7 +154,7 @@ class Memory:
                 raise Refusal(503, server_responses.BUSY)
             await self._loading.acquire()
             try:
-                if self._is_cold(name, wanted):  # whoever came before may have loaded it
+                if self._is_cold(name, wanted):  # an earlier request may have loaded it
                     self.unload(name)
                     await anyio.sleep(seconds)
                     self._note(name, wanted, keep_alive)
@@ -161,7 +164,7 @@ class Memory:
         return anyio.current_time() - began
 
     def unload(self, name: str) -> None:
-        """Drop a model, if it is there."""
+        """Unload a model, if it is loaded."""
         self._loaded.pop(name, None)
 
     def _note(self, name: str, options: tuple[Any, ...], keep_alive: float | None) -> None:

@@ -1,4 +1,4 @@
-"""How a fake node behaves, whatever it is reached by: costs, queue, models, faults, counters."""
+"""`FakeNode`: a fake node without transport: costs, queue, models, faults, counters."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SECONDS = (
 
 
 class ProcessOptions(TypedDict, total=False):
-    """The options of a fake node that its command line has too; `FakeNode` says what they mean."""
+    """The options of a fake node that its command line has too: see `FakeNode`."""
 
     models: Iterable[str | FakeModel]
     overhead: float
@@ -56,7 +56,7 @@ class ProcessOptions(TypedDict, total=False):
 
 
 class FakeOptions(ProcessOptions, total=False):
-    """The options of every fake node; `FakeNode` says what they mean."""
+    """The options of every fake node: see `FakeNode`."""
 
     max_queue: int
     poison: Iterable[str]
@@ -65,19 +65,21 @@ class FakeOptions(ProcessOptions, total=False):
 
 
 class FakeNode:
-    """An Ollama server's behaviour without a server: `exchange` takes a request, gives a `Reply`.
+    """The behaviour of an Ollama server: `exchange` takes a request and gives a `Reply`.
 
-    Use `FakeOllama` (sockets) or `FakeTransport` (none), which are fake nodes. Options:
+    Use the subclasses `FakeOllama` (with sockets) and `FakeTransport` (without). Options:
 
     models: names, or `FakeModel`; by default "nomic-embed-text" and, for chat, "llama3.2".
-    overhead: seconds per request. seconds_per_item, seconds_per_token: for each text to embed and
-        each prompt token. seconds_per_chat_token: for each token of an answer.
-    slots: how many requests are computed at once; the others wait, first in, first out.
-    load_seconds: what the first request to a model pays, and throws away if it leaves meanwhile.
-    version: from 0.12.7 on ``encoding_format`` is honoured.
-    max_queue: how many requests may wait for a model to load before others are answered 503.
-    poison: a request with a text that contains one of these is answered 400, all of it.
-    count_texts: count each text computed in `embedded`. faults_probes: see `Fault`.
+    overhead: seconds per request.
+    seconds_per_item, seconds_per_token: for each text to embed, and each prompt token.
+    seconds_per_chat_token: for each token of an answer.
+    slots: requests computed at once; the others wait, first in, first out.
+    load_seconds: added to the first request to a model; lost if that request is cancelled.
+    version: from 0.12.7 on ``encoding_format`` is supported.
+    max_queue: requests that may wait for a model load before others are answered 503.
+    poison: a request with a text that contains one of these is answered 400 as a whole.
+    count_texts: count each computed text in `embedded`.
+    faults_probes: see `Fault`.
 
     Costs, `slots`, `poison`, `fault` and the models may be changed while it runs; a cost applies
     from the next item on. `seconds_per_piece` is the pace of Fault.SLOW_BODY.
@@ -86,7 +88,7 @@ class FakeNode:
     computed), `in_flight`, `max_in_flight`, `cancelled` (requests whose client left). `log` holds
     the last 1,000 requests.
 
-    Raises InvalidInput for an option that cannot be.
+    Raises InvalidInput for an invalid option.
     """
 
     def __init__(
@@ -142,11 +144,11 @@ class FakeNode:
         counts = f"{self.requests} requests, {self.in_flight} in flight"
         return f"<{type(self).__name__} {counts}{fault}>"
 
-    # ---- what a test changes
+    # ---- controls for tests
 
     @property
     def slots(self) -> int:
-        """How many requests are computed at once."""
+        """The number of requests computed at once."""
         return self._slots.size
 
     @slots.setter
@@ -155,7 +157,7 @@ class FakeNode:
 
     @property
     def fault(self) -> Fault | None:
-        """What is wrong with the node; None heals it."""
+        """The current fault; None clears it."""
         return self._fault
 
     @fault.setter
@@ -164,21 +166,21 @@ class FakeNode:
         self._fault_changed()
 
     def fail_next(self, fault: Fault, times: int = 1) -> None:
-        """Let the next `times` requests that compute fail with `fault`, and then no more."""
+        """Make the next `times` requests that compute fail with `fault`."""
         self._next_faults.extend([fault] * times)
 
     def _fault_changed(self) -> None:
-        """For what has connections to break."""
+        """A hook for subclasses that have connections to break."""
 
     # ---- its models
 
     def add_model(self, model: str | FakeModel) -> None:
-        """Give the node a model, as ``ollama pull`` would."""
+        """Add a model, as ``ollama pull`` would."""
         made = FakeModel(model) if isinstance(model, str) else model
         self.models[made.name] = made
 
     def remove_model(self, name: str) -> None:
-        """Take a model away, as ``ollama rm`` would. Raises KeyError if it is not there."""
+        """Remove a model, as ``ollama rm`` would. Raises KeyError if there is none."""
         del self.models[full_name(name)]
         self.memory.unload(full_name(name))
 
@@ -190,7 +192,7 @@ class FakeNode:
         return model
 
     def vector(self, model: str, text: str, dimensions: int = 0) -> bytes:
-        """The vector that this node gives for `text`: float32 in this machine's byte order.
+        """The vector of `text` from this node: float32 in this machine's byte order.
 
         Raises KeyError if the node does not have the model.
         """
@@ -203,10 +205,10 @@ class FakeNode:
     async def exchange(
         self, method: str, path: str, body: bytes, headers: Mapping[str, str] | None = None
     ) -> AsyncIterator[Reply]:
-        """Receive a request; the reply is there when the status line would be.
+        """Handle a request; gives the reply when its status line would be sent.
 
-        Leaving the context before the reply is finished is the client's disconnect. REFUSE is
-        not handled here: it is a matter of connections.
+        Leaving the context before the reply is finished counts as a disconnect. REFUSE is left to
+        subclasses, which have connections.
         """
         is_work = path in _WORK and method == "POST"
         record = RecordedRequest(anyio.current_time(), method, path)
@@ -219,7 +221,7 @@ class FakeNode:
             fault = self._take_fault(is_work)
             if fault is Fault.HANG:
                 await anyio.sleep_forever()
-            await checkpoint()  # even what costs nothing lets others run, as a socket would
+            await checkpoint()  # let others run even without costs, as a socket would
             reply = await self._reply(work, method, path, body, fault)
             spoil(reply, fault, self.seconds_per_piece)
             work.record.status = reply.status
@@ -269,7 +271,10 @@ class FakeNode:
             return whole(compatible_apis.refuse(path, refusal, unique))
 
     async def load(self, model: FakeModel, request: Asked) -> float:
-        """Have `model` in memory for a request; the seconds that it took. Raises Refusal."""
+        """Load `model` for a request unless it is loaded; returns the seconds taken.
+
+        Raises Refusal.
+        """
         return await self.memory.load(
             model.name,
             request.options,
@@ -279,7 +284,7 @@ class FakeNode:
         )
 
     def after(self, model: FakeModel, request: Asked) -> None:
-        """What the end of a request does to the model that it used."""
+        """Unload the model after a request, if its `keep_alive` is 0."""
         if request.keep_alive == 0:
             self.memory.unload(model.name)
 

@@ -13,12 +13,12 @@ from aiosollol.wire.ollama.server_responses import HttpResponse
 if TYPE_CHECKING:
     from aiosollol.testing.node import FakeNode
 
-_CREATED = 1_795_248_354  # seconds since 1970: when the models of the captures were made
+_CREATED = 1_795_248_354  # seconds since 1970: creation of the models in the captures
 _MODEL = "/v1/models/"
 
 
 def probe(node: FakeNode, method: str, path: str, body: bytes) -> HttpResponse:
-    """The answer on any path that does not compute. Raises Refusal."""
+    """The answer to a request that does not compute. Raises Refusal."""
     if path.startswith(_MODEL) and path != _MODEL:
         methods: dict[str, _Probe] = {"GET": lambda node, _: _openai_model(node, path)}
     elif path in _PROBES:

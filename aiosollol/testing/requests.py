@@ -1,4 +1,4 @@
-"""One request at a fake node: what is noted of it, what goes back, and its place in the queue."""
+"""One request at a fake node: its record, its reply, and its slot."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from aiosollol.wire.ollama.server_responses import HttpResponse
 class RecordedRequest:
     """One request in a fake node's `log`.
 
-    at: when it came, on the event loop's clock. seconds: how long it took.
-    items: texts in it. status: the HTTP status, 0 if the client left before there was one.
-    headers: as they came; without sockets, those that the request alone has.
+    at: time of arrival, on the event loop's clock. seconds: its duration.
+    items: number of texts. status: the HTTP status, 0 if the client left before there was one.
+    headers: as received; without sockets, only those specific to the request.
     """
 
     at: float
@@ -32,9 +32,9 @@ class RecordedRequest:
 
 @dataclass(slots=True)
 class Reply:
-    """What goes back over the wire: `body`, or `parts` where it comes bit by bit.
+    """The response: `body`, or `parts` if it is streamed.
 
-    length: of the whole body, where it is announced. breaks: the connection breaks at the end of
+    length: of the whole body, if it is announced. breaks: whether the connection breaks after
     `parts`.
     """
 
@@ -66,7 +66,7 @@ class SimulatedRequest:
 
 
 def whole(answer: HttpResponse) -> Reply:
-    """A reply that is all there."""
+    """A reply that is not streamed."""
     return Reply(answer.status, answer.content_type, answer.body)
 
 
@@ -89,11 +89,11 @@ class Slots:
 
     @property
     def waiting(self) -> int:
-        """How many wait for a place."""
+        """The number of tasks that wait for a slot."""
         return len(self._waiting)
 
     async def acquire(self) -> None:
-        """Wait for a place and take it."""
+        """Wait for a slot and take it."""
         if self._taken < self._size and not self._waiting:
             self._taken += 1
             return
@@ -102,14 +102,14 @@ class Slots:
         try:
             await turn.wait()
         except BaseException:
-            if turn.is_set():  # cancelled just after the place was given: pass it on
+            if turn.is_set():  # cancelled just after getting the slot: pass it on
                 self.release()
             else:
                 self._waiting.remove(turn)
             raise
 
     def release(self) -> None:
-        """Give a place back; whoever has waited longest has it at once."""
+        """Give a slot back; the task that has waited longest gets it at once."""
         self._taken -= 1
         self._wake()
 
@@ -120,9 +120,9 @@ class Slots:
 
 
 class Pace:
-    """Pays costs against the clock: what one sleep takes too long, the next takes less.
+    """Sleeps for costs against the clock: a sleep that overruns shortens the next.
 
-    So a thousand items of 1 ms take a second also where a sleep of 1 ms takes 2.
+    A thousand items of 1 ms take a second even if a sleep of 1 ms takes 2.
     """
 
     def __init__(self) -> None:
@@ -135,5 +135,5 @@ class Pace:
 
 
 def nanoseconds(seconds: float) -> int:
-    """`seconds` as Ollama counts them. It leaves out a duration of zero, and no real one is."""
+    """`seconds` in nanoseconds, as Ollama reports them; at least 1, as it leaves out zeros."""
     return max(1, round(seconds * 1e9))

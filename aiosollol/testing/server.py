@@ -1,4 +1,4 @@
-"""`FakeOllama`: a fake node behind a real HTTP server on loopback, also as a process of its own."""
+"""`FakeOllama`: a fake node with a real HTTP server; `FakeOllamaProcess`: in a child process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _BACKLOG = 1024
 
 
 class FakeOllama(FakeNode):
-    """An HTTP server that answers like Ollama, and fails like it when told to.
+    """An HTTP server that answers like Ollama, and fails like it on demand.
 
     ::
 
@@ -35,9 +35,8 @@ class FakeOllama(FakeNode):
             ...  # ask node.url
             node.fault = Fault.HANG
 
-    Options as for `FakeNode`, and where to listen: `host` and `port` (0 takes a free one). A
-    client that disconnects cancels its request. Needs asyncio. Raises InvalidInput where the port
-    is taken.
+    Options as for `FakeNode`, plus `host` and `port` (0 picks a free one) to listen on. A client
+    that disconnects cancels its request. Needs asyncio. Raises InvalidInput if the port is taken.
     """
 
     def __init__(
@@ -55,7 +54,7 @@ class FakeOllama(FakeNode):
 
     @property
     def url(self) -> str:
-        """Where it listens, or will again once REFUSE is over."""
+        """Its URL; valid during REFUSE too, when it does not listen."""
         return Address("http", self.host, self.port).url
 
     async def __aenter__(self) -> FakeOllama:
@@ -79,16 +78,16 @@ class FakeOllama(FakeNode):
             self._reserved.close()
             self._reserved = None
         for handler in tuple(self._handlers):
-            handler.cancel()  # one that hangs would never end by itself
+            handler.cancel()  # a hanging one would never end by itself
         if self._http is not None:
             http, self._http = self._http, None
             await http.shutdown(0.1)
         self._errors.close()
 
     def fail_next(self, fault: Fault, times: int = 1) -> None:
-        """Let the next `times` requests that compute fail with `fault`, and then no more.
+        """Make the next `times` requests that compute fail with `fault`.
 
-        Raises InvalidInput for REFUSE: what is refused is never seen, so it cannot be counted.
+        Raises InvalidInput for REFUSE: refused connections cannot be counted.
         """
         if fault is Fault.REFUSE:
             raise InvalidInput("FakeOllama cannot count refused connections: set fault instead")
@@ -127,17 +126,17 @@ class FakeOllama(FakeNode):
                 self._refuse()
         elif self._reserved is not None:
             bound, self._reserved = self._reserved, None
-            bound.listen(_BACKLOG)  # now: whoever connects from here on is accepted
+            bound.listen(_BACKLOG)  # accept connections from now on
             self._reopening = asyncio.ensure_future(self._listen(bound))
 
     def _refuse(self) -> None:
         if self._reopening is not None and not self._reopening.done():
-            # Healed a moment ago: the listener is not there yet, so it cannot be closed yet.
+            # The last fault was cleared just now: the listener is still opening, so close it later.
             self._reopening.add_done_callback(lambda _: self._fault_changed())
             return
         assert self._http is not None
         self._stop_listening()
-        # Bound and not listening: connections are refused, and nobody else can take the port.
+        # Bound but not listening: connections are refused, and the port cannot be taken.
         self._reserved = self._bind()
         for connection in self._http.connections:
             if connection.transport is not None:
@@ -177,7 +176,7 @@ async def _send_parts(request: web.BaseRequest, reply: Reply) -> web.StreamRespo
 
 
 def _reset(transport: asyncio.BaseTransport) -> None:
-    """Break a connection at once: with a linger time of zero, closing sends RST and not FIN."""
+    """Break a connection at once: with a linger time of zero, closing sends RST, not FIN."""
     connection = transport.get_extra_info("socket")
     if connection is not None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -187,11 +186,10 @@ def _reset(transport: asyncio.BaseTransport) -> None:
 class FakeOllamaProcess:
     """``python -m aiosollol.testing`` as a context manager with a `url`.
 
-    Options as for `FakeNode`, those that can be told on a command line, and where to listen: `host`
-    and `port` (0 takes a free one). They stay as they are while it runs, all but `fault`, and its
-    counters are out of reach. It ends with this process, however this one ends. Entering raises
-    NodeUnreachable or NodeTimeout, with what the process wrote to stderr, if it is not ready within
-    `start_timeout` seconds.
+    Options: those of `ProcessOptions`, plus `host` and `port` (0 picks a free one) to listen on.
+    Only `fault` may be changed while it runs, and its counters cannot be read. It ends with this
+    process, however this one ends. Entering raises NodeUnreachable or NodeTimeout, with what the
+    process wrote to stderr, if it is not ready within `start_timeout` seconds.
     """
 
     def __init__(
@@ -219,29 +217,29 @@ class FakeOllamaProcess:
 
     @property
     def url(self) -> str:
-        """Where it answers. Raises InvalidInput before it is entered."""
+        """Its URL. Raises InvalidInput before it is entered."""
         if not self._url:
             raise InvalidInput("the fake has not been started: use 'async with'")
         return self._url
 
     @property
     def pid(self) -> int | None:
-        """The process, or None while there is none."""
+        """The process id, or None if it is not running."""
         return self._process.pid
 
     @property
     def fault(self) -> Fault | None:
-        """What is wrong with it; None heals it. The process obeys within a millisecond or so."""
+        """The current fault; None clears it. Takes effect within about a millisecond."""
         return self._fault
 
     @fault.setter
     def fault(self, fault: Fault | None) -> None:
         self._fault = fault
-        if self._url:  # otherwise it is told when it has been started
+        if self._url:  # otherwise sent when it has started
             self._process.tell(b"" if fault is None else fault.name.encode())
 
     def kill(self) -> None:
-        """End it as ``kill -9`` does. Another may be started on its port at once."""
+        """End it like ``kill -9``. Its port is free at once."""
         if self.pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""`FakeTransport`: a fake node and the way to it, with no sockets and, under trio, no real time."""
+"""`FakeTransport`: a fake node and its transport, without sockets and, under trio, real time."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from aiosollol.wire.ollama.client import error_for
 
 
 class FakeTransport(FakeNode):
-    """A `ports.Transport` to a node that exists only here. Options as for `FakeNode`, and `name`.
+    """A `ports.Transport` to a node inside it. Options as for `FakeNode`, plus `name`.
 
-    It waits by anyio alone, so under trio's ``MockClock(autojump_threshold=0)`` every cost takes
-    exactly its virtual time and no real one. Raises what a real transport raises: NodeUnreachable
-    (REFUSE, or closed), NodeTimeout, ConnectionLost, and what `wire.ollama.client.error_for` makes
-    of a status other than 200.
+    It waits with anyio only, so under trio's ``MockClock(autojump_threshold=0)`` every cost takes
+    exactly its virtual time and no real time. Raises the errors of a real transport:
+    NodeUnreachable (REFUSE, or closed), NodeTimeout, ConnectionLost, and the errors of
+    `wire.ollama.client.error_for` for a status other than 200.
     """
 
     def __init__(self, name: str = "fake", **options: Unpack[FakeOptions]) -> None:
@@ -93,7 +93,7 @@ class FakeTransport(FakeNode):
 
     @contextmanager
     def _wait(self, deadline: float, timeout: float) -> Iterator[None]:
-        """Bound a wait by the deadline, and end it where the connection breaks."""
+        """Bound a wait by the deadline, and end it if the connection breaks."""
         with anyio.CancelScope(deadline=deadline) as scope:
             self._under_way.add(scope)
             try:
@@ -109,7 +109,7 @@ class FakeTransport(FakeNode):
 
 
 class _FakePieces:
-    """The body of a reply. Not a generator: one that is left half-way needs no clean-up."""
+    """The body of a reply. Not a generator, which would need clean-up if left half-way."""
 
     def __init__(
         self,
