@@ -1,1 +1,1 @@
-"""Measurements. Each module is run with ``python -m benchmarks.<name>``; see README.md here."""
+"""Benchmarks. Run a module with ``python -m benchmarks.<name>``; see README.md here."""

@@ -1,13 +1,13 @@
-"""FakeOllama servers with the costs of `SimNode`s, in a few processes, for measuring over HTTP.
+"""FakeOllama servers with the costs of `SimNode`s, in a few processes, for benchmarks over HTTP.
 
-A process serves up to 16 nodes, and one that is to die has a process of its own. They sleep
-through their costs, so they need little of the machine: `Cluster.cpu_seconds` tells how much.
+A process serves up to 16 nodes; a node that will die has a process of its own. The servers sleep
+for their costs, so they use little CPU: see `Cluster.cpu_seconds`.
 
     python -m benchmarks.cluster '[{"overhead": 0.001, "seconds_per_item": 0.01}]'
 
-is such a process. It prints the URLs as JSON, then obeys lines of JSON on stdin, until its end:
-``{"node": 0, "seconds_per_item": 0.1}`` changes a cost, ``{"cpu": true}`` asks for the seconds of
-processor time so far.
+is such a process. It prints the URLs as JSON, then reads commands, lines of JSON, until stdin ends:
+``{"node": 0, "seconds_per_item": 0.1}`` changes a cost, ``{"cpu": true}`` asks for the CPU seconds
+so far.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
-"""How long a search for nodes takes, and what it costs, on a network that is made for it.
+"""Duration and cost of a search for nodes, on a network created for it.
 
     python -m benchmarks.discovery [--runs 5] [--json FILE]
 
-The network (tests/support/netlab.py) is a /24 without a way out: one host searches, five are nodes,
-some refuse connections and the others are silent, be it that nobody has the address or that a
-firewall drops what comes. Each run is a process of its own, which loads everything first and then
-calls `discover()`; "cold" rows load nothing, so they pay for netifaces and zeroconf as they go. CPU
-time is that of the process during the search (`getrusage`, user and system). Exits with 1 if a
-target is missed. Needs root and iproute2.
+The network (tests/support/netlab.py) is an isolated /24: one host searches, five are nodes, some
+refuse connections, and the others are silent, because the address is unused or a firewall drops
+packets. Each run is a new process, which imports everything before it calls `discover()`; "cold"
+rows include the imports of netifaces and zeroconf. CPU time is that of the process during the
+search (`getrusage`, user and system). Exits with 1 if a target is missed. Needs root and iproute2.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ REFUSING = OTHERS[::5][:40]
 
 @dataclass(frozen=True)
 class Scene:
-    """A network and a way to search it. Addresses that nobody has are silent as well."""
+    """A network and a way to search it. Unused addresses are silent."""
 
     name: str
     nodes: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Nodes and who asks them: what live requests are tried on, by name."""
+"""Named cluster shapes and workloads for the simulation of live requests."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ _LOAD = 0.7
 
 @dataclass(slots=True)
 class Shape:
-    """Nodes of these speeds, asked by so many programs.
+    """Nodes with these speeds, used by a number of programs.
 
     fate: (when, as a fraction of all requests; which node; a factor by which it becomes slower, or
-    "die", or "return"). noise: standard deviation of the logarithm of what a request takes.
-    wire: seconds between a program and a node, each way: so late is what is known of answers.
-    limit: requests that a program has under way on a node at once; others wait in line for it.
-    is_judged: whether the target counts here.
+    "die", or "return").
+    noise: standard deviation of the logarithm of a request's duration.
+    wire: seconds between a program and a node, each way, by which answers are known late.
+    limit: requests in flight on a node at once for each program; others queue.
+    is_judged: whether the target applies.
     """
 
     name: str

@@ -1,9 +1,8 @@
-"""Live requests in virtual time: nodes as they are, and as the programs know them that ask.
+"""Live requests in virtual time: nodes with true speeds, and the programs' estimates of them.
 
 Requests of different lengths arrive at random (Poisson). Each node computes one after another, as
-Ollama does with an embedding model, and needs more or less than it should (lognormal noise). The
-programs know nothing of that at first: they learn it from answers, by the code that the pool uses,
-and choose by `core.routing.strategies`.
+Ollama does with an embedding model, with lognormal noise. The programs know nothing at first: they
+learn from answers, with the pool's own code, and choose by `core.routing.strategies`.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _SMOOTHING = 0.2
 
 @dataclass(slots=True, eq=False)
 class _Machine:
-    """A node as it truly is."""
+    """A node's true state."""
 
     speed: float
     is_dead: bool = False

@@ -1,10 +1,10 @@
-"""How close to the physical limit batches finish, over real HTTP.
+"""How close batches come to the physical limit, over real HTTP.
 
     python -m benchmarks.makespan [--runs 5] [--only NAME] [--json FILE] [--traces DIRECTORY]
 
-Every node is a FakeOllama that needs a known time for each text or token. For each scenario: three
+Every node is a FakeOllama with a known cost for each text or token. For each scenario: three
 batches on a new pool (the first is *cold*, the third *warm*), an even split, and the best node
-alone. See README.md here for the columns. Exits with 1 if a target is missed.
+alone. README.md here describes the columns. Exits with 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from benchmarks.simulator import SimNode
 from benchmarks.table import Row, print_targets, table, targets
 
 _OTHERS_SECONDS = 4.0
-"""What we are compared with is measured on the beginning of a batch that would take it longer."""
+"""Seconds for each comparison: of longer batches only the beginning is measured."""
 _SPLIT_ITEMS = 32
 _TIMEOUT = 60.0
 

@@ -1,18 +1,17 @@
-"""Live requests over unequal nodes, in virtual time: how far from an oracle are the strategies?
+"""Compares the routing strategies with an oracle, for live requests over unequal nodes.
 
     python -m benchmarks.routing [--seeds 3] [--requests 20000] [--only NAME] [--json FILE]
 
-Requests of different lengths arrive at random (Poisson) at 70 % of what the nodes can do together.
-Each node computes one after another, as Ollama does with an embedding model, and needs up to twice
-or half of what it should (lognormal noise). The programs that ask know nothing of that at first:
-they learn it from answers, by the code that the pool uses, and choose by `core.routing.strategies`.
-The oracle sends each request to the node that will be done with it first (join the shortest
-expected delay): it knows every node's true speed, and what is left of all requests under way, of
-all programs.
+In virtual time, requests of different lengths arrive at random (Poisson) at 70 % of the nodes'
+capacity. Each node computes one after another, as Ollama does with an embedding model, and needs
+up to twice or half its nominal time (lognormal noise). The programs know nothing at first: they
+learn from answers, with the pool's own code, and choose by `core.routing.strategies`. The oracle
+sends each request to the node that will finish it first (join the shortest expected delay): it
+knows every node's true speed, and the rest of every program's requests in flight.
 
 Two targets: a mean latency of at most 1.3 times the oracle's, and of at most half of round robin's.
-Plain round robin, and "random" too, give a slow node more than it can do, so their figures grow
-with the number of requests. Exits with 1 if a target is missed.
+Plain round robin and "random" overload slow nodes, so their figures grow with the number of
+requests. Exits with 1 if a target is missed.
 """
 
 from __future__ import annotations

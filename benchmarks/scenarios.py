@@ -1,4 +1,4 @@
-"""The clusters and batches that are measured, over HTTP and in simulation."""
+"""The clusters and batches of the benchmarks, over HTTP and in simulation."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from benchmarks.simulator import SimNode, lower_bound
 
 OVERHEAD = 0.001
-"""Seconds per request on the node itself: a real server looks its model up anew for each."""
+"""Seconds per request on the node: a real server looks up its model for each."""
 _FILLER = "river stone amber quiet lantern meadow copper drift willow harbor ember maple "
 _PLAIN_LENGTH = 300  # about 50 words
 _FATE_AT = 0.4
-"""When a node's fate strikes, as a fraction of the time that the sound cluster would need."""
+"""When a node's fate strikes, as a fraction of the healthy cluster's time."""
 
 _serial = itertools.count()
 
@@ -38,7 +38,7 @@ class Scenario:
 
     @property
     def bound(self) -> float:
-        """Seconds below which no scheduler can be, the fate being known."""
+        """Lower bound in seconds for any scheduler that knows the fate."""
         return lower_bound(self.nodes, self.tokens)
 
     @property

@@ -1,8 +1,8 @@
-"""Servers whose answers cost next to nothing, so that a client is what is measured.
+"""Servers with almost no cost per answer, for benchmarks of clients.
 
 `Nginx` answers every request to a path with the same bytes. `NoCost` is a small asyncio server in
-a process of its own, for what nginx cannot do: as many vectors as the request has texts, and
-streams that come a line at a time. Both listen on 127.0.0.1 alone and end with this process.
+a child process, which can do more: as many vectors as the request has texts, and streams, line by
+line. Both listen on 127.0.0.1 only and end with this process.
 """
 
 from __future__ import annotations

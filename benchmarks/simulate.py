@@ -1,12 +1,11 @@
-"""The scheduler on clusters far larger than this machine, in simulated time.
+"""The scheduler on large clusters, in simulated time.
 
     python -m benchmarks.simulate [--runs 5] [--only NAME] [--json FILE]
 
-Drives the same pure code as a real batch by a simulated clock: the scenarios of the makespan
-benchmark, then 1 to 1,000 nodes and 1,000 to 1,000,000 texts, each with nodes that keep their pace
-exactly and with nodes that need up to 5 % more or less for each request. Medians of runs with
-different noise; what has no noise, and what is large, is run once. Exits with 1 if a target is
-missed.
+Drives the pure code of a real batch with a simulated clock: the scenarios of the makespan
+benchmark, then 1 to 1,000 nodes and 1,000 to 1,000,000 texts, each without noise and with up to 5 %
+noise for each request. Reports medians of runs with different noise; runs without noise and large
+runs are not repeated. Exits with 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ ITEM_COUNTS = (1_000, 10_000, 100_000, 1_000_000)
 NOISES = (0.0, 0.05)
 DECISION_MICROSECONDS = 20.0
 _MEASURED_AT = 100
-"""How many nodes a decision is measured at."""
+"""The number of nodes at which a decision is measured."""
 _LESSON_FROM, _LESSON = 100_000, 50
-"""A warm batch of so many items follows two of fewer: so many for each node."""
+"""A warm batch of at least `_LESSON_FROM` items follows two with `_LESSON` items per node."""
 _SPLIT_ITEMS = 32
 
 

@@ -1,9 +1,8 @@
-"""A cluster that exists only as numbers: drives `core.scheduling.state_machine` by a simulated
-clock.
+"""A simulated cluster: drives `core.scheduling.state_machine` with a simulated clock.
 
-Each node computes one request after another, as Ollama does with an embedding model, and pays an
+Each node computes one request after another, as Ollama does with an embedding model, with an
 overhead per request, a cost per item and a cost per token. It can slow down, die and come back at
-given times. The scheduler is told just what the executor would tell it, and learns in the same way.
+given times. The scheduler gets the same input as from the executor, and learns in the same way.
 """
 
 from __future__ import annotations

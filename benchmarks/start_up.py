@@ -1,11 +1,10 @@
-"""How long `import aiosollol` takes, as a multiple of `import aiohttp`.
+"""Duration of `import aiosollol`, as a multiple of `import aiohttp`.
 
     python -m benchmarks.start_up [--pairs 25] [--limit 1.5] [--json]
 
-Each import runs in an interpreter of its own, which reports the time of the import statement
-alone. The two take turns and swap places, so that a machine that gets slower or faster meanwhile
-does so for both; the figure is the median of the ratios of the pairs. Exits with 1 if it is
-`limit` or more.
+Each import runs in a new interpreter, which reports the time of the import statement alone. The two
+alternate and swap places, so that changes of the machine's speed affect both; the result is the
+median of the paired ratios. Exits with 1 if it is `limit` or more.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How results are shown: a table, and which of the targets are met."""
+"""Shows results: a table, and whether each target is met."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.text import aligned
 WARM_RATIO, COLD_RATIO = 1.03, 1.10
 PREDICTION_ERROR = 0.05
 _LONG = 1.0
-"""Seconds of lower bound from which on the ratios are to hold."""
+"""Lower bound, in seconds, from which the target ratios apply."""
 
 
 @dataclass(slots=True)

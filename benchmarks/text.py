@@ -1,4 +1,4 @@
-"""Lines of cells as a text table."""
+"""Formats lines of cells as a text table."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Container, Sequence
 
 
 def aligned(lines: Sequence[Sequence[str]], left: Container[int] = (0,)) -> list[str]:
-    """The lines in columns, with a rule below the first, which is the head.
+    """The lines in aligned columns, with a rule below the first, the head.
 
-    Columns whose index is in `left` begin below each other, the others end below each other.
+    Columns whose index is in `left` are left-aligned, the others right-aligned.
     """
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     head, *others = lines
