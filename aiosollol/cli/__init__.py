@@ -35,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     try:
-        from aiosollol.cli.app import app
+        # Each module adds its commands to `app`; a missing rich fails here, not half-way.
+        from aiosollol.cli import batch_commands, gateway, network_commands, node_commands  # noqa: F401
+        from aiosollol.cli.base import app
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("typer", "rich", "click"):
             raise

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from aiosollol.agent import MachineSensors, is_loopback, serve, stated_gpu
-from aiosollol.cli.announcing import announced
-from aiosollol.cli.base import run
-from aiosollol.cli.output import Screen
+from aiosollol.cli.advertise import announced
+from aiosollol.cli.base import Screen, run
 from aiosollol.core.address import AGENT_PORT, Address, parse_ollama_host
 from aiosollol.discovery.local_machine import machine_id
 from aiosollol.wire.agent import AgentReport, dump_report

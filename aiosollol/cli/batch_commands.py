@@ -174,8 +174,7 @@ def node(
     The model is called wordllama and is installed with aiosollol. Any client of Ollama's embedding
     API can use it. Ctrl-C or SIGTERM ends it, with exit code 0.
     """
-    from aiosollol.cli.base import run
-    from aiosollol.cli.output import Screen
+    from aiosollol.cli.base import Screen, run
     from aiosollol.embedded import serve
 
     screen = Screen(sys.stdout)

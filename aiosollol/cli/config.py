@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from aiosollol.cli.output import Screen, write_json
+from aiosollol.cli.base import Screen, write_json
 from aiosollol.config.files import settings_path
 from aiosollol.config.node_files import default_nodes_path, find_nodes_file, load_nodes
 from aiosollol.config.resolve import Resolved, resolve

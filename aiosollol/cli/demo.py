@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aiosollol import OllamaPool
-from aiosollol.cli.base import run
-from aiosollol.cli.output import Screen, write_json
+from aiosollol.cli.base import Screen, run, write_json
 from aiosollol.core.embeddings import Embeddings, Vector
 from aiosollol.core.node import ClusterView
 from aiosollol.core.passages import cut_passages

@@ -9,9 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aiosollol.cli.base import run
+from aiosollol.cli.base import Screen, run, seconds_text, write_json
 from aiosollol.cli.measure import HOW_FOUND
-from aiosollol.cli.output import Screen, seconds_text, write_json
 from aiosollol.config.node_files import save_nodes
 from aiosollol.config.settings import DEFAULTS
 from aiosollol.core.address import DEFAULT_PORT

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import orjson
 
 from aiosollol import NodeRegistry, OllamaPool
-from aiosollol.cli.base import run
+from aiosollol.cli.base import Advance, Screen, run, write_json
 from aiosollol.cli.embed_files import (
     STDIN,
     Item,
@@ -27,7 +27,6 @@ from aiosollol.cli.embed_files import (
     open_sources,
 )
 from aiosollol.cli.measure import registry_of
-from aiosollol.cli.output import Advance, Screen, write_json
 from aiosollol.config.settings import DEFAULTS
 from aiosollol.core.embeddings import Embeddings
 from aiosollol.core.report import Slice, trace_events

@@ -9,8 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from aiosollol.cli.base import app, examples
-from aiosollol.cli.output import Screen
+from aiosollol.cli.base import Screen, app, examples
 from aiosollol.config.settings import shown
 from aiosollol.gateway.middleware.keys import new_key
 from aiosollol.service import ConfigSource, SOLLOLConfig, run

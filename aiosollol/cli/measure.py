@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiosollol import NodeRegistry, OllamaPool
-from aiosollol.cli.output import Screen, seconds_text
+from aiosollol.cli.base import Screen, seconds_text
 from aiosollol.cluster.node import Node
 from aiosollol.config.files import find_nodes_file
 from aiosollol.config.resolve import resolve

@@ -107,7 +107,7 @@ def verify(model: Model, node: Nodes = None, as_json: Json = False) -> None:
     Each node that has the embedding model embeds four short texts, alone and in a list. The exit
     code is 1 if the vectors of a node differ or a node returns none.
     """
-    from aiosollol.cli.models import show_agreement
+    from aiosollol.cli.nodes import show_agreement
 
     raise typer.Exit(show_agreement(node or (), model, as_json=as_json))
 
@@ -119,6 +119,6 @@ def warm(model: Model, node: Nodes = None, as_json: Json = False) -> None:
     The first request then need not wait for the model load. The server decides how long the model
     stays loaded (OLLAMA_KEEP_ALIVE, 5 minutes unless set). The exit code is 1 if a node fails.
     """
-    from aiosollol.cli.models import warm_nodes
+    from aiosollol.cli.nodes import warm_nodes
 
     raise typer.Exit(warm_nodes(node or (), model, as_json=as_json))

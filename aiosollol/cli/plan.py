@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from aiosollol import NodeRegistry, OllamaPool
-from aiosollol.cli.base import run
+from aiosollol.cli.base import Screen, run, seconds_text, write_json
 from aiosollol.cli.measure import Measurement, measure, registry_of
 from aiosollol.cli.nodes import absent, processor_of
-from aiosollol.cli.output import Screen, seconds_text, write_json
 from aiosollol.config.settings import DEFAULTS
 from aiosollol.core.node import ClusterView
 from aiosollol.core.scheduling.cost import Cost

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from aiosollol import OllamaPool
-from aiosollol.cli.base import run
+from aiosollol.cli.base import Screen, run, write_json
 from aiosollol.cli.measure import Measurement, measure, registry_of, teach_strategies
-from aiosollol.cli.output import Screen, write_json
 from aiosollol.core.routing.explain import NodeExplanation, RouteExplanation
 from aiosollol.core.scheduling.parallelism import DEFAULT_TOKENS_PER_ITEM
 from aiosollol.errors import InvalidInput

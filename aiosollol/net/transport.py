@@ -15,8 +15,7 @@ from aiosollol.errors import (
     NodeUnreachable,
     ProtocolError,
 )
-from aiosollol.net.connection import SLICE_BYTES, Connection
-from aiosollol.net.connection_pool import Closed, ConnectionPool
+from aiosollol.net.connection import SLICE_BYTES, Closed, Connection, ConnectionPool
 from aiosollol.net.connector import Connector
 from aiosollol.net.http_exchange import HttpExchange, Late
 from aiosollol.net.primitives import Deadlines

@@ -12,15 +12,17 @@ from anyio.lowlevel import checkpoint
 
 from aiosollol.core.node import full_name
 from aiosollol.errors import InvalidInput
-from aiosollol.testing import chat, embedding
-from aiosollol.testing.faults import Fault, answer_instead, spoil
+from aiosollol.testing import chat, endpoints
+from aiosollol.testing.endpoints import probe
 from aiosollol.testing.models import FakeModel, Memory, fake_vector
-from aiosollol.testing.probes import probe
 from aiosollol.testing.requests import (
+    Fault,
     RecordedRequest,
     Reply,
     SimulatedRequest,
     Slots,
+    answer_instead,
+    spoil,
     whole,
 )
 from aiosollol.wire import compatible_apis
@@ -291,9 +293,9 @@ class FakeNode:
 
 Asked = EmbedAsked | ChatAsked | GenerateAsked
 _WORK = {
-    "/api/embed": embedding.api_embed,
-    "/api/embeddings": embedding.api_embeddings,
-    "/v1/embeddings": embedding.openai_embeddings,
+    "/api/embed": endpoints.api_embed,
+    "/api/embeddings": endpoints.api_embeddings,
+    "/v1/embeddings": endpoints.openai_embeddings,
     "/api/chat": chat.api_chat,
     "/api/generate": chat.api_generate,
     **chat.FOREIGN_HANDLERS,

@@ -18,10 +18,9 @@ from aiosollol.errors import InvalidInput
 from aiosollol.net.error_log import ErrorLog
 from aiosollol.net.http_server import HttpConnection
 from aiosollol.net.subprocess import ServerProcess
-from aiosollol.testing.faults import Fault
 from aiosollol.testing.models import FakeModel
 from aiosollol.testing.node import DEFAULT_MODELS, FakeNode, FakeOptions, ProcessOptions
-from aiosollol.testing.requests import Reply
+from aiosollol.testing.requests import Fault, Reply
 
 _BACKLOG = 1024
 

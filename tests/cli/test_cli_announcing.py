@@ -10,8 +10,8 @@ import pytest
 from netlab import NetLab
 from test_cli_agent import PROGRAM
 
-from aiosollol.cli import announcing
-from aiosollol.cli.announcing import announced, announcement_of
+from aiosollol.cli import advertise
+from aiosollol.cli.advertise import announced, announcement_of
 from aiosollol.core.address import Address
 from aiosollol.errors import InvalidInput, NodeUnreachable
 from aiosollol.testing import FakeOllama, Fault
@@ -79,9 +79,9 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     async def own_addresses() -> list[str]:
         return ["127.0.0.1", "127.0.0.2"]  # as if they were in a LAN
 
-    monkeypatch.setattr(announcing, "Advertiser", FakeAdvertiser)
-    monkeypatch.setattr(announcing, "_own_addresses", own_addresses)
-    monkeypatch.setattr(announcing, "is_reachable", lambda ip: True)
+    monkeypatch.setattr(advertise, "Advertiser", FakeAdvertiser)
+    monkeypatch.setattr(advertise, "_lan_addresses", own_addresses)
+    monkeypatch.setattr(advertise, "is_reachable", lambda ip: True)
 
 
 async def test_it_is_announced_where_it_answers_until_the_end() -> None:
@@ -104,7 +104,7 @@ async def test_it_is_announced_where_it_answers_until_the_end() -> None:
 async def test_the_name_is_that_of_the_machine_unless_given(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(announcing.socket, "gethostname", lambda: "gpu-7.lan")
+    monkeypatch.setattr(advertise.socket, "gethostname", lambda: "gpu-7.lan")
     async with FakeOllama() as ollama, announced(Address.parse(ollama.url), None, REPORT, None):
         assert FakeAdvertiser.made.told[0].name == "gpu-7"
         assert FakeAdvertiser.made.told[0].agent == 0
@@ -114,7 +114,7 @@ async def test_an_ollama_that_others_cannot_reach_is_not_announced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(announcing, "_own_addresses", _none)
+    monkeypatch.setattr(advertise, "_lan_addresses", _none)
     async with FakeOllama() as ollama:
         with pytest.raises(InvalidInput, match=r"OLLAMA_HOST=0\.0\.0\.0 .*--no-adv"):
             async with announced(Address.parse(ollama.url), None, REPORT, None):

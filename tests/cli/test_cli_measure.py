@@ -20,7 +20,7 @@ from aiosollol.cli import (
 from aiosollol.cli import (
     nodes as stats,
 )
-from aiosollol.cli.output import seconds_text
+from aiosollol.cli.base import seconds_text
 from aiosollol.testing import FakeModel, Fault
 
 MODEL = "nomic-embed-text"

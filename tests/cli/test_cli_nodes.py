@@ -15,7 +15,6 @@ from aiosollol.cli import (
     embed,
     main,
     measure,
-    models,
     nodes,
     plan,
     route,
@@ -34,7 +33,7 @@ SEARCHING = (
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    return use(monkeypatch, (embed, measure, nodes, plan, route, nodes, models, models))
+    return use(monkeypatch, (embed, measure, nodes, plan, route))
 
 
 @pytest.fixture

@@ -116,12 +116,12 @@ async def test_idle_ones_are_closed_after_a_while(monkeypatch: pytest.MonkeyPatc
             await over(begun)
         connections._sweep()
         assert "3 open, 3 idle" in repr(connections), "their time has not come"
-        used[0].idle_since = used[1].idle_since = -connection_pool.KEEP_SECONDS
+        used[0].idle_since = used[1].idle_since = -pooling.KEEP_SECONDS
         connections._sweep()
         assert "1 idle" in repr(connections)
         await until(lambda: server.open == 1)
         assert connections._sweep_timer is not None
-        monkeypatch.setattr(connection_pool, "KEEP_SECONDS", 0.0)
+        monkeypatch.setattr(pooling, "KEEP_SECONDS", 0.0)
         connections._sweep()
         assert connections._sweep_timer is None
         await until(lambda: not server.open)

@@ -22,7 +22,7 @@ from connection_servers import (
 
 from aiosollol.core.address import Address
 from aiosollol.net import connector
-from aiosollol.net.connection_pool import Closed, ConnectionPool
+from aiosollol.net.connection import Closed, ConnectionPool
 from aiosollol.net.connector import Connector
 
 pytestmark = pytest.mark.anyio

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from aiosollol.core.address import Address
-from aiosollol.net.connection_pool import ConnectionPool
+from aiosollol.net.connection import ConnectionPool
 from aiosollol.net.connector import Connector
 from aiosollol.net.http_exchange import HttpExchange
 

@@ -172,7 +172,7 @@ def test_up_turns_it_on(
 ) -> None:
     from typer.testing import CliRunner
 
-    from aiosollol.cli import app
+    from aiosollol.cli import base
     from aiosollol.cli import gateway as gateway_commands
     from aiosollol.cli import gateway as up
 
@@ -184,7 +184,7 @@ def test_up_turns_it_on(
         return 0
 
     monkeypatch.setattr(up, "run_up", note)
-    assert CliRunner().invoke(app.app, ["up", *options]).exit_code == 0
+    assert CliRunner().invoke(base.app, ["up", *options]).exit_code == 0
     assert [each.given["otel"] for each in seen] == [told]
 
 

@@ -201,7 +201,7 @@ def test_impossible_models_are_refused(options: Any) -> None:
 
 
 def test_the_nan_of_base64_is_nan() -> None:
-    from aiosollol.testing.embedding import _NAN
+    from aiosollol.testing.endpoints import _NAN
 
     (number,) = array("f", _NAN)
     assert number != number
