@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from aiosollol.cli.base import Screen, write_json
-from aiosollol.config.files import settings_path
-from aiosollol.config.node_files import default_nodes_path, find_nodes_file, load_nodes
+from aiosollol.config.files import default_nodes_path, find_nodes_file, load_nodes, settings_path
 from aiosollol.config.resolve import Resolved, resolve
 from aiosollol.config.settings import TABLE, shown
 from aiosollol.core.address import parse_ollama_host

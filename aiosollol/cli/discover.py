@@ -11,7 +11,7 @@ from typing import Any
 
 from aiosollol.cli.base import Screen, run, seconds_text, write_json
 from aiosollol.cli.measure import HOW_FOUND
-from aiosollol.config.node_files import save_nodes
+from aiosollol.config.files import save_nodes
 from aiosollol.config.settings import DEFAULTS
 from aiosollol.core.address import DEFAULT_PORT
 from aiosollol.core.networks import Discovered, Skipped

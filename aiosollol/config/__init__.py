@@ -1,1 +1,1 @@
-"""User configuration: settings (`settings`, `resolve`) and nodes files (`node_files`)."""
+"""User configuration: settings (`settings`, `resolve`) and files of nodes (`files`)."""

@@ -9,7 +9,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from aiosollol.config.files import path_of, read_text, settings_path
 from aiosollol.config.setting_types import closest
@@ -22,9 +22,6 @@ from aiosollol.config.settings import (
     unknown_setting,
     wrong,
 )
-
-if TYPE_CHECKING:
-    pass
 
 CONFIG_VARIABLE = f"{PREFIX}CONFIG"
 

@@ -16,50 +16,16 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from aiosollol.core.address import Address
-from aiosollol.core.networks import Discovered, Interface, IPAddress, Kind, Source
+from aiosollol.core.networks import Interface, IPAddress, Kind, Source
 from aiosollol.core.redaction import safe_repr
-from aiosollol.discovery.identify import ServerIdentity
+from aiosollol.discovery.prober import Found
 from aiosollol.errors import ConfigError
-from aiosollol.wire.announcement import Announcement
 
 LOOPBACK = ("127.0.0.1", "::1")
 
 _SOURCES: tuple[Source, ...] = ("environment", "known", "zeroconf", "scan")
 # Addresses by which others reach this machine come first.
 _KINDS: tuple[Kind, ...] = ("lan", "vpn", "link-local", "docker", "loopback")
-
-
-class Found(NamedTuple):
-    """An Ollama server: the address at which it was found, and its answer.
-
-    ip: the IP address of the host in `address`.
-    """
-
-    address: Address
-    ip: IPAddress
-    answer: ServerIdentity
-    fingerprint: str = ""
-    source: Source = "scan"
-
-    def as_discovered(self, announced: Announcement | None = None) -> Discovered:
-        """The public form, with details from its announcement."""
-        name = machine = agent = ""
-        if announced is not None:
-            name, machine = announced.name, announced.machine
-            if announced.agent:
-                agent = Address("http", str(self.ip), announced.agent).url
-        return Discovered(
-            self.address.url,
-            self.answer.version,
-            tuple(self.answer.models),
-            self.source,
-            self.answer.seconds,
-            name=name,
-            machine=machine,
-            fingerprint=self.fingerprint,
-            agent=agent,
-        )
 
 
 class LocalMachine:
@@ -120,14 +86,6 @@ def identity(found: Found) -> object:
     """Equal for one server, found at several addresses of one machine."""
     address = found.address
     return address.scheme, address.port, address.path, found.answer.contents
-
-
-def as_ip(host: str) -> IPAddress | None:
-    """A host as an IP address; None for a name."""
-    try:
-        return ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return None
 
 
 VARIABLE = "SOLLOL_MACHINE_ID"

@@ -12,15 +12,13 @@ from typing import NamedTuple, TypeAlias
 from aiosollol.core.address import Address
 from aiosollol.core.networks import Discovered, Skipped, Source, SweepPlan, plan_sweep
 from aiosollol.discovery.local_machine import (
-    Found,
     LocalMachine,
     NetworkNeighbourhood,
-    as_ip,
     identity,
 )
 from aiosollol.discovery.mdns import Heard, News
 from aiosollol.discovery.options import SearchOptions, Trust
-from aiosollol.discovery.prober import Prober
+from aiosollol.discovery.prober import Found, Prober, as_ip
 from aiosollol.discovery.sockets import Sockets
 from aiosollol.errors import NodeUnreachable
 from aiosollol.wire.announcement import Announcement

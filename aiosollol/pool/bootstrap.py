@@ -21,7 +21,7 @@ from aiosollol.net.connector import DnsCache
 from aiosollol.net.transport import HttpTransport
 from aiosollol.pool.registry import NodeRegistry
 from aiosollol.ports import Engine, Transport
-from aiosollol.sharing.lease_client import LeaseClient
+from aiosollol.sharing import LeaseClient
 
 SMALL_SUBNET = 256
 """Addresses in the largest subnet that a pool sweeps by default: a /24."""

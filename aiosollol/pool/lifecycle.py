@@ -16,7 +16,7 @@ from aiosollol.live.model_loader import ModelLoader
 from aiosollol.live.router import RequestRouter
 from aiosollol.pool.background import CLOSE_SECONDS, BackgroundTasks
 from aiosollol.pool.embedding import Embedder
-from aiosollol.sharing.lease_client import LeaseClient
+from aiosollol.sharing import LeaseClient
 
 _LOOK_SECONDS = 0.01  # between checks for calls to end, which is rare and brief
 

@@ -199,8 +199,7 @@ class NodeRegistry(ClusterState):
         path: JSON as written by `save_config`, or a hosts.txt with one ``host:port`` a line; None
         is the default file. Blocking. Raises ConfigError, which names file and entry.
         """
-        from aiosollol.config.files import default_nodes_path, find_nodes_file
-        from aiosollol.config.node_files import load_nodes
+        from aiosollol.config.files import default_nodes_path, find_nodes_file, load_nodes
 
         before = set(self._nodes)
         for spec in load_nodes(path or find_nodes_file() or default_nodes_path()):
@@ -214,8 +213,7 @@ class NodeRegistry(ClusterState):
         Headers are included, so a new file is readable by its owner only. Blocking. Raises
         ConfigError.
         """
-        from aiosollol.config.files import default_nodes_path
-        from aiosollol.config.node_files import save_nodes
+        from aiosollol.config.files import default_nodes_path, save_nodes
 
         save_nodes(path or default_nodes_path(), [node.spec for node in self])
 

@@ -11,8 +11,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
-from aiosollol.config.files import path_of
-from aiosollol.config.node_files import load_nodes
+from aiosollol.config.files import load_nodes, path_of
 from aiosollol.config.resolve import read_toml
 from aiosollol.config.setting_types import (
     COUNT,

@@ -10,7 +10,7 @@ import pytest
 
 from aiosollol.cli import main
 from aiosollol.cli.config import show_config
-from aiosollol.config.node_files import save_nodes
+from aiosollol.config.files import save_nodes
 from aiosollol.config.settings import TABLE, Settings, shown
 from aiosollol.core.node import NodeSpec
 from aiosollol.errors import ConfigError

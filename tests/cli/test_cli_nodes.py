@@ -20,7 +20,7 @@ from aiosollol.cli import (
     route,
 )
 from aiosollol.cli import measure as beginning
-from aiosollol.config.node_files import save_nodes
+from aiosollol.config.files import save_nodes
 from aiosollol.core.networks import Discovered
 from aiosollol.core.node import NodeSpec
 from aiosollol.pool.bootstrap import Beginning

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from node_file_parts import FULL, ONE, TWO, failure, written
 
-from aiosollol.config.node_files import (
+from aiosollol.config.files import (
     default_nodes_path,
     find_nodes_file,
     load_nodes,

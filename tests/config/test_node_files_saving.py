@@ -18,7 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from node_file_parts import FULL, ONE, TWO, failure, written
 
-from aiosollol.config.node_files import (
+from aiosollol.config.files import (
     load_nodes,
     save_nodes,
 )
@@ -327,7 +327,7 @@ def test_a_disk_that_is_full_half_way(tmp_path: Path) -> None:
 # every call of a function, Python's and C's alike, until a child gets to the end.
 CRASHES = """
 import json, os, pathlib, signal, sys
-from aiosollol.config.node_files import load_nodes, save_nodes
+from aiosollol.config.files import load_nodes, save_nodes
 from aiosollol.core.node import NodeSpec
 
 path = pathlib.Path(sys.argv[1])

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from aiosollol import NodeRegistry, OllamaPool
 from aiosollol.cli import main
-from aiosollol.config.node_files import load_nodes
+from aiosollol.config.files import load_nodes
 from aiosollol.config.resolve import resolve
 from aiosollol.config.settings import Settings
 from aiosollol.core.address import Address, parse_ollama_host

@@ -21,7 +21,7 @@ from discovery_servers import (
 )
 
 from aiosollol.core.address import Address
-from aiosollol.discovery.identify import MOST_BODY_BYTES, ServerIdentity, identify
+from aiosollol.discovery.prober import MOST_BODY_BYTES, ServerIdentity, identify
 from aiosollol.discovery.sockets import PlainChannel, TlsChannel, connect, pinning_context
 from aiosollol.errors import NodeError
 from aiosollol.wire.http1 import BadResponse

@@ -17,7 +17,7 @@ from aiosollol.core.leasing.protocol import (
     CoordinatorReply,
     MemberReport,
 )
-from aiosollol.sharing.lease_client import (
+from aiosollol.sharing import (
     INTERVAL,
     URGENT_INTERVAL,
 )

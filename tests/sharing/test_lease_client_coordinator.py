@@ -16,7 +16,7 @@ from aiosollol.core.leasing.protocol import (
     LeaseCoordinator,
 )
 from aiosollol.core.scheduling.cost import Cost
-from aiosollol.sharing.lease_client import (
+from aiosollol.sharing import (
     INTERVAL,
     MOST_RETRY_INTERVAL,
 )

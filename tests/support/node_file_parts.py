@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aiosollol.config.node_files import (
+from aiosollol.config.files import (
     load_nodes,
 )
 from aiosollol.core.node import NodeSpec

@@ -15,7 +15,7 @@ from aiosollol.core.leasing.protocol import (
     MemberReport,
 )
 from aiosollol.errors import EngineError
-from aiosollol.sharing.lease_client import (
+from aiosollol.sharing import (
     LeaseClient,
 )
 

@@ -33,7 +33,7 @@ from aiosollol.engines.common.remote_pool import (
     entries_of,
 )
 from aiosollol.errors import EngineError
-from aiosollol.sharing.lease_client import INTERVAL, URGENT_INTERVAL, Renewal
+from aiosollol.sharing import INTERVAL, URGENT_INTERVAL, Renewal
 
 IDLE_SECONDS = 15.0
 """Interval of exchanges with the workers while there is no batch: less than

@@ -30,7 +30,7 @@ from aiosollol.engines.common.remote_pool import entries_of
 from aiosollol.engines.ray.protocol import DONE, Contract, Greeting
 from aiosollol.engines.ray.sidecar_client import RayLink
 from aiosollol.errors import EngineError, InvalidInput, PoolClosed
-from aiosollol.sharing.lease_client import LeaseClient
+from aiosollol.sharing import LeaseClient
 
 log = logging.getLogger("aiosollol")
 

@@ -23,7 +23,7 @@ from aiosollol.engines.common.remote_pool import Look, RemotePool, Terms
 from aiosollol.engines.ray.coordinator import check, find_coordinator
 from aiosollol.engines.ray.protocol import DONE, LOST, Contract, Greeting
 from aiosollol.errors import EngineError, SollolError
-from aiosollol.sharing.lease_client import INTERVAL, URGENT_INTERVAL
+from aiosollol.sharing import INTERVAL, URGENT_INTERVAL
 
 FIRST_LEASE_SECONDS = 10.0
 

@@ -1,1 +1,0 @@
-"""Sharing nodes with other programs, by leases."""
