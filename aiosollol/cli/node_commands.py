@@ -86,7 +86,7 @@ def route(
     Lists each node with the terms of the decision, or why it is not eligible. The request itself
     is not sent. The exit code is 1 if no node is eligible.
     """
-    from aiosollol.cli.route import RouteOptions, show_route
+    from aiosollol.cli.plan import RouteOptions, show_route
 
     options = RouteOptions(
         model=model,

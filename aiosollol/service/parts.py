@@ -24,10 +24,9 @@ from aiosollol.gateway.metrics import (
     handler_of,
     metrics_app,
 )
-from aiosollol.gateway.middleware.guard import Guard, Origins
+from aiosollol.gateway.middleware.guard import Guard, Origins, sees_only
 from aiosollol.gateway.middleware.keys import KeyRing
 from aiosollol.gateway.middleware.limits import Limits
-from aiosollol.gateway.middleware.permissions import sees_only
 from aiosollol.gateway.options import GatewayOptions
 from aiosollol.gateway.serving.connections import ConnectionLimits
 from aiosollol.gateway.serving.listener import Listener

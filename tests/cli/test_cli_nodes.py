@@ -17,7 +17,6 @@ from aiosollol.cli import (
     measure,
     nodes,
     plan,
-    route,
 )
 from aiosollol.cli import measure as beginning
 from aiosollol.config.files import save_nodes
@@ -33,7 +32,7 @@ SEARCHING = (
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    return use(monkeypatch, (embed, measure, nodes, plan, route))
+    return use(monkeypatch, (embed, measure, nodes, plan))
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ need("distributed", "pyarrow")
 from dask import bag  # noqa: E402 (what follows `need`)
 
 from aiosollol import InvalidInput, OllamaPool, __version__  # noqa: E402
-from aiosollol.engines.common import lease_leader  # noqa: E402
+from aiosollol.engines import lease_leader  # noqa: E402
 from aiosollol.engines.dask import link as dask_link  # noqa: E402
 from aiosollol.engines.dask import worker as dask_worker  # noqa: E402
 from aiosollol.errors import EngineError  # noqa: E402

@@ -13,9 +13,9 @@ import trio.testing
 
 from aiosollol.cluster.state import ClusterState
 from aiosollol.core.node import NodeSpec
-from aiosollol.engines.common import lease_leader
-from aiosollol.engines.common.lease_leader import LeaseLeader
-from aiosollol.engines.common.remote_pool import LEASE_SECONDS, Look, Terms
+from aiosollol.engines import lease_leader
+from aiosollol.engines.lease_leader import LeaseLeader
+from aiosollol.engines.remote_pool import LEASE_SECONDS, Look, Terms
 from aiosollol.errors import EngineError
 
 pytestmark = pytest.mark.anyio

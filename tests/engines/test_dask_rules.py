@@ -32,8 +32,8 @@ from aiosollol.core.report import NodeShare
 from aiosollol.core.request import EmbedSettings
 from aiosollol.core.scheduling.planner import PlanOptions
 from aiosollol.core.stats import NodeCounters
-from aiosollol.engines.common import remote_pool
-from aiosollol.engines.common.remote_pool import (
+from aiosollol.engines import remote_pool
+from aiosollol.engines.remote_pool import (
     NodeEntry,
     RemotePool,
     Terms,

@@ -27,7 +27,7 @@ from aiosollol.core.offload.partitions import (
 )
 from aiosollol.core.request import EmbedSettings
 from aiosollol.core.scheduling.planner import PlanOptions
-from aiosollol.engines.common.partition_dispatcher import PartitionDispatcher
+from aiosollol.engines.partition_dispatcher import PartitionDispatcher
 from aiosollol.errors import BadRequest, EngineError, NoNodeAvailable, PoolClosed, SollolError
 
 pytestmark = pytest.mark.anyio

@@ -16,7 +16,7 @@ from aiosollol.core.node import NodeSpec
 from aiosollol.core.offload.partitions import Partition
 from aiosollol.core.request import EmbedSettings
 from aiosollol.core.scheduling.planner import PlanOptions
-from aiosollol.engines.common.remote_pool import NodeEntry
+
 from aiosollol.engines.ray import (
     coordinator as ray_coordinator,
 )

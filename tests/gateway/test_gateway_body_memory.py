@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from aiosollol.gateway.middleware.body_memory import BodyMemory
+from aiosollol.gateway.middleware.limits import BodyMemory
 
 pytestmark = pytest.mark.anyio
 

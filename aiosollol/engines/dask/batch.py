@@ -15,9 +15,9 @@ from aiosollol.core.offload.partitions import (
     room,
     taking_part,
 )
-from aiosollol.engines.common.lease_leader import LeaseLeader
 from aiosollol.engines.dask import worker as dask_worker
 from aiosollol.engines.dask.link import DaskLink
+from aiosollol.engines.lease_leader import LeaseLeader
 from aiosollol.errors import EngineError
 
 LONELY_SECONDS = 30.0

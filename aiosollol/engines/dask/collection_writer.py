@@ -22,10 +22,10 @@ from aiosollol.core.offload.write_report import (
     WrittenPart,
 )
 from aiosollol.core.report import EngineNote
-from aiosollol.engines.common.lease_leader import LeaseLeader
 from aiosollol.engines.dask import worker
 from aiosollol.engines.dask.batch import WorkerWatch
 from aiosollol.engines.dask.link import DaskLink
+from aiosollol.engines.lease_leader import LeaseLeader
 from aiosollol.errors import EngineError, InvalidInput, RequestFailed, SollolError, first_of
 
 if TYPE_CHECKING:  # untyped, and not required for type checking

@@ -19,13 +19,13 @@ from aiosollol.config.settings import TABLE, Settings
 from aiosollol.core.embeddings import Embeddings
 from aiosollol.core.offload.engine_choice import EngineJob, EngineOutcome
 from aiosollol.core.offload.write_report import WriteOrder, WriteReport
-from aiosollol.engines.common.partition_dispatcher import PartitionDispatcher
+from aiosollol.engines.partition_dispatcher import PartitionDispatcher
 from aiosollol.errors import EngineError, NodeError
 from aiosollol.net.subprocess import ServerProcess
 
 if TYPE_CHECKING:
-    from aiosollol.engines.common.lease_leader import LeaseLeader
     from aiosollol.engines.dask.link import DaskLink
+    from aiosollol.engines.lease_leader import LeaseLeader
 
 log = logging.getLogger("aiosollol")
 
@@ -181,8 +181,8 @@ class Session:
     @classmethod
     async def start(cls, settings: Settings, registry: ClusterState) -> Session:
         """Connect to the scheduler, or to a new cluster. Raises EngineError."""
-        from aiosollol.engines.common.lease_leader import LeaseLeader
         from aiosollol.engines.dask.link import DaskLink
+        from aiosollol.engines.lease_leader import LeaseLeader
 
         cluster = None
         address = settings.dask_address

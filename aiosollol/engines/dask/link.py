@@ -17,8 +17,8 @@ from uuid import uuid4
 import anyio
 
 from aiosollol._version import __version__
-from aiosollol.engines.common.remote_pool import Look, Terms
 from aiosollol.engines.dask import worker as dask_worker
+from aiosollol.engines.remote_pool import Look, Terms
 from aiosollol.errors import EngineError
 
 if TYPE_CHECKING:  # hardly typed, and not required for type checking

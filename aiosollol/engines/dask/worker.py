@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from aiosollol.core.offload.partitions import Partition, PartitionResult
 from aiosollol.core.offload.write_report import BadPart, WriteOrder, WrittenPart
-from aiosollol.engines.common.remote_pool import Look, RemotePool, Terms
+from aiosollol.engines.remote_pool import Look, RemotePool, Terms
 from aiosollol.errors import EngineError, SollolError
 
 if TYPE_CHECKING:  # hardly typed, and not required for type checking

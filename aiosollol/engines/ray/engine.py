@@ -25,10 +25,10 @@ from aiosollol.core.embeddings import Embeddings
 from aiosollol.core.leasing.protocol import CoordinatorReply, MemberReport, slots_of
 from aiosollol.core.offload.engine_choice import EngineJob, EngineOutcome
 from aiosollol.core.offload.partitions import Partition, PartitionAnswer, WorkerDied
-from aiosollol.engines.common.partition_dispatcher import PartitionDispatcher
-from aiosollol.engines.common.remote_pool import entries_of
+from aiosollol.engines.partition_dispatcher import PartitionDispatcher
 from aiosollol.engines.ray.protocol import DONE, Contract, Greeting
 from aiosollol.engines.ray.sidecar_client import RayLink
+from aiosollol.engines.remote_pool import entries_of
 from aiosollol.errors import EngineError, InvalidInput, PoolClosed
 from aiosollol.sharing import LeaseClient
 

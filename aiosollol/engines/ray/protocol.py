@@ -8,7 +8,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
-from aiosollol.engines.common.remote_pool import NodeEntry
+from aiosollol.engines.remote_pool import NodeEntry
 
 DONE, LOST = "done", "lost"
 """Outcome of a partition: there is a result, or the worker died."""

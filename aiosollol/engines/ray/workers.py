@@ -19,9 +19,9 @@ from aiosollol.core.leasing.protocol import (
     slots_of,
 )
 from aiosollol.core.offload.partitions import Partition
-from aiosollol.engines.common.remote_pool import Look, RemotePool, Terms
 from aiosollol.engines.ray.coordinator import check, find_coordinator
 from aiosollol.engines.ray.protocol import DONE, LOST, Contract, Greeting
+from aiosollol.engines.remote_pool import Look, RemotePool, Terms
 from aiosollol.errors import EngineError, SollolError
 from aiosollol.sharing import INTERVAL, URGENT_INTERVAL
 

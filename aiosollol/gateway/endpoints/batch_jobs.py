@@ -17,7 +17,7 @@ from aiohttp.typedefs import Handler
 
 from aiosollol.errors import InvalidInput, StorageError
 from aiosollol.gateway.middleware.error_responses import json_object
-from aiosollol.gateway.middleware.permissions import check_model, owner_of, sees_only
+from aiosollol.gateway.middleware.guard import check_model, owner_of, sees_only
 from aiosollol.gateway.options import GatewayOptions
 from aiosollol.gateway.request_bodies import parse
 from aiosollol.gateway.responses import (

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from aiosollol.gateway.endpoints.ollama import plain_keep_alive
 from aiosollol.gateway.micro_batching import Key, MicroBatcher
-from aiosollol.gateway.middleware.permissions import check_model
+from aiosollol.gateway.middleware.guard import check_model
 from aiosollol.gateway.options import GatewayOptions
 from aiosollol.gateway.request_bodies import parse
 from aiosollol.gateway.responses import (

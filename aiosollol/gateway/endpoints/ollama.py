@@ -11,7 +11,7 @@ from aiohttp import web
 
 from aiosollol.core.node import full_name
 from aiosollol.errors import NodeError, NoNodeAvailable
-from aiosollol.gateway.middleware.permissions import may_use
+from aiosollol.gateway.middleware.guard import may_use
 from aiosollol.gateway.request_bodies import parse
 from aiosollol.gateway.responses import (
     STATE,

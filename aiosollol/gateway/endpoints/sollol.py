@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from aiosollol._version import __version__
-from aiosollol.gateway.middleware.permissions import may_use
+from aiosollol.gateway.middleware.guard import may_use
 from aiosollol.gateway.responses import whole
 from aiosollol.wire.ollama import server_responses
 

@@ -1,4 +1,7 @@
-"""`Guard`: checks a request's origin, key, model and limits before an endpoint sees it."""
+"""`Guard`: checks a request's origin, key, model and limits before an endpoint sees it.
+
+Below it, what an API key may see and use. A request without a key may see and use everything.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,12 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from aiosollol.gateway.middleware.body_memory import BodyMemory
 from aiosollol.gateway.middleware.error_responses import denied, not_allowed
 from aiosollol.gateway.middleware.keys import ApiKey, KeyRing
-from aiosollol.gateway.middleware.limits import Limiter, Limits, client_of
+from aiosollol.gateway.middleware.limits import BodyMemory, Limiter, Limits, client_of
 from aiosollol.gateway.request_bodies import parse
 from aiosollol.wire.ollama.go_json import GoJSONError, loads
+from aiosollol.wire.ollama.server_requests import Refusal
 
 _METHODS = "GET, HEAD, POST, PUT, DELETE, OPTIONS"
 _SHOWN_HEADERS = "X-Request-ID, X-Sollol-Node, X-Sollol-Reason, Retry-After"
@@ -310,3 +313,27 @@ async def _model_problem(request: web.Request, key: ApiKey) -> str:
         if not key.may_use(name):
             return not_allowed(name)
     return ""
+
+
+def owner_of(request: web.Request) -> str | None:
+    """The owner of jobs that this request submits; None without a key."""
+    key = request.get(KEY)
+    return None if key is None else key.owner
+
+
+def sees_only(request: web.Request) -> str | None:
+    """The owner whose jobs this request sees; None if it sees all jobs."""
+    key = request.get(KEY)
+    return None if key is None or key.is_admin else key.owner
+
+
+def may_use(request: web.Request, model: str) -> bool:
+    """Whether the key of this request may use `model`."""
+    key = request.get(KEY)
+    return key is None or key.may_use(model)
+
+
+def check_model(request: web.Request, model: str) -> None:
+    """Raises Refusal, with status 403, if the key of this request may not use `model`."""
+    if not may_use(request, model):
+        raise Refusal(403, not_allowed(model))

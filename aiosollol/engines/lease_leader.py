@@ -25,7 +25,7 @@ from aiosollol.core.offload.partitions import (
     fitness,
     nobody_fit,
 )
-from aiosollol.engines.common.remote_pool import (
+from aiosollol.engines.remote_pool import (
     LEASE_SECONDS,
     Look,
     NodeEntry,

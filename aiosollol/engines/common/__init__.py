@@ -1,1 +1,0 @@
-"""The common parts of the engines: the remote pool of a worker, and the leases of workers."""
