@@ -39,7 +39,6 @@ class HealthMonitor:
     agent_of: the transport to its agent, by name; None if it has none.
     metrics_interval: between polls of the loaded models and the agent's measurements.
     check_interval: between full probes.
-    down_interval: between probes of a node that is down.
     """
 
     def __init__(
@@ -50,7 +49,6 @@ class HealthMonitor:
         agent_of: Callable[[str], Transport | None] = lambda name: None,
         metrics_interval: float = METRICS_INTERVAL,
         check_interval: float = CHECK_INTERVAL,
-        down_interval: float = DOWN_INTERVAL,
         rng: random.Random | None = None,
     ) -> None:
         self._registry = registry
@@ -58,7 +56,6 @@ class HealthMonitor:
         self._agent_of = agent_of
         self._metrics_interval = metrics_interval
         self._check_interval = check_interval
-        self._down_interval = down_interval
         self._rng = rng or random.Random()
 
     async def watch(self, name: str) -> None:
@@ -87,7 +84,7 @@ class HealthMonitor:
             if self._is_troubled(name):
                 # It may be back in a moment, or only in days.
                 soon = _FIRST_LOOK * 2 ** min(looks, 16)
-                await anyio.sleep(min(soon, self._down_interval) * jitter)
+                await anyio.sleep(min(soon, DOWN_INTERVAL) * jitter)
 
     def _is_troubled(self, name: str) -> bool:
         """Whether a node is down, or its last probe failed."""

@@ -43,17 +43,13 @@ class ErrorLog:
     """Logs the errors of one server: the first of a kind at once, then one line a minute.
 
     name: of the server; each line begins with it.
-    interval: seconds for which a kind is only counted, before a line gives the count.
     later: schedules a call; by default the running loop's `call_later`.
 
     `close` it with the server.
     """
 
-    def __init__(
-        self, name: str, *, interval: float = INTERVAL, later: Later | None = None
-    ) -> None:
+    def __init__(self, name: str, *, later: Later | None = None) -> None:
         self._name = name
-        self._interval = interval
         self._later = later
         self._kinds: dict[str, _Kind] = {}
 
@@ -90,7 +86,7 @@ class ErrorLog:
     def _watch(self, what: str, level: int) -> None:
         later = self._later or asyncio.get_running_loop().call_later
         try:
-            timer = later(self._interval, partial(self._sum_up, what))
+            timer = later(INTERVAL, partial(self._sum_up, what))
         except RuntimeError:  # the loop is closed: this was one of the last lines
             return
         self._kinds[what] = _Kind(level, timer)
@@ -100,7 +96,7 @@ class ErrorLog:
         if not kind.more:
             return
         last = f", the last from {kind.peer}" if kind.peer else ""
-        within = f"within {self._interval:g} s"
+        within = f"within {INTERVAL:g} s"
         log.log(kind.level, "%s: %s: %d more %s%s", self._name, what, kind.more, within, last)
         if not is_last:
             self._watch(what, kind.level)

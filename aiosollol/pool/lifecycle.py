@@ -14,6 +14,7 @@ from aiosollol.cluster.state import ClusterState
 from aiosollol.errors import PoolClosed
 from aiosollol.live.model_loader import ModelLoader
 from aiosollol.live.router import RequestRouter
+from aiosollol.net.primitives import finish
 from aiosollol.pool.background import CLOSE_SECONDS, BackgroundTasks
 from aiosollol.pool.embedding import Embedder
 from aiosollol.sharing import LeaseClient
@@ -100,7 +101,7 @@ class Lifecycle:
             self._closing = asyncio.create_task(self._close(seconds), name="close the pool")
         elif wait is not None and wait <= 0.0:
             self._is_impatient = True
-        await _finish(self._closing)
+        await finish(self._closing)
 
     async def _close(self, seconds: float) -> None:
         with anyio.move_on_after(seconds):
@@ -127,16 +128,3 @@ class Lifecycle:
             await self._carriage.aclose()
         await self._upkeep.aclose()
         self._registry.hub.close()
-
-
-async def _finish(task: asyncio.Task[None]) -> None:
-    """Wait until `task` ends, even when cancelled; then raise that cancellation."""
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
-    task.result()

@@ -206,9 +206,8 @@ class LeaseCoordinator:
     reported them, as long as another member names the node.
     """
 
-    def __init__(self, *, term: float = TERM, turn: float = 2.0) -> None:
-        self._book = LeaseBook(term=term, turn=turn)
-        self._term = term
+    def __init__(self) -> None:
+        self._book = LeaseBook(term=TERM)
         self._nodes: dict[str, dict[str, NodeUse]] = {}
         self._costs: dict[CostKey, _Learned] = {}
         self._count = 0
@@ -237,7 +236,7 @@ class LeaseCoordinator:
         self._told[member] = self._count
         return CoordinatorReply(
             lease.slots,
-            self._term,
+            TERM,
             lease.serial,
             is_new,
             frozenset(name for name in nodes if self._is_down(name, but=member)),

@@ -127,7 +127,6 @@ class Guard:
         *,
         origins: Origins | None = None,
         allow_admin: bool = False,
-        open_paths: Iterable[str] = OPEN_PATHS,
         clock: Callable[[], float] | None = None,
     ) -> None:
         self.keys = keys or KeyRing()
@@ -136,7 +135,6 @@ class Guard:
         self.active = 0
         self.bodies = BodyMemory()
         self.denied: dict[int, int] = {}
-        self._open_paths = frozenset(open_paths)
         clock = clock or asyncio.get_running_loop().time
         self.limiter = Limiter(limits or Limits(), clock)
 
@@ -160,7 +158,7 @@ class Guard:
             if request.method == "OPTIONS" and "Access-Control-Request-Method" in headers:
                 return self.origins.preflight(request)  # browsers send no key with that
         key = None
-        if len(self.keys) and path not in self._open_paths:
+        if len(self.keys) and path not in OPEN_PATHS:
             token = _token(headers.get("Authorization", ""), headers.get("x-api-key", ""))
             key = self.keys.find(token) if token else None
             if key is None:

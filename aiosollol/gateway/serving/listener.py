@@ -184,20 +184,14 @@ class Signals:
 
     Use it with ``with``, in the event loop's thread.
 
-    on_signal: called with each signal, to pass it on.
     number: the first signal received.
     """
 
-    def __init__(
-        self,
-        on_reload: Callable[[], None],
-        on_signal: Callable[[signal.Signals], None] | None = None,
-    ) -> None:
+    def __init__(self, on_reload: Callable[[], None]) -> None:
         self.stop = asyncio.Event()
         self.hurry = asyncio.Event()
         self.number: signal.Signals | None = None
         self._on_reload = on_reload
-        self._on_signal = on_signal
         self._watched: list[int] = []
 
     def __enter__(self) -> Signals:
@@ -223,8 +217,6 @@ class Signals:
 
     def receive(self, number: signal.Signals) -> None:
         """Handle a signal."""
-        if self._on_signal is not None:
-            self._on_signal(number)
         if number == RELOAD:
             self._on_reload()
         elif self.stop.is_set():

@@ -201,8 +201,8 @@ def ps(loaded: Iterable[tuple[ModelCard, int, str]]) -> HttpResponse:
     return json_answer({"models": models})
 
 
-def show(card: ModelCard, model_info: Mapping[str, Any] | None = None) -> HttpResponse:
-    """/api/show: one model. `model_info` adds to what the card says."""
+def show(card: ModelCard) -> HttpResponse:
+    """/api/show: one model."""
     family = card.family
     return json_answer(
         {
@@ -213,7 +213,6 @@ def show(card: ModelCard, model_info: Mapping[str, Any] | None = None) -> HttpRe
                 f"{family}.context_length": card.context_length,
                 f"{family}.embedding_length": card.dim,
                 "general.architecture": family,
-                **(model_info or {}),
             },
             "tensors": [],
             "capabilities": list(card.capabilities),
