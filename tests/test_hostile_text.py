@@ -21,10 +21,10 @@ from typing import Any
 import pytest
 
 import aiosollol
+from aiosollol.cli.embed_files import cut_passages
 from aiosollol.config import resolve
 from aiosollol.core.address import Address
 from aiosollol.core.durations import parse_duration
-from aiosollol.core.passages import cut_passages
 from aiosollol.errors import InvalidInput
 from aiosollol.telemetry import tracing
 from aiosollol.wire.announcement import read_announcement

@@ -13,9 +13,9 @@ from typing import Any
 
 from aiosollol import OllamaPool
 from aiosollol.cli.base import Screen, run, write_json
+from aiosollol.cli.embed_files import cut_passages
 from aiosollol.core.embeddings import Embeddings, Vector
 from aiosollol.core.node import ClusterView
-from aiosollol.core.passages import cut_passages
 from aiosollol.core.report import BatchReport
 from aiosollol.embedded import EmbeddedNode
 

@@ -14,6 +14,13 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from aiosollol.errors import SollolError, summary
+from aiosollol.gateway.bodies import (
+    REQUEST_ID,
+    STATE,
+    RequestState,
+    add_workers,
+    whole,
+)
 from aiosollol.gateway.endpoints.admin import AdminEndpoints
 from aiosollol.gateway.endpoints.batch_jobs import BatchJobs
 from aiosollol.gateway.endpoints.compatible import CompatibleEndpoints
@@ -23,13 +30,6 @@ from aiosollol.gateway.endpoints.openapi import DocumentationEndpoints
 from aiosollol.gateway.endpoints.sollol import SollolEndpoints
 from aiosollol.gateway.middleware.error_responses import ErrorResponse, trouble
 from aiosollol.gateway.options import GatewayOptions, Served
-from aiosollol.gateway.request_bodies import add_workers
-from aiosollol.gateway.responses import (
-    REQUEST_ID,
-    STATE,
-    RequestState,
-    whole,
-)
 from aiosollol.net.error_log import ErrorLog, origin_of
 from aiosollol.net.http_server import ContentFreeLogger, fault_of
 from aiosollol.ports import CANCELLED, Tracing

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from gateway_cluster import Cluster, cluster
 
-from aiosollol.gateway import request_bodies
+from aiosollol.gateway import bodies as request_bodies
 from aiosollol.gateway.middleware.guard import Guard
 from aiosollol.gateway.middleware.keys import KeyRing, new_key, parse_keys
 from aiosollol.gateway.options import GatewayOptions

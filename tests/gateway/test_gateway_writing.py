@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiosollol.gateway.responses import VectorWriter
+from aiosollol.gateway.bodies import VectorWriter
 from aiosollol.wire.ollama.server_responses import Floats, json_vectors
 
 pytestmark = pytest.mark.anyio

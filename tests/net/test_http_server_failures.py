@@ -30,7 +30,7 @@ import aiosollol
 from aiosollol import InvalidInput, OllamaPool
 from aiosollol.errors import RunnerFailed
 from aiosollol.gateway.app import make_app
-from aiosollol.gateway.responses import begin
+from aiosollol.gateway.bodies import begin
 from aiosollol.net.http_server import fault_of, listening
 from aiosollol.testing import FakeOllama
 

@@ -12,15 +12,15 @@ from aiohttp import web
 
 from aiosollol.core.redaction import safe_repr
 from aiosollol.errors import InvalidInput, ModelMissing, PoolClosed, SollolError
-from aiosollol.gateway.endpoints.ollama import error_line
-from aiosollol.gateway.middleware.error_responses import json_object, message_of
-from aiosollol.gateway.request_bodies import parse
-from aiosollol.gateway.responses import (
+from aiosollol.gateway.bodies import (
     STATE,
     begin,
+    parse,
     routed,
     whole,
 )
+from aiosollol.gateway.endpoints.ollama import error_line
+from aiosollol.gateway.middleware.error_responses import json_object, message_of
 from aiosollol.wire.ollama import server_requests, server_responses
 from aiosollol.wire.ollama.client import LineSplitter, dump_whole
 from aiosollol.wire.ollama.client import loads as loads_answer

@@ -16,16 +16,16 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from aiosollol.errors import InvalidInput, StorageError
-from aiosollol.gateway.middleware.error_responses import json_object
-from aiosollol.gateway.middleware.guard import check_model, owner_of, sees_only
-from aiosollol.gateway.options import GatewayOptions
-from aiosollol.gateway.request_bodies import parse
-from aiosollol.gateway.responses import (
+from aiosollol.gateway.bodies import (
     REQUEST_ID,
     STATE,
     begin,
+    parse,
     whole,
 )
+from aiosollol.gateway.middleware.error_responses import json_object
+from aiosollol.gateway.middleware.guard import check_model, owner_of, sees_only
+from aiosollol.gateway.options import GatewayOptions
 from aiosollol.wire.ollama import server_responses
 from aiosollol.wire.ollama.server_requests import Refusal
 

@@ -12,9 +12,9 @@ from aiosollol.core.node import full_name
 from aiosollol.errors import BadRequest, ProtocolError
 from aiosollol.gateway.endpoints.ollama import ASK_SECONDS, OllamaEndpoints
 from aiosollol.gateway.middleware.guard import may_use
-from aiosollol.gateway.request_bodies import parse
-from aiosollol.gateway.responses import (
+from aiosollol.gateway.bodies import (
     STATE,
+    parse,
     routed,
     stream,
     whole,

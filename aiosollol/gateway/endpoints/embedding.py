@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from aiohttp import web
 
-from aiosollol.gateway.endpoints.ollama import plain_keep_alive
-from aiosollol.gateway.micro_batching import Key, MicroBatcher
-from aiosollol.gateway.middleware.guard import check_model
-from aiosollol.gateway.options import GatewayOptions
-from aiosollol.gateway.request_bodies import parse
-from aiosollol.gateway.responses import (
+from aiosollol.gateway.bodies import (
     STATE,
     VectorWriter,
     Write,
+    parse,
     plain,
     routed,
     whole,
 )
+from aiosollol.gateway.endpoints.ollama import plain_keep_alive
+from aiosollol.gateway.micro_batching import Key, MicroBatcher
+from aiosollol.gateway.middleware.guard import check_model
+from aiosollol.gateway.options import GatewayOptions
 from aiosollol.wire.ollama import server_requests, server_responses
 from aiosollol.wire.ollama.client import dump_whole
 from aiosollol.wire.ollama.embeddings import load_embeddings

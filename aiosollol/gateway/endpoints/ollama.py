@@ -12,9 +12,9 @@ from aiohttp import web
 from aiosollol.core.node import full_name
 from aiosollol.errors import NodeError, NoNodeAvailable
 from aiosollol.gateway.middleware.guard import may_use
-from aiosollol.gateway.request_bodies import parse
-from aiosollol.gateway.responses import (
+from aiosollol.gateway.bodies import (
     STATE,
+    parse,
     routed,
     stream,
     whole,

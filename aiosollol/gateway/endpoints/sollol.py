@@ -9,7 +9,7 @@ from aiohttp import web
 
 from aiosollol._version import __version__
 from aiosollol.gateway.middleware.guard import may_use
-from aiosollol.gateway.responses import whole
+from aiosollol.gateway.bodies import whole
 from aiosollol.wire.ollama import server_responses
 
 if TYPE_CHECKING:

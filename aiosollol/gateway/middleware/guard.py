@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from aiosollol.gateway.bodies import parse
 from aiosollol.gateway.middleware.error_responses import denied, not_allowed
 from aiosollol.gateway.middleware.keys import ApiKey, KeyRing
 from aiosollol.gateway.middleware.limits import BodyMemory, Limiter, Limits, client_of
-from aiosollol.gateway.request_bodies import parse
 from aiosollol.wire.ollama.go_json import GoJSONError, loads
 from aiosollol.wire.ollama.server_requests import Refusal
 

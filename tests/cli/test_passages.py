@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from aiosollol.core.passages import Passage, cut_passages
+from aiosollol.cli.embed_files import Passage, cut_passages
 from aiosollol.errors import InvalidInput
 
 # Dense in what the cutter looks at, so that short texts already meet every rule.
