@@ -53,6 +53,9 @@ OUTAGE_PATIENCE = 60.0
 GIVE_UP_SECONDS = 3.0
 """The same, if none ever has: the address, the model or the request is probably wrong."""
 
+WARN_SECONDS = 0.5
+"""How long no node must answer until a batch logs that it waits."""
+
 CHECK_TEXT = "Is this server able to embed a short text?"
 """Sent to a node that failed repeatedly: it cannot be the cause of a failure."""
 
@@ -247,7 +250,7 @@ class Executor:
         if not has_answered:
             return math.inf if self.state.has_flights else since + GIVE_UP_SECONDS
         patience = max(self._job.patience, GIVE_UP_SECONDS)
-        if not self._has_warned:
+        if not self._has_warned and self._registry.clock() - since >= WARN_SECONDS:
             self._has_warned = True
             reasons = "; ".join(map(summary, self.state.last_errors.values()))
             log.warning("no node answers; the batch waits up to %g s (%s)", patience, reasons)

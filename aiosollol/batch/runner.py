@@ -245,7 +245,7 @@ class BatchRunner:
         digest = self._roster.digest_in_use(settings.model)
         times = {entry: 1 + len(rows) for entry, rows in unique.repeats.items()}
         return BatchJob(
-            settings, unique.texts, tokens, self._timeout, planned, options, digest, times
+            settings, unique.texts, tokens, self._timeout, planned, options, digest, times=times
         )
 
     async def _run(

@@ -243,7 +243,7 @@ def pool_families(stats: Mapping[str, Any]) -> list[Metric]:
         gauge("sollol_host_cpu_load", "From 0 to 1.", each("cpu_load"), "host"),
         gauge("sollol_host_gpu_free_bytes", "GPU memory.", each("gpu_free_mem", 2.0**20), "host"),
         counter("sollol_vectors", "Texts embedded.", {(): stats["vectors"]}),
-        counter("sollol_cancelled", "Attempts cancelled by the pool.", {(): stats["cancelled_attempts"]}),
+        counter("sollol_cancelled", "Cancelled attempts.", {(): stats["cancelled_attempts"]}),
         counter("sollol_calls", "Calls, each once.", calls, "status"),
     ]
     if (tokens := stats.get("tokens")) is not None:

@@ -16,7 +16,6 @@ from aiosollol.core.node import NodeSpec
 from aiosollol.core.offload.partitions import Partition
 from aiosollol.core.request import EmbedSettings
 from aiosollol.core.scheduling.planner import PlanOptions
-
 from aiosollol.engines.ray import (
     coordinator as ray_coordinator,
 )
@@ -25,6 +24,7 @@ from aiosollol.engines.ray import (
 )
 from aiosollol.engines.ray.coordinator import CoordinatorActor
 from aiosollol.engines.ray.protocol import Contract, Greeting
+from aiosollol.engines.remote_pool import NodeEntry
 from aiosollol.errors import SollolError
 from aiosollol.testing import FakeModel, FakeOllama, Fault, fake_vector
 

@@ -17,7 +17,7 @@ from connection_servers import (
     until,
 )
 
-from aiosollol.net import connection_pool
+from aiosollol.net import connection as pooling
 
 pytestmark = pytest.mark.anyio
 

@@ -37,9 +37,8 @@ class Evidence:
         A node was wrong about a request if other nodes have answered every item of it.
         """
         self._turn += 1
-        before = self._last_success.get(node, _NEVER)
-        if self._failed_check.get(node, _NEVER) > before:
-            self._void_refusals(node, before)
+        if self.needs_recovery(node):
+            self._void_refusals(node)
         self._last_success[node] = self._turn
         if not self._culprits:
             return []
@@ -63,8 +62,13 @@ class Evidence:
         self._turn += 1
         self._failed_check[node] = self._turn
 
-    def _void_refusals(self, node: str, since: int) -> None:
+    def needs_recovery(self, node: str) -> bool:
+        """Whether `node` failed a check and has not answered since."""
+        return self._failed_check.get(node, _NEVER) > self._last_success.get(node, _NEVER)
+
+    def _void_refusals(self, node: str) -> None:
         """Forget what `node` refused while it failed checks too."""
+        since = self._last_success.get(node, _NEVER)
         for refusals in self._refusals.values():
             if node in refusals and refusals[node].at > since:
                 del refusals[node]

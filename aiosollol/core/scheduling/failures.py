@@ -63,13 +63,11 @@ class Failures:
     @property
     def refusal(self) -> BadRequest | None:
         """The error of a request that every node refuses as invalid, whatever its texts."""
-        nodes = [node for node in self._fleet if not node.is_lost]
-        errors = [self.last_errors.get(node.name) for node in nodes]
-        if any(node.streak <= FAILURES_TO_CHECK for node in nodes) or not nodes:
-            return None
-        last = errors[-1]
+        names = [node.name for node in self._fleet if not node.is_lost]
+        errors = [self.last_errors.get(name) for name in names]
+        last = errors[-1] if errors else None
         if isinstance(last, BadRequest) and all(isinstance(each, BadRequest) for each in errors):
-            return last
+            return last if all(map(self._evidence.needs_recovery, names)) else None
         return None
 
     def punish(self, node: BatchNode, failure: Failure, error: SollolError, now: float) -> None:

@@ -10,8 +10,6 @@ from aiohttp import web
 
 from aiosollol.core.node import full_name
 from aiosollol.errors import BadRequest, ProtocolError
-from aiosollol.gateway.endpoints.ollama import ASK_SECONDS, OllamaEndpoints
-from aiosollol.gateway.middleware.guard import may_use
 from aiosollol.gateway.bodies import (
     STATE,
     parse,
@@ -19,6 +17,8 @@ from aiosollol.gateway.bodies import (
     stream,
     whole,
 )
+from aiosollol.gateway.endpoints.ollama import ASK_SECONDS, OllamaEndpoints
+from aiosollol.gateway.middleware.guard import may_use
 from aiosollol.wire.compatible_apis import READERS
 from aiosollol.wire.ollama import server_responses
 from aiosollol.wire.ollama.client import dump_whole, load

@@ -11,7 +11,6 @@ from aiohttp import web
 
 from aiosollol.core.node import full_name
 from aiosollol.errors import NodeError, NoNodeAvailable
-from aiosollol.gateway.middleware.guard import may_use
 from aiosollol.gateway.bodies import (
     STATE,
     parse,
@@ -19,6 +18,7 @@ from aiosollol.gateway.bodies import (
     stream,
     whole,
 )
+from aiosollol.gateway.middleware.guard import may_use
 from aiosollol.wire.ollama import server_requests, server_responses
 from aiosollol.wire.ollama.client import load
 from aiosollol.wire.ollama.server_requests import ChatAsked, GenerateAsked, Refusal

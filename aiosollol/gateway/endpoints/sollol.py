@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from aiosollol._version import __version__
-from aiosollol.gateway.middleware.guard import may_use
 from aiosollol.gateway.bodies import whole
+from aiosollol.gateway.middleware.guard import may_use
 from aiosollol.wire.ollama import server_responses
 
 if TYPE_CHECKING:
