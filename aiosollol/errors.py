@@ -19,6 +19,7 @@
     │   └── ResponseError              the node answered with an error
     │       ├── ModelMissing           this node does not have the model
     │       ├── ServerBusy             its queue is full
+    │       ├── NodeUnavailable        the server, or a proxy, is temporarily unavailable
     │       ├── RunnerFailed           the model's process died or could not load
     │       └── BadRequest             the request is invalid
     │           └── TextTooLong        a text is longer than the model's context
@@ -36,7 +37,7 @@ A `NodeError` concerns one attempt on one node, a `RequestFailed` the caller's w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from aiosollol.core.embeddings import Embeddings
@@ -166,13 +167,45 @@ class StreamCutOff(ProtocolError):
         self.delivered = delivered
 
 
-class ResponseError(NodeError):
-    """The node answered with an error. status: the HTTP status. message: the node's message."""
+FaultKind: TypeAlias = Literal["request", "text", "model", "busy", "passing", "node"]
+"""What a known error message of Ollama blames.
 
-    def __init__(self, node: str, status: int, message: str) -> None:
-        super().__init__(node, f"{message} (status {status})")
+"request": the request, on every node.
+"text": the embedded text or the prompt, such as one that is too long.
+"model": the node lacks the model.
+"busy": the node's queue is full.
+"passing": a crashed runner, a model that is still loading, memory that is in use, and the like.
+"node": a missing library, a damaged file, NaN, and the like, which last.
+"""
+
+
+class ResponseError(NodeError):
+    """The node answered with an error.
+
+    status: the HTTP status.
+    message: the node's message.
+    fault: what the message blames; None if it is not one of Ollama's known messages.
+    is_known: whether it is one of those.
+    retry_after: seconds to wait, as the node asks, 60 at most; None if it does not say.
+    """
+
+    def __init__(
+        self,
+        node: str,
+        status: int,
+        message: str,
+        *,
+        fault: FaultKind | None = None,
+        retry_after: float | None = None,
+        hint: str = "",
+    ) -> None:
+        """`hint` is added to the text of the error: what to do about it."""
+        super().__init__(node, f"{message} (status {status})" + (f"; {hint}" if hint else ""))
         self.status = status
         self.message = message
+        self.fault = fault
+        self.is_known = fault is not None
+        self.retry_after = retry_after
 
 
 class ModelMissing(ResponseError):
@@ -181,6 +214,10 @@ class ModelMissing(ResponseError):
 
 class ServerBusy(ResponseError):
     """The node's queue is full; it may accept the same request later."""
+
+
+class NodeUnavailable(ResponseError):
+    """The server, or a proxy before it, is temporarily unavailable (502, 503, 504 or 408)."""
 
 
 class RunnerFailed(ResponseError):

@@ -26,6 +26,7 @@ from aiosollol.errors import (
     ModelNotFound,
     NodeError,
     NodeTimeout,
+    NodeUnavailable,
     NodeUnreachable,
     NoNodeAvailable,
     PoolClosed,
@@ -94,10 +95,38 @@ EACH: list[tuple[SollolError, dict[str, Any], str]] = [
     *(
         (
             kind("gpu", 418, "words"),
-            {"node": "gpu", "status": 418, "message": "words", "detail": "words (status 418)"},
+            {
+                "node": "gpu",
+                "status": 418,
+                "message": "words",
+                "detail": "words (status 418)",
+                "fault": None,
+                "is_known": False,
+                "retry_after": None,
+            },
             "gpu: words (status 418)",
         )
-        for kind in (ResponseError, ModelMissing, ServerBusy, RunnerFailed, BadRequest)
+        for kind in (
+            ResponseError,
+            ModelMissing,
+            ServerBusy,
+            NodeUnavailable,
+            RunnerFailed,
+            BadRequest,
+        )
+    ),
+    (
+        ServerBusy("gpu", 503, "words", fault="busy", retry_after=2.0, hint="wait"),
+        {
+            "node": "gpu",
+            "status": 503,
+            "message": "words",
+            "detail": "words (status 503); wait",
+            "fault": "busy",
+            "is_known": True,
+            "retry_after": 2.0,
+        },
+        "gpu: words (status 503); wait",
     ),
     (
         TextTooLong("gpu", 400, "too many tokens", index=3),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from aiosollol.wire.http1 import BadResponse, ResponseParser
@@ -64,6 +65,11 @@ class HttpExchange:
     def status(self) -> int:
         """The answer's status; 0 until its head has arrived."""
         return self._parser.status
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Those of the answer, names in lower case; empty until its head is there."""
+        return self._parser.headers
 
     @property
     def was_in_vain(self) -> bool:

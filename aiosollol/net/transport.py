@@ -20,7 +20,9 @@ from aiosollol.net.connector import Connector
 from aiosollol.net.http_exchange import HttpExchange, Late
 from aiosollol.net.primitives import Deadlines
 from aiosollol.wire.http1 import header_lines, request_head
+from aiosollol.wire.ollama.address_hints import address_hint
 from aiosollol.wire.ollama.client import error_for
+from aiosollol.wire.retry_after import read_retry_after
 
 if TYPE_CHECKING:
     from aiosollol.core.address import Address
@@ -69,7 +71,7 @@ class HttpTransport:
         exchange = await self._start(method, path, body, timeout, headers, is_streamed=False)
         if exchange.status == 200 and exchange.error is None:
             return exchange.read()
-        raise self._failure(exchange, timeout) from exchange.error
+        raise self._failure(exchange, path, timeout) from exchange.error
 
     def stream(
         self,
@@ -169,14 +171,24 @@ class HttpTransport:
         except (OSError, ValueError) as error:
             raise NodeUnreachable(self._node, f"no connection: {_in_words(error)}") from error
 
-    def _failure(self, exchange: HttpExchange, timeout: float) -> NodeError:
+    def _failure(self, exchange: HttpExchange, path: str, timeout: float) -> NodeError:
         """The error for a failed exchange: by its status, if there is one."""
-        if exchange.status in (0, 200):
+        status = exchange.status
+        if status in (0, 200):
             assert exchange.error is not None
             return self._ours(exchange.error, timeout)
+        body = b""
         with contextlib.suppress(OSError, ValueError, Late):
-            return error_for(self._node, exchange.status, exchange.read())
-        return error_for(self._node, exchange.status, b"")
+            body = exchange.read()
+        headers = exchange.headers
+        return error_for(
+            self._node,
+            status,
+            body,
+            path=path,
+            retry_after=read_retry_after(headers.get("retry-after", ""), time.time()),
+            hint=address_hint(self._base, path, status, headers.get("location", "")),
+        )
 
     def _ours(self, error: Exception, timeout: float) -> NodeError:
         if isinstance(error, Late):
@@ -220,7 +232,7 @@ class _Pieces:
             "POST", self._path, self._body, timeout, self._headers, is_streamed=True
         )
         if exchange.status != 200:
-            raise transport._failure(exchange, timeout) from exchange.error
+            raise transport._failure(exchange, self._path, timeout) from exchange.error
         self._exchange = exchange
         return self
 

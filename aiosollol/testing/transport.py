@@ -50,7 +50,7 @@ class FakeTransport(FakeNode):
             async with self.exchange(method, path, body or b"", headers) as reply:
                 content = b"".join([piece async for piece in _FakePieces(self, reply)])
         if reply.status != 200:
-            raise error_for(self.name, reply.status, content)
+            raise error_for(self.name, reply.status, content, path=path)
         return content
 
     @asynccontextmanager
@@ -70,7 +70,7 @@ class FakeTransport(FakeNode):
                 reply = await stack.enter_async_context(exchange)
                 if reply.status != 200:
                     content = b"".join([piece async for piece in _FakePieces(self, reply)])
-                    raise error_for(self.name, reply.status, content)
+                    raise error_for(self.name, reply.status, content, path=path)
             yield _FakePieces(self, reply, deadline, timeout)
 
     async def aclose(self) -> None:

@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 from gateway_cluster import Cluster, cluster
 
-from aiosollol.errors import StorageError
+from aiosollol.errors import (
+    BadRequest,
+    NodeUnavailable,
+    NoNodeAvailable,
+    ResponseError,
+    RunnerFailed,
+    ServerBusy,
+    StorageError,
+)
 from aiosollol.gateway.middleware.error_responses import trouble
 from aiosollol.gateway.options import GatewayOptions
 
@@ -37,6 +45,28 @@ def test_a_queue_that_fails(reason: str, status: int, retry_after: int, words: s
     assert (refusal.status, seconds) == (status, retry_after)
     assert words in refusal.message
     assert SECRET not in refusal.message
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "retry_after"),
+    [
+        (BadRequest("n", 400, "words"), 400, 0),
+        (BadRequest("n", 500, "words"), 500, 0),  # as Ollama sends it
+        (ServerBusy("n", 503, "words"), 503, 1),
+        (ServerBusy("n", 429, "words", retry_after=6.5), 503, 7),
+        (NodeUnavailable("n", 502, "words"), 502, 1),
+        (NodeUnavailable("n", 503, "words", retry_after=60.0), 503, 60),
+        (NodeUnavailable("n", 504, "words", retry_after=0.0), 504, 1),
+        (NodeUnavailable("n", 408, "words"), 503, 1),
+        (RunnerFailed("n", 400, "words"), 500, 0),
+        (ResponseError("n", 401, "words"), 500, 0),
+    ],
+    ids=lambda value: repr(value),
+)
+def test_what_a_node_answered(error: ResponseError, status: int, retry_after: int) -> None:
+    for failure in (error, NoNodeAvailable("all failed", {}, [error])):
+        refusal, seconds = trouble(failure, "/api/chat")
+        assert (refusal.status, refusal.message, seconds) == (status, "words", retry_after)
 
 
 class BrokenQueue:

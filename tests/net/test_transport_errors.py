@@ -8,12 +8,16 @@ import pytest
 from transport_servers import EMBED, connected, http, raw_server, recording, serving
 
 from aiosollol.errors import (
+    BadRequest,
     ConnectionLost,
     ModelMissing,
     NodeError,
     NodeTimeout,
+    NodeUnavailable,
     NodeUnreachable,
     ProtocolError,
+    ResponseError,
+    RunnerFailed,
 )
 from aiosollol.net import transport as module
 from aiosollol.net.connection import SLICE_BYTES
@@ -108,7 +112,7 @@ async def test_what_fails_on_a_new_connection_or_in_the_middle_is_not_tried_agai
         ),
         pytest.param(
             http("502 Bad Gateway", b"<html>bad</html>"),
-            ProtocolError,
+            NodeUnavailable,
             id="a proxy's page",
         ),
     ],
@@ -124,6 +128,68 @@ async def test_what_goes_wrong_becomes_an_error_of_ours(
             async with transport.stream("/api/chat", EMBED, timeout=5) as pieces:
                 async for _ in pieces:
                     pass
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("Retry-After: 7", 7.0),
+        ("retry-after: 3600", 60.0),
+        ("Retry-After: -1", None),
+        ("X: 1", None),
+    ],
+)
+@pytest.mark.parametrize("status", ["429 Slow Down", "503 Busy", "502 Bad Gateway", "500 Oh"])
+async def test_an_error_says_when_to_try_again(
+    status: str, header: str, expected: float | None
+) -> None:
+    answer = f"HTTP/1.1 {status}\r\n{header}\r\nContent-Length: 4\r\n\r\nbusy".encode()
+    async with raw_server(answer) as url, connected(url) as transport:
+        with pytest.raises(ResponseError) as caught:
+            await transport.request("POST", "/api/embed", EMBED, timeout=5)
+        assert caught.value.retry_after == expected
+
+
+async def test_a_date_to_try_again_is_compared_with_the_clock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module.time, "time", lambda: 784111777.0)
+    answer = (
+        b"HTTP/1.1 503 Busy\r\nRetry-After: Sun, 06 Nov 1994 08:49:42 GMT\r\n"
+        b"Content-Length: 4\r\n\r\nbusy"
+    )
+    async with raw_server(answer) as url, connected(url) as transport:
+        with pytest.raises(ResponseError) as caught:
+            await transport.request("POST", "/api/embed", EMBED, timeout=5)
+        assert caught.value.retry_after == 5.0
+
+
+async def test_an_error_names_the_address_to_write_instead() -> None:
+    moved = b"HTTP/1.1 301 Moved\r\nLocation: https://o.example/x\r\nContent-Length: 0\r\n\r\n"
+    async with raw_server(moved) as url, connected(url) as transport:
+        with pytest.raises(ProtocolError, match=r"https://o\.example: write that"):
+            await transport.request("POST", "/x", timeout=5)
+    async with raw_server(http("404 Not Found", b"404 page not found")) as url:
+        for suffix in ("/v1", "/api", "/v1/"):
+            async with connected(url + suffix) as transport:
+                with pytest.raises(ResponseError, match=f"write {url} instead"):
+                    await transport.request("POST", "/x", timeout=5)
+                with pytest.raises(ResponseError, match=f"write {url} instead"):
+                    async with transport.stream("/x", b"{}", timeout=5):
+                        pass
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"), [("/api/chat", BadRequest), ("/api/embed", RunnerFailed)]
+)
+async def test_an_unknown_400_depends_on_the_endpoint(path: str, kind: type[NodeError]) -> None:
+    answer = http("400 Bad Request", b'{"error":"something new"}')
+    async with raw_server(answer) as url, connected(f"{url}/prefix") as transport:
+        with pytest.raises(kind):
+            await transport.request("POST", path, b"{}", timeout=5)
+        with pytest.raises(kind):
+            async with transport.stream(path, b"{}", timeout=5):
+                pass
 
 
 async def test_no_server_is_unreachable(unused_port: int) -> None:

@@ -17,6 +17,7 @@ from aiosollol.errors import (
     ModelMissing,
     NodeError,
     NodeTimeout,
+    NodeUnavailable,
     NodeUnreachable,
     ProtocolError,
     RunnerFailed,
@@ -41,7 +42,7 @@ EMBED_FAULTS: dict[Fault, type[NodeError] | None] = {
     Fault.RESET: ConnectionLost,
     Fault.CUT_JSON: ProtocolError,
     Fault.HTML: ProtocolError,
-    Fault.HTML_502: ProtocolError,
+    Fault.HTML_502: NodeUnavailable,
     Fault.NAN: RunnerFailed,
     Fault.WRONG_DIM: None,  # only who knows the dimension can tell
     Fault.TOO_FEW: ProtocolError,

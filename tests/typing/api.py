@@ -19,6 +19,7 @@ from aiosollol import (
     Embeddings,
     EngineNote,
     EventStream,
+    FaultKind,
     GeneratedText,
     Hedged,
     Loading,
@@ -33,6 +34,7 @@ from aiosollol import (
     NodeShare,
     NodeSpec,
     NodeState,
+    NodeUnavailable,
     NoNodeAvailable,
     OllamaPool,
     ParallelismEntry,
@@ -42,6 +44,7 @@ from aiosollol import (
     Reason,
     ReplyStream,
     RequestFailed,
+    ResponseError,
     Routed,
     RouteExplanation,
     RouteRequest,
@@ -383,6 +386,15 @@ def errors(
     assert_type(nobody.nodes, dict[str, str])
     assert_type(missing.nodes, dict[str, tuple[str, ...]])
     assert_type(failed.attempts, tuple[NodeError, ...])
+
+
+def answers_of_nodes(answer: ResponseError, unavailable: NodeUnavailable) -> None:
+    assert_type(answer.status, int)
+    assert_type(answer.message, str)
+    assert_type(answer.fault, FaultKind | None)
+    assert_type(answer.is_known, bool)
+    assert_type(answer.retry_after, float | None)
+    assert_type(unavailable.retry_after, float | None)
 
 
 async def queued(queue: AutoBatch) -> None:

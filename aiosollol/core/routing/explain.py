@@ -22,6 +22,7 @@ from aiosollol.errors import (
     ModelMissing,
     NodeError,
     NodeTimeout,
+    NodeUnavailable,
     NodeUnreachable,
     ProtocolError,
     ResponseError,
@@ -105,6 +106,7 @@ _PROBLEMS: tuple[tuple[type[NodeError], str], ...] = (
     (ConnectionLost, ""),
     (ModelMissing, "it lacks the model"),
     (ServerBusy, "its queue is full"),
+    (NodeUnavailable, "it is temporarily unavailable"),
     (RunnerFailed, "its model failed"),
     (ProtocolError, "it did not answer as Ollama does"),
 )

@@ -11,6 +11,7 @@ from aiosollol.errors import (
     ConnectionLost,
     ModelMissing,
     NodeError,
+    NodeUnavailable,
     NodeUnreachable,
     RunnerFailed,
     ServerBusy,
@@ -42,7 +43,7 @@ def classify(error: NodeError) -> Failure:
         return Failure.INPUT
     if isinstance(error, ModelMissing):
         return Failure.MODEL
-    if isinstance(error, ServerBusy):
+    if isinstance(error, ServerBusy | NodeUnavailable):
         return Failure.BUSY
     if isinstance(error, NodeUnreachable):
         return Failure.NODE

@@ -18,6 +18,7 @@ from aiosollol.errors import (
     ModelNotFound,
     NodeError,
     NodeTimeout,
+    NodeUnavailable,
     NoNodeAvailable,
     PoolClosed,
     PoolSaturated,
@@ -110,13 +111,22 @@ def _of_node(error: NodeError, path: str, model: str) -> ErrorResponse:
     if isinstance(error, ModelMissing):
         return ErrorResponse(_unknown(path, model) if model else Refusal(404, error.message))
     if isinstance(error, ServerBusy):
-        return ErrorResponse(Refusal(503, error.message), _SECONDS)
+        return ErrorResponse(Refusal(503, error.message), _pause(error))
+    if isinstance(error, NodeUnavailable):
+        # 408 would blame the client, which sent all of its request.
+        status = 503 if error.status == 408 else error.status
+        return ErrorResponse(Refusal(status, error.message), _pause(error))
     if isinstance(error, BadRequest):
         return ErrorResponse(Refusal(error.status, error.message))
     if isinstance(error, ResponseError):
         return ErrorResponse(Refusal(max(error.status, 500), error.message))
     status = 504 if isinstance(error, NodeTimeout) else 502
     return ErrorResponse(Refusal(status, str(error)))
+
+
+def _pause(error: ResponseError) -> int:
+    """Whole seconds to wait: as the node says, or one."""
+    return max(_SECONDS, math.ceil(error.retry_after or 0.0))
 
 
 def _unknown(path: str, model: str) -> Refusal:

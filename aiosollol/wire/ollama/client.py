@@ -5,7 +5,6 @@ The standard is what a real server answers; tests/captures holds such answers.
 
 from __future__ import annotations
 
-import re
 from codecs import BOM_UTF8
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,40 +14,30 @@ import orjson
 from aiosollol.core.node import LoadedModel, ModelInfo, full_name
 from aiosollol.errors import (
     BadRequest,
+    FaultKind,
     InvalidInput,
     ModelMissing,
     NodeError,
+    NodeUnavailable,
     ProtocolError,
     ResponseError,
     RunnerFailed,
     ServerBusy,
 )
+from aiosollol.wire.ollama.error_catalogue import fault_of
 
-# What a server says when the input is at fault. Every other 400 is a failure of the node: a dead
-# runner, a failed tokenizer and NaN all come back as 400 or 500 too.
-_CALLERS_FAULT = (
-    "input length exceeds",
-    "maximum context length",
-    "invalid input",
-    "invalid type",
-    "unsupported type",
-    "invalid duration",
-    "in duration",
-    "does not support",
-    "missing request body",
-    "invalid character",
-    "cannot unmarshal",
-    "is required",
-    "invalid options",
-    "invalid value for",
-    "dimensions",
-    "too short",
-    "invalid role",
-    "invalid format",
-    "invalid image",
-    "failed to decode image",
+_TALK_PATHS = frozenset(
+    (
+        "/api/chat",
+        "/api/generate",
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/messages",
+        "/v1/responses",
+    )
 )
-_NODES_FAULT = re.compile(r"no longer running|unsupported value: nan|connection refused|\beof\b")
+_UNAVAILABLE = frozenset((408, 502, 503, 504))
+_SHORT = 200  # bytes of an answer that may be a message without JSON around it
 
 
 def dump(payload: Mapping[str, Any]) -> bytes:
@@ -133,32 +122,64 @@ def load(node: str, body: bytes) -> dict[str, Any]:
     return value
 
 
-def error_for(node: str, status: int, body: bytes) -> NodeError:
+def error_for(
+    node: str,
+    status: int,
+    body: bytes,
+    *,
+    path: str = "",
+    retry_after: float | None = None,
+    hint: str = "",
+) -> NodeError:
     """The error that stands for an answer with a status other than 200.
 
     The status alone says little, so the message decides (see ../docs/ollama.md).
+
+    path: the endpoint, without the prefix of the node's address. A 400 of an unknown message is the
+    caller's fault on those of chat and generate only: the embedding endpoints send it for failures
+    of the node too.
+    retry_after: seconds, as the answer says. hint: what to do about it, for people to read.
     """
-    message = error_message(body)
-    if message is None:
-        if 400 <= status < 600 and len(body) < 200 and not body.lstrip().startswith(b"<"):
-            message = body.decode("utf-8", "replace").strip() or "no message"
-        else:
-            return ProtocolError(node, f"answered status {status} with {shown(body)}")
-    low = message.lower()
-    kind: type[ResponseError]
-    if status == 404 and "model" in low:
-        kind = ModelMissing
-    elif status == 503 or "server busy" in low:
-        kind = ServerBusy
-    elif _NODES_FAULT.search(low):
-        kind = RunnerFailed
-    elif status in (400, 413, 422, 501) and any(sign in low for sign in _CALLERS_FAULT):
-        kind = BadRequest
-    elif status >= 500 or status == 400:
-        kind = RunnerFailed
-    else:
-        kind = ResponseError
-    return kind(node, status, message)
+    words = error_message(body)
+    message = words or _plain_message(body)
+    if words is None and (status in _UNAVAILABLE or status == 429):
+        message = message or f"answered {shown(body)}"
+    elif message is None or not (words is not None or 400 <= status < 600):
+        detail = f"answered status {status} with {shown(body)}"
+        return ProtocolError(node, f"{detail}; {hint}" if hint else detail)
+    if words is not None:
+        hint = ""  # it is Ollama that answers, so the address is right
+    fault = fault_of(status, message)
+    kind = _class_of(
+        fault, status, message, is_ollamas=words is not None, is_talk=path in _TALK_PATHS
+    )
+    return kind(node, status, message, fault=fault, retry_after=retry_after, hint=hint)
+
+
+def _plain_message(body: bytes) -> str | None:
+    """The text of an error without JSON; None if it is no message, such as a web page."""
+    if len(body) >= _SHORT or body.lstrip().startswith(b"<"):
+        return None
+    return body.decode("utf-8", "replace").strip() or "no message"
+
+
+def _class_of(
+    fault: FaultKind | None, status: int, message: str, *, is_ollamas: bool, is_talk: bool
+) -> type[ResponseError]:
+    """The class of an error. is_ollamas: whether it has the form of Ollama's errors."""
+    if fault in ("request", "text"):
+        return BadRequest
+    if fault == "model" or (fault is None and status == 404 and "model" in message.lower()):
+        return ModelMissing
+    if fault == "busy" or status == 429:
+        return ServerBusy
+    if status in _UNAVAILABLE:
+        # A server that sends 503 in Ollama's form is there, so it is its queue that is full.
+        is_busy = status == 503 and is_ollamas and fault is None
+        return ServerBusy if is_busy else NodeUnavailable
+    if fault is None and status == 400 and is_ollamas and is_talk:
+        return BadRequest
+    return RunnerFailed if status >= 500 or status == 400 else ResponseError
 
 
 def error_message(body: bytes) -> str | None:

@@ -23,6 +23,7 @@ from aiosollol.errors import (
     InvalidInput,
     ModelMissing,
     NodeError,
+    NodeUnavailable,
     ProtocolError,
     ResponseError,
     RunnerFailed,
@@ -246,6 +247,11 @@ ERRORS: list[tuple[str, int, str, type[NodeError]]] = [
     ),
     ("busy, by its words", 500, "server busy, please try again.", ServerBusy),
     ("any 503", 503, "starting up", ServerBusy),
+    ("a model that is still loading", 503, "Loading model", NodeUnavailable),
+    ("any 429", 429, "slow down", ServerBusy),
+    ("a gateway without nodes", 502, "something new", NodeUnavailable),
+    ("an option, 500", 500, 'option "num_ctx" must be of type integer', BadRequest),
+    ("two images", 500, "this model only supports one image while more than one", BadRequest),
     ("no such model, embedding", 404, 'model "x" not found, try pulling it first', ModelMissing),
     ("no such model, chat", 404, "model 'x' not found", ModelMissing),
     ("no model named", 404, "model '' not found", ModelMissing),
@@ -267,6 +273,40 @@ def test_the_message_tells_what_failed(
     assert type(failure) is kind
     assert isinstance(failure, ResponseError)
     assert (failure.node, failure.status, failure.message) == ("gpu", status, message)
+
+
+TALK = ["/api/chat", "/api/generate", "/v1/chat/completions", "/v1/completions", "/v1/messages"]
+
+
+@pytest.mark.parametrize("path", [*TALK, "/v1/responses"])
+def test_an_unknown_400_of_chat_or_generate_blames_the_request(path: str) -> None:
+    error = error_for("n", 400, b'{"error":"something new"}', path=path)
+    assert isinstance(error, BadRequest)
+    assert not error.is_known
+    assert type(error_for("n", 400, b"something new", path=path)) is RunnerFailed  # no Ollama's
+    assert type(error_for("n", 500, b'{"error":"something new"}', path=path)) is RunnerFailed
+    assert type(error_for("n", 400, orjson.dumps({"error": CRASHED}), path=path)) is RunnerFailed
+
+
+@pytest.mark.parametrize("path", ["/api/embed", "/v1/embeddings", "/api/embeddings", ""])
+def test_an_unknown_400_of_an_embedding_is_ambiguous(path: str) -> None:
+    error = error_for("n", 400, b'{"error":"something new"}', path=path)
+    assert type(error) is RunnerFailed
+    assert not error.is_known
+
+
+def test_an_error_has_what_is_known_of_it() -> None:
+    error = error_for("n", 503, b'{"error":"server busy"}', retry_after=2.5)
+    assert isinstance(error, ServerBusy)
+    assert (error.fault, error.is_known, error.retry_after) == ("busy", True, 2.5)
+
+
+def test_a_hint_is_for_answers_that_are_not_ollamas() -> None:
+    assert str(error_for("n", 404, b"404 page not found", hint="write x")) == (
+        "n: 404 page not found (status 404); write x"
+    )
+    assert str(error_for("n", 301, HTML, hint="write x")).endswith("; write x")
+    assert "write x" not in str(error_for("n", 404, b'{"error":"model not found"}', hint="write x"))
 
 
 REAL_ERRORS: dict[str, type[NodeError]] = {
@@ -307,8 +347,15 @@ def test_no_real_error_is_left_out() -> None:
 
 
 STRANGE: list[tuple[str, int, bytes, type[NodeError], str]] = [
-    ("HTML of a proxy", 502, HTML, ProtocolError, "status 502 with '<!DOCTYPE html>"),
-    ("HTML of a busy proxy", 503, b"\n<html>busy</html>", ProtocolError, "status 503 with"),
+    ("HTML of a proxy", 502, HTML, NodeUnavailable, "answered '<!DOCTYPE html>"),
+    ("HTML of a busy proxy", 503, b"\n<html>busy</html>", NodeUnavailable, "(status 503)"),
+    ("HTML of a late proxy", 504, HTML, NodeUnavailable, "(status 504)"),
+    ("HTML of an impatient proxy", 408, HTML, NodeUnavailable, "(status 408)"),
+    ("HTML of a rate limit", 429, HTML, ServerBusy, "(status 429)"),
+    ("text of a proxy", 503, b"no healthy upstream", NodeUnavailable, "no healthy upstream"),
+    ("an empty 502", 502, b"", NodeUnavailable, "no message (status 502)"),
+    ("a long 504", 504, b"x" * 5000, NodeUnavailable, "xxx...' (status 504)"),
+    ("HTML of a crashed proxy", 500, HTML, ProtocolError, "status 500 with '<!DOCTYPE html>"),
     ("a redirect", 301, b"", ProtocolError, "status 301 with nothing"),
     ("a long text", 500, b"x" * 5000, ProtocolError, "xxx...'"),
     ("plain text", 500, b"boom\n", RunnerFailed, "n: boom (status 500)"),
