@@ -131,7 +131,7 @@ def cosine(one: Iterable[float], other: Iterable[float]) -> float:
 
 def _show_nodes(screen: Screen, view: ClusterView) -> None:
     rows = [
-        (node.name, node.spec.url, node.version, ", ".join(node.models or ()))
+        (node.name, node.spec.url, node.version, ", ".join(node.model_names))
         for node in view.nodes.values()
     ]
     screen.table(("node", "url", "version", "models"), rows)

@@ -47,7 +47,7 @@ def _print_nodes(view: ClusterView, sources: Mapping[str, str]) -> None:
         "by": [HOW_FOUND.get(sources.get(node.name, ""), "-") for node in nodes],
         "CPU": ["-" if node.cpu_load is None else f"{node.cpu_load:.0%}" for node in nodes],
         "GPU memory": [_gpu_memory(node) for node in nodes],
-        "models": [", ".join(node.models or ()) or "-" for node in nodes],
+        "models": [", ".join(node.model_names) or "-" for node in nodes],
         "loaded": [", ".join(_loaded(node)) or "-" for node in nodes],
     }
     for name in ("by", "CPU", "GPU memory"):
@@ -98,7 +98,7 @@ def _node_dict(node: NodeState, source: str | None) -> dict[str, Any]:
         "url": node.spec.url,
         "answers": not node.is_down,
         "version": node.version or None,
-        "models": None if node.models is None else list(node.models),
+        "models": None if node.models is None else list(node.model_names),
         "loaded": [
             {"name": model.name, "size": model.size, "size_vram": model.size_vram}
             for model in (node.loaded or {}).values()

@@ -12,7 +12,7 @@ import anyio
 from aiosollol.cluster.node import Node
 from aiosollol.cluster.state import ClusterState
 from aiosollol.core.agreement import DigestGroup, comparable, names_of
-from aiosollol.core.node import full_name
+from aiosollol.core.model_names import full_name
 from aiosollol.errors import ModelNotFound, NoNodeAvailable, PoolClosed
 
 log = logging.getLogger("aiosollol")
@@ -254,7 +254,7 @@ class Eligibility:
             if state.is_down
         }
         having = {
-            name: sorted(state.models)
+            name: sorted(state.model_names)
             for name, state in states.items()
             if state.models is not None and not state.is_down
         }

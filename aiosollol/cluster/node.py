@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from aiosollol.cluster.slots import NodeSlots, Room
 from aiosollol.core import node as memory
+from aiosollol.core.model_names import full_name
 from aiosollol.core.networks import Source
-from aiosollol.core.node import NodeSpec, NodeState, full_name
+from aiosollol.core.node import NodeSpec, NodeState
 from aiosollol.core.routing import circuit_breaker as breakers
 from aiosollol.core.routing import concurrency_limit
 from aiosollol.core.routing.circuit_breaker import Breaker

@@ -15,8 +15,9 @@ from aiosollol.cluster.node import Node
 from aiosollol.cluster.slots import Gate, Room
 from aiosollol.core.events import NodeChanged, PoolEvent
 from aiosollol.core.locality import NO_FACTS, MachineFacts, duplicates, machines_of
+from aiosollol.core.model_names import full_name
 from aiosollol.core.networks import Source
-from aiosollol.core.node import ClusterView, NodeLike, NodeSpec, full_name
+from aiosollol.core.node import ClusterView, NodeLike, NodeSpec
 from aiosollol.core.node_transitions import Answered, Described, Event, Failed, Probed, advance
 from aiosollol.core.redaction import safe_repr
 from aiosollol.core.routing import circuit_breaker as breakers

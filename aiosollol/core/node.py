@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from types import MappingProxyType, UnionType
 from typing import Any, NamedTuple, TypeAlias
 
 from aiosollol.core.address import AGENT_PORT, Address
+from aiosollol.core.model_names import full_name
 from aiosollol.core.redaction import redacted, safe_repr
 from aiosollol.errors import InvalidInput
 
@@ -237,6 +237,11 @@ class NodeState:
         """Whether the node is known to have `model`; ``x`` means ``x:latest``."""
         return self.models is not None and full_name(model) in self.models
 
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """The names of its models, spelt as the node spells them; none if they are unknown."""
+        return tuple(model.name for model in (self.models or {}).values())
+
     def find_model(self, model: str) -> ModelInfo | None:
         return None if self.models is None else self.models.get(full_name(model))
 
@@ -261,13 +266,6 @@ class ClusterView:
     def having(self, model: str) -> list[NodeState]:
         """The nodes that are not down and have `model`."""
         return [node for node in self.nodes.values() if not node.is_down and node.has_model(model)]
-
-
-@lru_cache(maxsize=1024)
-def full_name(model: str) -> str:
-    """`model` with its tag: Ollama reads ``llama3.2`` as ``llama3.2:latest``."""
-    _, _, last = model.rpartition("/")
-    return model if ":" in last else f"{model}:latest"
 
 
 _GIB = 2**30

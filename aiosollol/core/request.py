@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from aiosollol.core.durations import parse_duration
+from aiosollol.core.model_names import is_valid_name
 from aiosollol.errors import InvalidInput
 
 
@@ -59,6 +60,11 @@ def check_model(model: object) -> None:
         raise InvalidInput(f"model must be a string, not {type(model).__name__}")
     if not model.strip():
         raise InvalidInput("model is empty: name one, such as 'nomic-embed-text'")
+    if not is_valid_name(model):
+        raise InvalidInput(
+            f"invalid model name {reprlib.repr(model)}: write [host/][namespace/]model[:tag], with "
+            "letters, digits and ._- only"
+        )
 
 
 def check_options(options: object, keep_alive: object) -> None:

@@ -77,7 +77,7 @@ class Found(NamedTuple):
         return Discovered(
             self.address.url,
             self.answer.version,
-            tuple(self.answer.models),
+            tuple(each.name for each in self.answer.models.values()),
             self.source,
             self.answer.seconds,
             name=name,

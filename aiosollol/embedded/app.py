@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from aiohttp import web
 
-from aiosollol.core.node import full_name
+from aiosollol.core.model_names import full_name, shortest_name
 from aiosollol.embedded.model import Backend
 from aiosollol.wire import compatible_apis
 from aiosollol.wire.ollama import server_requests, server_responses
@@ -116,7 +116,7 @@ class _EmbeddedServer:
         )
 
     async def show(self, request: web.Request) -> HttpResponse:
-        name = full_name(await self._read(request, server_requests.read_show))
+        name = shortest_name(await self._read(request, server_requests.read_show))
         if not self._has(name):
             raise server_responses.unknown_model(name)
         return server_responses.show(replace(await self._card(), name=name))
@@ -127,8 +127,9 @@ class _EmbeddedServer:
 
     async def openai_model(self, request: web.Request) -> HttpResponse:
         name = request.match_info["name"]
+        server_requests.check_model_name(name)
         if not self._has(name):
-            raise server_responses.unknown_model(full_name(name))
+            raise server_responses.unknown_model(shortest_name(name))
         return server_responses.openai_model(name, await self._created())
 
     # ---- embeddings

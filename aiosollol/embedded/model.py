@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from aiosollol.core.node import full_name
+from aiosollol.core.model_names import full_name
 from aiosollol.errors import MissingExtra
 from aiosollol.wire.ollama.server_responses import ModelCard, timestamp
 

@@ -7,7 +7,7 @@ from types import TracebackType
 from aiosollol.cluster.node import Node, WorkKind
 from aiosollol.cluster.state import ClusterState
 from aiosollol.core.events import AttemptFailed
-from aiosollol.core.node import full_name
+from aiosollol.core.model_names import full_name
 from aiosollol.core.routing import circuit_breaker as breakers
 from aiosollol.core.routing.concurrency_limit import LatencySample
 from aiosollol.core.routing.retry import Failure, classify

@@ -12,7 +12,7 @@ import anyio
 from aiosollol.cluster.node import Node
 from aiosollol.cluster.state import ClusterState
 from aiosollol.core.events import Loading
-from aiosollol.core.node import full_name
+from aiosollol.core.model_names import full_name
 from aiosollol.core.routing.strategies import RouteRequest
 from aiosollol.errors import (
     BadRequest,

@@ -16,7 +16,7 @@ from aiosollol.cluster.eligibility import Eligibility
 from aiosollol.cluster.node import Node
 from aiosollol.cluster.state import ClusterState
 from aiosollol.core.events import Routed
-from aiosollol.core.node import full_name
+from aiosollol.core.model_names import full_name
 from aiosollol.core.routing.explain import Setback
 from aiosollol.core.routing.hedge_policy import Hedging
 from aiosollol.core.routing.retry import Failure, RetryBudget, classify, decide

@@ -17,7 +17,8 @@ from aiosollol.cluster.eligibility import Eligibility
 from aiosollol.cluster.event_hub import EventStream
 from aiosollol.cluster.node import Node
 from aiosollol.core.agreement import CANARIES, Agreement, Vectors, compare
-from aiosollol.core.node import NodeLike, NodeState, full_name
+from aiosollol.core.model_names import full_name
+from aiosollol.core.node import NodeLike, NodeState
 from aiosollol.core.redaction import safe_repr
 from aiosollol.core.request import EmbedSettings, check_model
 from aiosollol.core.routing.explain import RouteExplanation, explain

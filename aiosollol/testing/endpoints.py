@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import anyio
 from anyio.lowlevel import checkpoint
 
-from aiosollol.core.node import full_name
+from aiosollol.core.model_names import full_name, shortest_name
 from aiosollol.testing.models import FakeModel, fake_tokens, fake_vector
 from aiosollol.testing.requests import Fault, Pace, Reply, SimulatedRequest, nanoseconds, whole
 from aiosollol.wire.ollama import server_requests, server_responses
@@ -160,15 +160,16 @@ def _ps(node: FakeNode, body: bytes) -> HttpResponse:
     return server_responses.ps(
         (model.card(), model.size if model.gpu else 0, until)
         for name, until in node.memory
-        if (model := node.models.get(name))
+        if (model := node.models.get(full_name(name)))
     )
 
 
 def _show(node: FakeNode, body: bytes) -> HttpResponse:
-    name = full_name(server_requests.read_show(body))
-    if name not in node.models:
-        raise server_responses.unknown_model(name)
-    return server_responses.show(node.models[name].card())
+    name = server_requests.read_show(body)
+    model = node.models.get(full_name(name))
+    if model is None:
+        raise server_responses.unknown_model(shortest_name(name))
+    return server_responses.show(model.card())
 
 
 def _copy(node: FakeNode, body: bytes) -> HttpResponse:
@@ -183,13 +184,14 @@ def _delete(node: FakeNode, body: bytes) -> HttpResponse:
 
 
 def _openai_models(node: FakeNode, body: bytes) -> HttpResponse:
-    return server_responses.openai_models((name, _CREATED) for name in node.models)
+    return server_responses.openai_models((model.name, _CREATED) for model in node.models.values())
 
 
 def _openai_model(node: FakeNode, path: str) -> HttpResponse:
     name = path.removeprefix(_MODEL)
+    server_requests.check_model_name(name)
     if full_name(name) not in node.models:
-        raise server_responses.unknown_model(full_name(name))
+        raise server_responses.unknown_model(shortest_name(name))
     return server_responses.openai_model(name, _CREATED)
 
 

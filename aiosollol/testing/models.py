@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import anyio
 
-from aiosollol.core.node import full_name
+from aiosollol.core.model_names import shortest_name
 from aiosollol.errors import InvalidInput
 from aiosollol.testing.requests import Slots
 from aiosollol.wire.ollama import server_responses
@@ -59,7 +59,7 @@ class FakeModel:
             raise InvalidInput(f"kind of {self.name} must be 'embedding' or 'chat'")
         if self.dim < 1 or self.context_length < 1:
             raise InvalidInput(f"dim and context_length of {self.name} must be at least 1")
-        object.__setattr__(self, "name", full_name(self.name))
+        object.__setattr__(self, "name", shortest_name(self.name))
         if not self.digest:
             object.__setattr__(self, "digest", hashlib.sha256(self.name.encode()).hexdigest())
 

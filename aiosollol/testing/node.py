@@ -10,7 +10,7 @@ from typing import TypedDict
 import anyio
 from anyio.lowlevel import checkpoint
 
-from aiosollol.core.node import full_name
+from aiosollol.core.model_names import full_name
 from aiosollol.errors import InvalidInput
 from aiosollol.testing import chat, endpoints
 from aiosollol.testing.endpoints import probe
@@ -179,12 +179,12 @@ class FakeNode:
     def add_model(self, model: str | FakeModel) -> None:
         """Add a model, as ``ollama pull`` would."""
         made = FakeModel(model) if isinstance(model, str) else model
-        self.models[made.name] = made
+        self.models[full_name(made.name)] = made
 
     def remove_model(self, name: str) -> None:
         """Remove a model, as ``ollama rm`` would. Raises KeyError if there is none."""
-        del self.models[full_name(name)]
-        self.memory.unload(full_name(name))
+        model = self.models.pop(full_name(name))
+        self.memory.unload(model.name)
 
     def find_model(self, name: str) -> FakeModel:
         """The model `name`. Raises Refusal, the server's 404."""

@@ -17,7 +17,7 @@ import orjson
 from aiosollol.errors import InvalidInput
 from aiosollol.wire.json_fields import early
 from aiosollol.wire.ollama.client import LineSplitter, dump_whole, loads, shown
-from aiosollol.wire.ollama.server_requests import Refusal
+from aiosollol.wire.ollama.server_requests import Refusal, check_model_name
 from aiosollol.wire.ollama.server_responses import HttpResponse
 
 EVENT_STREAM = "text/event-stream"
@@ -59,6 +59,7 @@ class Question(ABC):
             raise early(str(error)) from error
         if not self.model:
             raise Refusal(400, "model is required")
+        check_model_name(self.model)
 
     def __repr__(self) -> str:
         streamed = ", streamed" if self.stream else ""

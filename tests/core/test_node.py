@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
+from aiosollol.core.model_names import full_name
 from aiosollol.core.node import (
     ClusterView,
     LoadedModel,
     ModelInfo,
     NodeSpec,
     NodeState,
-    full_name,
 )
 from aiosollol.errors import InvalidInput
 
@@ -176,7 +176,7 @@ NAMES = [
     pytest.param("me/model", "me/model:latest", id="with an owner"),
     pytest.param("me/model:q4", "me/model:q4", id="with an owner and a tag"),
     pytest.param("localhost:5000/me/model", "localhost:5000/me/model:latest", id="a port, no tag"),
-    pytest.param("hf.co/me/model:Q4_K_M", "hf.co/me/model:Q4_K_M", id="a registry"),
+    pytest.param("hf.co/me/model:Q4_K_M", "hf.co/me/model:q4_k_m", id="a registry"),
 ]
 
 
@@ -199,6 +199,16 @@ def test_models_are_found_with_and_without_the_tag() -> None:
     assert state.find_model("x") is state.find_model("x:latest") is info
     assert state.has_model("y:1b")
     assert not state.has_model("y")
+
+
+def test_models_are_found_by_each_of_their_names() -> None:
+    info = ModelInfo("Me/Model:Q4")
+    state = NodeState(NodeSpec(URL), models={"me/model:q4": info})
+    for name in ("me/model:q4", "ME/MODEL:Q4", "registry.ollama.ai/me/Model:q4"):
+        assert state.find_model(name) is info
+        assert not state.without_model(name).models
+    assert state.model_names == ("Me/Model:Q4",)
+    assert NodeState(NodeSpec(URL)).model_names == ()
 
 
 def test_a_model_that_is_gone_is_gone_under_both_names() -> None:

@@ -59,6 +59,23 @@ def test_no_key_is_in_the_file_or_in_what_is_printed() -> None:
         ("qwen*", "xqwen3", False),
         ("qwen*,all-minilm", "all-minilm", True),
         ("qwen*", "", False),
+        ("llama3.2", "library/Llama3.2", True),
+        ("library/llama3.2", "llama3.2:latest", True),
+        ("registry.ollama.ai/library/llama3.2", "llama3.2", True),
+        ("qwen*", "registry.ollama.ai/library/Qwen3:8b", True),
+        ("Qwen*", "qwen3:8b", True),
+        ("library/*", "llama3.2", True),
+        ("library/*", "mine/llama3.2", False),
+        ("library/*", "hf.co/library/llama3.2", False),
+        ("registry.ollama.ai/*", "mine/llama3.2", True),
+        ("registry.ollama.ai/*", "llama3.2", True),
+        ("registry.ollama.ai/mine/*", "llama3.2", False),
+        ("registry.ollama.ai/*", "hf.co/mine/llama3.2", False),
+        ("*ollama*", "all-minilm", False),
+        ("library*", "llama3.2", False),
+        ("hf.co/*", "hf.co/Mine/Llama3.2", True),
+        ("kimi", "\u212aimi", False),  # the Kelvin sign
+        ("kimi*", "\u212aimi", False),
     ],
 )
 def test_models_of_a_key(models: str, model: str, may: bool) -> None:

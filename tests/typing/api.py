@@ -65,6 +65,11 @@ MODEL = "nomic-embed-text"
 MESSAGES = [{"role": "user", "content": "Why is the sky blue?"}]
 
 
+def node_state(state: NodeState) -> None:
+    assert_type(state.has_model(MODEL), bool)
+    assert_type(state.model_names, tuple[str, ...])
+
+
 async def construction(specs: list[NodeSpec], registry: NodeRegistry) -> None:
     OllamaPool()
     OllamaPool(["http://10.0.0.2:11434", "10.0.0.3"])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import orjson
 from aiohttp import web
 
-from aiosollol.core.node import full_name
+from aiosollol.core.model_names import shortest_name
 from aiosollol.errors import BadRequest, ProtocolError
 from aiosollol.gateway.bodies import (
     STATE,
@@ -20,7 +20,7 @@ from aiosollol.gateway.bodies import (
 from aiosollol.gateway.endpoints.ollama import ASK_SECONDS, OllamaEndpoints
 from aiosollol.gateway.middleware.guard import may_use
 from aiosollol.wire.compatible_apis import READERS
-from aiosollol.wire.ollama import server_responses
+from aiosollol.wire.ollama import server_requests, server_responses
 from aiosollol.wire.ollama.client import dump_whole, load
 from aiosollol.wire.openai import chat
 from aiosollol.wire.translation import EVENT_STREAM, Question, Stamp
@@ -48,9 +48,10 @@ class CompatibleEndpoints:
 
     async def model(self, request: web.Request) -> web.StreamResponse:
         name = request.match_info["name"]
-        request[STATE].model = full_name(name)  # the name in error messages
+        server_requests.check_model_name(name)
+        request[STATE].model = shortest_name(name)  # the name in error messages
         if not may_use(request, name):
-            raise server_responses.unknown_model(full_name(name))
+            raise server_responses.unknown_model(shortest_name(name))
         body = dump_whole({"model": name})
         relayed = await self._access.ask_any(name, "POST", "/api/show", body, timeout=ASK_SECONDS)
         headers = routed(request, relayed.node, self._access.reason(name, relayed.setbacks))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import orjson
 from aiohttp import web
 
-from aiosollol.core.node import full_name
+from aiosollol.core.model_names import full_name, is_valid_name, shortest_name
 from aiosollol.errors import NodeError, NoNodeAvailable
 from aiosollol.gateway.bodies import (
     STATE,
@@ -159,7 +159,7 @@ class OllamaEndpoints:
     async def show(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
         model = await parse(request, server_requests.read_show)
-        request[STATE].model = full_name(model)  # the name in error messages
+        request[STATE].model = shortest_name(model)  # the name in error messages
         relayed = await self._access.ask_any(model, "POST", "/api/show", body, timeout=ASK_SECONDS)
         answer = HttpResponse(200, server_responses.API_JSON, relayed.body)
         reason = self._access.reason(model, relayed.setbacks)
@@ -220,7 +220,11 @@ def _entries(node: str, body: bytes) -> list[dict[str, Any]]:
         return []
     entries = models if isinstance(models, list) else []
     return [
-        entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("name"), str)
+        entry
+        for entry in entries
+        if isinstance(entry, dict)
+        and isinstance(name := entry.get("name"), str)
+        and is_valid_name(name)
     ]
 
 

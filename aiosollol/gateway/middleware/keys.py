@@ -23,7 +23,7 @@ from hashlib import sha256
 from math import inf
 from typing import NamedTuple
 
-from aiosollol.core.node import full_name
+from aiosollol.core.model_names import full_name, is_valid_name, qualified_name
 from aiosollol.errors import ConfigError, InvalidInput
 
 KEYS_VARIABLE = "SOLLOL_API_KEYS"
@@ -31,6 +31,8 @@ ADMIN_KEYS_VARIABLE = "SOLLOL_ADMIN_KEYS"
 PREFIX = "sk-sollol-"
 LEAST_CHARACTERS = 20
 
+_HOST = "registry.ollama.ai/"
+_QUALIFIED = (_HOST, "library/")
 _OWNER = b"aiosollol owner of jobs\0"
 _HASH = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
@@ -71,9 +73,8 @@ class ApiKey:
         return f"env:{sha256(_OWNER + self.digest).hexdigest()[:32]}"
 
     def may_use(self, model: str) -> bool:
-        """Whether it may use this model. A name without a tag means ``:latest``."""
-        name = full_name(model).lower()
-        return not self.models or any(fnmatchcase(name, pattern) for pattern in self.models)
+        """Whether it may use this model, by any of the model's names."""
+        return not self.models or any(_matches(model, pattern) for pattern in self.models)
 
 
 class NewKey(NamedTuple):
@@ -215,4 +216,19 @@ def _parse_line(entry: str, source: str, number: int) -> ApiKey:
 
 
 def _pattern(model: str) -> str:
-    return (model if "*" in model else full_name(model)).lower()
+    return model.lower() if "*" in model else full_name(model)
+
+
+def _matches(model: str, pattern: str) -> bool:
+    """Whether a pattern of a key is for this model.
+
+    Only one that begins with the default host or namespace is compared with a name that has them:
+    ``*llama*`` is not meant for every model of ``registry.ollama.ai``.
+    """
+    if not is_valid_name(model):
+        return fnmatchcase(model, pattern)
+    name = full_name(model)
+    if pattern.startswith(_QUALIFIED):
+        qualified = qualified_name(model)
+        name = qualified if pattern.startswith(_HOST) else qualified.removeprefix(_HOST)
+    return fnmatchcase(name, pattern)

@@ -11,7 +11,8 @@ from typing import Any
 
 import orjson
 
-from aiosollol.core.node import LoadedModel, ModelInfo, full_name
+from aiosollol.core.model_names import full_name, is_valid_name, shortest_name
+from aiosollol.core.node import LoadedModel, ModelInfo
 from aiosollol.errors import (
     BadRequest,
     FaultKind,
@@ -195,14 +196,14 @@ def error_message(body: bytes) -> str | None:
 
 
 def load_tags(node: str, body: bytes) -> dict[str, ModelInfo]:
-    """Read ``/api/tags``: full model name -> what the node says of it."""
+    """Read ``/api/tags``: `full_name` of each model -> what the node says of it."""
     models = {}
     for entry in _entries(node, body):
         details = entry.get("details")
         details = details if isinstance(details, dict) else {}
-        name = full_name(entry["name"])
-        models[name] = ModelInfo(
-            name,
+        name = entry["name"]
+        models[full_name(name)] = ModelInfo(
+            shortest_name(name),
             _text(entry, "digest"),
             _number(entry, "size"),
             _number(details, "embedding_length"),
@@ -212,10 +213,10 @@ def load_tags(node: str, body: bytes) -> dict[str, ModelInfo]:
 
 
 def load_ps(node: str, body: bytes) -> dict[str, LoadedModel]:
-    """Read ``/api/ps``: full model name -> how it is loaded."""
+    """Read ``/api/ps``: `full_name` of each model -> how it is loaded."""
     return {
         full_name(entry["name"]): LoadedModel(
-            full_name(entry["name"]),
+            shortest_name(entry["name"]),
             _text(entry, "digest"),
             _number(entry, "size"),
             _number(entry, "size_vram"),
@@ -240,7 +241,11 @@ def _entries(node: str, body: bytes) -> Sequence[dict[str, Any]]:
     if not isinstance(models, list):
         raise ProtocolError(node, f"answered {shown(body)}, which has no list of models")
     return [
-        entry for entry in models if isinstance(entry, dict) and isinstance(entry.get("name"), str)
+        entry
+        for entry in models
+        if isinstance(entry, dict)
+        and isinstance(name := entry.get("name"), str)
+        and is_valid_name(name)
     ]
 
 

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from aiosollol.core.durations import parse_duration
+from aiosollol.core.model_names import is_valid_name
 from aiosollol.errors import InvalidInput, SollolError
 from aiosollol.wire.ollama.go_json import (
     GoJSONError,
@@ -77,6 +78,12 @@ class GenerateAsked:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+def check_model_name(model: str) -> None:
+    """Raise Refusal for an invalid name. An empty one is refused elsewhere, in other words."""
+    if model.strip() and not is_valid_name(model):
+        raise Refusal(400, "invalid model name")
+
+
 def read_embed(body: bytes) -> EmbedAsked:
     """Read a request to /api/embed. Raises Refusal.
 
@@ -92,6 +99,7 @@ def read_embed(body: bytes) -> EmbedAsked:
         keep_alive=fields.duration("keep_alive"),
         options=fields.mapping("options"),
     )
+    check_model_name(asked.model)
     _check_texts(given)
     return asked
 
@@ -100,12 +108,14 @@ def read_embeddings(body: bytes) -> EmbedAsked:
     """Read a request to the legacy /api/embeddings, which has one `prompt`. Raises Refusal."""
     fields = _Fields.read(body, "EmbeddingRequest")
     prompt = fields.text("prompt")
-    return EmbedAsked(
+    asked = EmbedAsked(
         model=fields.text("model"),
         texts=[prompt] if prompt else [],
         keep_alive=fields.duration("keep_alive"),
         options=fields.mapping("options"),
     )
+    check_model_name(asked.model)
+    return asked
 
 
 def read_openai_embeddings(body: bytes, *, knows_base64: bool = True) -> EmbedAsked:
@@ -131,6 +141,7 @@ def read_openai_embeddings(body: bytes, *, knows_base64: bool = True) -> EmbedAs
         dimensions=max(0, fields.integer("dimensions")),
         encoding=encoding or "float",
     )
+    check_model_name(asked.model)
     _check_texts(given)
     return asked
 
@@ -145,7 +156,7 @@ def read_chat(body: bytes) -> ChatAsked:
         content = message.get("content")
         if not isinstance(content, str | None):
             raise Refusal(400, _mismatch(content, "ChatRequest.messages.content", "string"))
-    return ChatAsked(
+    asked = ChatAsked(
         model=fields.text("model"),
         messages=messages,
         stream=fields.boolean("stream") is not False,
@@ -153,18 +164,22 @@ def read_chat(body: bytes) -> ChatAsked:
         keep_alive=fields.duration("keep_alive"),
         options=fields.mapping("options"),
     )
+    check_model_name(asked.model)
+    return asked
 
 
 def read_generate(body: bytes) -> GenerateAsked:
     """Read a request to /api/generate. Raises Refusal."""
     fields = _Fields.read(body, "GenerateRequest")
-    return GenerateAsked(
+    asked = GenerateAsked(
         model=fields.text("model"),
         prompt=fields.text("prompt"),
         stream=fields.boolean("stream") is not False,
         keep_alive=fields.duration("keep_alive"),
         options=fields.mapping("options"),
     )
+    check_model_name(asked.model)
+    return asked
 
 
 def read_show(body: bytes) -> str:
@@ -173,6 +188,7 @@ def read_show(body: bytes) -> str:
     model = fields.text("model") or fields.text("name")
     if not model:
         raise Refusal(400, "model is required")
+    check_model_name(model)
     return model
 
 
@@ -182,6 +198,8 @@ def read_delete(body: bytes) -> str:
     model = fields.text("model") or fields.text("name")
     if not model.strip():
         raise Refusal(400, "model is required")
+    if not is_valid_name(model):
+        raise Refusal(400, f"name {quoted(model)} is invalid")
     return model
 
 
@@ -190,7 +208,7 @@ def read_copy(body: bytes) -> tuple[str, str]:
     fields = _Fields.read(body, "CopyRequest")
     names = {name: fields.text(name) for name in ("source", "destination")}
     for name, value in names.items():
-        if not value:  # what else a name cannot be, the node says
+        if not is_valid_name(value):
             raise Refusal(400, f"{name} {quoted(value)} is invalid")
     return names["source"], names["destination"]
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import orjson
 
-from aiosollol.core.node import full_name
+from aiosollol.core.model_names import shortest_name
 from aiosollol.wire.ollama.go_json import quoted
 from aiosollol.wire.ollama.server_requests import Refusal
 
@@ -146,7 +146,7 @@ def cannot(model: str, what: str) -> Refusal:
 
 def cannot_use_tools(model: str) -> Refusal:
     """A chat model without tools. This one message has the name with its registry."""
-    name = full_name(model)
+    name = shortest_name(model)
     path = name if "/" in name else f"library/{name}"
     return Refusal(400, f"registry.ollama.ai/{path} does not support tools")
 

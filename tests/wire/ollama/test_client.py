@@ -409,6 +409,13 @@ def test_what_a_real_node_has_loaded() -> None:
     assert loaded["all-minilm:latest"] == LoadedModel("all-minilm:latest", digest, 0, 0, 512)
 
 
+def test_models_keep_their_spelling_under_keys_without_case() -> None:
+    body = b'{"models":[{"name":"Me/Model:Q4"},{"name":"registry.ollama.ai/library/X"}]}'
+    for models in (load_tags("n", body), load_ps("n", body)):
+        names = {key: model.name for key, model in models.items()}
+        assert names == {"me/model:q4": "Me/Model:Q4", "x:latest": "X:latest"}
+
+
 def test_the_version_of_a_real_node() -> None:
     assert load_version("n", captured("02-version")[1]) == "0.lab"
 
@@ -425,6 +432,7 @@ LISTS: list[tuple[str, bytes, Sequence[str]]] = [
         b'{"models":[{"name":"x","context_length":-1,"details":{"context_length":-1}}]}',
         ["x:latest"],
     ),
+    ("no names", b'{"models":[{"name":""},{"name":"a b"},{"name":"x"}]}', ["x:latest"]),
     ("wrong types", b'{"models":[{"name":"x","size":"1","digest":2,"details":3}]}', ["x:latest"]),
 ]
 
