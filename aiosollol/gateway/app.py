@@ -37,6 +37,7 @@ from aiosollol.telemetry.tracing import TRACEPARENT, TRACESTATE, read_trace
 from aiosollol.wire import compatible_apis
 from aiosollol.wire.ollama import server_responses
 from aiosollol.wire.ollama.server_requests import Refusal
+from aiosollol.wire.ollama.server_responses import HttpResponse
 
 if TYPE_CHECKING:
     from aiosollol.autobatch import AutoBatch
@@ -145,11 +146,17 @@ class _Front:
     async def _answered(
         self, request: web.Request, handler: Handler, state: RequestState
     ) -> web.StreamResponse:
+        is_unknown = isinstance(request.match_info.http_exception, web.HTTPNotFound)
+        place = await _without_slash(request) if is_unknown and request.path[-1:] == "/" else ""
         try:
             return await handler(request)
         except (ConnectionError, asyncio.CancelledError):
             raise
         except Exception as error:
+            if place and isinstance(error, web.HTTPNotFound):
+                # As Ollama does (gin's RedirectTrailingSlash).
+                moved = 301 if request.method == "GET" else 307
+                return whole(HttpResponse(moved, "", b""), {"Location": place})
             if not state.has_begun:
                 return self._error_response(error, request, state)
             # Part of the answer is sent already: abort the connection, so that the client does not
@@ -203,6 +210,21 @@ def _route(request: web.Request) -> str:
     """The registered path, "" if there is none."""
     resource = request.match_info.route.resource
     return "" if resource is None else resource.canonical
+
+
+async def _without_slash(request: web.Request) -> str:
+    """Where the endpoint is that a path with a slash at its end is meant for; "" if there is none.
+
+    To be called before the body is read, after which a request cannot be cloned.
+    """
+    url = request.rel_url
+    path = url.raw_path[:-1]
+    match = await request.app.router.resolve(
+        request.clone(rel_url=url.with_path(path, encoded=True))
+    )
+    if not path or match.http_exception is not None:
+        return ""
+    return f"{path}?{url.raw_query_string}" if url.raw_query_string else path
 
 
 def _trace(request: web.Request) -> Mapping[str, str] | None:
