@@ -30,6 +30,7 @@ from aiosollol.discovery.sockets import (
 )
 from aiosollol.errors import NodeError, ProtocolError
 from aiosollol.wire.announcement import Announcement
+from aiosollol.wire.content_coding import BadContent, ContentDecoder
 from aiosollol.wire.http1 import ResponseParser, request_head
 from aiosollol.wire.ollama.client import load_tags, load_version, loads
 
@@ -39,7 +40,11 @@ MOST_BODY_BYTES = 1 << 20
 _MOST_HEAD_BYTES = 16_384
 _MOST_VERSION = 100
 _MOST_NAME = 512
-_HEADERS = {"Accept": "application/json", "User-Agent": "aiosollol"}
+_HEADERS = {
+    "Accept": "application/json",
+    "Accept-Encoding": "identity",
+    "User-Agent": "aiosollol",
+}
 
 
 class ServerIdentity(NamedTuple):
@@ -141,9 +146,21 @@ async def _get(channel: Channel, address: Address, path: str) -> tuple[bytes, bo
             raise ProtocolError(address.netloc, f"answered {path} with status {parser.status}")
         size += len(piece)
         if size > MOST_BODY_BYTES:
-            raise ProtocolError(address.netloc, f"answered {path} with more than a megabyte")
+            raise _too_long(address, path)
         body.append(piece)
-    return b"".join(body), parser.keeps_alive
+    content = b"".join(body)
+    if parser.coding:
+        decoder = ContentDecoder(parser.coding)
+        content = decoder.decode(content, MOST_BODY_BYTES)
+        if decoder.has_more:
+            raise _too_long(address, path)
+        if not decoder.is_complete:
+            raise BadContent("its compressed content is cut off")
+    return content, parser.keeps_alive
+
+
+def _too_long(address: Address, path: str) -> ProtocolError:
+    return ProtocolError(address.netloc, f"answered {path} with more than a megabyte")
 
 
 def _checked_version(node: str, body: bytes) -> str:

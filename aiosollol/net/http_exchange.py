@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from aiosollol.wire.content_coding import BadContent, ContentDecoder
 from aiosollol.wire.http1 import BadResponse, ResponseParser
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class HttpExchange:
     _waiter: asyncio.Future[None] | None = None
     _size = 0
     _is_paused = False
+    _decoder: ContentDecoder | None = None
 
     def __init__(
         self, connection: Connection, at: float, *, is_repeat: bool, is_streamed: bool
@@ -73,11 +75,14 @@ class HttpExchange:
 
     @property
     def was_in_vain(self) -> bool:
-        """Whether the server closed an idle connection just as it was reused.
+        """Whether the server gave up an idle connection just as it was reused.
 
-        Then the same request may be sent again on a new connection.
+        It closed the connection, or sent 408 because no request had come. Then the same request
+        may be sent again on a new connection (RFC 9110, section 15.5.9).
         """
-        return self.is_repeat and not self.has_begun and isinstance(self.error, OSError)
+        if not self.is_repeat:
+            return False
+        return self.status == 408 or (not self.has_begun and isinstance(self.error, OSError))
 
     @property
     def is_readable(self) -> bool:
@@ -105,7 +110,9 @@ class HttpExchange:
             return b""
         self._pieces = []
         self._size = 0
-        if self._is_paused:
+        if self._decoder is not None and self._is_streamed and self._decoder.has_more:
+            self._decode_more()
+        if self._is_paused and not self._pieces:
             self._is_paused = False
             if not self.is_over:
                 self._connection.resume_reading()
@@ -129,7 +136,9 @@ class HttpExchange:
         parser = self._parser
         try:
             piece = parser.feed(data)
-        except BadResponse as error:
+            if parser.coding:
+                piece = self._decoded(piece)
+        except (BadResponse, BadContent) as error:
             self.fail(error)
             return
         if piece:
@@ -157,6 +166,8 @@ class HttpExchange:
         except BadResponse as error:
             self.fail(ConnectionResetError(str(error)))
         else:
+            if self._decoder is not None and _is_cut_off(self._decoder):
+                self.fail(BadContent(_CUT_OFF))
             self._end(is_reusable=False)
 
     def wake(self) -> None:
@@ -165,8 +176,51 @@ class HttpExchange:
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
+    def _decoded(self, piece: bytes) -> bytes:
+        """The content in a piece of an encoded body. Raises BadContent, and BadResponse if it is
+        too long. Of a stream only as much as is kept for its reader, and the rest by `read`."""
+        decoder = self._decoder
+        if decoder is None:
+            decoder = self._decoder = ContentDecoder(self._parser.coding)
+        most = _MANY_BYTES if self._is_streamed else MAX_BODY
+        is_error = self._parser.status != 200
+        if is_error:
+            most = MAX_ERROR_BODY
+        content = decoder.decode(piece, max(0, most + 1 - self._size))
+        if self._parser.is_complete and _is_cut_off(decoder):
+            raise BadContent(_CUT_OFF)
+        if self._size + len(content) > MAX_BODY and not (is_error or self._is_streamed):
+            raise BadResponse(f"it is longer than {MAX_BODY} bytes")
+        return content
+
+    def _decode_more(self) -> None:
+        """The next part of a stream, from what has come already."""
+        decoder = self._decoder
+        assert decoder is not None
+        error: Exception | None = None
+        try:
+            piece = decoder.decode(b"", _MANY_BYTES + 1)
+            if piece:
+                self._pieces.append(piece)
+                self._size = len(piece)
+            if self._parser.is_complete and _is_cut_off(decoder):
+                error = BadContent(_CUT_OFF)
+        except BadContent as problem:
+            error = problem
+        if error is not None:
+            self.fail(error)
+            self.error = self.error or error  # it may be over, as far as the connection goes
+
     def _end(self, *, is_reusable: bool) -> None:
         if not self.is_over:
             self.is_over = True
             self._connection.release(is_reusable=is_reusable)
             self.wake()
+
+
+_CUT_OFF = "its compressed content is cut off"
+
+
+def _is_cut_off(decoder: ContentDecoder) -> bool:
+    """Whether the content would have to go on, if nothing more comes."""
+    return not decoder.has_more and not decoder.is_complete

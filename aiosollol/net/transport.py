@@ -31,7 +31,12 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 5.0
 """Connect timeout. A host that is off drops packets, which must not cost a minute."""
 
-_HEADERS = {"Accept": "*/*", "Content-Type": "application/json", "User-Agent": "aiosollol"}
+_HEADERS = {
+    "Accept": "*/*",
+    "Accept-Encoding": "identity",  # where there is none, a proxy may compress
+    "Content-Type": "application/json",
+    "User-Agent": "aiosollol",
+}
 _SCHEME_PORTS = {"http": 80, "https": 443}
 _URL_CHARACTERS = "/?%:@!$&'()*+,;=~"
 

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
+from aiosollol.wire.content_coding import CODINGS
+
 _TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _TEXT = r"[^\x00-\x08\x0a-\x1f\x7f]*+"
 _IS_TOKEN = re.compile(_TOKEN)
@@ -73,6 +75,7 @@ class ResponseParser:
     status: 0 until the head is complete. headers: names in lower case, values of equal names
     joined. is_complete: whether the whole message is there.
     keeps_alive: whether another may follow on the connection; meaningful once complete.
+    coding: the content coding of the body, which is passed on as it is; "" for none.
 
     Not for an answer to HEAD: that looks like others and has no body.
     """
@@ -82,6 +85,7 @@ class ResponseParser:
     headers: Mapping[str, str] = {}
     is_complete = False
     keeps_alive = False
+    coding = ""
     _reads = _HEAD
     _left = 0  # bytes of the body, or of the chunk, that are still to come
     _held: bytes | bytearray = b""  # what came of a head or a line that is not whole
@@ -154,7 +158,9 @@ class ResponseParser:
             raw, data = data[:end], data[end + 4 :]
             head = _read_head(raw) if end <= _MAX_CACHED else _parse_head(raw)
             if head.status >= 200:
-                self.status, self.headers, self._reads, self._left, self.keeps_alive = head
+                self.status, self.headers, self._reads, self._left, self.keeps_alive, coding = head
+                if coding:
+                    self.coding = coding
                 self.is_complete = self._reads == _NOTHING
                 break
         return data
@@ -258,6 +264,7 @@ class _Head(NamedTuple):
     reads: int
     length: int
     keeps_alive: bool
+    coding: str
 
 
 def _parse_head(head: bytes) -> _Head:
@@ -278,13 +285,14 @@ def _parse_head(head: bytes) -> _Head:
     if status == 101:
         raise BadResponse("it changes to another protocol, which nobody asked for")
     reads, length = _framing(status, fields, is_old)
+    coding = "" if reads == _NOTHING else _coding(fields.get("content-encoding", ""))
     connection = {token.strip().lower() for token in fields.get("connection", "").split(",")}
     keeps_alive = (
         reads != _UNTIL_CLOSE
         and "close" not in connection
         and (not is_old or "keep-alive" in connection)
     )
-    return _Head(status, fields, reads, length, keeps_alive)
+    return _Head(status, fields, reads, length, keeps_alive, coding)
 
 
 # A server's heads differ in little but the date, so most of them were read before.
@@ -298,9 +306,6 @@ def _framing(status: int, fields: Mapping[str, str], is_old: bool) -> tuple[int,
         raise BadResponse("it has both a Content-Length and a Transfer-Encoding")
     if coding is not None and (is_old or coding.lower() != "chunked"):
         raise BadResponse(f"it has a Transfer-Encoding of {coding[:60]!r}")
-    content = fields.get("content-encoding", "identity")
-    if content.lower() != "identity":
-        raise BadResponse(f"its content is encoded as {content[:60]!r}, which nobody asked for")
     length = 0
     if lengths is not None:
         first, *others = (each.strip(" \t") for each in lengths.split(","))
@@ -314,6 +319,16 @@ def _framing(status: int, fields: Mapping[str, str], is_old: bool) -> tuple[int,
     if lengths is None:
         return _UNTIL_CLOSE, 0
     return (_LENGTHY, length) if length else (_NOTHING, 0)
+
+
+def _coding(content: str) -> str:
+    """How the content is encoded, "" if it is not: some proxies do it unasked."""
+    if content.lower() in ("", "identity"):
+        return ""
+    coding = CODINGS.get(content.lower())
+    if coding is None:
+        raise BadResponse(f"its content is encoded as {content[:60]!r}, which is not supported")
+    return coding
 
 
 def _check_line_ends(held: bytearray, seen: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import ssl
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -103,6 +104,19 @@ async def test_what_is_a_little_more_than_usual_is_taken() -> None:
     listing = tags("m").rstrip(b"}") + b', "more": "' + b"x" * (MOST_BODY_BYTES - 200) + b'"}'
     assert len(listing) < MOST_BODY_BYTES
     assert list((await ask(reply(VERSION), reply(listing))).models) == ["m:latest"]
+
+
+async def test_a_server_behind_a_proxy_that_compresses() -> None:
+    def packed(body: bytes, data: bytes | None = None) -> bytes:
+        return reply(
+            gzip.compress(body) if data is None else data, more="Content-Encoding: gzip\r\n"
+        )
+
+    answer = await ask(packed(VERSION), packed(tags("m")))
+    assert list(answer.models) == ["m:latest"]
+    for data in (gzip.compress(VERSION)[:-4], VERSION, gzip.compress(bytes(50_000_000))):
+        with pytest.raises((ValueError, NodeError)):
+            await ask(packed(b"", data))
 
 
 NO_VERSION = [

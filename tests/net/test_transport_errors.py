@@ -59,6 +59,48 @@ async def test_a_connection_that_the_server_closed_is_replaced_without_an_error(
         assert connections == 3
 
 
+@pytest.mark.parametrize("is_streamed", [False, True])
+@pytest.mark.parametrize(
+    "late", [b"HTTP/1.0 408 Late\r\n\r\n<html>", b"HTTP/1.1 408 L\r\nContent-Length: 0\r\n\r\n"]
+)
+async def test_a_408_on_a_connection_that_was_used_before_is_sent_again(
+    late: bytes, is_streamed: bool
+) -> None:
+    requests = 0
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal requests
+        for answer in (http("200 OK", b"{}"), late):
+            await reader.readuntil(b"\r\n\r\n")
+            requests += 1
+            writer.write(answer)
+
+    async with serving(handle) as url, connected(url) as transport:
+        assert await transport.request("POST", "/x", timeout=5) == b"{}"
+        if is_streamed:
+            async with transport.stream("/x", b"", timeout=5) as pieces:
+                assert b"".join([piece async for piece in pieces]) == b"{}"
+        else:
+            assert await transport.request("POST", "/x", timeout=5) == b"{}"
+    assert requests == 3
+
+
+@pytest.mark.parametrize("status", ["408 Late", "409 Conflict", "503 Busy"])
+async def test_a_status_on_a_new_connection_is_the_answer(status: str) -> None:
+    requests = 0
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal requests
+        await reader.readuntil(b"\r\n\r\n")
+        requests += 1
+        writer.write(http(status, b"words"))
+
+    async with serving(handle) as url, connected(url) as transport:
+        with pytest.raises(ResponseError, match="words"):
+            await transport.request("POST", "/x", timeout=5)
+    assert requests == 1
+
+
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\n"])
 async def test_what_fails_on_a_new_connection_or_in_the_middle_is_not_tried_again(
     answer: bytes,
@@ -95,9 +137,9 @@ async def test_what_fails_on_a_new_connection_or_in_the_middle_is_not_tried_agai
             id="bad chunk",
         ),
         pytest.param(
-            b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 0\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nContent-Encoding: br\r\nContent-Length: 1\r\n\r\n.",
             ProtocolError,
-            id="compressed",
+            id="compressed in another way",
         ),
         pytest.param(b"HTTP/1.1 500 Oh\r\nContent-Length: 100\r\n\r\n{", NodeError, id="cut error"),
         pytest.param(

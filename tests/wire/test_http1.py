@@ -122,6 +122,26 @@ def test_a_response_is_read_however_it_is_cut(data: bytes, body: bytes, keeps_al
         assert told([data[:at], data[at:]]) == told([data]), at
 
 
+@pytest.mark.parametrize(
+    ("value", "coding"),
+    [
+        (b"gzip", "gzip"),
+        (b"X-GZip", "gzip"),
+        (b"deflate", "deflate"),
+        (b"identity", ""),
+        (b"", ""),
+    ],
+)
+def test_an_encoded_body_is_passed_on_with_its_coding(value: bytes, coding: str) -> None:
+    head = OK + b"Content-Encoding: " + value + b"\r\n"
+    parser = ResponseParser()
+    assert parser.feed(head + b"Content-Length: 2\r\n\r\n\x1f\x8b") == b"\x1f\x8b"
+    assert (parser.is_complete, parser.coding) == (True, coding)
+    parser = ResponseParser()
+    assert parser.feed(head + b"Content-Length: 0\r\n\r\n") == b""
+    assert (parser.is_complete, parser.coding) == (True, "")
+
+
 @pytest.mark.parametrize("status", [204, 304])
 def test_a_status_without_a_body_has_none(status: int) -> None:
     head = b"HTTP/1.1 %d X\r\nContent-Length: 5\r\n\r\n" % status
@@ -206,7 +226,10 @@ BAD = [
     pytest.param(
         OK + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", id="both"
     ),
-    pytest.param(OK + b"Content-Encoding: gzip\r\nContent-Length: 0\r\n\r\n", id="gzip"),
+    pytest.param(OK + b"Content-Encoding: br\r\nContent-Length: 1\r\n\r\n.", id="brotli"),
+    pytest.param(
+        OK + b"Content-Encoding: gzip, gzip\r\nContent-Length: 1\r\n\r\n.", id="two gzips"
+    ),
     pytest.param(CHUNKED, id="chunks: none"),
     pytest.param(CHUNKED + b"2\r\n{}\r\n", id="chunks: no last"),
     pytest.param(CHUNKED + b"2\r\n{}\r\n0\r\n", id="chunks: no end"),
