@@ -163,5 +163,5 @@ async def copy(gateway: Cluster, node: str) -> Any:
 async def test_a_name_with_a_line_end_is_no_other_path() -> None:
     async with cluster() as gateway:
         answer = await gateway.get("/v1/models/a%0Ab")
-        assert answer.status == 404
-        assert "not found" in answer.json["error"]["message"]
+        assert answer.status == 400
+        assert answer.json["error"]["message"] == "invalid model name"
