@@ -19,7 +19,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple, get_args
 
-from aiosollol.core.node import NodeState, full_name
+from aiosollol.core.model_names import full_name
+from aiosollol.core.node import NodeState
 from aiosollol.core.redaction import safe_repr
 from aiosollol.core.request import EmbedSettings
 from aiosollol.core.scheduling.token_counts import weight

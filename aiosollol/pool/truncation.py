@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from aiosollol.cluster.state import ClusterState
-from aiosollol.core.node import full_name
+from aiosollol.core.model_names import full_name
 from aiosollol.core.redaction import safe_repr
 from aiosollol.core.request import EmbedSettings
 from aiosollol.core.truncation import Counted, OnTruncate, context_limit, cut_texts
