@@ -5,15 +5,7 @@ from __future__ import annotations
 import pytest
 from cli_cluster import Cluster, output_lines, told_json, use
 
-from aiosollol.cli import (
-    embed,
-    main,
-    measure,
-    models,
-    nodes,
-    plan,
-    route,
-)
+from aiosollol.cli import embed, main, measure, nodes, plan
 from aiosollol.testing import FakeModel, Fault
 
 MODEL = "nomic-embed-text"
@@ -21,7 +13,7 @@ MODEL = "nomic-embed-text"
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    return use(monkeypatch, (embed, measure, nodes, plan, route, nodes, models, models))
+    return use(monkeypatch, (embed, measure, nodes, plan))
 
 
 # --- route
