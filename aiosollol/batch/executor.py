@@ -14,6 +14,7 @@ from anyio.abc import TaskGroup
 
 from aiosollol.cluster.node import Node, has_same_vectors
 from aiosollol.cluster.state import ClusterState
+from aiosollol.core.blame import OUTAGE_PATIENCE, UNKNOWN_PATIENCE
 from aiosollol.core.report import NodeShare
 from aiosollol.core.request import EmbedSettings, loading_of, reload_key
 from aiosollol.core.routing.retry import classify
@@ -47,11 +48,6 @@ log = logging.getLogger("aiosollol")
 
 MAX_VAIN_RETURNS = 3
 """How often a node may come back to a batch without answering anything in between."""
-
-OUTAGE_PATIENCE = 60.0
-"""Seconds that a batch waits while no node answers, if one has answered this pool before."""
-GIVE_UP_SECONDS = 3.0
-"""The same, if none ever has: the address, the model or the request is probably wrong."""
 
 WARN_SECONDS = 0.5
 """How long no node must answer until a batch logs that it waits."""
@@ -248,8 +244,8 @@ class Executor:
             for name in self.state.tallies
         )
         if not has_answered:
-            return math.inf if self.state.has_flights else since + GIVE_UP_SECONDS
-        patience = max(self._job.patience, GIVE_UP_SECONDS)
+            return math.inf if self.state.has_flights else since + UNKNOWN_PATIENCE
+        patience = max(self._job.patience, UNKNOWN_PATIENCE)
         if not self._has_warned and self._registry.clock() - since >= WARN_SECONDS:
             self._has_warned = True
             reasons = "; ".join(map(summary, self.state.last_errors.values()))

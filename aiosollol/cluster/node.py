@@ -42,6 +42,7 @@ class Node(NodeSlots):
     returned_at: when it came back from being down, by the cluster state's clock.
     outrun: requests in flight that another node answered first, although this one had more time for
     them; by `id`, because equal requests are not the same.
+    refusals: requests that it refused as invalid since its last answer.
     loading: models that a request of this program is loading.
     distrusted: models whose vectors differ from those of other nodes.
     """
@@ -62,6 +63,7 @@ class Node(NodeSlots):
         "last_done",
         "loading",
         "outrun",
+        "refusals",
         "returned_at",
         "source",
         "speaks_base64",
@@ -85,6 +87,7 @@ class Node(NodeSlots):
         self.returned_at = -math.inf
         self.is_draining = False
         self.outrun: set[int] = set()
+        self.refusals = 0
         self.backlog = Backlog()
         self.standing = NodeHealth()
         self.breaker: Breaker = breakers.CLOSED
@@ -286,11 +289,13 @@ class Node(NodeSlots):
         counters.vectors += vectors
         counters.tokens += tokens
         self.last_done = now
+        self.refusals = 0
 
     def fail(self, now: float, *, is_rejected: bool) -> None:
         """Count a failed request. is_rejected: it was refused as invalid."""
         if is_rejected:
             self.counters.rejected += 1
+            self.refusals += 1
         else:
             self.counters.failed += 1
         self._disturb(now)

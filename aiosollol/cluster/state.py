@@ -307,7 +307,9 @@ class ClusterState:
     def refused_wrongly(self, node: Node, now: float) -> None:
         """Record that another node answered what `node` had refused as invalid."""
         self.blame(node, now)
-        self.advance_breaker(node, breakers.CallFailed(Failure.ANSWER), now)
+        # The refused request may have been a probe, which ended without a result.
+        is_probe = node.breaker.opens_at is not None and node.breaker.admits(now)
+        self.advance_breaker(node, breakers.CallFailed(Failure.ANSWER, is_probe), now)
 
     def outrun(self, node: Node, seconds: float, predicted: float, now: float) -> None:
         """Record that another node answered first, although `node` had `seconds` for it."""

@@ -26,6 +26,7 @@ from aiosollol.errors import (
     BadRequest,
     ConnectionLost,
     ModelMissing,
+    NodeError,
     NodeTimeout,
     NodeUnreachable,
     ResponseError,
@@ -38,11 +39,20 @@ from aiosollol.errors import (
 CONFIRMATIONS = 2
 """Sound nodes that must refuse an item before it is at fault, where there are that many."""
 
+UNPROVEN_CONFIRMATIONS = 4
+"""Nodes that must refuse a live request in known words if none of them is known to be sound."""
+
 REPEATS = 4
 """How often a failure that may pass must come back on a node, which answers other work meanwhile,
 until the item is taken for its cause."""
 
-_PASSING_STATUSES = frozenset((408, 425, 429, 500, 502, 503, 504, 507))
+OUTAGE_PATIENCE = 60.0
+"""Seconds to wait while every node fails in a way that passes by itself."""
+UNKNOWN_PATIENCE = 3.0
+"""Seconds to wait while every node fails in another way that may pass, or none ever answered."""
+
+_TRANSIENT_STATUSES = frozenset((408, 425, 429, 502, 503, 504))
+_PASSING_STATUSES = _TRANSIENT_STATUSES | {500, 507}
 
 
 def may_pass(error: SollolError) -> bool:
@@ -56,6 +66,26 @@ def may_pass(error: SollolError) -> bool:
         return True
     kinds = (ServerBusy, RunnerFailed, NodeUnreachable, NodeTimeout, ConnectionLost, StreamCutOff)
     return isinstance(error, kinds)
+
+
+def patience(error: SollolError, *, has_answered: bool, outage: float) -> float:
+    """Seconds that a live request waits for a node to recover after `error` of every node.
+
+    has_answered: whether any node has ever answered.
+    outage: for failures that pass by themselves, such as a restart behind a proxy.
+    """
+    if not may_pass(error) or isinstance(error, NodeTimeout):
+        return 0.0  # the same again
+    if not has_answered or not _is_transient(error):
+        return min(UNKNOWN_PATIENCE, outage)
+    return outage
+
+
+def _is_transient(error: SollolError) -> bool:
+    """Whether the failure is known to pass by itself."""
+    if isinstance(error, ResponseError):
+        return error.fault in ("busy", "passing") or error.status in _TRANSIENT_STATUSES
+    return isinstance(error, ConnectionLost | StreamCutOff)
 
 
 class Refusal(NamedTuple):
@@ -84,6 +114,65 @@ class Refusal(NamedTuple):
     def may_ask_again(self, last_success: float) -> bool:
         """Whether the node has answered since a failure that may pass."""
         return self.times < REPEATS and last_success > self.at and may_pass(self.error)
+
+
+class RequestEvidence:
+    """Which nodes failed one live request, and what that proves."""
+
+    __slots__ = ("_refusals", "_sound", "failures")
+
+    def __init__(self) -> None:
+        self._refusals: dict[str, Refusal] = {}
+        self._sound: set[str] = set()
+        self.failures = 0
+        """Failed attempts on sound nodes since the last pause."""
+
+    def failed(self, error: NodeError, answers: int, *, is_sound: bool) -> None:
+        """Record a failed attempt.
+
+        answers: of the node to other requests for the model, since any of them failed.
+        is_sound: whether the node is known to answer requests of this kind, and does so now.
+        """
+        known = self._refusals.get(error.node)
+        self._refusals[error.node] = (
+            Refusal(error, answers) if known is None else known.again(error, answers, answers)
+        )
+        if is_sound:
+            self._sound.add(error.node)
+            self.failures += 1
+
+    @property
+    def refusers(self) -> list[str]:
+        """The nodes that refused the request as invalid."""
+        return [name for name, each in self._refusals.items() if isinstance(each.error, BadRequest)]
+
+    def doubt(self, node: str) -> None:
+        """`node` turned out to fail other requests too."""
+        self._sound.discard(node)
+
+    @property
+    def is_agreed(self) -> bool:
+        """Whether enough nodes refused the request as invalid.
+
+        That takes two sound nodes, or one and any other if the words are known to be about the
+        request. Other nodes may refuse everything, so it takes more of them.
+        """
+        refusers = self.refusers
+        sound = len(self._sound.intersection(refusers))
+        if sound >= CONFIRMATIONS:
+            return True
+        errors = [self._refusals[name].error for name in refusers]
+        if not all(isinstance(each, BadRequest) and each.is_known for each in errors):
+            return False
+        return len(refusers) >= (CONFIRMATIONS if sound else UNPROVEN_CONFIRMATIONS)
+
+    def is_guilty(self, able: Collection[str], answers: Mapping[str, int]) -> bool:
+        """Whether the nodes answer other requests and fail this one.
+
+        able: the nodes that could take it.
+        answers: of each node to other requests for the model, since any of them failed.
+        """
+        return judge(self._refusals, able, answers).fault == "item"
 
 
 class Verdict(NamedTuple):

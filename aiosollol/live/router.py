@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 from weakref import WeakSet
@@ -15,17 +15,19 @@ from weakref import WeakSet
 from aiosollol.cluster.eligibility import Eligibility
 from aiosollol.cluster.node import Node
 from aiosollol.cluster.state import ClusterState
+from aiosollol.core.blame import OUTAGE_PATIENCE
 from aiosollol.core.events import Routed
 from aiosollol.core.model_names import full_name
 from aiosollol.core.routing.explain import Setback
 from aiosollol.core.routing.hedge_policy import Hedging
-from aiosollol.core.routing.retry import Failure, RetryBudget, classify, decide
+from aiosollol.core.routing.retry import RetryBudget
 from aiosollol.core.routing.strategies import RouteRequest
 from aiosollol.core.routing.wait_queue import USUAL
 from aiosollol.core.stats import CallCounters
-from aiosollol.errors import NodeError, NoNodeAvailable, PoolClosed, RequestFailed
+from aiosollol.errors import NodeError, PoolClosed, RequestFailed
 from aiosollol.live.admission import Admission
 from aiosollol.live.calls import EmbedCall, TalkCall
+from aiosollol.live.failures import FailureHandler, RequestFailures
 from aiosollol.live.hedging import Hedger
 from aiosollol.live.model_loader import Spawn
 from aiosollol.live.node_client import NodeClient, promised_dim
@@ -49,6 +51,7 @@ class LiveOptions(NamedTuple):
     retry_budget: float = 0.2
     hedge_rate: float = 0.05
     first_byte_timeout: float = 120.0
+    outage_patience: float = OUTAGE_PATIENCE
 
 
 class CallOptions(NamedTuple):
@@ -95,14 +98,22 @@ class RequestRouter:
         self._eligibility = eligibility
         self._admission = admission
         self._node_client = node_client
-        self._max_retries = options.max_retries
         self._first_byte_timeout = options.first_byte_timeout
         self._budget = RetryBudget(options.retry_budget)
         policy = Hedging(options.hedge_rate)
         self._hedger = Hedger(
             cluster, admission, policy, self._budget, options.max_retries, spawn, self.calls
         )
-        self._rng = rng
+        self._failures = FailureHandler(
+            cluster,
+            eligibility,
+            admission,
+            self._budget,
+            rng,
+            self.calls,
+            max_retries=options.max_retries,
+            outage_patience=options.outage_patience,
+        )
         self._homes: dict[str, str] = {}
         self._reloaded: set[str] = set()
         self._active = 0
@@ -164,8 +175,8 @@ class RequestRouter:
         trace = self._node_client.trace()
         if options.sticky is not None or call.options is not None or self._reloaded:
             request = request._replace(home=self._home(call, options.sticky))
-        attempts: list[NodeError] = []
         tried: set[str] = set()
+        failures: RequestFailures | None = None
 
         def attempt(node: Node) -> Awaitable[_Answer]:
             return send(node, request, trace, deadline - cluster.clock())
@@ -184,13 +195,14 @@ class RequestRouter:
                         is_patient=options.is_patient,
                     )
                 except RequestFailed as error:
-                    error.attempts = tuple(attempts)
-                    raise
+                    if failures is None and self._failures.outages.find(call.model):
+                        failures = self._failures.of(request, tried, options.timeout)
+                    if failures is None or not await failures.wait_for_node(error, deadline):
+                        raise
+                    continue
                 if options.is_patient:
                     deadline += cluster.clock() - came
-                if attempts:
-                    self._count_again(attempts[-1])
-                self._announce(call, node, attempts)
+                self._announce(call, node, failures)
                 # Send; hedge to another node if the answer is late.
                 race = self._hedger.race(request, node, attempt, tried, call.options)
                 try:
@@ -198,15 +210,13 @@ class RequestRouter:
                 except NodeError as error:
                     if self._eligibility.is_closed:
                         raise PoolClosed("the pool was closed during this call") from error
+                    errors = [error] if race is None else race.failures
                     if setbacks is not None:
-                        setbacks += map(Setback.of, [error] if race is None else race.failures)
-                    attempts.append(error)
-                    tried.add(node.name)
-                    # Decide: ask another node, this one again later, or give up.
-                    wait = self._decide(error, request, attempts, tried, deadline)
-                    if wait:
-                        await self._eligibility.pause(wait)
-                        tried.clear()
+                        setbacks += map(Setback.of, errors)
+                    # Decide: ask another node, ask again later, or give up.
+                    if failures is None:
+                        failures = self._failures.of(request, tried, options.timeout)
+                    await failures.handle(node, errors, deadline)
                     continue
                 # Answer.
                 if race is not None:
@@ -214,6 +224,10 @@ class RequestRouter:
                     if setbacks is not None:
                         race.add_setbacks(setbacks)
                     node = race.winner
+                if self._failures.outages:
+                    self._failures.outages.answered(call.model, node.name)
+                    if failures is not None:
+                        failures.answered(node)
                 if options.sticky is not None:
                     self._settle(options.sticky, node)
                 if isinstance(answer, ReplyStream):
@@ -226,48 +240,8 @@ class RequestRouter:
             raise
         finally:
             self._active -= 1
-
-    def _count_again(self, error: NodeError) -> None:
-        """Count an attempt after one that ended with `error`."""
-        if classify(error) is Failure.INPUT:
-            self.calls.second_opinions += 1
-        else:
-            self.calls.retries += 1
-
-    def _decide(
-        self,
-        error: NodeError,
-        request: RouteRequest,
-        attempts: Sequence[NodeError],
-        tried: set[str],
-        deadline: float,
-    ) -> float:
-        """Seconds to wait before the next attempt, 0 for another node. Raises to give up."""
-        decision = decide(
-            error,
-            failures=len(attempts),
-            others=any(node.name not in tried for node in self._admission.eligible(request)),
-            now=self._cluster.clock(),
-            deadline=deadline,
-            budget=self._budget,
-            rng=self._rng,
-            max_retries=self._max_retries,
-        )
-        log.debug("%s: %s (%s)", request.model, decision.action, decision.reason)
-        if decision.action == "other":
-            return 0.0
-        if decision.action == "later":
-            return max(decision.after, 1e-3)
-        if classify(error) is Failure.INPUT:
-            raise error
-        if classify(error) is Failure.MODEL and not self._eligibility.ready(request.model):
-            failed = self._eligibility.nobody(request.model)
-            failed.attempts = tuple(attempts)
-            raise failed from error
-        nodes = {each.node: each.detail for each in attempts}
-        raise NoNodeAvailable(
-            f"every node that was asked failed: {decision.reason}", nodes, attempts
-        ) from error
+            if failures is not None:
+                failures.close()
 
     # One attempt.
 
@@ -303,11 +277,12 @@ class RequestRouter:
         return stream
 
     def _announce(
-        self, call: EmbedCall | TalkCall[Any], node: Node, attempts: Sequence[NodeError]
+        self, call: EmbedCall | TalkCall[Any], node: Node, failures: RequestFailures | None
     ) -> None:
         """Report where a request goes, and the first time that a model is reloaded for one."""
         cluster = self._cluster
         if cluster.hub.is_watched:
+            attempts = [] if failures is None else failures.attempts
             why = str(attempts[-1]) if attempts else ""
             cluster.tell(Routed(cluster.clock(), call.model, node.name, len(attempts) + 1, why))
         name = full_name(call.model)

@@ -128,9 +128,10 @@ def advance(breaker: Breaker, event: Event, now: float) -> Breaker:
     match event:
         case CallAnswered(is_probe):
             return _answered(breaker, is_probe, now)
-        case CallFailed(Failure.INPUT | Failure.MODEL, is_probe):
+        case CallFailed(Failure.MODEL, is_probe):
             return _answered(breaker, is_probe, now)  # a correct answer from a live node
-        case CallAbandoned(is_probe):
+        case CallFailed(Failure.INPUT, is_probe) | CallAbandoned(is_probe):
+            # Whether a refusal is right, other nodes must say (`core.blame`).
             return breaker._replace(is_probing=False) if is_probe else breaker
         case CallFailed(failure, is_probe, is_lost):
             return _failed(breaker, is_lost or failure is Failure.NODE, is_probe, now)

@@ -8,12 +8,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from aiosollol.errors import (
     BadRequest,
-    ConnectionLost,
     ModelMissing,
     NodeError,
-    NodeUnavailable,
     NodeUnreachable,
-    RunnerFailed,
     ServerBusy,
     StreamCutOff,
 )
@@ -43,7 +40,7 @@ def classify(error: NodeError) -> Failure:
         return Failure.INPUT
     if isinstance(error, ModelMissing):
         return Failure.MODEL
-    if isinstance(error, ServerBusy | NodeUnavailable):
+    if isinstance(error, ServerBusy):
         return Failure.BUSY
     if isinstance(error, NodeUnreachable):
         return Failure.NODE
@@ -51,7 +48,8 @@ def classify(error: NodeError) -> Failure:
 
 
 MAX_RETRIES = 3
-BACKOFF_SECONDS = 0.5
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.8
+"""Seconds between attempts while every node fails."""
 RETRY_SHARE = 0.2
 RETRY_FLOOR = 10
 _WINDOW = 10.0
@@ -62,14 +60,12 @@ Action = Literal["other", "later", "give_up"]
 class RetryDecision(NamedTuple):
     """What to do about a failure.
 
-    action: "other", try another node at once; "later", try again after `after` seconds on the node
-    that is best then; "give_up".
-    after: seconds to wait.
+    action: "other", try another node at once; "later", try again after a pause on the node that is
+    best then; "give_up".
     reason: why, for people to read.
     """
 
     action: Action
-    after: float
     reason: str
 
 
@@ -119,16 +115,18 @@ class RetryBudget:
         self._ends = self._ends + _WINDOW if is_next else now + _WINDOW
 
 
-def backoff(retry: int, rng: Random, left: float = math.inf) -> float:
-    """Seconds to wait before the `retry`-th retry of a request, counted from 0.
+def backoff(
+    retry: int, rng: Random | None, *, longest: float = LONGEST_PAUSE, first: float = FIRST_PAUSE
+) -> float:
+    """Seconds to wait before the `retry`-th retry, counted from 0, while every node fails.
 
-    Uniform between 0 and 0.5 x 2^retry: "full jitter", which spreads simultaneous failures better
-    than jitter around a fixed pause
-    (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/). At most half of
-    `left`, the seconds until the caller's deadline: the attempt needs the rest.
+    Doubles from `first` to `longest`, and is uniform between half of that and all of it, so that
+    several programs do not retry in step ("equal jitter",
+    https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/).
+    rng: None for no jitter.
     """
-    seconds = rng.uniform(0.0, BACKOFF_SECONDS * 2.0 ** min(retry, 16))
-    return max(0.0, min(seconds, left / 2))
+    seconds = min(longest, first * 2.0 ** min(retry, 16))
+    return seconds if rng is None else seconds * rng.uniform(0.5, 1.0)
 
 
 def decide(
@@ -139,53 +137,56 @@ def decide(
     now: float,
     deadline: float,
     budget: RetryBudget,
-    rng: Random,
+    waits_until: float = math.inf,
+    is_agreed: bool = False,
+    is_guilty: bool = False,
+    is_free: bool = False,
     delivered: int = 0,
     max_retries: int = MAX_RETRIES,
 ) -> RetryDecision:
     """What to do after `error`. Takes a retry from `budget` if it allows one.
 
-    failures: failed attempts of this request, including this one.
-    others: whether there is an eligible node that has not been tried for this request.
+    failures: failed attempts of this request since its last pause, including this one, without
+    those of nodes that fail other requests too.
+    others: whether there is an eligible node that has not been tried since the last pause.
     deadline: the caller's deadline; infinity if none.
+    waits_until: when to give up if every node fails.
+    is_agreed: enough nodes refused the request as invalid.
+    is_guilty: nodes that answer other requests fail this one, again and again.
+    is_free: the retry is not taken from the budget: the node fails other requests too, or was being
+    probed.
     delivered: parts of a stream already delivered to the caller.
     """
     if delivered or (isinstance(error, StreamCutOff) and error.delivered):
         parts = delivered or getattr(error, "delivered", 0)
         return _give_up(f"{parts} parts of the answer were already delivered")
     failure = classify(error)
-    if failure is Failure.INPUT:
+    if failure is Failure.INPUT and (is_agreed or not others):
         return _give_up("the request is invalid and would fail on every node")
-    if not others and not _may_pass(error, failure):
-        return _give_up(_WHY_NOT_AGAIN.get(failure, "no other node is left"))
-    if failures > max_retries:
-        return _give_up(f"it was tried {failures} times")
-    left = deadline - now
-    if left <= 0.0:
+    if is_guilty:
+        return _give_up("nodes that answer other requests fail this one")
+    if now >= deadline:
         return _give_up("the deadline has passed")
-    if not budget.take(now):
-        return _give_up(f"retries are already {budget.share:.0%} of the recent requests")
+    if max_retries == 0 and failure is not Failure.INPUT:
+        return _give_up("it was tried once, and retries are turned off")
+    why_not = _WHY_NOT_AGAIN.get(failure, "no other node is left")
     if others:
-        return RetryDecision("other", 0.0, _WHY_OTHER[failure])
-    return RetryDecision("later", backoff(failures - 1, rng, left), _WHY_LATER[failure])
+        if failures > max(max_retries, 1):
+            return _give_up(f"it was tried {failures} times")
+        if is_free or budget.take(now):
+            return RetryDecision("other", _WHY_OTHER[failure])
+        why_not = f"retries are already {budget.share:.0%} of the recent requests"
+    if now < waits_until:
+        return RetryDecision("later", _WHY_LATER.get(failure, "no node is left"))
+    return _give_up(why_not)
 
 
 def _give_up(reason: str) -> RetryDecision:
-    return RetryDecision("give_up", 0.0, reason)
-
-
-def _may_pass(error: NodeError, failure: Failure) -> bool:
-    """Whether a retry on the same node may succeed.
-
-    A queue drains, a server restarts in seconds, a dead runner in 0.4 s. But a timeout would only
-    repeat, and a server that is not Ollama, or denies access, will answer the same again.
-    """
-    if failure in (Failure.BUSY, Failure.NODE):
-        return True
-    return isinstance(error, ConnectionLost | RunnerFailed | StreamCutOff)
+    return RetryDecision("give_up", reason)
 
 
 _WHY_OTHER = {
+    Failure.INPUT: "the node refuses the request; another may not",
     Failure.MODEL: "the node lacks the model; another has it",
     Failure.BUSY: "the node's queue is full; another's may not be",
     Failure.NODE: "the node is unreachable; another is not",
@@ -194,6 +195,6 @@ _WHY_OTHER = {
 _WHY_LATER = {
     Failure.BUSY: "every node's queue is full; they drain",
     Failure.NODE: "no node is reachable; one may be restarting",
-    Failure.ANSWER: "every node failed; a runner restarts within a second",
+    Failure.ANSWER: "every node failed; a restart takes seconds",
 }
 _WHY_NOT_AGAIN = {Failure.MODEL: "no other node has the model"}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from heapq import heappop, heapreplace
 from typing import NamedTuple, TypeAlias
 
+from aiosollol.core.routing.retry import FIRST_PAUSE, LONGEST_PAUSE
 from aiosollol.core.scheduling.batch_nodes import (
     BatchNode,
     BatchNodes,
@@ -44,8 +45,8 @@ class ScheduleOptions:
     chunk_seconds: float = 0.5
     max_items: int = 256
     max_tokens: float = 65_536.0
-    first_pause: float = 0.05
-    longest_pause: float = 0.8
+    first_pause: float = FIRST_PAUSE
+    longest_pause: float = LONGEST_PAUSE
     longest_refusal: float = 8.0
 
 

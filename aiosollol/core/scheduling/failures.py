@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from aiosollol.core.blame import may_pass
-from aiosollol.core.routing.retry import Failure
+from aiosollol.core.routing.retry import Failure, backoff
 from aiosollol.core.scheduling.batch_nodes import (
     FAILURES_TO_CHECK,
     FAILURES_TO_DISREGARD,
@@ -94,9 +94,7 @@ class Failures:
             return 0.0  # an item may be the cause: check the node at once
         is_alone = not self._fleet.any_working()
         longest = options.longest_pause if is_passing or is_alone else options.longest_refusal
-        pause = min(longest, options.first_pause * 2.0 ** min(node.streak - 1, 16))
-        if self._rng is not None:
-            pause *= self._rng.uniform(0.5, 1.0)
+        pause = backoff(node.streak - 1, self._rng, longest=longest, first=options.first_pause)
         return max(pause, getattr(error, "retry_after", None) or 0.0)
 
     def has_others(self, node: BatchNode) -> bool:

@@ -13,7 +13,7 @@ MEANINGS = [
     (errors.TextTooLong("n", 400, "the input length exceeds the context length"), Failure.INPUT),
     (errors.ModelMissing("n", 404, "model 'x' not found"), Failure.MODEL),
     (errors.ServerBusy("n", 503, "server busy"), Failure.BUSY),
-    (errors.NodeUnavailable("n", 502, "answered HTML"), Failure.BUSY),
+    (errors.NodeUnavailable("n", 502, "answered HTML"), Failure.ANSWER),
     (errors.NodeUnreachable("n", "connection refused"), Failure.NODE),
     (errors.ConnectionLost("n", "reset by peer"), Failure.ANSWER),
     (errors.NodeTimeout("n", "no answer in 5 s"), Failure.ANSWER),
