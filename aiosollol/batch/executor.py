@@ -244,8 +244,9 @@ class Executor:
             for name in self.state.tallies
         )
         if not has_answered:
-            return math.inf if self.state.has_flights else since + UNKNOWN_PATIENCE
-        patience = max(self._job.patience, UNKNOWN_PATIENCE)
+            patience = min(UNKNOWN_PATIENCE, self._job.patience)
+            return math.inf if self.state.has_flights else since + patience
+        patience = self._job.patience
         if not self._has_warned and self._registry.clock() - since >= WARN_SECONDS:
             self._has_warned = True
             reasons = "; ".join(map(summary, self.state.last_errors.values()))

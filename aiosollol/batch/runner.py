@@ -15,6 +15,7 @@ from aiosollol.batch.executor import BatchJob, Executor
 from aiosollol.cluster.eligibility import Eligibility
 from aiosollol.cluster.node import Node
 from aiosollol.cluster.state import ClusterState
+from aiosollol.core.blame import OUTAGE_PATIENCE
 from aiosollol.core.embeddings import Embeddings
 from aiosollol.core.offload.engine_choice import LOCAL, EngineJob
 from aiosollol.core.report import BatchReport, EngineNote
@@ -69,6 +70,7 @@ class BatchRunner:
     roster: the eligible nodes for a model.
     carriage: the engines for batches that are not computed in this process.
     timeout: seconds for one request.
+    outage_patience: seconds to wait while no node answers.
     plans: number of batches by mode of their plan.
     """
 
@@ -79,7 +81,9 @@ class BatchRunner:
         roster: Eligibility,
         carriage: EngineBatches,
         timeout: float,
+        outage_patience: float = OUTAGE_PATIENCE,
     ) -> None:
+        self._outage_patience = outage_patience
         self._registry = registry
         self._exchange = exchange
         self._roster = roster
@@ -245,7 +249,15 @@ class BatchRunner:
         digest = self._roster.digest_in_use(settings.model)
         times = {entry: 1 + len(rows) for entry, rows in unique.repeats.items()}
         return BatchJob(
-            settings, unique.texts, tokens, self._timeout, planned, options, digest, times=times
+            settings,
+            unique.texts,
+            tokens,
+            self._timeout,
+            planned,
+            options,
+            digest,
+            patience=self._outage_patience,
+            times=times,
         )
 
     async def _run(

@@ -46,6 +46,7 @@ class PoolSettings(TypedDict, total=False):
     max_retries: int | None
     retry_budget: float | None
     hedge_rate: float | None
+    outage_patience: float | None
     max_waiting: int | None
     wait_timeout: float | None
     close_timeout: float | None
@@ -152,6 +153,9 @@ class Settings:
     retry_budget: float = _setting(FRACTION, 0.2, "retries may be this share of all requests")
     hedge_rate: float = _setting(
         FRACTION, 0.05, "hedged requests may be this share of all requests; 0 turns hedging off"
+    )
+    outage_patience: float = _setting(
+        PATIENCE, 60.0, "how long to wait while every node fails in a way that passes"
     )
     max_waiting: int = _setting(COUNT, 100_000, "the most requests that wait for a node at once")
     wait_timeout: float = _setting(PATIENCE, 30.0, "how long a request waits for a node")

@@ -115,12 +115,15 @@ def assemble(
         settings.retry_budget,
         settings.hedge_rate,
         settings.first_byte_timeout,
+        settings.outage_patience,
     )
     live = RequestRouter(registry, roster, admission, exchange, live_options, upkeep.spawn, rng)
     engines = load_engines(settings, registry)
     carriage = EngineBatches(registry, engines, settings.dask_threshold)
     sharing = load_sharing(engines, settings, registry, upkeep.monitor.probe)
-    batches = BatchRunner(registry, exchange, roster, carriage, settings.embed_timeout)
+    batches = BatchRunner(
+        registry, exchange, roster, carriage, settings.embed_timeout, settings.outage_patience
+    )
     embedder = Embedder(registry, live, batches, planning, settings.embed_timeout, state.check)
     lifecycle = Lifecycle(
         state,

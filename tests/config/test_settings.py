@@ -45,6 +45,7 @@ WRONG: dict[str, list[Any]] = {
     "max_retries": [*NUMBERS, 3.0, 2.5],
     "retry_budget": [*NUMBERS, 1.01],
     "hedge_rate": [*NUMBERS, 1.01],
+    "outage_patience": NUMBERS,
     "max_waiting": [*NUMBERS, 3.0],
     "wait_timeout": NUMBERS,
     "close_timeout": NUMBERS,

@@ -416,7 +416,11 @@ def test_the_options_have_the_defaults_of_the_settings() -> None:
 
     held = Settings()
     assert LiveOptions() == LiveOptions(
-        held.max_retries, held.retry_budget, held.hedge_rate, held.first_byte_timeout
+        held.max_retries,
+        held.retry_budget,
+        held.hedge_rate,
+        held.first_byte_timeout,
+        held.outage_patience,
     )
 
 

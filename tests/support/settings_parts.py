@@ -28,6 +28,7 @@ OTHER: dict[str, tuple[Any, str, str]] = {
     "max_retries": (0, "0", "0"),
     "retry_budget": (1.0, "1", "1"),
     "hedge_rate": (0.0, "0", "0.0"),
+    "outage_patience": (0.0, "0", "0"),
     "max_waiting": (1, "1", "1"),
     "wait_timeout": (0.0, "0", "0"),
     "close_timeout": (0.0, "0", "0"),
