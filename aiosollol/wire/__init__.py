@@ -1,1 +1,1 @@
-"""Bytes to values and back, for each protocol. Pure: no sockets, no clock, no waiting."""
+"""Codecs: bytes to values and back, for each protocol. Pure: no sockets, no clock, no waiting."""

@@ -1,26 +1,26 @@
-"""What an agent tells of its machine: the body of ``GET /agent``, to bytes and back.
+"""An agent's report about its machine: the body of ``GET /agent``, to bytes and back.
 
 ::
 
     {
       "machine": "9c1f0e6d7a3b2c48",              the same for all nodes of one machine
-      "ollama": "http://127.0.0.1:11434",         the Ollama it stands beside, as it reaches it
+      "ollama": "http://127.0.0.1:11434",         its Ollama, as the agent reaches it
       "version": "0.1.0",                         of the agent
-      "cpu_load": 0.27,                           share of all cores that was busy, 0 to 1
+      "cpu_load": 0.27,                           busy share of all cores, 0 to 1
       "memory_total": 67349266432,                bytes
-      "memory_free": 51204816896,                 bytes to be had without swapping
+      "memory_free": 51204816896,                 bytes available without swapping
       "gpus": [
         {
           "name": "NVIDIA GeForce RTX 4090",
           "memory_total": 25757220864,            bytes
           "memory_free": 19327352832,             bytes
-          "utilisation": 0.63                     share of the time it computed, 0 to 1
+          "utilisation": 0.63                     share of time it was busy, 0 to 1
         }
       ]
     }
 
-A field that is null or missing is not known. Fields that we do not know are passed over, so that
-agents and pools of different versions understand each other.
+A field that is null or missing is unknown. Fields we do not know are ignored, so that agents and
+pools of different versions work together.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ AGENT_PATH = "/agent"
 
 
 class Gpu(NamedTuple):
-    """One GPU. Memory is in bytes, `utilisation` 0 to 1; None is what is not known."""
+    """One GPU. Memory is in bytes, `utilisation` 0 to 1; None if unknown."""
 
     name: str = ""
     memory_total: int | None = None
@@ -44,12 +44,13 @@ class Gpu(NamedTuple):
 
 
 class AgentReport(NamedTuple):
-    """How a machine is, by its own account.
+    """A machine's state, as reported by its agent. None if unknown.
 
-    machine: its id, "" where it does not tell. ollama: URL of the node that it speaks for, as it
-    reaches that node itself. version: of the agent. cpu_load: 0 to 1, the share of all cores that
-    was busy over the last seconds. memory_total, memory_free: bytes of main memory; free is what
-    can be had without swapping. None is what is not known.
+    machine: its id, "" if not reported.
+    ollama: URL of its node, as the agent itself reaches it.
+    version: of the agent.
+    cpu_load: busy share of all cores over the last seconds, 0 to 1.
+    memory_total, memory_free: bytes of main memory; free is available without swapping.
     """
 
     machine: str = ""
@@ -62,33 +63,33 @@ class AgentReport(NamedTuple):
 
     @property
     def gpu_memory_total(self) -> int | None:
-        """Bytes of all GPUs that tell theirs; None where none does."""
+        """Bytes of all GPUs that report it; None if none does."""
         return _sum(gpu.memory_total for gpu in self.gpus)
 
     @property
     def gpu_memory_free(self) -> int | None:
-        """Free bytes of all GPUs that tell theirs; None where none does."""
+        """Free bytes of all GPUs that report it; None if none does."""
         return _sum(gpu.memory_free for gpu in self.gpus)
 
     @property
     def gpu_name(self) -> str:
-        """The GPUs in words, "" where there is none: ``2 x NVIDIA L4, NVIDIA A2``."""
+        """Names of the GPUs, "" without any: ``2 x NVIDIA L4, NVIDIA A2``."""
         names = [gpu.name or "GPU" for gpu in self.gpus]
         counted = ((names.count(name), name) for name in dict.fromkeys(names))
         return ", ".join(name if count == 1 else f"{count} x {name}" for count, name in counted)
 
 
 def dump_report(report: AgentReport) -> bytes:
-    """`report` as JSON, with every field; those that are not known are null."""
+    """`report` as JSON, with every field; unknown ones are null."""
     fields = report._asdict()
     return dump_whole({**fields, "gpus": [gpu._asdict() for gpu in report.gpus]})
 
 
 def load_report(node: str, body: bytes) -> AgentReport:
-    """Read the body of ``GET /agent``; what is missing in it is None, or "".
+    """Read the body of ``GET /agent``; missing fields are None, or "".
 
-    Raises ProtocolError, which names `node` and the field, for what cannot be: no JSON object, a
-    string in place of a number, a negative size, more free than there is, a load above 1.
+    Raises ProtocolError, which names `node` and the field, for an impossible report: no JSON
+    object, a string instead of a number, a negative size, more free than total, a load above 1.
     """
     answer = load(node, body)
     gpus = answer.get("gpus")

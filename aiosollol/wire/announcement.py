@@ -1,7 +1,7 @@
-"""What a node says of itself by zeroconf: the TXT record of ``_ollama._tcp.local.``, both ways.
+"""A node's zeroconf announcement: the TXT record of ``_ollama._tcp.local.``, to bytes and back.
 
-Anyone on the network can send one, so nothing in it is believed before it is checked: what should
-lead to a node and is malformed leads nowhere, what only describes it and is malformed is left out.
+Any machine on the network can send one, so every field is validated: a malformed part of the
+address invalidates the announcement, a malformed description is left out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from aiosollol.errors import InvalidInput
 SERVICE_TYPE = "_ollama._tcp.local."
 
 MAX_NAME_BYTES = 63
-"""What DNS allows for one label (RFC 1035), and so for the name of a node."""
+"""DNS's limit for one label in bytes (RFC 1035), and so for a node's name."""
 
 _MAX_TEXT = 64
 _PATH = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*")  # no empty part, no ".", no ".."
@@ -27,12 +27,14 @@ _BYTES = re.compile(r"[0-9]{1,15}")
 
 
 class Announcement(NamedTuple):
-    """A node, as it describes itself. Empty or 0 is what it does not say.
+    """A node's description of itself. Empty or 0 if not given.
 
-    name: what it calls itself. scheme and path: how its URL begins and goes on.
-    version: of Ollama. machine: an id that is the same for all nodes of one machine.
-    gpu: the name of the GPU, gpu_memory: its bytes, gpu_free: those that are free.
-    agent: the port on which `aiosollol agent` answers, on the same addresses.
+    name: its own name for itself.
+    scheme, path: of its URL.
+    version: of Ollama.
+    machine: an id shared by all nodes of one machine.
+    gpu, gpu_memory, gpu_free: name of the GPU, its memory and the free part, in bytes.
+    agent: port of `aiosollol agent` on the same addresses.
     """
 
     name: str
@@ -46,10 +48,9 @@ class Announcement(NamedTuple):
     agent: int = 0
 
     def as_txt(self) -> dict[bytes, bytes]:
-        """The TXT record: keys of at most nine characters, as RFC 6763 (6.4) asks for.
+        """The TXT record: keys of at most nine characters, as RFC 6763 (6.4) recommends.
 
-        Raises InvalidInput for what `read_announcement` would not believe, so that nobody
-        announces a node in vain.
+        Raises InvalidInput for values that `read_announcement` would reject.
         """
         fields = {
             "txtvers": "1",
@@ -65,15 +66,15 @@ class Announcement(NamedTuple):
         record = {key.encode(): value.encode() for key, value in fields.items() if value}
         readable = read_announcement(self.name, record)
         if readable != self._replace(gpu=self.gpu[:_MAX_TEXT]):
-            raise InvalidInput(f"{self!r} cannot be announced; all that is left is {readable!r}")
+            raise InvalidInput(f"{self!r} cannot be announced; readers would see {readable!r}")
         return record
 
 
 def read_announcement(name: str, properties: Mapping[bytes, bytes | None]) -> Announcement | None:
-    """What a TXT record says, or None where it would lead to no proper URL. Never raises."""
+    """The announcement in a TXT record, None without a valid URL. Never raises."""
     texts: dict[str, str] = {}
     for key, value in properties.items():
-        # Keys are not case-sensitive, and of two that are alike the first counts (RFC 6763, 6.4).
+        # Keys are case-insensitive, and the first of two equal keys counts (RFC 6763, 6.4).
         texts.setdefault(key.decode("ascii", "replace").lower(), _text(value))
     scheme = texts.get("scheme", "") or "http"
     path = texts.get("path", "").rstrip("/")
@@ -94,10 +95,10 @@ def read_announcement(name: str, properties: Mapping[bytes, bytes | None]) -> An
 
 
 def urls_of(announcement: Announcement, addresses: Iterable[str], port: int) -> tuple[str, ...]:
-    """The URLs under which an announced node may answer, in order. Never raises.
+    """The URLs at which an announced node may answer, in order. Never raises.
 
-    Only what another machine can be reached at counts: an address like 127.0.0.1 or 0.0.0.0 would
-    make us ask ourselves, and a link-local IPv6 address means nothing without an interface.
+    Only addresses of other machines count: 127.0.0.1 or 0.0.0.0 would be this machine, and a
+    link-local IPv6 address is useless without an interface.
     """
     found = []
     for text in addresses:
@@ -127,11 +128,11 @@ def _text(value: bytes | None) -> str:
     try:
         return (value or b"").decode("utf-8")
     except UnicodeDecodeError:
-        return "\ufffd"  # no field takes it for a value
+        return "\ufffd"  # invalid in every field
 
 
 def _printable(text: str) -> str:
-    """`text` without what could steer a terminal; "" where it is not text at all."""
+    """`text` without terminal control characters; "" if it is not text at all."""
     if "\ufffd" in text:
         return ""
     return "".join(c for c in text if c.isprintable()).strip()

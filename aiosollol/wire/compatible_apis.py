@@ -1,4 +1,4 @@
-"""Which path speaks whose API: how a request to it is read, and what its errors look like."""
+"""For each path of a compatible API: its request reader and its error format."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ READERS: Mapping[str, Callable[[bytes], Question]] = {
     responses.PATH: responses.read_responses,
     messages.PATH: messages.read_messages,
 }
-"""What reads the body of a POST to each path. Each raises Refusal, and nothing else."""
+"""Path -> the function that reads the body of a POST to it. Each raises only Refusal."""
 
 
 def refuse(path: str, refusal: Refusal, unique: str) -> HttpResponse:
-    """The answer to a request that was refused, in the form of the API that `path` belongs to."""
+    """The answer to a refused request, in the format of the API that `path` belongs to."""
     if path == messages.PATH or path.startswith(f"{messages.PATH}/"):
         return messages.refuse(refusal, unique)
     return server_responses.refuse(refusal, openai=path.startswith("/v1/"))

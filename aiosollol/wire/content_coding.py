@@ -1,4 +1,4 @@
-"""Content codings of a response (RFC 9110, section 8.4.1): gzip and deflate, piece by piece."""
+"""Content codings of a response (RFC 9110, section 8.4.1): incremental gzip and deflate."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Mapping
 from typing import Any
 
 CODINGS: Mapping[str, str] = {"gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate"}
-"""What Content-Encoding may say -> the coding of a `ContentDecoder`."""
+"""Supported values of Content-Encoding -> the coding of a `ContentDecoder`."""
 
-_MAX_MEMBERS = 64  # of a gzip file; each costs a copy of what follows it
+_MAX_MEMBERS = 64  # of a gzip stream; each costs a copy of the data after it
 
 
 class BadContent(ValueError):
-    """Content that is not in its coding."""
+    """Content that is not valid in its coding."""
 
 
 class ContentDecoder:
-    """The content of one body, a bounded part at a time: it may be a thousand times as long.
+    """Decodes one body in bounded parts: content may be a thousand times as long as its coding.
 
-    coding: "gzip" or "deflate": zlib's format, or the same without a header, as some servers send.
+    coding: "gzip" or "deflate" (zlib's format, or raw deflate, as some servers send).
 
-    has_more: whether the last call stopped at its limit, so that another one without data goes on.
-    is_complete: whether the compressed data has come to its end, or has not begun.
+    has_more: whether the last call stopped at its limit; call again without data to continue.
+    is_complete: whether the compressed data has ended, or has not begun.
     """
 
     def __init__(self, coding: str) -> None:
@@ -37,7 +37,7 @@ class ContentDecoder:
         return self._inflate is None and not self._rest
 
     def decode(self, data: bytes, limit: int) -> bytes:
-        """Up to `limit` bytes of content, of `data` and what was left before. Raises BadContent."""
+        """Up to `limit` bytes of content, from `data` and earlier data. Raises BadContent."""
         rest = self._rest + data
         self._rest = b""
         pieces: list[bytes] = []
@@ -60,18 +60,18 @@ class ContentDecoder:
                     if not rest and limit:
                         break
         except zlib.error as error:
-            raise BadContent(f"its content is not in its encoding: {error}") from error
+            raise BadContent(f"its content does not match its Content-Encoding: {error}") from error
         self._rest = rest
         self.has_more = limit <= 0 and not self.is_complete
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _begin(self, data: bytes) -> bool:
-        """Whether `data` is enough to know how to decode it."""
+        """Whether `data` is enough to choose the decoder."""
         if not data or (not self._is_gzip and len(data) < 2):
             return False
         self._members += 1
         if self._members > (_MAX_MEMBERS if self._is_gzip else 1):
-            raise BadContent("its content goes on after its end")
+            raise BadContent("there is data after the end of its compressed content")
         if self._is_gzip:
             bits = zlib.MAX_WBITS + 16
         else:

@@ -1,7 +1,7 @@
-"""HTTP/1.1 from a client's side: the head of a request to bytes, the bytes of a response to values.
+"""Client side of HTTP/1.1: request heads to bytes, bytes of a response to values.
 
-Strict where two readers could disagree about where a message ends (RFC 9112): a response that is
-framed in two ways, in none that we know, or with lines that do not end in CRLF is refused.
+Strict where parsers could disagree about the end of a message (RFC 9112): a response with two
+framings, an unknown one, or lines that do not end with CRLF is refused.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _CHUNK_SIZE = re.compile(rf"([0-9A-Fa-f]{{1,15}}+)[ \t]*+(?:;{_TEXT})?\r\n".enco
 _LENGTH = re.compile(r"[0-9]{1,18}")
 
 _BEGINNING = b"HTTP/1."
-_MAX_LINE = 4096  # of a chunk's size with its extensions, and of a trailer
+_MAX_LINE = 4096  # bytes of a chunk header with its extensions, or of a trailer line
 _MAX_CACHED = 1024
 _OURS = frozenset(("content-length", "transfer-encoding"))
 
-# What a parser reads next.
+# The parser's states: the part to read next.
 _HEAD, _LENGTHY, _CHUNKED, _CHUNK_DATA, _CHUNK_END, _TRAILERS, _UNTIL_CLOSE, _NOTHING = range(8)
 
 
@@ -41,10 +41,11 @@ def request_head(
 ) -> bytes:
     """The bytes of a request up to its body.
 
-    host: as the field Host has it; a Host among `headers` replaces it. path: percent-encoded, with
-    its query. length: of the body in bytes, None for a request that has none.
+    host: value of the Host field; a Host in `headers` replaces it.
+    path: percent-encoded, with its query.
+    length: bytes of the body, None for a request without one.
 
-    Raises ValueError for what would not arrive as it is meant.
+    Raises ValueError for values that would not arrive unchanged.
     """
     if not (_IS_TOKEN.fullmatch(method) and _IS_TARGET.fullmatch(path)):
         raise ValueError(f"{method} {path!r} cannot be sent as the first line of a request")
@@ -62,33 +63,34 @@ def header_lines(headers: Mapping[str, str]) -> list[str]:
     lines = []
     for name, value in headers.items():
         if not (_IS_TOKEN.fullmatch(name) and _IS_TEXT.fullmatch(value)):
-            raise ValueError(f"the header {name!r} cannot be sent")  # its value may be a secret
+            raise ValueError(f"the header {name!r} cannot be sent")  # the value may be secret
         if name.lower() in _OURS:
-            raise ValueError(f"the header {name} is made with each request and cannot be given")
+            raise ValueError(f"the header {name} is set for each request and cannot be given")
         lines.append(f"{name}: {value}")
     return lines
 
 
 class ResponseParser:
-    """One response, fed as it arrives.
+    """Incremental parser of one response.
 
-    status: 0 until the head is complete. headers: names in lower case, values of equal names
-    joined. is_complete: whether the whole message is there.
-    keeps_alive: whether another may follow on the connection; meaningful once complete.
-    coding: the content coding of the body, which is passed on as it is; "" for none.
+    status: 0 until the head is complete.
+    headers: names in lower case, values of repeated names joined.
+    is_complete: whether the whole message was received.
+    keeps_alive: whether another response may follow on the connection; valid once complete.
+    coding: the content coding of the body, which is returned still encoded; "" for none.
 
-    Not for an answer to HEAD: that looks like others and has no body.
+    Not for answers to HEAD, which have no body.
     """
 
-    # On the class, because one of these is made for every response.
+    # Class attributes, because every response needs a parser.
     status = 0
     headers: Mapping[str, str] = {}
     is_complete = False
     keeps_alive = False
     coding = ""
     _reads = _HEAD
-    _left = 0  # bytes of the body, or of the chunk, that are still to come
-    _held: bytes | bytearray = b""  # what came of a head or a line that is not whole
+    _left = 0  # bytes of the body or chunk still to be received
+    _held: bytes | bytearray = b""  # an incomplete head or line
     _heads = 0  # bytes of heads and trailers
     _problem = ""
 
@@ -120,7 +122,7 @@ class ResponseParser:
                 return data[:left]
             if reads == _UNTIL_CLOSE:
                 return data
-            if reads == _NOTHING:  # nobody asked for more, so nothing that comes may be believed
+            if reads == _NOTHING:  # no request is pending, so extra data cannot be trusted
                 self.keeps_alive = False
                 return b""
             return self._feed_chunked(data)
@@ -130,7 +132,7 @@ class ResponseParser:
             raise
 
     def feed_eof(self) -> None:
-        """The connection ended. Raises BadResponse unless the message is whole now."""
+        """Signal the end of the connection. Raises BadResponse unless the message is complete."""
         if self._reads == _UNTIL_CLOSE:
             self._complete()
         self.keeps_alive = False
@@ -145,7 +147,7 @@ class ResponseParser:
         self.is_complete = True
 
     def _feed_head(self, data: bytes) -> bytes:
-        """Read heads until one is not that of an interim response. What is left of `data` then."""
+        """Read heads, skipping interim responses. Returns the rest of `data`."""
         while data:
             if self._held or (end := data.find(b"\r\n\r\n")) < 0:
                 end = self._hold(data)
@@ -166,13 +168,13 @@ class ResponseParser:
         return data
 
     def _hold(self, data: bytes) -> int:
-        """Keep `data` with what came before. The place where the head ends, -1 if it does not."""
+        """Append `data` to the buffered head. Returns the end of the head, -1 if incomplete."""
         held = self._held
         if not isinstance(held, bytearray):
             held = self._held = bytearray()
         seen = max(0, len(held) - 3)
         held += data
-        # What is no response is told at once: who sent it may be waiting for us to say something.
+        # Refuse a non-HTTP answer at once: its server may be waiting for us to send first.
         if not held.startswith(_BEGINNING[: len(held)]):
             raise _no_response(held)
         end = held.find(b"\r\n\r\n", seen)
@@ -200,7 +202,7 @@ class ResponseParser:
                 stop = at + size
                 if size == 0:
                     reads = _TRAILERS
-                elif data.startswith(b"\r\n", stop):  # a chunk at a time, as servers send them
+                elif data.startswith(b"\r\n", stop):  # servers send one chunk at a time
                     pieces.append(data[at:stop])
                     at = stop + 2
                 else:
@@ -221,7 +223,7 @@ class ResponseParser:
                     self._held = b"\r"
                     break
                 else:
-                    raise BadResponse("a chunk is not as long as it says")
+                    raise BadResponse("a chunk does not have its stated length")
             else:
                 stop = data.find(b"\r\n", at)
                 if stop < 0:
@@ -242,12 +244,12 @@ class ResponseParser:
         if self._heads > self._max_head or len(line) > _MAX_LINE:
             raise self._too_long()
         if line and not _FIELD.fullmatch(line):
-            raise BadResponse(f"{_shown(line)} is no header")
+            raise BadResponse(f"{_shown(line)} is not a header field")
 
     def _hold_line(self, line: bytes) -> None:
-        """Keep a line that is not whole. Raises BadResponse if it cannot become right."""
+        """Buffer an incomplete line. Raises BadResponse if it cannot become valid."""
         if b"\n" in line or b"\r" in line[:-1]:
-            raise BadResponse(f"{_shown(line)} is not what stands between chunks")
+            raise BadResponse(f"{_shown(line)} is not valid between chunks")
         if len(line) - line.endswith(b"\r") > _MAX_LINE:
             raise BadResponse("a line between chunks is too long")
         self._held = line
@@ -257,7 +259,7 @@ class ResponseParser:
 
 
 class _Head(NamedTuple):
-    """What a head says, in the order in which `ResponseParser` takes it over."""
+    """A parsed head, its fields in the order in which `ResponseParser` copies them."""
 
     status: int
     headers: Mapping[str, str]
@@ -268,7 +270,7 @@ class _Head(NamedTuple):
 
 
 def _parse_head(head: bytes) -> _Head:
-    """Read a head, without the empty line at its end. Raises BadResponse."""
+    """Parse a head, without the empty line at its end. Raises BadResponse."""
     first, *lines = head.split(b"\r\n")
     status_line = _STATUS_LINE.fullmatch(first)
     if status_line is None:
@@ -277,13 +279,13 @@ def _parse_head(head: bytes) -> _Head:
     for line in lines:
         field = _FIELD.fullmatch(line)
         if field is None:
-            raise BadResponse(f"{_shown(line)} is no header")
+            raise BadResponse(f"{_shown(line)} is not a header field")
         name, value = field[1].decode("ascii").lower(), field[2].strip(b" \t").decode("latin-1")
         fields[name] = f"{fields[name]}, {value}" if name in fields else value
     is_old = status_line[1] == b"0"
     status = int(status_line[2])
     if status == 101:
-        raise BadResponse("it changes to another protocol, which nobody asked for")
+        raise BadResponse("it switches to another protocol without being asked to")
     reads, length = _framing(status, fields, is_old)
     coding = "" if reads == _NOTHING else _coding(fields.get("content-encoding", ""))
     connection = {token.strip().lower() for token in fields.get("connection", "").split(",")}
@@ -295,12 +297,12 @@ def _parse_head(head: bytes) -> _Head:
     return _Head(status, fields, reads, length, keeps_alive, coding)
 
 
-# A server's heads differ in little but the date, so most of them were read before.
+# A server's heads differ only in the date, so most are cache hits.
 _read_head = lru_cache(maxsize=64)(_parse_head)
 
 
 def _framing(status: int, fields: Mapping[str, str], is_old: bool) -> tuple[int, int]:
-    """How the body is read, and its length where that is known."""
+    """How to read the body, and its length if known."""
     coding, lengths = fields.get("transfer-encoding"), fields.get("content-length")
     if coding is not None and lengths is not None:
         raise BadResponse("it has both a Content-Length and a Transfer-Encoding")
@@ -322,7 +324,7 @@ def _framing(status: int, fields: Mapping[str, str], is_old: bool) -> tuple[int,
 
 
 def _coding(content: str) -> str:
-    """How the content is encoded, "" if it is not: some proxies do it unasked."""
+    """The content coding, "" for none: some proxies encode without being asked."""
     if content.lower() in ("", "identity"):
         return ""
     coding = CODINGS.get(content.lower())
@@ -332,7 +334,7 @@ def _coding(content: str) -> str:
 
 
 def _check_line_ends(held: bytearray, seen: int) -> None:
-    """Raise BadResponse for a line end other than CRLF in what came since `seen`."""
+    """Raise BadResponse for a line end other than CRLF after position `seen`."""
     at = held.find(b"\n", seen)
     while at >= 0:
         if held[at - 1] != 0x0D:

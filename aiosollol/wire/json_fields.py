@@ -1,6 +1,6 @@
-"""The fields of a JSON body, each of the type that is wanted, or a refusal that says what is not.
+"""Typed access to the fields of a JSON body; a field of another type raises Refusal.
 
-The words are those of Go's encoding/json, which Ollama's compatibility layer hands to its clients.
+The messages are those of Go's encoding/json, which Ollama's compatibility layer sends to clients.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ _INT64 = range(-(2**63), 2**63)
 
 
 def early(message: str) -> Refusal:
-    """A 400 that is answered before the request proper, as most of the /v1 endpoints' are."""
+    """A 400 sent before the request proper, as most errors of the /v1 endpoints are."""
     return Refusal(400, message, is_early=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """The fields of one object; null is absent, and what nobody asks for is ignored.
+    """The fields of one object; null counts as absent, unread fields are ignored.
 
-    path: where the object stands, beginning with the name that Go's structure has there. Every
-    method raises Refusal for a value of another type.
+    path: position of the object, beginning with the name of Go's structure.
+
+    Every method raises Refusal for a value of another type.
     """
 
     values: Mapping[str, Any]
@@ -33,7 +34,7 @@ class Fields:
 
     @classmethod
     def read(cls, body: bytes, struct: str) -> Fields:
-        """The object that `body` is. Raises Refusal."""
+        """The object in `body`. Raises Refusal."""
         try:
             value = loads(body)
         except GoJSONError as error:
@@ -43,25 +44,25 @@ class Fields:
         return cls(value or {}, struct)
 
     def any(self, name: str) -> Any:
-        """The value as it is, None where there is none."""
+        """The value unchecked, None if absent."""
         return self.values.get(name)
 
     def text(self, name: str) -> str:
-        """A string, "" where there is none."""
+        """A string, "" if absent."""
         value = self.values.get(name)
         if not isinstance(value, str | None):
             raise self._refusal(name, value, "string")
         return value or ""
 
     def boolean(self, name: str) -> bool:
-        """True or false; false where there is neither."""
+        """True or false; false if absent."""
         value = self.values.get(name)
         if not isinstance(value, bool | None):
             raise self._refusal(name, value, "bool")
         return value or False
 
     def integer(self, name: str) -> int | None:
-        """A whole number of 64 bits."""
+        """A 64-bit integer, None if absent."""
         value = self.values.get(name)
         if value is None:
             return None
@@ -70,13 +71,14 @@ class Fields:
         return value
 
     def number(self, name: str) -> float | None:
-        """A number, and one that a float64 can be."""
+        """A number within the range of a float64, None if absent."""
         value = self.values.get(name)
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self._refusal(name, value, "float64")
-        if isinstance(value, int) and value in _INT64:  # a float would be looked for one by one
+        # Only an int: `in` would search the range for a float.
+        if isinstance(value, int) and value in _INT64:
             return value
         try:
             return float(value)
@@ -84,21 +86,21 @@ class Fields:
             raise self._refusal(name, value, "float64") from None
 
     def mapping(self, name: str) -> dict[str, Any] | None:
-        """An object as it is."""
+        """An object, unread; None if absent."""
         value = self.values.get(name)
         if not isinstance(value, dict | None):
             raise self._refusal(name, value, "map[string]interface {}")
         return value
 
     def inside(self, name: str) -> Fields | None:
-        """An object, to be read field by field."""
+        """An object to read field by field, None if absent."""
         value = self.values.get(name)
         if not isinstance(value, dict | None):
             raise self._refusal(name, value, "struct")
         return None if value is None else Fields(value, f"{self.path}.{name}")
 
     def each(self, name: str) -> list[Fields]:
-        """A list of objects, each to be read field by field; empty where there is none."""
+        """A list of objects to read field by field; empty if absent."""
         items = self._list(name, "[]struct")
         for item in items:
             if not isinstance(item, dict):
@@ -106,7 +108,7 @@ class Fields:
         return [Fields(item, f"{self.path}.{name}") for item in items]
 
     def texts(self, name: str) -> list[str]:
-        """A list of strings, empty where there is none."""
+        """A list of strings, empty if absent."""
         items = self._list(name, "[]string")
         for item in items:
             if not isinstance(item, str):

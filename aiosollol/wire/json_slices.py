@@ -1,10 +1,10 @@
-"""JSON of any size, read in slices, so that other threads run in between.
+"""Reads JSON of any size in slices, so that other threads can run in between.
 
 orjson reads a document in one call, during which no other thread runs. That takes 1 ns a byte for
 text, but up to 80 ns for short keys or lists of empty lists: 5 s for 64 MB. Here a document is cut
-at commas into slices of 64 kB, which orjson reads, and which it finds valid or not. In all that
-takes up to three times as long. The longest single call takes 100 ms for a document of 64 MB: it is
-one for a string of that length, or for an object with as many keys as there may be.
+at commas into slices of 64 kB, which orjson parses and validates. The total takes up to three times
+as long. The longest single call takes 100 ms for a document of 64 MB: for one string of that
+length, or an object with the maximum number of keys.
 """
 
 from __future__ import annotations
@@ -17,37 +17,37 @@ import orjson
 
 SLICE = 64 << 10
 MAX_DEPTH = 1024
-"""That of orjson; Go's is 10,000."""
+"""orjson's limit; Go's is 10,000."""
 MAX_VALUES, MAX_NESTED = 5_000_000, 1_000_000
-"""Values in one document, and how many of them may be lists and objects. Freeing more of them, and
-looking for cycles among them, would take longer than other requests should wait."""
+"""Limit of values in one document, and of lists and objects among them. Freeing more, or the
+garbage collector's search through them, would block other requests for too long."""
 MAX_KEYS = 2_500_000
-"""In one object: dictionaries grow in steps, and that at 2.8 million takes more than 100 ms."""
+"""Keys in one object: resizing a dictionary at 2.8 million keys takes more than 100 ms."""
 MAX_MENDED = 8 << 20
-"""Bytes of one string: for more, a call would take longer than other requests should wait."""
+"""Bytes of one string: reading a longer one would block other requests for too long."""
 
 _SOLID = re.compile(rb"[^ \t\r\n]")
 _SPACE = b" \t\r\n"
 _QUOTE = ord('"')
-# In a window, where no quote is escaped: everything up to a bracket, or to a string without an end.
+# In a window without escaped quotes: everything up to a bracket or an unterminated string.
 _RUN = re.compile(rb'[^"\[\]{}]*(?:"[^"]*"[^"\[\]{}]*)*')
 _STRING = re.compile(rb'"[^"]*"?')
 _CLOSING = {ord("["): ord("]"), ord("{"): ord("}")}
 _ESCAPE = re.compile(
-    r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"  # two that make a character
+    r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"  # a surrogate pair
     r"|u([dD][89a-fA-F][0-9a-fA-F]{2})|[^u]|u)"
 )
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class BrokenJSON(ValueError):
-    """A document that is not JSON, or more of it than is read. Its `str` says what, or nothing."""
+    """A document that is not JSON, or exceeds a limit. Its `str` is the problem, or empty."""
 
 
 def read_value(document: bytes) -> tuple[Any, int]:
-    """The list, object or string that a document begins with, and the position after it.
+    """The list, object or string at the beginning of a document, and the position after it.
 
-    What is not UTF-8, and lone surrogates, become U+FFFD, as in Go. Raises BrokenJSON.
+    Invalid UTF-8 and lone surrogates become U+FFFD, as in Go. Raises BrokenJSON.
     """
     return _Reader(document).read()
 
@@ -63,7 +63,7 @@ def read_slice(text: bytes) -> Any:
 
 
 def _mend(text: bytes) -> str:
-    """What Go forgives, mended: bytes that are not UTF-8, and surrogates without their half."""
+    """`text` with invalid UTF-8 and lone surrogates, which Go accepts, replaced."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     pieces = [decoder.decode(text[at : at + SLICE]) for at in range(0, len(text), SLICE)]
     return _ESCAPE.sub(_mend_escape, "".join([*pieces, decoder.decode(b"", final=True)]))
@@ -74,26 +74,28 @@ def _mend_escape(match: re.Match[str]) -> str:
 
 
 def _without_escapes(text: bytes) -> bytes:
-    """`text` with other characters in place of escaped quotes and backslashes."""
+    """`text` with escaped quotes and backslashes replaced by other characters."""
     return text.replace(rb"\\", b"__").replace(rb"\"", b"__")
 
 
 def _count_values(text: bytes) -> tuple[int, int]:
-    """The lists and objects in JSON without strings, and all values.
+    """The number of lists and objects, and of all values, in JSON without strings.
 
-    Each but the first of a list or object follows a comma.
+    Each value but the first in a list or object follows a comma.
     """
     nested = text.count(b"[") + text.count(b"{")
     return nested, nested + text.count(b",")
 
 
 class _Level:
-    """A list or object that is open.
+    """An open list or object.
 
-    begin: where its bracket stands. closing: the bracket that ends it. start: what follows is not
-    read yet. value: what is read of it, None as long as it may be part of a slice. follows_value:
-    whether `start` is right after a value that was read by itself. follows_comma: whether it is
-    right after a comma.
+    begin: position of its opening bracket.
+    closing: its closing bracket.
+    start: position up to which it is read.
+    value: its elements so far, None while it may still be part of a slice.
+    follows_value: whether `start` is right after a value that was read by itself.
+    follows_comma: whether `start` is right after a comma.
     """
 
     __slots__ = ("begin", "closing", "follows_comma", "follows_value", "start", "value")
@@ -108,7 +110,7 @@ class _Level:
 
 
 class _Reader:
-    """One pass over a document, window by window, each of which begins outside of strings."""
+    """One pass over a document in windows, each beginning outside strings."""
 
     def __init__(self, document: bytes) -> None:
         self._document = document
@@ -116,7 +118,7 @@ class _Reader:
         self._values = self._nested = 0
         self._may_have_many = False
         if len(document) > MAX_NESTED:
-            # Commas in strings are no values, but few documents have that many.
+            # Also counts commas in strings, but few documents have that many.
             nested, values = _count_values(document)
             self._may_have_many = nested > MAX_NESTED or values > MAX_VALUES
 
@@ -163,9 +165,9 @@ class _Reader:
         raise BrokenJSON("unexpected EOF")
 
     def _guess(self, level: _Level) -> int:
-        """Read a slice up to a comma that probably is no part of a value; its position, or 0.
+        """Read a slice up to a comma that is probably between values; its position, or 0.
 
-        If the slice can be read, it is none. This saves following every bracket.
+        If the slice parses, the guess was right. This saves following every bracket.
         """
         document, start = self._document, level.start
         for ending in (b"},", b'",', b"],", b","):
@@ -182,13 +184,13 @@ class _Reader:
         return 0
 
     def _take(self, level: _Level, found: Any, comma: int) -> None:
-        """Add to a level what was read of it up to a comma."""
+        """Add to a level the elements read up to a comma."""
         self._add(level, found)
         level.start = comma + 1
         level.follows_value, level.follows_comma = False, True
 
     def _count(self, text: bytes) -> None:
-        """Count the values in what was passed over."""
+        """Count the values in skipped text."""
         nested, values = _count_values(_STRING.sub(b"", _without_escapes(text)))
         self._nested += nested
         self._values += values
@@ -198,7 +200,7 @@ class _Reader:
             raise BrokenJSON(f"invalid input: more than {MAX_VALUES:,} values")
 
     def _cut(self, level: _Level, run: bytes, at: int) -> bool:
-        """Read what there is of a level up to the last comma in a run that begins at `at`.
+        """Read a level up to the last comma in a run that begins at `at`.
 
         False if there is no comma.
         """
@@ -210,7 +212,7 @@ class _Reader:
                 break
             if quote < 0:
                 return False
-            end = run.rfind(b'"', 0, quote)  # where that string begins
+            end = run.rfind(b'"', 0, quote)  # the beginning of that string
         self._take(level, self._read(level, at + comma), at + comma)
         return True
 
@@ -224,7 +226,7 @@ class _Reader:
                 return at + quote + 1
             if at + len(window) == len(document):
                 raise BrokenJSON("unexpected EOF")
-            at += len(window) - window.endswith(b"\\")  # which may belong to what follows
+            at += len(window) - window.endswith(b"\\")  # it may escape the next character
 
     def _close(self, mark: int, mark_at: int) -> Any:
         """End the innermost level. Returns its value if it was the outermost."""
@@ -233,7 +235,7 @@ class _Reader:
         if mark != level.closing:
             raise BrokenJSON
         if levels and level.value is None and mark_at - level.begin < SLICE:
-            return None  # its text stays part of the level around it
+            return None  # its text remains part of the enclosing level
         self._add(level, self._read(level, mark_at))
         if levels:
             self._put(levels[-1], level.begin, level.value)
@@ -241,8 +243,8 @@ class _Reader:
         return level.value
 
     def _put(self, level: _Level, at: int, value: Any) -> None:
-        """Add to a level a value that was read by itself and begins at `at`."""
-        # In its place the slice before it gets an empty string: a comma or a key must precede it.
+        """Add to a level a separately read value that begins at `at`."""
+        # The slice before it gets an empty string in its place: a comma or key must precede it.
         before = self._read(level, at, b'""')
         if isinstance(before, list):
             before[-1] = value
@@ -260,7 +262,7 @@ class _Reader:
         return key
 
     def _read(self, level: _Level, end: int, last: bytes = b"") -> Any:
-        """The elements of a level from its `start` to `end`, a comma, and then `last`."""
+        """The elements of a level from its `start` to `end`, a comma, followed by `last`."""
         is_list = level.closing == ord("]")
         text, needs_element = self._document[level.start : end], level.follows_comma
         if level.follows_value:

@@ -1,4 +1,4 @@
-"""The header Retry-After (RFC 9110, section 10.2.3): seconds, or a date in one of HTTP's forms."""
+"""The Retry-After header (RFC 9110, section 10.2.3): seconds or an HTTP date."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from datetime import UTC, datetime
 from email.utils import parsedate_tz
 
 MAX_SECONDS = 60.0
-"""What is waited at most: a server must not be able to put a node out of use for a day."""
+"""Longest wait, in seconds: a server must not be able to take a node out of use for a day."""
 
 _SECONDS = re.compile(r"[0-9]+(?:\.[0-9]*)?")
-_MAX_LENGTH = 64  # characters; no date is as long
+_MAX_LENGTH = 64  # characters; every date is shorter
 
 
 def read_retry_after(value: str, now: float) -> float | None:
     """Seconds to wait, 60 at most; None if the header is missing, malformed, or a past date.
 
-    now: seconds since 1970, which a date is compared with.
+    now: current time in seconds since 1970, to compare a date with.
     """
     value = value.strip()
     if not value or len(value) > _MAX_LENGTH:

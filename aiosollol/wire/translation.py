@@ -1,7 +1,7 @@
-"""What the APIs of others have in common: a request as one to Ollama, its answer as one of theirs.
+"""Base classes for compatible APIs: their requests to Ollama's, Ollama's answers to theirs.
 
-`Question` is a request that was read: it has the request to send to a node, and turns what the node
-answers into what the client expects, whole or as a stream of server-sent events.
+`Question` is a parsed request: it holds the request to send to a node, and converts the node's
+answer to the client's format, whole or as a stream of server-sent events.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ CUT_OFF = "the model's answer was cut off"
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What an answer is known by.
+    """Identity of an answer.
 
-    unique: stands in every id of the answer: letters, digits and "_", another for each request.
-    created: when the request came, in seconds since 1970.
+    unique: part of every id in the answer, unique per request: letters, digits and "_".
+    created: when the request arrived, in seconds since 1970.
     """
 
     unique: str
@@ -38,12 +38,13 @@ class Stamp:
 
 
 class Question(ABC):
-    """A request to another API, as one to Ollama's own.
+    """A request to another API, converted to Ollama's.
 
-    path: "/api/chat" or "/api/generate". payload: the request to send there, and `body` the same
-    as bytes. can_drop_think: whether to ask again without `think` if the model cannot think.
+    path: "/api/chat" or "/api/generate".
+    payload: the request to send there; `body` is the same as bytes.
+    can_drop_think: whether to retry without `think` if the model cannot think.
 
-    Raises Refusal for a payload that JSON cannot carry.
+    Raises Refusal for a payload that JSON cannot represent.
     """
 
     can_drop_think = False
@@ -67,18 +68,17 @@ class Question(ABC):
 
     @abstractmethod
     def answer(self, reply: Mapping[str, Any], stamp: Stamp) -> HttpResponse:
-        """The whole answer to the client, from Ollama's. Raises Refusal, with status 502."""
+        """The complete answer to the client, from Ollama's. Raises Refusal with status 502."""
 
     @abstractmethod
     def events(self, stamp: Stamp) -> Events:
-        """What makes a stream for the client of Ollama's."""
+        """A converter from Ollama's stream to the client's."""
 
 
 class Events(ABC):
-    """Server-sent events out of the parts of a streamed answer, as they come.
+    """Converts the parts of a streamed answer to server-sent events.
 
-    is_over: whether the last event was written, be it the end or an error. What is fed after that
-    is dropped.
+    is_over: whether the last event was written: the end or an error. Later input is dropped.
     """
 
     def __init__(self) -> None:
@@ -86,18 +86,18 @@ class Events(ABC):
         self._lines = LineSplitter()
 
     def feed(self, piece: bytes | Mapping[str, Any]) -> bytes:
-        """The events that `piece` brings: bytes of the node's stream, cut anywhere, or one part."""
+        """The events of `piece`: bytes of the node's stream, split anywhere, or one part."""
         if isinstance(piece, bytes):
             return b"".join([self._line(line) for line in self._lines.feed(piece)])
         return self._take(piece)
 
     def finish(self) -> bytes:
-        """The events at the end of the node's stream: an error, if that was not its end."""
+        """The events at the end of the node's stream: an error if it was cut off."""
         rest = self._lines.rest()
         self._lines = LineSplitter()
         events = b""
         if rest and not self.is_over:
-            try:  # a last line need not end with a line end
+            try:  # the last line may lack a line end
                 loads(rest)
             except orjson.JSONDecodeError:
                 return self.fail(CUT_OFF)
@@ -105,9 +105,9 @@ class Events(ABC):
         return events if self.is_over else events + self.fail(CUT_OFF)
 
     def fail(self, message: str, status: int = 500) -> bytes:
-        """The events that tell of an error and end the stream; `status` is what it would have been.
+        """The events that report an error and end the stream; none if it is already over.
 
-        Nothing if the stream is over already.
+        status: the HTTP status of the same error outside a stream.
         """
         if self.is_over:
             return b""
@@ -139,37 +139,37 @@ class Events(ABC):
 
     @abstractmethod
     def _part(self, part: Mapping[str, Any]) -> bytes:
-        """The events of a part that is not an error. Raises Refusal if it cannot be passed on."""
+        """The events of a part that is not an error. Raises Refusal if it cannot be converted."""
 
     @abstractmethod
     def _error(self, message: str, status: int) -> bytes:
         """The events of an error."""
 
 
-# ---- what a node answered, read without trust
+# ---- reading untrusted answers of nodes
 
 
 def message_of(reply: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The message of a chat answer; empty where there is none."""
+    """The message of a chat answer; empty if there is none."""
     message = reply.get("message")
     return message if isinstance(message, Mapping) else {}
 
 
 def text_of(fields: Mapping[str, Any], name: str) -> str:
-    """A text, "" where there is none."""
+    """A text, "" if there is none."""
     value = fields.get(name)
     return value if isinstance(value, str) else ""
 
 
 def count_of(fields: Mapping[str, Any], name: str) -> int:
-    """A count, 0 where there is none."""
+    """A count, 0 if there is none."""
     value = fields.get(name)
     return value if isinstance(value, int) else 0
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A tool call that a model makes; `arguments` is JSON."""
+    """A tool call by a model; `arguments` is JSON."""
 
     id: str
     name: str
@@ -179,7 +179,7 @@ class Call:
 def calls_of(message: Mapping[str, Any], unique: str, first: int = 0) -> list[Call]:
     """The tool calls of a message. Raises Refusal.
 
-    Older servers give them no ids. Then some are made up, with numbers from `first` on.
+    Calls without an id, from older servers, get one, numbered from `first`.
     """
     calls = message.get("tool_calls")
     if not isinstance(calls, Iterable) or isinstance(calls, str | bytes | Mapping):
@@ -201,7 +201,7 @@ def _call(call: Mapping[str, Any], default_id: str) -> Call:
 
 
 def dumps(value: Any, option: int = 0) -> bytes:
-    """`value` as JSON. Raises Refusal for what JSON cannot carry."""
+    """`value` as JSON. Raises Refusal for values that JSON cannot represent."""
     try:
         return orjson.dumps(value, default=_as_dict, option=option)
     except (TypeError, ValueError, RecursionError) as error:
@@ -224,7 +224,7 @@ _PREFIXES = (
 
 
 def from_url(url: str) -> str:
-    """The image of a data URL. Raises Refusal: what would have to be fetched is not."""
+    """The image in a data URL. Raises Refusal, also for URLs that would have to be fetched."""
     if url.startswith(("http://", "https://")):
         raise early(
             "image URLs are not currently supported, please use base64 encoded data instead"
@@ -236,8 +236,8 @@ def from_url(url: str) -> str:
 
 
 def checked(data: str, problem: str) -> str:
-    """`data` if it is base64, padded and of the standard alphabet; `problem` is refused with."""
-    if "\n" in data or "\r" in data:  # Go looks over line ends
+    """`data` if it is padded base64 of the standard alphabet; else raises Refusal(`problem`)."""
+    if "\n" in data or "\r" in data:  # Go ignores line ends
         data = data.replace("\n", "").replace("\r", "")
     try:
         a2b_base64(data, strict_mode=True)

@@ -1,1 +1,1 @@
-"""Anthropic's API over Ollama's."""
+"""Anthropic's API on top of Ollama's."""

@@ -1,8 +1,8 @@
 """The events of ``/v1/messages``, from the parts of Ollama's answer.
 
-As Ollama's anthropic/anthropic.go (StreamConverter) writes them: a content block for all text in
-one go, one for all thinking, one for each tool call. An error in mid-stream, which is lost there,
-is told in the form that Anthropic's clients raise.
+In the format of Ollama's anthropic/anthropic.go (StreamConverter): one content block for each run
+of text, one for thinking, one for each tool call. An error in mid-stream, which Ollama loses, is
+sent in the format that Anthropic's clients raise.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ def message_id(stamp: Stamp) -> str:
 
 
 def error_of(status: int, message: str) -> dict[str, Any]:
-    """An error as Anthropic writes it."""
+    """An error in Anthropic's format."""
     kind = _KINDS.get(status, "api_error")
     return {"type": "error", "error": {"type": kind, "message": message}}
 
 
 def usage(reply: Mapping[str, Any]) -> dict[str, int]:
-    """What an answer cost, in tokens."""
+    """Token counts of an answer."""
     return {
         "input_tokens": count_of(reply, "prompt_eval_count"),
         "output_tokens": count_of(reply, "eval_count"),
@@ -52,14 +52,14 @@ def usage(reply: Mapping[str, Any]) -> dict[str, int]:
 
 
 def stop_reason(reason: str, *, has_calls: bool) -> str:
-    """Why an answer ended, from Ollama's `done_reason`; "" if that is not told."""
+    """Anthropic's stop reason for Ollama's `done_reason`; "" if that is missing."""
     if has_calls:
         return "tool_use"
     return {"": "", "stop": "end_turn", "length": "max_tokens"}.get(reason, "stop_sequence")
 
 
 class MessageEvents(Events):
-    """Events of a message. `estimate` is the number of prompt tokens that the first one tells."""
+    """Events of a message. estimate: number of prompt tokens to report in the first event."""
 
     def __init__(self, stamp: Stamp, model: str, estimate: int) -> None:
         super().__init__()
@@ -67,9 +67,9 @@ class MessageEvents(Events):
         self._model = model
         self._estimate = estimate
         self._has_begun = False
-        self._open = ""  # the kind of the block that is open, if one is
+        self._open = ""  # kind of the open block, "" if none
         self._index = 0
-        self._delta = b""  # of the open block, all up to its text
+        self._delta = b""  # beginning of the open block's deltas, up to the text
         self._sent: set[str] = set()
 
     def _part(self, part: Mapping[str, Any]) -> bytes:
@@ -147,5 +147,5 @@ class MessageEvents(Events):
 
 
 def _event(value: dict[str, Any]) -> bytes:
-    """A server-sent event, by the name that its type is."""
+    """A server-sent event, named after its type."""
     return b"event: %b\ndata: %b\n\n" % (value["type"].encode(), dumps(value))

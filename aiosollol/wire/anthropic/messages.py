@@ -1,9 +1,9 @@
-"""Anthropic's API over Ollama's: ``/v1/messages``.
+"""Anthropic's ``/v1/messages`` on top of Ollama's API.
 
-A request becomes the one that Ollama's own compatibility layer would make of it, and answers look
-as its do (anthropic/anthropic.go, middleware/anthropic.go; tests/captures has some). Where that
-layer passes over what cannot be (documents), it is refused, `tool_choice: none` is heeded, and a
-web search, which that layer sends to ollama.com, is not offered to the model.
+Requests and answers are converted as in Ollama's own compatibility layer
+(anthropic/anthropic.go, middleware/anthropic.go; examples in tests/captures), except that documents
+are refused instead of ignored, `tool_choice: none` is respected, and web search, which that layer
+sends to ollama.com, is not offered to the model.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ PATH = "/v1/messages"
 
 
 def refuse(refusal: Refusal, unique: str) -> HttpResponse:
-    """An error in Anthropic's form. `unique` stands in the id of the request."""
+    """An error in Anthropic's format. unique: part of the request's id."""
     value = {**error_of(refusal.status, refusal.message), "request_id": f"req_{unique}"}
     kind = server_responses.API_JSON if refusal.is_early else server_responses.OPENAI_JSON
     return HttpResponse(refusal.status, kind, orjson.dumps(value))
 
 
 class MessageQuestion(Question):
-    """A request to ``/v1/messages``, as one to ``/api/chat``.
+    """A request to ``/v1/messages``, converted to ``/api/chat``.
 
-    estimate: about how many tokens the prompt has. The first event of a stream tells a number, and
-    the true one comes only with the last.
+    estimate: estimated number of prompt tokens, for the first event of a stream: the exact number
+        is known only at its end.
     """
 
     can_drop_think = True
@@ -132,7 +132,7 @@ def read_messages(body: bytes) -> MessageQuestion:
 
 
 def _system(fields: Fields) -> str:
-    """The system prompt, a string or text blocks."""
+    """The system prompt: a string, or text blocks joined."""
     if not isinstance(fields.any("system"), list):
         return fields.text("system")
     return "".join(
@@ -154,9 +154,9 @@ def _think(fields: Fields) -> str | bool | None:
 
 
 def _messages(entry: Fields) -> tuple[list[dict[str, Any]], int]:
-    """The messages that one makes, for a tool's result is one of its own; and its length in bytes.
+    """Ollama's messages for one message, and its length in bytes.
 
-    The length is what Ollama counts to estimate tokens.
+    Each tool result becomes a message of its own. Ollama estimates tokens from the length.
     """
     role = entry.text("role").lower()
     length = len(role)
@@ -176,7 +176,7 @@ def _messages(entry: Fields) -> tuple[list[dict[str, Any]], int]:
 
 
 def _take(block: Fields, said: dict[str, Any], results: list[dict[str, Any]]) -> int:
-    """Put a block where it belongs, in a message or among the results of tools; its length."""
+    """Add a block to a message or to the tool results. Returns its length."""
     match block.text("type"):
         case "text":
             said["content"] += block.text("text")
@@ -207,7 +207,7 @@ def _take(block: Fields, said: dict[str, Any], results: list[dict[str, Any]]) ->
         case "document":
             raise early("document blocks are not supported: send their text instead")
         case _:
-            return 0  # as Ollama does with what it does not know, redacted thinking for one
+            return 0  # Ollama ignores unknown blocks, such as redacted thinking
     return _length(block.values)
 
 
@@ -219,7 +219,7 @@ def _image(source: Fields) -> str:
 
 
 def _result(block: Fields) -> dict[str, Any]:
-    """The result of a tool: a string, or blocks of text and images."""
+    """A tool result: a string, or text and image blocks."""
     content = block.any("content")
     shown: list[str] = []
     if isinstance(content, list):
@@ -243,7 +243,7 @@ def _result(block: Fields) -> dict[str, Any]:
 
 
 def _found(block: Fields) -> str:
-    """What a web search found, earlier and elsewhere."""
+    """The text of an earlier web search's results."""
     if not isinstance(block.any("content"), list):
         found = block.inside("content")
         return f"web_search_tool_result_error: {found.text('error_code')}" if found else ""
@@ -263,7 +263,7 @@ def _forbids_tools(fields: Fields) -> bool:
 
 
 def _tool(tool: Fields) -> dict[str, Any] | None:
-    """A tool for /api/chat; None for one that a server would have to run."""
+    """A tool for /api/chat; None for a tool that the server would have to run."""
     if tool.text("type").startswith("web_search"):
         return None
     if not tool.text("name"):

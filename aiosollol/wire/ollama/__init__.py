@@ -1,1 +1,1 @@
-"""Ollama's own API, from a client's side and from a server's."""
+"""Ollama's native API, client side and server side."""

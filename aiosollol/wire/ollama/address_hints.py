@@ -1,4 +1,4 @@
-"""What to write instead of a node's address, where an answer shows that it is not quite right."""
+"""Suggestions for a node address that an answer shows to be slightly wrong."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ _ENDPOINT = re.compile(
 
 
 def address_hint(url: str, path: str, status: int, location: str) -> str:
-    """What to do about the answer of a server that is somewhere else; "" if nothing is known.
+    """Advice for an answer that suggests another address; "" if there is none.
 
-    url: the node's address. path: the endpoint that was requested below it. location: the header
-    of that name, "" if there is none.
+    url: the node's address.
+    path: the requested endpoint, relative to `url`.
+    status: the answer's HTTP status.
+    location: the Location header, "" if there is none.
     """
     if status in _REDIRECTS and location:
         return _redirect_hint(url, path, location)
@@ -29,7 +31,7 @@ def address_hint(url: str, path: str, status: int, location: str) -> str:
 def _redirect_hint(url: str, path: str, location: str) -> str:
     try:
         target = urlsplit(urljoin(url.rstrip("/") + path, location))
-        # Neither credentials nor what a query may hold.
+        # Show neither credentials nor the query.
         host = target.netloc.rpartition("@")[2]
         found = urlunsplit((target.scheme, host, target.path, "", ""))
     except ValueError:
@@ -43,7 +45,7 @@ def _redirect_hint(url: str, path: str, location: str) -> str:
 
 def _suffix_hint(url: str) -> str:
     parts = urlsplit(url)
-    # The last segments of a path are compared, each once: no search goes over it again and again.
+    # Compare only the last segments of the path, each once, to stay linear.
     segments = parts.path.rstrip("/").split("/")
     for count in (1, 2, 3):
         suffix = "/" + "/".join(segments[-count:])

@@ -1,4 +1,4 @@
-"""``/api/chat`` and ``/api/generate`` from a client's side."""
+"""Client side of ``/api/chat`` and ``/api/generate``."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from aiosollol.wire.ollama.client import error_for, error_message, load
 
 
 def messages_to_send(messages: object) -> list[dict[str, Any]]:
-    """Messages as the server wants them: a list of objects, images in base64.
+    """Messages in the server's format: a list of objects, images in base64.
 
-    A message may be a mapping or anything that turns into one (a `ChatReply`'s message, a record of
-    another client library). Raises InvalidInput.
+    A message may be a mapping or anything that converts to one (a `ChatReply`'s message, a message
+    object of another client library). Raises InvalidInput.
     """
     if messages is None:
         return []
@@ -49,7 +49,7 @@ def _plain(value: Any) -> Any:
 
 
 def images_to_send(images: object) -> list[str]:
-    """Images as base64 text. Each is bytes, or text that is base64 already."""
+    """Images as base64 text. Each is bytes, or already base64 text."""
     if not isinstance(images, Sequence) or isinstance(images, str | bytes):
         raise InvalidInput("images must be a list of bytes or base64 strings")
     encoded = []
@@ -66,7 +66,7 @@ def images_to_send(images: object) -> list[str]:
 
 
 def tools_to_send(tools: object) -> list[Any] | None:
-    """Tools as the server wants them: JSON objects, from mappings or pydantic models."""
+    """Tools in the server's format: JSON objects, from mappings or pydantic models."""
     if tools is None:
         return None
     if isinstance(tools, str | bytes | Mapping) or not isinstance(tools, Iterable):
@@ -78,12 +78,12 @@ def tools_to_send(tools: object) -> list[Any] | None:
 
 
 def load_chat(node: str, line: bytes) -> ChatReply:
-    """One answer, or one line of a stream. Raises the error that it carries."""
+    """One answer, or one line of a stream. Raises the error it contains."""
     return ChatReply(load_part(node, line))
 
 
 def load_text(node: str, line: bytes) -> GeneratedText:
-    """One answer, or one line of a stream. Raises the error that it carries."""
+    """One answer, or one line of a stream. Raises the error it contains."""
     return GeneratedText.of(load_part(node, line))
 
 
@@ -103,7 +103,7 @@ def cut_off(node: str, delivered: int) -> StreamCutOff:
 
 
 def load_part(node: str, line: bytes) -> dict[str, Any]:
-    """The JSON object that `line` is. Raises the error that it carries, or NodeError."""
+    """The JSON object in `line`. Raises the error it contains, or NodeError."""
     fields = load(node, line)
     if "error" in fields:
         raise _stream_error(node, line)
@@ -111,7 +111,7 @@ def load_part(node: str, line: bytes) -> dict[str, Any]:
 
 
 def _stream_error(node: str, line: bytes) -> NodeError:
-    # Its status went out as 200 before the error happened, so only the text tells.
+    # The status 200 was sent before the error happened, so only the text classifies it.
     if error_message(line) is None:
         return RunnerFailed(node, 200, line[:200].decode("utf-8", "replace"))
     return error_for(node, 500, line)

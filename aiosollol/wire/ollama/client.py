@@ -1,6 +1,6 @@
-"""Ollama's own API, from a client's side: requests to bytes, answers to values.
+"""Client side of Ollama's native API: requests to bytes, answers to values.
 
-The standard is what a real server answers; tests/captures holds such answers.
+The reference is what a real server answers, as recorded in tests/captures.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ _TALK_PATHS = frozenset(
     )
 )
 _UNAVAILABLE = frozenset((408, 502, 503, 504))
-_SHORT = 200  # bytes of an answer that may be a message without JSON around it
+_SHORT = 200  # bytes; longest answer that may be a plain-text message
 
 
 def dump(payload: Mapping[str, Any]) -> bytes:
-    """`payload` as a request body, without the keys whose value is None.
+    """`payload` as a request body, without keys whose value is None.
 
-    Raises InvalidInput for what JSON cannot carry, such as a lone surrogate.
+    Raises InvalidInput for values that JSON cannot represent, such as a lone surrogate.
     """
     return dump_whole({key: value for key, value in payload.items() if value is not None})
 
@@ -64,9 +64,9 @@ def _as_dict(value: object) -> dict[Any, Any]:
 
 
 def loads(body: bytes) -> Any:
-    """The JSON value that `body` is. Raises orjson.JSONDecodeError.
+    """The JSON value in `body`. Raises orjson.JSONDecodeError.
 
-    A byte order mark before it is ignored, as RFC 8259 (section 8.1) lets a parser do.
+    A leading byte order mark is ignored, as RFC 8259 (section 8.1) allows.
     """
     try:
         return orjson.loads(body)
@@ -77,21 +77,21 @@ def loads(body: bytes) -> Any:
 
 
 def without_mark(body: bytes) -> bytes:
-    """`body` without the byte order mark before it, if there is one."""
+    """`body` without its byte order mark, if it has one."""
     return body[len(BOM_UTF8) :] if body.startswith(BOM_UTF8) else body
 
 
 def outline(body: bytes) -> bytes:
-    """A long answer without most of its numbers: JSON with the same keys, at a tenth of the cost.
+    """A long answer without most of its numbers: the same keys, a tenth of the parsing cost.
 
-    Left out are the numbers of its last list but the first one (a vector, or the `context` of a
-    generated text), or the base64 of the first vector in that list. What is left out is not looked
-    at. All else stays as it is, so that an error is found wherever it stands.
+    Removes all but the first number of the last list (a vector, or the `context` of a generated
+    text), or the base64 of the first vector in that list, unchecked. The rest is kept, so that an
+    error is found wherever it is.
     """
     if len(body) < _LONG:
         return body
-    # With no quote between them, brackets hold numbers, or both are in one string. A quote that no
-    # backslash escapes ends the string that `_BASE64` begins.
+    # Brackets without a quote between them hold numbers, or both are inside one string. The first
+    # unescaped quote ends the string that `_BASE64` begins.
     start = body.rfind(_OPEN) + 1
     end = body.find(_CLOSE, start)
     if not start or end < 0:
@@ -106,14 +106,14 @@ def outline(body: bytes) -> bytes:
     return body[:start] + b"..." + body[end:]
 
 
-_LONG = 1024  # bytes; what is shorter is read as quickly as it is cut
+_LONG = 1024  # bytes; parsing a shorter answer is as fast as cutting it
 _BASE64 = b'"embedding":"'
-# Single characters are found at once, where a search of 10 kB of numbers for several took 11 us.
+# Finding a single character is almost free; a pattern took 11 us on 10 kB of numbers.
 _QUOTE, _BACKSLASH, _OPEN, _CLOSE, _COMMA = b'"\\[],'
 
 
 def load(node: str, body: bytes) -> dict[str, Any]:
-    """An answer's JSON object. Raises ProtocolError, with the beginning of what came instead."""
+    """An answer's JSON object. Raises ProtocolError, which quotes the beginning of the answer."""
     try:
         value = loads(body)
     except orjson.JSONDecodeError as error:
@@ -132,14 +132,15 @@ def error_for(
     retry_after: float | None = None,
     hint: str = "",
 ) -> NodeError:
-    """The error that stands for an answer with a status other than 200.
+    """The error for an answer with a status other than 200.
 
-    The status alone says little, so the message decides (see ../docs/ollama.md).
+    The status alone is ambiguous, so the message decides (see docs/ollama.md).
 
-    path: the endpoint, without the prefix of the node's address. A 400 of an unknown message is the
-    caller's fault on those of chat and generate only: the embedding endpoints send it for failures
-    of the node too.
-    retry_after: seconds, as the answer says. hint: what to do about it, for people to read.
+    path: the endpoint, without the prefix of the node's address. A 400 with an unknown message is
+        the caller's fault only on chat and generate: the embedding endpoints also send it for
+        failures of the node.
+    retry_after: seconds, from the answer.
+    hint: advice for the user.
     """
     words = error_message(body)
     message = words or _plain_message(body)
@@ -149,7 +150,7 @@ def error_for(
         detail = f"answered status {status} with {shown(body)}"
         return ProtocolError(node, f"{detail}; {hint}" if hint else detail)
     if words is not None:
-        hint = ""  # it is Ollama that answers, so the address is right
+        hint = ""  # Ollama answered, so the address is right
     fault = fault_of(status, message)
     kind = _class_of(
         fault, status, message, is_ollamas=words is not None, is_talk=path in _TALK_PATHS
@@ -158,7 +159,7 @@ def error_for(
 
 
 def _plain_message(body: bytes) -> str | None:
-    """The text of an error without JSON; None if it is no message, such as a web page."""
+    """The text of a plain-text error; None if it is not a message, such as a web page."""
     if len(body) >= _SHORT or body.lstrip().startswith(b"<"):
         return None
     return body.decode("utf-8", "replace").strip() or "no message"
@@ -167,7 +168,7 @@ def _plain_message(body: bytes) -> str | None:
 def _class_of(
     fault: FaultKind | None, status: int, message: str, *, is_ollamas: bool, is_talk: bool
 ) -> type[ResponseError]:
-    """The class of an error. is_ollamas: whether it has the form of Ollama's errors."""
+    """The class of an error. is_ollamas: whether it has Ollama's error format."""
     if fault in ("request", "text"):
         return BadRequest
     if fault == "model" or (fault is None and status == 404 and "model" in message.lower()):
@@ -175,7 +176,7 @@ def _class_of(
     if fault == "busy" or status == 429:
         return ServerBusy
     if status in _UNAVAILABLE:
-        # A server that sends 503 in Ollama's form is there, so it is its queue that is full.
+        # A 503 in Ollama's format comes from a running server: its queue is full.
         is_busy = status == 503 and is_ollamas and fault is None
         return ServerBusy if is_busy else NodeUnavailable
     if fault is None and status == 400 and is_ollamas and is_talk:
@@ -196,7 +197,7 @@ def error_message(body: bytes) -> str | None:
 
 
 def load_tags(node: str, body: bytes) -> dict[str, ModelInfo]:
-    """Read ``/api/tags``: `full_name` of each model -> what the node says of it."""
+    """Read ``/api/tags``: `full_name` of each model -> its entry."""
     models = {}
     for entry in _entries(node, body):
         details = entry.get("details")
@@ -236,7 +237,7 @@ def load_version(node: str, body: bytes) -> str:
 
 def _entries(node: str, body: bytes) -> Sequence[dict[str, Any]]:
     models = load(node, body).get("models")
-    if models is None:  # Go writes an empty list that was never made as null
+    if models is None:  # Go writes a nil slice as null
         return []
     if not isinstance(models, list):
         raise ProtocolError(node, f"answered {shown(body)}, which has no list of models")
@@ -260,15 +261,15 @@ def _number(entry: Mapping[str, Any], key: str) -> int:
 
 
 def shown(body: bytes) -> str:
-    """The beginning of an answer, as an error shows it."""
+    """The beginning of an answer, for error messages."""
     text = body[:60].decode("utf-8", "replace")
     return repr(text + "..." if len(body) > 60 else text) if body else "nothing"
 
 
 class LineSplitter:
-    """Feed it bytes as they come; it hands back whole lines, without their ends.
+    """Splits a byte stream into complete lines, without their line ends.
 
-    Empty lines are dropped. Nothing is copied twice, however small the pieces are.
+    Empty lines are dropped. No byte is copied twice, however small the pieces are.
     """
 
     __slots__ = ("_parts",)
@@ -279,7 +280,7 @@ class LineSplitter:
     def feed(self, piece: bytes) -> list[bytes]:
         """The lines that `piece` completes."""
         if not self._parts and piece.find(b"\n") == len(piece) - 1 > 0:
-            return [piece[:-1]] if piece.strip() else []  # a line at a time, as servers send them
+            return [piece[:-1]] if piece.strip() else []  # servers send one line at a time
         end = piece.rfind(b"\n")
         if end < 0:
             if piece:
@@ -292,9 +293,9 @@ class LineSplitter:
         return lines if all(map(bytes.strip, lines)) else [line for line in lines if line.strip()]
 
     def pending(self) -> bytes:
-        """What came of a line that is not whole yet."""
+        """The incomplete line received so far."""
         return b"".join(self._parts)
 
     def rest(self) -> bytes:
-        """What came after the last line end: empty unless the stream was cut off."""
+        """The bytes after the last line end: empty unless the stream was cut off."""
         return self.pending().strip()

@@ -1,9 +1,9 @@
-"""Embedding requests and answers, over both of Ollama's endpoints, decoded without detours.
+"""Embedding requests and answers for both of Ollama's endpoints, decoded fast.
 
 ``/v1/embeddings`` with ``encoding_format: "base64"`` answers little-endian float32 in base64: less
-than half the bytes of JSON numbers, and an order of magnitude cheaper to decode. It knows no
-``truncate``, ``options`` or ``keep_alive``; requests with one of them go to ``/api/embed``. Servers
-before 0.12.7 ignore the encoding and send numbers, so what an answer is is told by its looks.
+than half the bytes of JSON numbers, and an order of magnitude cheaper to decode. It does not
+support ``truncate``, ``options`` or ``keep_alive``; requests with one of them go to ``/api/embed``.
+Servers before 0.12.7 ignore the encoding and send numbers, so the answer itself shows its encoding.
 """
 
 from __future__ import annotations
@@ -35,21 +35,22 @@ _FLOAT_BYTES = 4
 
 @lru_cache(maxsize=1)
 def _decoder() -> Callable[[Any], bytes]:
-    """The fastest base64 decoder there is: pybase64 if it is installed, else Python's own."""
+    """The fastest available base64 decoder: pybase64 if installed, else the standard library's."""
     try:
         from pybase64 import b64decode
     except ImportError:
         return partial(a2b_base64, strict_mode=True)
-    # Validating is the fast way: the other one first drops what is not of the alphabet.
-    return lambda text: b64decode(text, None, True)  # by position: keywords cost as much again
+    # Validating is faster: without it, characters outside the alphabet are removed first.
+    return lambda text: b64decode(text, None, True)  # positional: keywords double the cost
 
 
 @dataclass(slots=True)
 class EmbedAnswer:
     """Vectors of one answer: `floats` holds ``count * dim`` float32 in native byte order.
 
-    tokens: the server's count of prompt tokens for the whole request, 0 if it did not say.
-    is_base64: whether they came in base64. node: who gave it, by name.
+    tokens: the server's count of prompt tokens for the whole request, 0 if not given.
+    is_base64: whether the vectors came in base64.
+    node: name of the node that answered.
     """
 
     floats: memoryview[float]
@@ -61,15 +62,15 @@ class EmbedAnswer:
 
 
 def fits_base64(settings: EmbedSettings) -> bool:
-    """Whether the endpoint that knows base64 would drop nothing of a request."""
+    """Whether the endpoint with base64 supports every setting of a request."""
     return settings.truncate is None and settings.options is None and settings.keep_alive is None
 
 
 def dump_embed(settings: EmbedSettings, texts: Sequence[str]) -> bytes:
     """The body of a request for `texts`; the same bytes serve either endpoint.
 
-    Always a list: to the string ``""`` a server answers no vector, to ``[""]`` one. ``/api/embed``
-    ignores the field that it does not know.
+    Always sends a list: a server answers ``""`` without a vector, and ``[""]`` with one.
+    ``/api/embed`` ignores the encoding field.
     """
     if fits_base64(settings):
         payload = {"model": settings.model, "input": texts, "encoding_format": "base64"}
@@ -89,7 +90,7 @@ def dump_embed(settings: EmbedSettings, texts: Sequence[str]) -> bytes:
 
 
 def lacks_endpoint(error: NodeError) -> bool:
-    """Whether an error says that the server has no such endpoint: it is older than that."""
+    """Whether an error says that the server is too old to have the endpoint."""
     return (
         isinstance(error, ResponseError)
         and error.status in (404, 405)
@@ -100,7 +101,7 @@ def lacks_endpoint(error: NodeError) -> bool:
 def load_embeddings(node: str, body: bytes, count: int) -> EmbedAnswer:
     """Read the answer of either endpoint to a list of `count` texts.
 
-    Raises ProtocolError if there are not `count` vectors, of one length, all finite.
+    Raises ProtocolError unless there are `count` vectors of equal length, all finite.
     """
     if (known := _known_form(node, body, count)) is not None:
         texts, rest = known
@@ -119,7 +120,7 @@ def load_embeddings(node: str, body: bytes, count: int) -> EmbedAnswer:
 
 
 def _from_json(node: str, body: bytes, count: int) -> EmbedAnswer:
-    """Read an answer of any form, and say what is wrong with one that has none."""
+    """Read an answer in any format. Raises ProtocolError, which says what is wrong."""
     answer = load(node, body)
     vectors: Any
     if isinstance(entries := answer.get("data"), list):
@@ -150,7 +151,7 @@ _HEAD = b'{"object":"list","data":[{"object":"embedding","embedding":"'
 
 @lru_cache(maxsize=64)
 def _between(count: int) -> list[bytes]:
-    """What stands after each of `count` vectors in the form that Ollama's answers have."""
+    """The bytes after each of `count` vectors in the exact format of Ollama's answers."""
     then = '","index":%d},{"object":"embedding","embedding":"'
     return [(then % index).encode() for index in range(count - 1)] + [
         b'","index":%d}],' % (count - 1)
@@ -160,11 +161,11 @@ def _between(count: int) -> list[bytes]:
 def _known_form(
     node: str, body: bytes, count: int
 ) -> tuple[list[memoryview], dict[str, Any]] | None:
-    """The vectors of an answer as Ollama writes it, still in base64, and all else.
+    """The vectors, still in base64, and the other fields of an answer exactly as Ollama writes it.
 
-    To read it as JSON costs four times as much as to decode the vectors. Each byte that is not of a
-    vector is compared with what must stand there, so that only this very form is recognised; for
-    any other None is returned, and the answer is read as JSON.
+    Parsing it as JSON costs four times as much as decoding the vectors. Every byte outside the
+    vectors is compared with the expected one, so only this exact format matches; for any other,
+    returns None, and the answer is parsed as JSON.
     """
     at = len(_HEAD)
     length = body.find(b'"', at) - at
@@ -183,15 +184,15 @@ def _known_form(
 
 
 def _in_order(node: str, entries: list[Any]) -> list[dict[str, Any]]:
-    """The entries of an answer of ``/v1/embeddings``, by their index where they have one."""
+    """The entries of a ``/v1/embeddings`` answer, sorted by index where they have one."""
     for position, entry in enumerate(entries):
         if not isinstance(entry, dict):
-            raise ProtocolError(node, "answered a list of embeddings that is not of objects")
+            raise ProtocolError(node, "answered a list of embeddings that are not objects")
         if entry.get("index", position) != position:
             try:
                 return sorted(entries, key=lambda entry: int(entry["index"]))
             except (KeyError, TypeError, ValueError) as error:
-                raise ProtocolError(node, "answered embeddings with a broken index") from error
+                raise ProtocolError(node, "answered embeddings with an invalid index") from error
     return entries
 
 
@@ -221,15 +222,15 @@ def _from_lists(node: str, vectors: list[Any], body: bytes) -> tuple[memoryview[
         try:
             floats.fromlist(vector)
         except (TypeError, OverflowError) as error:
-            raise ProtocolError(node, f"answered a vector that is no vector: {error}") from error
+            raise ProtocolError(node, f"answered an invalid vector: {error}") from error
     if _has_booleans(body, vectors):
-        raise ProtocolError(node, "answered a vector that is no vector: it has booleans in it")
+        raise ProtocolError(node, "answered an invalid vector: it contains booleans")
     return memoryview(floats), dim
 
 
 def _has_booleans(body: bytes, vectors: list[list[float]]) -> bool:
-    """Whether true or false stands in `vectors`, where Python would take them for 1 and 0."""
-    # No number has their letters, and to look for one byte costs next to nothing.
+    """Whether `vectors` contains true or false, which Python would take for 1 and 0."""
+    # No number has these letters, and searching for one byte is almost free.
     start, end = body.find(b"["), body.rfind(b"]")
     if body.find(b"t", start, end) < 0 and body.find(b"f", start, end) < 0:
         return False
@@ -237,9 +238,9 @@ def _has_booleans(body: bytes, vectors: list[list[float]]) -> bool:
 
 
 def _are_finite(floats: memoryview[float]) -> bool:
-    """Whether there is neither NaN nor infinity among `floats`."""
-    # Both have an exponent of ones, so their top byte is 0x7f or 0xff. That byte is rare among
-    # sound numbers (1.7e38 and up), and looking for it costs a fraction of looking at each number.
+    """Whether `floats` has neither NaN nor infinity."""
+    # Both have an exponent of all ones, so their top byte is 0x7f or 0xff. That byte is rare among
+    # finite numbers (1.7e38 and up), and searching for it is much cheaper than testing each number.
     whole = floats.obj if isinstance(floats.obj, bytes) else floats.tobytes()
     top = whole[3::_FLOAT_BYTES] if sys.byteorder == "little" else whole[::_FLOAT_BYTES]
     if b"\x7f" not in top and b"\xff" not in top:
@@ -249,7 +250,7 @@ def _are_finite(floats: memoryview[float]) -> bool:
 
 @lru_cache(maxsize=1)
 def _parser() -> Any:
-    """The class of simdjson's parsers, None if it is not installed."""
+    """simdjson's parser class, None if it is not installed."""
     try:
         from simdjson import Parser
     except ImportError:
@@ -258,11 +259,11 @@ def _parser() -> Any:
 
 
 def read_numbers(body: bytes, count: int) -> tuple[memoryview[float], int, object] | None:
-    """Floats, their number per vector, and the token count of an answer of ``/api/embed``.
+    """Floats, their number per vector, and the token count of an ``/api/embed`` answer.
 
-    None for whatever is not plainly `count` vectors of numbers, of one length: then the answer is
-    read in the ordinary way, which says what is wrong. Also if numpy was not imported by anybody
-    yet: that takes longer than it saves.
+    None unless the answer is exactly `count` vectors of numbers of equal length: the ordinary
+    reader then says what is wrong. Also None if numpy is not imported yet: importing it takes
+    longer than it saves.
     """
     numpy = sys.modules.get("numpy")
     parser = _parser() if numpy is not None else None
@@ -274,13 +275,13 @@ def read_numbers(body: bytes, count: int) -> tuple[memoryview[float], int, objec
         lengths = {len(row) for row in rows}
         if len(rows) != count or len(lengths) != 1 or not max(lengths):
             return None
-        # It flattens lists in lists, however deep: there must be no bracket but one per vector.
+        # The parser flattens nested lists, so allow only one bracket per vector.
         if body.count(b"[") != count + 1:
             return None
         doubles = numpy.frombuffer(rows.as_buffer(of_type="d"), dtype=numpy.float64)
         tokens = answer.get("prompt_eval_count")
     except (KeyError, TypeError, ValueError, RuntimeError):
         return None
-    with numpy.errstate(over="ignore"):  # what is too large becomes infinite, and is looked for
+    with numpy.errstate(over="ignore"):  # an overflow becomes infinity, which is checked later
         floats = doubles.astype(numpy.float32)
     return memoryview(floats), lengths.pop(), tokens

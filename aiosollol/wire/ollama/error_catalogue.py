@@ -1,11 +1,11 @@
-"""Whose fault an error message of Ollama reports, from a catalogue of the messages in its source.
+"""Classifies Ollama's error messages, from a catalogue of the messages in its source.
 
-error_messages.json has one entry per message, in the order in which they are compared: messages
-that quote the request come first, so that quoted words are not taken for the server's. `text` is a
-fragment in lower case; ``*`` stands for any characters, ``^`` and ``$`` for the beginning and the
-end of the message. `status` lists the HTTP statuses that Ollama sends it with; other versions may
-use others, so only a `strict` entry requires one of them. `place` is the file and function, in
-`version` (the newest one if there is none), whose commit is under `commits`.
+error_messages.json has one entry per message, in matching order: messages that quote the request
+come first, so that quoted words are not taken for the server's. `text` is a fragment in lower
+case; ``*`` matches any characters, ``^`` and ``$`` the beginning and the end of the message.
+`status` lists the HTTP statuses that Ollama sends it with; other versions may use others, so only
+a `strict` entry requires one of them. `place` is the file and function, in `version` (default: the
+newest), whose commit is under `commits`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import orjson
 from aiosollol.errors import FaultKind
 
 MAX_CHARACTERS = 4096
-"""How much of a message is compared. A crashed runner's may hold kilobytes of its log."""
+"""Longest part of a message that is matched: a crashed runner's may hold kilobytes of its log."""
 
 
 class KnownMessage(NamedTuple):
-    """One entry. pieces: its text, cut at each ``*``; place, version: where it was read."""
+    """One entry. pieces: its text, split at each ``*``; place, version: its source location."""
 
     fault: FaultKind
     statuses: frozenset[int]
@@ -35,7 +35,7 @@ class KnownMessage(NamedTuple):
 
     @classmethod
     def read(cls, entry: dict[str, Any], newest: str) -> KnownMessage:
-        """The entry as it is in the file."""
+        """Parse an entry of the file."""
         text: str = entry["text"]
         return cls(
             entry["kind"],
@@ -74,7 +74,7 @@ KNOWN_MESSAGES = _read_catalogue()
 
 
 def fault_of(status: int, message: str) -> FaultKind | None:
-    """Whose fault the error is; None if the message is not in the catalogue."""
+    """The kind of fault behind an error; None if the message is not in the catalogue."""
     text = message.strip()[:MAX_CHARACTERS].lower()
     for known in KNOWN_MESSAGES:
         if known.fits(status, text):

@@ -1,4 +1,4 @@
-"""JSON as a server written in Go reads it: what it forgives, and its words for what it does not."""
+"""JSON as Go's encoding/json reads it: the same leniency and the same error messages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import orjson
 from aiosollol.wire.json_slices import BrokenJSON, read_slice, read_value
 
 MOST = 64 << 10
-"""Bytes of a document that are looked at."""
+"""Longest part of a document that is scanned, in bytes."""
 _MAX_DEPTH = 10_000
 
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -24,16 +24,16 @@ _SHOWN = 40  # digits of a number that is refused
 
 
 class GoJSONError(ValueError):
-    """Text that Go cannot read. Its `str` is Go's message: "EOF" where there is no value at all."""
+    """Text that Go cannot read. Its `str` is Go's message: "EOF" if there is no value at all."""
 
 
 def scan(document: bytes) -> int:
-    """Where the first value of a document ends. Raises GoJSONError.
+    """The position after the first value of a document. Raises GoJSONError.
 
-    Of a document longer than `MOST` only the beginning is looked at: then the end of that is
-    returned, unless something is wrong before it.
+    Of a document longer than `MOST`, only the first `MOST` bytes are scanned; without an error in
+    them, their end is returned.
     """
-    # Latin-1 gives each byte a character: positions and names are Go's.
+    # Latin-1 maps each byte to a character, so positions and names match Go's.
     scanner = _Scanner(document[:MOST].decode("latin-1"))
     try:
         end = scanner.scan()
@@ -57,7 +57,7 @@ class _Scanner:
     def __init__(self, text: str) -> None:
         self.text = text
         self.at = 0
-        self.too_large = ""  # the first number that no float64 can be
+        self.too_large = ""  # the first number that is too large for a float64
 
     def scan(self) -> int:
         self._skip(_SPACE)
@@ -100,7 +100,7 @@ class _Scanner:
         return False
 
     def _end_values(self, closers: list[str]) -> bool:
-        """Close what ends here. True at the end of the first value, False if another follows."""
+        """Close values that end here. True at the end of the first value, False if one follows."""
         while closers:
             self._skip(_SPACE)
             character = self._peek()
@@ -201,7 +201,7 @@ class _Scanner:
 __all__ = ["GoJSONError", "kind_of", "loads", "loads_whole", "quoted"]
 
 WHOLE = 256 << 10
-"""Bytes of a document that orjson may read in one call: that takes 20 ms at most."""
+"""Longest document that orjson may read in one call, in bytes: 20 ms at most."""
 
 
 def loads(document: bytes) -> Any:
@@ -211,7 +211,7 @@ def loads(document: bytes) -> Any:
     """
     if len(document) <= WHOLE:
         try:
-            return orjson.loads(document)  # what is plain JSON, which is nearly everything
+            return orjson.loads(document)  # almost everything is plain JSON
         except orjson.JSONDecodeError:
             pass
     return _forgive(document)[0]
@@ -236,7 +236,7 @@ def _forgive(document: bytes) -> tuple[Any, int]:
         return read_value(document)
     except BrokenJSON as error:
         end = scan(document)
-        # What the scan found no fault with, orjson or the reader did: further on, or in itself.
+        # The scan found no error, but orjson or the reader did, possibly after its limit.
         try:
             return read_slice(document[:end]), end
         except orjson.JSONDecodeError:
@@ -246,7 +246,7 @@ def _forgive(document: bytes) -> tuple[Any, int]:
 
 
 def kind_of(value: object) -> str:
-    """What Go's messages call the type of a JSON value."""
+    """The type of a JSON value, as Go's messages name it."""
     if isinstance(value, bool):
         return "bool"
     if isinstance(value, int | float):

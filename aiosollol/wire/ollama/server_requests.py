@@ -1,7 +1,7 @@
-"""What a client asks of an Ollama server: request bodies to values, checked in the server's order.
+"""Server side of Ollama's requests: bodies to values, checked in Ollama's order.
 
-Whoever answers in Ollama's place (the fake, the embedded node, the gateway) reads requests here,
-so that all three refuse the same things with the same words.
+The fake, the embedded node and the gateway all read requests here, so that they refuse the same
+requests with the same messages.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ _INT64 = range(-(2**63), 2**63)
 
 
 class Refusal(SollolError):
-    """A request that a server answers with an error. It never reaches a caller of the library.
+    """A request that a server answers with an error. Never raised to callers of the library.
 
-    `status` is the HTTP status and `message` the text. `is_early` tells that Ollama's
-    compatibility layer refuses it before the request proper, which shows in the content type.
+    status: the HTTP status.
+    message: the error text.
+    is_early: whether Ollama's compatibility layer refuses it before the request proper, which
+        changes the content type.
     """
 
     def __init__(self, status: int, message: str, *, is_early: bool = False) -> None:
@@ -40,9 +42,10 @@ class Refusal(SollolError):
 
 @dataclass(frozen=True, slots=True)
 class EmbedAsked:
-    """A request to one of the three embedding endpoints. `dimensions` 0 means all of them.
+    """A request to one of the three embedding endpoints.
 
-    keep_alive: seconds, infinite for "for ever", None where it was not given.
+    dimensions: length of the vectors, 0 for the full length.
+    keep_alive: seconds, infinite for "for ever", None if not given.
     encoding: "float", or "base64" (only /v1/embeddings).
     """
 
@@ -79,7 +82,7 @@ class GenerateAsked:
 
 
 def check_model_name(model: str) -> None:
-    """Raise Refusal for an invalid name. An empty one is refused elsewhere, in other words."""
+    """Raise Refusal for an invalid name. An empty name is refused elsewhere, with another text."""
     if model.strip() and not is_valid_name(model):
         raise Refusal(400, "invalid model name")
 
@@ -87,7 +90,7 @@ def check_model_name(model: str) -> None:
 def read_embed(body: bytes) -> EmbedAsked:
     """Read a request to /api/embed. Raises Refusal.
 
-    An empty string is no input at all, and neither is a missing one: both only load the model.
+    An empty string or a missing input counts as no input: both only load the model.
     """
     fields = _Fields.read(body, "EmbedRequest")
     given = fields.any("input")
@@ -183,7 +186,7 @@ def read_generate(body: bytes) -> GenerateAsked:
 
 
 def read_show(body: bytes) -> str:
-    """The model that a request to /api/show is about. Raises Refusal."""
+    """The model of a request to /api/show. Raises Refusal."""
     fields = _Fields.read(body, "ShowRequest")
     model = fields.text("model") or fields.text("name")
     if not model:
@@ -193,7 +196,7 @@ def read_show(body: bytes) -> str:
 
 
 def read_delete(body: bytes) -> str:
-    """The model that a request to /api/delete is about. Raises Refusal."""
+    """The model of a request to /api/delete. Raises Refusal."""
     fields = _Fields.read(body, "DeleteRequest")
     model = fields.text("model") or fields.text("name")
     if not model.strip():
@@ -214,7 +217,7 @@ def read_copy(body: bytes) -> tuple[str, str]:
 
 
 def _check_texts(given: object) -> None:
-    """Refuse an `input` that is neither text nor texts. Go notices only after the other fields."""
+    """Refuse an `input` other than text or texts. Go checks it after all other fields."""
     if given is None or isinstance(given, str):
         return
     if not isinstance(given, list) or not all(isinstance(text, str) for text in given):
@@ -223,7 +226,7 @@ def _check_texts(given: object) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Fields:
-    """The fields of a body, typed as the Go structure `struct` types them; null is absent."""
+    """The fields of a body, with the types of the Go structure `struct`; null counts as absent."""
 
     values: Mapping[str, Any]
     struct: str
@@ -297,7 +300,7 @@ def _mismatch(value: object, place: str, go_type: str) -> str:
 
 
 def _seconds(text: str) -> float:
-    """A duration as Go writes one ("5m", "1h30m", "-1s"), in seconds; negative means for ever."""
+    """A duration in Go's notation ("5m", "1h30m", "-1s"), in seconds; negative means for ever."""
     try:
         nanoseconds = parse_duration(text)
     except InvalidInput as error:
@@ -305,5 +308,5 @@ def _seconds(text: str) -> float:
     return float("inf") if nanoseconds < 0 else nanoseconds / 1e9
 
 
-_USUAL_DURATION = 16  # characters: what is kept must not be what a client likes to fill memory with
+_USUAL_DURATION = 16  # characters; longer ones are not cached, so that no client can fill memory
 _usual_seconds = lru_cache(maxsize=64)(_seconds)

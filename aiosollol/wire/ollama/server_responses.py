@@ -1,8 +1,7 @@
-"""What an Ollama server answers: values to bytes, with its own statuses, shapes and words.
+"""Server side of Ollama's answers: values to bytes, with its statuses, formats and messages.
 
-The other side of `ollama.py`. Three servers speak through it: the fake of `aiosollol.testing`, the
-embedded node and the gateway. The standard is what a real server answers; tests/captures holds
-such answers.
+The counterpart of `client.py`, used by the fake of `aiosollol.testing`, the embedded node and the
+gateway. The reference is what a real server answers, as recorded in tests/captures.
 """
 
 from __future__ import annotations
@@ -33,13 +32,13 @@ NO_EMBEDDINGS = "This server does not support embeddings. Start it with `--embed
 NAN = "failed to encode response: json: unsupported value: NaN"
 RUNNER_GONE = "llama runner process no longer running: 2 "
 
-# The last moment that a keep_alive of "for ever" can mean: Go adds its longest duration.
+# When a model with keep_alive "for ever" expires: Go adds its longest duration.
 FOR_EVER_NS = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class HttpResponse:
-    """A whole answer: HTTP status, content type ("" for none) and body."""
+    """A complete answer: HTTP status, content type ("" for none) and body."""
 
     status: int
     content_type: str
@@ -48,11 +47,13 @@ class HttpResponse:
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What a server tells of one model.
+    """What a server reports about one model.
 
-    size: bytes on disk. dim: length of its vectors (`embedding_length`).
-    modified_at: a `timestamp`. capabilities: "embedding", "completion", "tools", ...
-    parameters: how many numbers it has, as Ollama writes it ("22.57M").
+    size: bytes on disk.
+    dim: length of its vectors (`embedding_length`).
+    modified_at: a `timestamp`.
+    capabilities: "embedding", "completion", "tools", ...
+    parameters: parameter count, as Ollama writes it ("22.57M").
     """
 
     name: str
@@ -79,7 +80,7 @@ class ModelCard:
 
 
 def timestamp(nanoseconds: int) -> str:
-    """A moment (since 1970, UTC) as Go writes it: ``2026-11-21T09:01:59.127898359Z``."""
+    """A time since 1970, UTC, in Go's format: ``2026-11-21T09:01:59.127898359Z``."""
     seconds, fraction = divmod(nanoseconds, 1_000_000_000)
     moment = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
     digits = f".{fraction:09d}".rstrip("0") if fraction else ""
@@ -87,13 +88,13 @@ def timestamp(nanoseconds: int) -> str:
 
 
 def seconds_of(moment: str) -> int:
-    """A `timestamp` in whole seconds since 1970, which is how the /v1 endpoints tell time."""
+    """A `timestamp` in whole seconds since 1970, the unit of the /v1 endpoints."""
     whole = moment.removesuffix("Z").partition(".")[0]
     return int(datetime.fromisoformat(whole).replace(tzinfo=UTC).timestamp())
 
 
 def json_answer(value: Any, *, openai: bool = False, status: int = 200) -> HttpResponse:
-    """`value` as the body of an answer of Ollama's own API, or of its OpenAI-compatible one."""
+    """`value` as the body of an answer, in Ollama's native or OpenAI-compatible API."""
     return HttpResponse(status, OPENAI_JSON if openai else API_JSON, orjson.dumps(value))
 
 
@@ -101,7 +102,7 @@ def json_answer(value: Any, *, openai: bool = False, status: int = 200) -> HttpR
 
 
 def refuse(error: Refusal, *, openai: bool = False) -> HttpResponse:
-    """The answer to a request that was refused, in the form of the API that was used."""
+    """The answer to a refused request, in the format of the API that was used."""
     if not openai:
         return json_answer({"error": error.message}, status=error.status)
     answer = json_answer(openai_error(error.status, error.message), status=error.status)
@@ -115,24 +116,24 @@ def openai_error(status: int, message: str) -> dict[str, Any]:
 
 
 def not_found() -> HttpResponse:
-    """The answer on a path that does not exist."""
+    """The answer for an unknown path."""
     return HttpResponse(404, PLAIN, b"404 page not found")
 
 
 def method_not_allowed() -> HttpResponse:
-    """The answer to a method that a path does not have."""
+    """The answer for a method that the path does not support."""
     return HttpResponse(405, PLAIN, b"405 method not allowed")
 
 
 def unknown_model(model: str) -> Refusal:
-    """A model that the server does not have, as most endpoints put it."""
+    """The refusal of an unknown model, as most endpoints word it."""
     return Refusal(404, f"model '{model}' not found")
 
 
 def unknown_model_try_pulling(model: str) -> Refusal:
-    """A model that the server does not have, as the embedding endpoints put it.
+    """The refusal of an unknown model, as the embedding endpoints word it.
 
-    The empty name fails earlier in Ollama and reads differently.
+    An empty name fails earlier in Ollama, with another message.
     """
     if not model:
         return unknown_model(model)
@@ -140,12 +141,12 @@ def unknown_model_try_pulling(model: str) -> Refusal:
 
 
 def cannot(model: str, what: str) -> Refusal:
-    """A model that lacks a capability: `what` is "chat", "generate", ..."""
+    """The refusal of a model without a capability: `what` is "chat", "generate", ..."""
     return Refusal(400, f"{quoted(model)} does not support {what}")
 
 
 def cannot_use_tools(model: str) -> Refusal:
-    """A chat model without tools. This one message has the name with its registry."""
+    """The refusal of tools. Only this message has the model's name with its registry."""
     name = shortest_name(model)
     path = name if "/" in name else f"library/{name}"
     return Refusal(400, f"registry.ollama.ai/{path} does not support tools")
@@ -184,7 +185,7 @@ def tags(cards: Iterable[ModelCard]) -> HttpResponse:
 
 
 def ps(loaded: Iterable[tuple[ModelCard, int, str]]) -> HttpResponse:
-    """/api/ps: the models in memory, each with its bytes in GPU memory and when it is unloaded."""
+    """/api/ps: the loaded models, each with its bytes in GPU memory and its expiry time."""
     models = [
         {
             "name": card.name,
@@ -243,9 +244,9 @@ Floats = bytes | bytearray | memoryview
 
 
 def json_vectors(floats: Floats, dim: int) -> list[bytes]:
-    """Each vector as a JSON array of the shortest numbers that are these float32, as Go writes.
+    """Each vector as a JSON array, each float32 in its shortest form, as in Go.
 
-    Without numpy they are longer numbers, but the same float32.
+    Without numpy the numbers are longer, but parse to the same float32.
     """
     numpy = _numpy()
     if numpy is not None:
@@ -256,7 +257,7 @@ def json_vectors(floats: Floats, dim: int) -> list[bytes]:
 
 
 def base64_vectors(floats: Floats, dim: int) -> list[bytes]:
-    """Each vector as a JSON string: its float32 in little-endian bytes, in base64."""
+    """Each vector as a JSON string: little-endian float32 in base64."""
     if sys.byteorder != "little":
         swapped = array("f", memoryview(floats).cast("B").cast("f"))
         swapped.byteswap()
@@ -276,7 +277,7 @@ def embed(
 ) -> HttpResponse:
     """/api/embed: `vectors` come from `json_vectors`, durations are nanoseconds.
 
-    Ollama leaves out what is zero, which is all three where there was no input.
+    Ollama leaves out zeros: without input, all three.
     """
     numbers = {
         "total_duration": total_duration,
@@ -336,7 +337,7 @@ class ResponseTimings:
 
 
 def chat_part(model: str, created_at: str, content: str) -> dict[str, Any]:
-    """A piece of a streamed chat."""
+    """One part of a streamed chat."""
     return {
         "model": model,
         "created_at": created_at,
@@ -352,9 +353,9 @@ def chat_final(
     metrics: ResponseTimings | None = None,
     content: str = "",
 ) -> dict[str, Any]:
-    """The last piece of a chat, or all of it.
+    """The last part of a chat, or the complete answer.
 
-    `reason` is "stop" or "length"; without metrics "load" or "unload".
+    reason: "stop" or "length"; without metrics, "load" or "unload".
     """
     return {
         "model": model,
@@ -367,7 +368,7 @@ def chat_final(
 
 
 def generate_part(model: str, created_at: str, content: str) -> dict[str, Any]:
-    """A piece of a streamed completion."""
+    """One part of a streamed completion."""
     return {"model": model, "created_at": created_at, "response": content, "done": False}
 
 
@@ -379,7 +380,7 @@ def generate_final(
     content: str = "",
     context: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """The last piece of a completion, or all of it. `context` is the token ids so far."""
+    """The last part of a completion, or the complete answer. context: the token ids so far."""
     return {
         "model": model,
         "created_at": created_at,

@@ -1,1 +1,1 @@
-"""OpenAI's API over Ollama's."""
+"""OpenAI's API on top of Ollama's."""

@@ -1,9 +1,9 @@
-"""OpenAI's API over Ollama's: ``/v1/chat/completions``, ``/v1/completions`` and ``/v1/models``.
+"""OpenAI's ``/v1/chat/completions``, ``/v1/completions`` and ``/v1/models`` on top of Ollama's API.
 
-A request becomes the one that Ollama's own compatibility layer would make of it (openai/openai.go),
-and answers look as its do; tests/captures has some. Where that layer passes over what cannot be
-(`n`, several prompts), it is refused, and `max_completion_tokens`, `echo` and `tool_choice: "none"`
-are heeded. ``/v1/embeddings`` is read by `asked.read_openai_embeddings`.
+Requests and answers are converted as in Ollama's own compatibility layer (openai/openai.go;
+examples in tests/captures), except that unsupported features (`n`, several prompts) are refused
+instead of ignored, and `max_completion_tokens`, `echo` and `tool_choice: "none"` are respected.
+``/v1/embeddings`` is read by `server_requests.read_openai_embeddings`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ COMPLETION_PATH = "/v1/completions"
 
 
 def refuse(refusal: Refusal) -> HttpResponse:
-    """An error in OpenAI's form."""
+    """An error in OpenAI's format."""
     return server_responses.refuse(refusal, openai=True)
 
 
@@ -48,7 +48,7 @@ def refuse(refusal: Refusal) -> HttpResponse:
 
 
 class ChatQuestion(Question):
-    """A request to ``/v1/chat/completions``, as one to ``/api/chat``."""
+    """A request to ``/v1/chat/completions``, converted to ``/api/chat``."""
 
     def __init__(self, payload: dict[str, Any], *, include_usage: bool = False) -> None:
         super().__init__("/api/chat", payload)
@@ -109,7 +109,7 @@ def read_chat(body: bytes) -> ChatQuestion:
 
 
 def _format(fields: Fields) -> str | dict[str, Any] | None:
-    """What the answer has to look like: any JSON, or a schema."""
+    """The required format of the answer: any JSON, or a schema."""
     wanted = fields.inside("response_format")
     kind = wanted.text("type").strip().lower() if wanted else ""
     if wanted is None or kind in ("", "text"):
@@ -129,9 +129,9 @@ def _format(fields: Fields) -> str | dict[str, Any] | None:
 
 
 class CompletionQuestion(Question):
-    """A request to ``/v1/completions``, as one to ``/api/generate``.
+    """A request to ``/v1/completions``, converted to ``/api/generate``.
 
-    echo: what the answer begins with: the prompt, if that was asked for.
+    echo: text to begin the answer with: the prompt if the client asked for `echo`, else "".
     """
 
     def __init__(
@@ -179,7 +179,7 @@ def read_completion(body: bytes) -> CompletionQuestion:
 
 
 def _prompt(fields: Fields) -> str:
-    """The one prompt; many clients send it in a list."""
+    """The only prompt; many clients send it in a list."""
     prompt = fields.any("prompt")
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str):
         return prompt[0]
@@ -199,7 +199,7 @@ def models(entries: Iterable[Mapping[str, Any]]) -> HttpResponse:
 
 
 def model(name: str, shown: Mapping[str, Any]) -> HttpResponse:
-    """``/v1/models/NAME``, from what ``/api/show`` or ``/api/tags`` says of it."""
+    """``/v1/models/NAME``, from the model's entry in ``/api/show`` or ``/api/tags``."""
     return _answer(_model(name, shown))
 
 
@@ -213,7 +213,7 @@ def _model(name: str, shown: Mapping[str, Any]) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": created, "owned_by": owner}
 
 
-# ---- what chat and completions have in common
+# ---- shared by chat and completions
 
 
 def _options(
@@ -223,7 +223,7 @@ def _options(
     frequency_penalty: float | None,
     presence_penalty: float | None,
 ) -> dict[str, Any]:
-    """Ollama's options. The defaults are OpenAI's, and not the model's own."""
+    """Ollama's options, with OpenAI's defaults rather than the model's."""
     temperature, top_p = fields.number("temperature"), fields.number("top_p")
     options = {
         "stop": _stops(fields),
@@ -265,7 +265,7 @@ def _head(identity: str, kind: str, stamp: Stamp, reply: Mapping[str, Any]) -> d
 
 
 def _given(name: str, value: Any) -> dict[str, Any]:
-    """One field, left out if it says nothing."""
+    """One field, left out if empty."""
     return {name: value} if value else {}
 
 

@@ -1,8 +1,8 @@
 """The events of ``/v1/chat/completions`` and ``/v1/completions``, from the parts of an answer.
 
-As Ollama's middleware/openai.go writes them: one `created` for the whole stream, the role in the
-first chunk, the reason to finish in a chunk of its own. But an error in mid-stream, which that
-layer turns into an empty chunk, is told, in the form that OpenAI's clients raise.
+In the format of Ollama's middleware/openai.go: one `created` for the whole stream, the role in the
+first chunk, the finish reason in a separate chunk. But an error in mid-stream, which that layer
+turns into an empty chunk, is sent in the format that OpenAI's clients raise.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def completion_id(stamp: Stamp) -> str:
 
 
 def usage(reply: Mapping[str, Any]) -> dict[str, int]:
-    """What an answer cost, in tokens."""
+    """Token counts of an answer."""
     prompt, completion = count_of(reply, "prompt_eval_count"), count_of(reply, "eval_count")
     return {
         "prompt_tokens": prompt,
@@ -46,7 +46,7 @@ def usage(reply: Mapping[str, Any]) -> dict[str, int]:
 
 
 def tool_calls(calls: Sequence[Call], first: int = 0) -> list[dict[str, Any]]:
-    """Tool calls in OpenAI's form, numbered from `first` on."""
+    """Tool calls in OpenAI's format, numbered from `first`."""
     return [
         {
             "id": call.id,
@@ -70,7 +70,7 @@ class ChatEvents(_OpenAIEvents):
         super().__init__()
         self._stamp = stamp
         self._include_usage = include_usage
-        self._head = b""  # all of a chunk up to its choices; empty before the first
+        self._head = b""  # a chunk up to its choices; empty before the first
         self._calls = 0
 
     def _part(self, part: Mapping[str, Any]) -> bytes:
@@ -78,7 +78,7 @@ class ChatEvents(_OpenAIEvents):
         text = text_of(message, "content")
         is_done = part.get("done") is True
         if self._head and text and not is_done and len(message) == 2 and "logprobs" not in part:
-            # What nearly all parts are: a role and a text.
+            # Almost every part is a role and a text.
             return b'%b{"index":0,"delta":{"content":%b},"finish_reason":null}]}\n\n' % (
                 self._head,
                 dumps(text),
@@ -103,7 +103,7 @@ class ChatEvents(_OpenAIEvents):
             said["tool_calls"] = tool_calls(calls, self._calls)
             self._calls += len(calls)
         if thinking and (text or calls):
-            # Thought and said in one part: a chunk for each, the probabilities in the first.
+            # Thinking and text in one part: a chunk for each, the logprobs in the first.
             first = self._choice({**role, "reasoning": thinking}, None, logprobs)
             return first + self._choice(said)
         return self._choice({**role, **said}, None, logprobs)
@@ -144,7 +144,7 @@ class CompletionEvents(_OpenAIEvents):
         self._echo = echo
         head = {"id": completion_id(stamp), "object": "text_completion", "created": stamp.created}
         self._head = b"data: " + dumps(head)[:-1] + b',"choices":['
-        self._tail = b""  # all of a chunk after its choices; empty before the first
+        self._tail = b""  # a chunk after its choices; empty before the first
 
     def _part(self, part: Mapping[str, Any]) -> bytes:
         if not self._tail:

@@ -1,8 +1,8 @@
-"""The messages and tools of a chat, from OpenAI's form to Ollama's.
+"""Messages and tools of a chat, from OpenAI's format to Ollama's.
 
-As Ollama's own openai/openai.go (FromChatRequest) has it, so that a model is told the same: each
-part of a content becomes a message of its own. Other than there, the parts of a tool's result stay
-together, for only so they keep the id of their call.
+As in Ollama's openai/openai.go (FromChatRequest), so that the model gets the same input: each part
+of a content becomes its own message. Unlike there, the parts of a tool result stay together, to
+keep the id of their call.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def read_messages(entries: Sequence[Fields]) -> list[dict[str, Any]]:
 def _messages(
     entry: Fields, calls: list[dict[str, Any]], names: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """The one message, or one for each part of its content."""
+    """One message, or one for each part of its content."""
     role = entry.text("role")
     is_result = role.lower() == "tool"
     content = entry.any("content")
@@ -60,7 +60,7 @@ def _messages(
 
 
 def _part(part: Any) -> dict[str, Any]:
-    """A part of a content: a text, or an image, or a sound, which Ollama takes as an image too."""
+    """A content part: text, an image, or audio, which Ollama accepts as an image."""
     if not isinstance(part, dict):
         raise early(_INVALID)
     kind = part.get("type")
@@ -92,7 +92,7 @@ def _joined(role: str, messages: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _calls(entry: Fields) -> list[dict[str, Any]]:
-    """The tool calls that a model made earlier in the conversation."""
+    """The model's tool calls earlier in the conversation."""
     calls = []
     for call in entry.each("tool_calls"):
         function = call.inside("function") or Fields({}, call.path)
@@ -103,7 +103,7 @@ def _calls(entry: Fields) -> list[dict[str, Any]]:
 
 
 def read_arguments(text: str, problem: str) -> dict[str, Any]:
-    """The arguments of a call, which come as JSON in a string. Raises Refusal with `problem`."""
+    """The arguments of a call, given as a JSON string. Raises Refusal with `problem`."""
     if not text.strip():
         return {}
     try:
@@ -116,7 +116,7 @@ def read_arguments(text: str, problem: str) -> dict[str, Any]:
 
 
 def read_tools(entries: Sequence[Fields]) -> list[dict[str, Any]]:
-    """Tools for /api/chat, which has them as OpenAI has. Raises Refusal."""
+    """Tools for /api/chat, which uses OpenAI's format. Raises Refusal."""
     for entry in entries:
         function = entry.inside("function")
         if function is None or not function.text("name"):
@@ -140,7 +140,7 @@ _EFFORTS: dict[str, str | bool | None] = {
 
 
 def think_of(effort: str) -> str | bool | None:
-    """Ollama's `think` for an effort of OpenAI's, None for the model's own. Raises Refusal."""
+    """Ollama's `think` for OpenAI's effort, None for the model's default. Raises Refusal."""
     if effort not in _EFFORTS:
         raise early(
             f'invalid reasoning value: {quoted(effort)} (must be "minimal", "low", "medium", '

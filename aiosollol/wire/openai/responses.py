@@ -1,9 +1,9 @@
-"""OpenAI's ``/v1/responses`` over Ollama's ``/api/chat``.
+"""OpenAI's ``/v1/responses`` on top of Ollama's ``/api/chat``.
 
-A request becomes the one that Ollama's own compatibility layer would make of it, and answers look
-as its do (openai/responses.go; tests/captures has some). A conversation that the server should
-remember is refused, for it remembers none, and tools that a server would have to run, such as a web
-search, are not offered to the model.
+Requests and answers are converted as in Ollama's own compatibility layer (openai/responses.go;
+examples in tests/captures). Requests that refer to a stored conversation are refused, because none
+is stored, and tools that the server would have to run, such as web search, are not offered to the
+model.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PATH = "/v1/responses"
 
 
 class ResponseQuestion(Question):
-    """A request to ``/v1/responses``. `echoed` is what the answer tells of it."""
+    """A request to ``/v1/responses``. echoed: its fields that the answer repeats."""
 
     def __init__(self, payload: dict[str, Any], echoed: dict[str, Any]) -> None:
         super().__init__("/api/chat", payload)
@@ -66,7 +66,7 @@ class ResponseQuestion(Question):
     def describe(
         self, stamp: Stamp, status: str, output: list[dict[str, Any]], usage: dict[str, Any] | None
     ) -> dict[str, Any]:
-        """The response as an object, in whatever status it is."""
+        """The response object in the given status."""
         echoed = self.echoed
         return {
             "id": f"resp_{stamp.unique}",
@@ -137,7 +137,7 @@ def read_responses(body: bytes) -> ResponseQuestion:
     }
     echoed = {
         "instructions": fields.text("instructions") or None,
-        "tools": [_told(entry) for entry in declared],
+        "tools": [_echoed(entry) for entry in declared],
         "truncation": fields.text("truncation") or "disabled",
         "format": _format(wanted),
         "top_p": 1 if top_p is None else top_p,
@@ -169,9 +169,9 @@ def _reasoning(reasoning: Fields) -> dict[str, str] | None:
 # ---- tools
 
 
-def _told(tool: Fields) -> dict[str, Any]:
+def _echoed(tool: Fields) -> dict[str, Any]:
     """A tool as the answer repeats it."""
-    members = [_told(member) for member in tool.each("tools")]
+    members = [_echoed(member) for member in tool.each("tools")]
     return {
         "type": tool.text("type"),
         "name": tool.text("name"),
@@ -183,7 +183,7 @@ def _told(tool: Fields) -> dict[str, Any]:
 
 
 def _tools(tool: Fields) -> list[dict[str, Any]]:
-    """A tool for /api/chat; the members of a namespace, with its name before theirs."""
+    """A tool for /api/chat; a namespace becomes its members, prefixed with its name."""
     name = tool.text("name")
     if tool.text("type") == "namespace":
         members = [made for member in tool.each("tools") for made in _tools(member)]
@@ -193,7 +193,7 @@ def _tools(tool: Fields) -> list[dict[str, Any]]:
                 function["name"] = f"{name}.{function['name']}"
         return members
     if not name:
-        return []  # built into OpenAI's server, and not into Ollama's
+        return []  # built into OpenAI's server, not Ollama's
     parameters = tool.mapping("parameters")
     function = {
         "name": name,
@@ -230,7 +230,7 @@ def _kind(item: Fields) -> str:
 
 
 class _History:
-    """The messages so far, and the thinking that belongs to the next of the model's own."""
+    """The messages so far, and the thinking that belongs to the model's next one."""
 
     def __init__(self, messages: list[dict[str, Any]]) -> None:
         self._messages = messages
@@ -249,7 +249,7 @@ class _History:
             case "reasoning":
                 self._thinking = item.text("encrypted_content")
             case "web_search_call":
-                pass  # what it found is in the message that follows
+                pass  # its results are in the next message
             case "":
                 raise early(f"{item.path}: input item missing required 'type' field")
             case kind:
@@ -267,7 +267,7 @@ class _History:
             if after is not None and _kind(after) == "function_call_output":
                 call = self._caller(after.text("call_id"))
                 if call is not None:
-                    # What a model says between a call and its result goes with the call.
+                    # Text between a call and its result belongs to the call.
                     _join(call, message)
                     return
         self._messages.append(message)
@@ -285,7 +285,7 @@ class _History:
         )
 
     def _caller(self, call_id: str) -> dict[str, Any] | None:
-        """The last message, if it makes that call."""
+        """The last message, if it contains that call."""
         last = self._messages[-1] if self._messages else {}
         is_it = call_id and any(call["id"] == call_id for call in last.get("tool_calls", ()))
         return last if is_it else None
@@ -309,7 +309,7 @@ def _call_id(item: Fields) -> dict[str, str]:
 
 
 def _content(item: Fields, name: str) -> dict[str, Any]:
-    """A content: a string, or parts, of which the texts are joined."""
+    """A content: a string, or parts, with their texts joined."""
     given = item.any(name)
     if given is None or isinstance(given, str):
         return {"content": given or ""}
@@ -333,7 +333,7 @@ def _take(part: Fields, text: list[str], shown: list[str]) -> None:
         case "input_text" | "output_text":
             text.append(part.text("text"))
         case "input_image":
-            if url := part.text("image_url"):  # one that is a file's id cannot be had
+            if url := part.text("image_url"):  # a file id cannot be resolved
                 shown.append(translation.from_url(url))
         case "input_file":
             raise early("file inputs are not currently supported")

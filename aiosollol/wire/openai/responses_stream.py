@@ -1,7 +1,7 @@
 """The events of ``/v1/responses``, from the parts of Ollama's answer.
 
-As Ollama's openai/responses.go (ResponsesStreamConverter) writes them, with its keys in its order.
-An error in mid-stream, which is lost there, is told as `response.failed`.
+In the format of Ollama's openai/responses.go (ResponsesStreamConverter), with the same key order.
+An error in mid-stream, which Ollama loses, is sent as `response.failed`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def call_item(identity: str, call: Call) -> dict[str, Any]:
 
 
 def response_usage(reply: Mapping[str, Any]) -> dict[str, Any]:
-    """What an answer cost, in tokens."""
+    """Token counts of an answer."""
     asked, said = count_of(reply, "prompt_eval_count"), count_of(reply, "eval_count")
     return {
         "input_tokens": asked,
@@ -72,15 +72,15 @@ def _text_part(text: str) -> dict[str, Any]:
 
 
 class ResponseEvents(Events):
-    """Events of a response, which `describe` makes an object of."""
+    """Events of a response. describe: builds the response object for an event."""
 
     def __init__(self, describe: Describe, stamp: Stamp) -> None:
         super().__init__()
         self._describe = describe
         self._stamp = stamp
         self._number = 0
-        self._items: list[dict[str, Any]] = []  # those that are done
-        self._open = ""  # what kind the open item is, if one is
+        self._items: list[dict[str, Any]] = []  # completed items
+        self._open = ""  # kind of the open item, "" if none
         self._said: list[str] = []
         self._delta_head = self._delta_middle = self._delta_tail = b""
         self._calls = 0
@@ -93,7 +93,7 @@ class ResponseEvents(Events):
         calls = calls_of(message, self._stamp.unique, self._calls)
         events += [self._call(call) for call in calls]
         text = text_of(message, "content")
-        if text and not self._calls:  # what a model says besides its calls is not for the client
+        if text and not self._calls:  # text next to tool calls is not for the client
             events.append(self._say(text))
         if part.get("done") is True:
             events.append(self._end(part))
@@ -151,10 +151,10 @@ class ResponseEvents(Events):
         item = {"item_id": self._id("msg"), "output_index": self._at, "content_index": 0}
         return self._event(kind, **item, **data)
 
-    # ---- deltas, of which there is one for nearly every part
+    # ---- deltas: one for almost every part
 
     def _prepare(self, kind: str, **data: Any) -> None:
-        """Write a delta of the item that opens, all but its text and number."""
+        """Prepare the deltas of the opened item, except their text and number."""
         event = {"type": kind, "delta": "", "sequence_number": 0, "output_index": self._at, **data}
         before, delta, rest = dumps(event, orjson.OPT_SORT_KEYS).partition(b'"delta":')
         between, number, after = rest.removeprefix(b'""').partition(b'"sequence_number":')
@@ -211,12 +211,12 @@ class ResponseEvents(Events):
         return len(self._items)
 
     def _id(self, kind: str) -> str:
-        """The id of the item that is open or comes next."""
+        """The id of the open item, or the next one."""
         number = f"_{self._at}" if self._at else ""
         return f"{kind}_{self._stamp.unique}{number}"
 
     def _close(self) -> bytes:
-        """End the open item, if one is."""
+        """End the open item, if there is one."""
         kind, self._open = self._open, ""
         if not kind:
             return b""

@@ -107,10 +107,10 @@ FINE = struct.pack("<2f", 1.0, 2.0)
         pytest.param(in_base64(["", ""]), "unequal length", id="empty"),
         pytest.param(in_base64([FINE, "not base64!"]), "not base64", id="not base64"),
         pytest.param(in_base64([FINE]), "1 vectors to 2 texts", id="too few"),
-        pytest.param(orjson.dumps({"data": [1, 2]}), "not of objects", id="no objects"),
+        pytest.param(orjson.dumps({"data": [1, 2]}), "are not objects", id="no objects"),
         pytest.param(orjson.dumps({"data": [{}, {}]}), "unequal length", id="no embedding"),
         pytest.param(
-            orjson.dumps({"data": [{"index": "x"}, {"index": 0}]}), "broken index", id="index"
+            orjson.dumps({"data": [{"index": "x"}, {"index": 0}]}), "invalid index", id="index"
         ),
         pytest.param(in_base64([FINE, FINE])[:-40], "not JSON", id="cut"),
     ],
