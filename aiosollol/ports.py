@@ -19,7 +19,7 @@ CANCELLED = "cancelled"
 
 
 class Transport(Protocol):
-    """The connection to one node. `HttpTransport` uses sockets, `testing.FakeTransport` none.
+    """The connection to one node. `HttpTransport` uses sockets, `testing.FakeTransport` doesn't.
 
     All failures of the connection or the node are raised as `NodeError`. Cancelling a request
     cancels it on the wire.

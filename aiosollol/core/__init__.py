@@ -1,1 +1,1 @@
-"""Pure decisions: nothing here waits, reads a clock, draws random numbers or opens a socket."""
+"""Pure decisions: no waiting, clock, random numbers or sockets."""

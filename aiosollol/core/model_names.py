@@ -1,4 +1,4 @@
-"""Names of models as Ollama reads them: ``[host/][namespace/]model[:tag]``, in any case.
+"""Model names as Ollama parses them: ``[host/][namespace/]model[:tag]``, case-insensitive.
 
 The rules are those of types/model/name.go and internal/modelref in its source.
 """
@@ -9,7 +9,7 @@ import re
 from functools import lru_cache
 
 MAX_NAME = 640
-"""No valid name has more characters."""
+"""Maximum length of a valid name, in characters."""
 
 _DEFAULT_HOST = "registry.ollama.ai"
 _DEFAULT_NAMESPACE = "library"
@@ -27,17 +27,17 @@ _NAME = re.compile(
 def full_name(model: str) -> str:
     """The key of a model: equal for all names by which Ollama finds the same model.
 
-    That is the shortest name with its tag, in lower case: ``Llama3.2``, ``library/llama3.2`` and
-    ``registry.ollama.ai/library/llama3.2:latest`` are ``llama3.2:latest``. An invalid name, which
-    no model has, stays as it is. Results are cached, so check a name from outside by
-    `is_valid_name` first: a long one would stay in memory.
+    This is the shortest name with its tag, in lower case: ``Llama3.2``, ``library/llama3.2`` and
+    ``registry.ollama.ai/library/llama3.2:latest`` are ``llama3.2:latest``. An invalid name is
+    returned unchanged. Results are cached, so check untrusted names with `is_valid_name` first: a
+    long one would stay in memory.
     """
     shortest = _shortest(model)
     return _invalid(model) if shortest is None else shortest.lower()
 
 
 def shortest_name(model: str) -> str:
-    """The name as Ollama shows it: with its tag, without the default host and namespace."""
+    """The name in Ollama's lists: with its tag, without the default host and namespace."""
     return _shortest(model) or _invalid(model)
 
 
@@ -51,17 +51,17 @@ def qualified_name(model: str) -> str:
 
 
 def is_valid_name(model: str) -> bool:
-    """Whether Ollama would look for a model of this name."""
+    """Whether Ollama accepts this name."""
     return _shortest(model) is not None
 
 
 def _shortest(model: str) -> str | None:
-    """The shortest name; None for one that is invalid."""
+    """The shortest name; None if invalid."""
     return _usual_shortest(model) if len(model) <= MAX_NAME else None
 
 
 def _invalid(model: str) -> str:
-    """An invalid name as a key. Not in lower case, which can make a valid name of it."""
+    """An invalid name as a key. Not in lower case, which could make it valid."""
     return model if ":" in model.rpartition("/")[2] else f"{model}:{_DEFAULT_TAG}"
 
 

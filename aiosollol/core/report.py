@@ -71,12 +71,12 @@ class BatchReport:
 
     items: texts in the batch.
     unique: distinct texts, each embedded once.
-    tokens: prompt tokens of all texts with a vector, as the nodes counted them; equal texts count
-    each, as in Ollama.
-    tokens_are_exact: False if part of `tokens` is estimated: a node did not count, requests of two
-    nodes overlapped in part, or an engine computed equal texts.
-    truncated: texts that appear to have been cut to the model's context by a server, equal ones
-    each: see `core.truncation`.
+    tokens: prompt tokens of all texts with a vector, as reported by the nodes, duplicates included,
+    as in Ollama.
+    tokens_are_exact: False if part of `tokens` is estimated: a node reported no count, requests of
+    two nodes overlapped in part, or an engine computed duplicate texts.
+    truncated: texts that a server appears to have cut to the model's context, duplicates included:
+    see `core.truncation`.
     seconds: total duration.
     nodes: share of each node, by name.
     plan: the plan; None if none was needed.

@@ -127,7 +127,7 @@ def reload_key(options: Mapping[str, Any] | None) -> tuple[tuple[str, str], ...]
 
 
 def check_text(text: object, index: int | None = None) -> None:
-    """Raise InvalidInput unless `text` is a string that JSON can carry."""
+    """Raise InvalidInput unless `text` is a string that JSON can represent."""
     where = "input" if index is None else f"item {index}"
     if not isinstance(text, str):
         raise InvalidInput(f"{where} must be a string, not {type(text).__name__}", index=index)

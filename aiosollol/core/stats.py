@@ -76,13 +76,15 @@ class NodeCounters:
 class CallCounters:
     """Counters of a pool's calls: embed, embed_batch, embed_stream, chat, generate, and so on.
 
-    Each call that sent something, or waited to, ends in exactly one of the first three, however
-    many requests to nodes it took.
+    Each call that sent a request, or waited to, ends in exactly one of the first three, regardless
+    of its number of requests to nodes.
 
-    succeeded: answered. failed: raised an error. cancelled: ended by its caller, or with the pool.
-    retries: live requests sent to a node again after a failure that may be the node's.
-    second_opinions: those sent again to check a node's word that the request itself is wrong.
-    hedges: those sent to another node as well because the first was late.
+    succeeded: answered.
+    failed: raised an error.
+    cancelled: cancelled by its caller, or by closing the pool.
+    retries: live requests sent again after a failure that may be the node's fault.
+    second_opinions: live requests sent again to verify a node's claim that the request is invalid.
+    hedges: live requests also sent to another node because the first was late.
     """
 
     succeeded: int = 0
@@ -93,7 +95,7 @@ class CallCounters:
     hedges: int = 0
 
     def ended(self, error: BaseException | None, calls: int = 1) -> None:
-        """Count the end of `calls` calls. error: what they raised; None if they were answered."""
+        """Count the end of `calls` calls. error: the error they raised; None if answered."""
         if error is None:
             self.succeeded += calls
         elif isinstance(error, Exception) and not isinstance(error, PoolClosed):
@@ -103,7 +105,7 @@ class CallCounters:
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Context manager around a call that counts it, by what it raises."""
+        """Context manager that counts the call inside it, by its outcome."""
         try:
             yield
         except BaseException as error:
@@ -149,14 +151,14 @@ def pool_stats(
 ) -> dict[str, Any]:
     """The dictionary of `OllamaPool.get_stats`.
 
-    ``total_requests`` counts calls, each once, and equals successful + failed + cancelled.
-    ``attempts`` counts requests to nodes for them and equals successful + failed + cancelled
-    attempts, and the sums over ``nodes_used`` and ``node_performance``: a call that is tried on two
-    nodes is two attempts, a batch one for each chunk. ``failed_attempts`` includes requests that
-    nodes rejected as invalid; ``success_rate`` does not. ``retries``, ``second_opinions`` and
-    ``hedges`` are the attempts of live calls beyond the first, by their cause. ``tokens`` are as
-    counted by nodes; some endpoints and broken-off answers report none. ``cache`` and ``dask``,
-    which the original has, are shown as off.
+    ``total_requests`` counts each call once and equals successful + failed + cancelled.
+    ``attempts`` counts requests to nodes and equals successful + failed + cancelled attempts, and
+    the sums over ``nodes_used`` and ``node_performance``: a call tried on two nodes is two
+    attempts, a batch one for each chunk. ``failed_attempts`` includes requests that nodes rejected
+    as invalid; ``success_rate`` does not. ``retries``, ``second_opinions`` and ``hedges`` are the
+    attempts of live calls beyond the first, by cause. ``tokens`` are as reported by nodes; some
+    endpoints and interrupted answers report none. ``cache`` and ``dask``, which the original has,
+    are shown as off.
 
     calls: None if every request to a node is a call.
     plans: number of batches by mode of their plan.

@@ -1,16 +1,17 @@
-"""Texts that a server cut to the model's context, found by what it counted for them.
+"""Detect texts that a server truncated to the model's context, from its token counts.
 
-By default Ollama embeds the beginning of a text that is longer than the context, and says nothing
-(`truncateInput` in its server/routes.go). It counts the tokens that are left: of a text that was
-cut, exactly as many as the context has, whatever its length. An answer has one count for all its
-texts, so which of them were cut is inferred: they are the longest ones, and with them at the limit
-the count of the others must be in proportion to their lengths.
+By default Ollama silently embeds only the beginning of a text that exceeds the context
+(`truncateInput` in its server/routes.go). It counts the remaining tokens: for a truncated text,
+exactly the context length. An answer has one count for all its texts, so the truncated ones are
+inferred: they are the longest, and with them at the limit the count of the others must be in
+proportion to their lengths.
 
-The limit is known from ``num_ctx``, ``/api/ps`` or ``/api/tags``. Where it is not, or is not the
-one that counts (a text that is too long for a batch is cut to ``num_batch``), it is recognised by
-several texts of different lengths that all count the same, far less than is usual for their length.
-All of this finds a text that fits to the token too, and misses one that was cut by a few tokens in
-a list of others.
+The limit is known from ``num_ctx``, ``/api/ps`` or ``/api/tags``. If it is unknown, or another
+limit applies (a text longer than a batch is cut to ``num_batch``), it is inferred from several
+texts of different lengths with the same count, far below the usual count for their length.
+
+False positive: a text that fits exactly. False negative: a text in a list that was cut by only a
+few tokens.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ from aiosollol.errors import InvalidInput
 OnTruncate = Literal["ignore", "warn", "raise"]
 
 _SLACK = 8
-"""Tokens below the limit that a text may count after it was cut: what is left is tokenised anew."""
+"""Tokens below the limit that a truncated text may count: the rest is tokenised again."""
 _BATCHES = (2048, 512)
-"""Ollama's ``num_batch`` for embedding models, and what it was before."""
+"""Ollama's ``num_batch`` for embedding models: the current value and an earlier one."""
 _LEAST_CEILING = 64
 _FAR_BEYOND = 1.25
-"""Times the usual tokens for its length, from which a text at a limit that is a guess was cut."""
-_MOST_CHARACTER_TOKENS = 4  # of one character: one for each byte of UTF-8
+"""A text at an inferred limit is truncated if its estimated tokens exceed the limit this much."""
+_MOST_CHARACTER_TOKENS = 4  # one for each byte of UTF-8
 _SPREAD = 1.1
 
 
 def check_on_truncate(settings: EmbedSettings, on_truncate: object) -> EmbedSettings:
-    """`settings`, which with "raise" let the server refuse a text that it would cut.
+    """`settings`, changed for "raise" so that the server refuses texts it would truncate.
 
     Raises InvalidInput.
     """
@@ -55,7 +56,7 @@ def check_on_truncate(settings: EmbedSettings, on_truncate: object) -> EmbedSett
 
 
 def context_limit(state: NodeState, model: str, num_ctx: object = None) -> int:
-    """Most tokens of a text that `model` reads on a node; 0 if unknown.
+    """Maximum tokens of a text that `model` reads on a node; 0 if unknown.
 
     num_ctx: the option of that name in the request.
     """
@@ -69,14 +70,14 @@ def context_limit(state: NodeState, model: str, num_ctx: object = None) -> int:
 
 
 class Counted(NamedTuple):
-    """Texts of one request, and what the server counted for all of them."""
+    """Texts of one request, and the server's token count for all of them."""
 
     texts: Sequence[str]
     tokens: int
 
 
 def cut_texts(answers: Sequence[Counted], limit: int) -> list[list[int]]:
-    """For each answer of a node, the positions of the texts that appear to have been cut.
+    """For each answer of a node, the positions of the texts that appear to be truncated.
 
     limit: see `context_limit`.
     """
@@ -92,14 +93,14 @@ def cut_texts(answers: Sequence[Counted], limit: int) -> list[list[int]]:
 
 
 def _is_plain(answer: Counted, limit: int) -> bool:
-    """Whether it is one text at no limit, as most are: this costs next to nothing."""
+    """Whether it is one text below every limit: a cheap test for the usual case."""
     texts, tokens = answer
     is_below = tokens < limit - _SLACK if limit else True
     return is_below and len(texts) == 1 and tokens not in _BATCHES
 
 
 def _cut_at(answer: Counted, limit: int) -> list[int]:
-    """The texts that were cut to a `limit` that is known."""
+    """Positions of the texts truncated to a known `limit`."""
     texts, tokens = answer
     if tokens < limit - _SLACK or _MOST_CHARACTER_TOKENS * max(map(len, texts)) < limit:
         return []
@@ -112,7 +113,7 @@ def _cut_at(answer: Counted, limit: int) -> list[int]:
     order = sorted(range(count), key=weights.__getitem__, reverse=True)
     rest = sum(weights)
     for cut, place in enumerate(order):
-        # With the first `cut` at the limit, are the others below it, if they count the rest?
+        # With the first `cut` at the limit, do the remaining tokens keep the others below it?
         left = tokens - cut * limit
         if weights[place] * left <= limit * rest:
             return sorted(order[:cut])
@@ -129,7 +130,7 @@ def _far_beyond(answer: Counted, ceiling: int) -> list[int]:
 
 
 def _ceiling(answers: Iterable[Counted], limit: int) -> int:
-    """The tokens that texts were cut to, if that shows; 0 if it does not. limit: the most it is."""
+    """The inferred limit, in tokens; 0 if none can be inferred. limit: its upper bound."""
     lengths: dict[int, tuple[int, int]] = {}
     for texts, tokens in answers:
         mean, rest = divmod(tokens, len(texts))

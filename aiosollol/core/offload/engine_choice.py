@@ -145,7 +145,7 @@ class EngineOutcome:
     workers: names of the workers that took part.
     reruns: number of partitions computed again.
     dashboard: URL of the engine's dashboard, if it has one.
-    truncated: distinct texts that appear to have been cut.
+    truncated: number of distinct texts that appear to be truncated.
     """
 
     nodes: dict[str, NodeShare] = field(default_factory=dict)

@@ -150,10 +150,10 @@ class PartitionResult:
 
     vectors: float32, `count` x `dim`.
     errors: position -> error of the texts without a vector, whose rows are NaN.
-    nodes: what each node did for it.
-    counters: what each node did for this worker since the last result.
+    nodes: each node's share of it.
+    counters: each node's counters for this worker since the last result.
     worker: its name.
-    truncated: texts that appear to have been cut.
+    truncated: number of texts that appear to be truncated.
     """
 
     vectors: Any

@@ -20,7 +20,7 @@ _UPDATES_PER_RECKONING = 4
 FAILURES_TO_CHECK = 2
 """Failures in a row after which a node must answer a check. Its queue holds two chunks."""
 FAILURES_TO_DISREGARD = 6
-"""Failures in a row after which a node's opinion of an item is not waited for."""
+"""Failures in a row after which an item is settled without this node's opinion of it."""
 _LATE = 1.25
 """A chunk is late after this multiple of its predicted duration."""
 
@@ -28,9 +28,9 @@ _LATE = 1.25
 class Chunk(NamedTuple):
     """Items for one request.
 
-    items: indices into the batch; empty for a check, which sends a text that cannot be at fault to
-    a node that failed.
-    is_copy: another chunk already holds them.
+    items: indices into the batch; empty for a check, which sends a known good text to a node that
+    failed.
+    is_copy: whether another chunk already has them.
     """
 
     id: int
@@ -89,7 +89,7 @@ class BatchNode:
     is_lost, may_return: whether it gets no work, and whether it is only down.
     retry_at: no request is sent before.
     streak: its failures since its last answer.
-    convictions: how often another node answered what it had failed, since it last answered an item.
+    convictions: how often another node answered items it had failed, since its last own answer.
     """
 
     name: str

@@ -118,7 +118,7 @@ def _fit(sums: tuple[float, float, float, float, float]) -> tuple[float, float]:
     A weak prior point at zero tokens fixes the intercept while all answers have about one size.
     """
     w, x, y, xx, xy = sums
-    spread = 1.0 - x * x / (w * xx) if w * xx else 0.0  # which may underflow
+    spread = 1.0 - x * x / (w * xx) if w * xx else 0.0  # the product may underflow
     prior = _PRIOR_WEIGHT * w * max(0.0, 1.0 - spread / _ENOUGH_SPREAD)
     w, y = w + prior, y + prior * min(_PRIOR_OVERHEAD, y / w)
     determinant = w * xx - x * x

@@ -29,7 +29,7 @@ class Mode(Enum):
 
 
 class Reason(Enum):
-    """Why a plan was chosen; the values are the original's words."""
+    """Why a plan was chosen; the values are those of the original library."""
 
     DOMINANT_NODE = "dominant_node"
     SMALL_BATCH = "small_batch"

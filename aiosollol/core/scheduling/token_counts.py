@@ -1,10 +1,10 @@
-"""The tokens of a batch, as the nodes counted them: each item once, however many nodes computed it.
+"""Token counts of a batch, as reported by the nodes, each item once even if several computed it.
 
-An answer has one count for all of its items. Where two answers overlap, because a late chunk was
-copied, the count of the first is subtracted from that of the second if the second holds all of its
-items, as it usually does; otherwise the second is divided in proportion to the estimates. An item
-that stands for several equal texts counts as often as there are texts: `WorkQueue` puts only items
-that repeat equally often into one chunk, so the count of a chunk is multiplied.
+An answer has one count for all its items. If two answers overlap, because a late chunk was copied,
+the first count is subtracted from the second if the second contains all items of the first, the
+usual case; otherwise the second is divided in proportion to the estimates. An item for several
+equal texts counts once for each text: `WorkQueue` puts only items with the same number of repeats
+into one chunk, so the chunk's count is multiplied.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from aiosollol.core.scheduling.cost import CHARACTERS_PER_TOKEN, SPECIAL_TOKENS
 
 
 class Answer(NamedTuple):
-    """Items that a node answered first. is_counted: whether it counted their `tokens`."""
+    """Items that a node answered first. is_counted: whether it reported `tokens`."""
 
     node: str
     items: Sequence[int]
@@ -29,10 +29,10 @@ class Answer(NamedTuple):
 class TokenCounts:
     """The counts of one batch.
 
-    estimated: estimated tokens of each item, for what was not counted.
-    times: number of equal texts that an item stands for, if more than one.
+    estimated: estimated tokens of each item, for items without a count.
+    times: number of equal texts per item, if more than one.
     is_exact: whether nothing was estimated so far.
-    answers: in the order in which they came.
+    answers: in the order of arrival.
     """
 
     def __init__(self, estimated: Sequence[float], times: Mapping[int, int] | None = None) -> None:
@@ -46,7 +46,7 @@ class TokenCounts:
 
     @property
     def total(self) -> int:
-        """Tokens of all texts that were answered, equal ones included."""
+        """Tokens of all answered texts, duplicates included."""
         return round(self._total)
 
     def of(self, node: str) -> int:
@@ -54,7 +54,7 @@ class TokenCounts:
         return round(self._by_node.get(node, 0.0))
 
     def answered(self, node: str, items: Sequence[int], tokens: int) -> None:
-        """Record that `node` counted `tokens` for `items`; 0 if it did not count."""
+        """Record that `node` reported `tokens` for `items`; 0 if it reported none."""
         is_counted = self._is_counted
         new = [item for item in items if not is_counted[item]]
         if not new:
@@ -72,7 +72,7 @@ class TokenCounts:
         self._total += self._repeated(new, counted)
 
     def _rest(self, items: Sequence[int], new: Sequence[int], tokens: float) -> float:
-        """What is left of `tokens` for those of `items` that are `new`."""
+        """The part of `tokens` that belongs to the `new` ones of `items`."""
         known = set(items).difference(new)
         for answer in self.answers:
             if known.issuperset(answer.items):
@@ -85,7 +85,7 @@ class TokenCounts:
         return max(tokens, 0.0)
 
     def _repeated(self, items: Sequence[int], tokens: float) -> float:
-        """`tokens` of `items`, where those that stand for several texts count as often."""
+        """`tokens` of `items`, multiplied for items that stand for several texts."""
         if not self._times:
             return tokens
         times = {self._times.get(item, 1) for item in items}
@@ -108,9 +108,9 @@ _NO_DIGITS = bytes(set(range(256)).difference(string.digits.encode()))
 def weight(text: str) -> float:
     """The estimated tokens of `text`, to compare it with others in one list.
 
-    Words have a token for every four letters or spaces, punctuation one for each mark, numbers one
-    for two digits. A character outside of ASCII is often a token of its own, as in Japanese: half
-    of its bytes beyond the first count as one.
+    One token for every four letters or spaces, for every punctuation mark, and for every two
+    digits. A character outside ASCII is often a token of its own, as in Japanese: it adds one for
+    every two bytes beyond its first.
     """
     data = text.encode("utf-8", "replace")
     wide = (len(data) - len(text)) / 2

@@ -29,15 +29,15 @@ class WorkQueue:
     At the end of a batch nodes wait for each other, so the last items should be short.
     `take` is O(log n) for any number of items: sizes are kept as prefix sums.
 
-    times: number of equal texts that an item stands for, if more than one. Those items come first,
-    and only items with the same number are taken together: see `token_counts`.
+    times: number of equal texts per item, if more than one. Those items come first, and only items
+    with the same number are taken together: see `token_counts`.
     """
 
     def __init__(self, tokens: Sequence[float], times: Mapping[int, int] | None = None) -> None:
         self._tokens = tokens
         # Stable, so that texts of one length stay in input order.
         self._order = sorted(range(len(tokens)), key=tokens.__getitem__, reverse=True)
-        self._bounds = [0, len(tokens)]  # of the runs of items that may be taken together
+        self._bounds = [0, len(tokens)]  # of runs of items that may be taken together
         if times:
             self._order.sort(key=lambda item: times.get(item, 1), reverse=True)
             counts = [times.get(item, 1) for item in self._order]
@@ -57,7 +57,7 @@ class WorkQueue:
         return self._sums[self._tail] - self._sums[self._head] + self._piece_tokens
 
     def longest(self, node: str) -> float:
-        """Tokens of the item that `node` would get next; infinity if there is none for it."""
+        """Tokens of the next item for `node`; infinity if there is none."""
         piece = self._piece_for(node)
         if piece is not None:
             return self._tokens[piece.items[0]]
@@ -66,7 +66,7 @@ class WorkQueue:
         return float("inf")
 
     def shortest(self, node: str) -> float:
-        """Tokens of the shortest item that `node` could get; infinity if there is none for it."""
+        """Tokens of the shortest item for `node`; infinity if there is none."""
         if self._head < self._tail:
             return self._tokens[self._order[self._tail - 1]]
         return self.longest(node)
@@ -97,7 +97,7 @@ class WorkQueue:
         return self._order[head:end], sums[end] - sums[head]
 
     def put_back(self, items: Sequence[int], *, avoid: Collection[str] = ()) -> None:
-        """Queue `items` again, before all others, as a chunk of their own.
+        """Queue `items` again, before all others, as a separate chunk.
 
         avoid: names of nodes that must not get them.
         """
