@@ -166,7 +166,8 @@ class Serving(Protocol):
 class Tracing(Protocol):
     """Traces requests from their callers to the nodes.
 
-    `tracing.PassOn` forwards the context it received, `otel.OpenTelemetry` records spans.
+    `telemetry.tracing.PassOn` forwards the received context,
+    `telemetry.opentelemetry.OpenTelemetry` records spans.
     """
 
     def current(self) -> Trace | None:

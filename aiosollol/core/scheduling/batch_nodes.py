@@ -166,7 +166,7 @@ class BatchNode:
 
 
 class BatchNodes:
-    """The workers of a batch, by name.
+    """The nodes of a batch, by name.
 
     chunk_seconds: usual duration of a chunk. Each chunk pays the overhead, which lowers the rate.
     """
@@ -191,7 +191,7 @@ class BatchNodes:
         return self._workers.get(name)
 
     def put(self, worker: BatchNode) -> None:
-        """Add a worker, or replace the one with the same name."""
+        """Add a node, or replace the one with the same name."""
         self._workers[worker.name] = worker
         self.update(worker)
 
@@ -202,22 +202,22 @@ class BatchNodes:
         return any(worker.is_active for worker in self._workers.values())
 
     def any_working(self) -> bool:
-        """Whether any worker can take items."""
+        """Whether any node can take items."""
         return any(worker.is_working for worker in self._workers.values())
 
     def able(self) -> list[str]:
-        """Names of the workers that could take an item now or soon, with those on standby."""
+        """Names of the nodes that could take an item now or soon, with those on standby."""
         present = [worker for worker in self._workers.values() if not worker.is_lost]
         if self.any_working():
             present = [worker for worker in present if worker.streak < FAILURES_TO_DISREGARD]
         return [worker.name for worker in present]
 
     def working(self) -> list[str]:
-        """Names of the workers that can take items."""
+        """Names of the nodes that can take items."""
         return [worker.name for worker in self._workers.values() if worker.is_working]
 
     def update(self, worker: BatchNode) -> None:
-        """Update the sums. Call it whenever a worker has changed."""
+        """Update the sums. Call it whenever a node has changed."""
         self._rate -= worker.rate
         self._filled -= worker.rate * worker.counted_free
         if worker.rated is not worker.cost:
@@ -230,13 +230,13 @@ class BatchNodes:
         self._updates += 1
 
     def horizon(self, now: float, tokens: float) -> float:
-        """The earliest time at which all workers can finish `tokens` of waiting work."""
+        """The earliest time at which all nodes can finish `tokens` of waiting work."""
         if self._rate > 0.0:
             surface = (tokens + self._filled) / self._rate
             if surface > self._latest_free and surface > now:
                 return surface
         # Near the end. Assigning work does not move the horizon, because it only goes from the
-        # queue to a worker. Only wrong predictions do, so with many workers it need not be
+        # queue to a node. Only wrong predictions do, so with many nodes it need not be
         # recomputed each time.
         if self._exact <= now or self._updates > len(self._workers) // _UPDATES_PER_RECKONING:
             self._exact = self.horizon_without(None, now, tokens)
@@ -245,7 +245,7 @@ class BatchNodes:
         return self._exact
 
     def horizon_without(self, absent: str | None, now: float, tokens: float) -> float:
-        """The horizon without one worker. Always exact, O(n log n)."""
+        """The horizon without one node. Always exact, O(n log n)."""
         return earliest_finish(
             [
                 (worker.expected_free(now) + worker.cost.overhead, worker.rate)
@@ -256,9 +256,9 @@ class BatchNodes:
         )
 
     def ranking(self, now: float, tokens: float) -> list[tuple[float, int, BatchNode]]:
-        """The active workers as a heap, by when each could finish one more item of `tokens`.
+        """The active nodes as a heap, by when each could finish one more item of `tokens`.
 
-        The second field of an entry is unique, so that workers are never compared.
+        The second field of an entry is unique, so that nodes are never compared.
         """
         ranking = [
             (worker.expected_free(now) + worker.cost.seconds(tokens), place, worker)
