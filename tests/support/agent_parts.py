@@ -1,4 +1,4 @@
-"""An agent over HTTP with sensors of the test's own."""
+"""An agent over HTTP with fake sensors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REPORT = AgentReport("m1", "http://127.0.0.1:11434", "1", 0.5, 64, 32, (Gpu("x",
 
 
 class FakeSensors:
-    """Tells REPORT, or what is in `reports` one after another; may hang, may raise."""
+    """Reports REPORT, or each of `reports` in turn; may hang or raise."""
 
     def __init__(self, *reports: AgentReport) -> None:
         self.reports = list(reports)
@@ -43,7 +43,7 @@ class FakeSensors:
 
 @asynccontextmanager
 async def served(sensors: Any, **options: Any) -> AsyncIterator[str]:
-    """`serve` at work, by its URL; cancelled at the end, after which no task of it is left."""
+    """Run `serve`; yields its URL. Cancels it at the end, and checks that no task is left."""
     before = asyncio.all_tasks()
     ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 

@@ -28,7 +28,7 @@ class Sleep(NamedTuple):
 
 
 class VirtualClock:
-    """Time goes on when a test says so."""
+    """A clock that advances only when a test advances it."""
 
     def __init__(self) -> None:
         self.time = 1_000_000.0
@@ -54,7 +54,7 @@ class VirtualClock:
                 task.cancel()
 
     async def asleep(self) -> Sleep:
-        """Wait until the worker waits for time to pass, having done all that it was woken for."""
+        """Wait until the worker is done and waits for time to pass."""
         async with asyncio.timeout(30.0):  # a hang fails; nothing is measured
             while (sleep := self._sleep) is None or sleep.woken.is_set():
                 self._fell_asleep.clear()
@@ -62,7 +62,7 @@ class VirtualClock:
         return sleep
 
     async def pass_time(self) -> None:
-        """Let the wait of the worker end, and wait until its next."""
+        """End the worker's wait, and wait until its next one."""
         sleep = await self.asleep()
         self.time = max(self.time, sleep.until)
         self._sleep = None
@@ -70,13 +70,13 @@ class VirtualClock:
         await self.asleep()
 
     async def pass_until(self, time: float) -> None:
-        """Let every wait end that is over by then."""
+        """End every wait that is due by then."""
         while (await self.asleep()).until <= time:
             await self.pass_time()
 
 
 class StubPool:
-    """What a queue needs of a pool. `answer` says what is wrong: with a text, or with all of it."""
+    """The part of a pool that a queue needs. answer: the error of a text, or of the whole batch."""
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
@@ -131,7 +131,7 @@ class Bench:
         )
 
     async def submit(self, count: int, model: str = MODEL, **options: Any) -> str:
-        """Queue so many documents, and let the worker look at them."""
+        """Submit `count` documents, and let the worker process them."""
         job = await self.queue.submit([f"text {at}" for at in range(count)], model, **options)
         await self.clock.asleep()
         return job

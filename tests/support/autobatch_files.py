@@ -1,4 +1,4 @@
-"""Queues in files, and statements that change these from outside."""
+"""Queues in files, and SQL statements that change them from outside."""
 
 from __future__ import annotations
 

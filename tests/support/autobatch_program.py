@@ -1,9 +1,9 @@
 """Processes that use a queue, to be killed: ``python autobatch_program.py PATH [URL ...]``.
 
-Each line on stdin starts one, by a fork: that takes milliseconds where a new Python takes a second.
-"embed" embeds what is queued with the nodes at URLs, and prints "embedded" after each batch, before
-it is written down. "submit" submits jobs of ten documents, and prints the id of each. When one
-starts, "started PID" is printed, and when it has ended, "ended".
+Each line on stdin forks one, which takes milliseconds instead of a second for a new Python.
+"embed" embeds queued documents with the nodes at URLs, and prints "embedded" after each batch,
+before it is stored. "submit" submits jobs of ten documents, and prints the id of each. "started
+PID" is printed when a process starts, and "ended" when it has ended.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Captured requests and answers of a real server, and the comparison with another's answers."""
+"""Captured requests and answers of a real server, and their comparison with other answers."""
 
 from __future__ import annotations
 
@@ -80,13 +80,13 @@ async def send(url: str, request: dict[str, Any]) -> tuple[int, str, bytes]:
 
 
 def check_shape(actual: Any, expected: Any, dim: int, at: str = "") -> None:
-    """Same keys in the same order, same types, lists that are empty or not, vectors as long."""
+    """Check keys with their order, types, emptiness of lists, and lengths of vectors."""
     where = f"{at}: {actual!r} is not like {expected!r}"[:300]
     if expected == "..." and at:
         return  # left out of the capture
     if isinstance(expected, dict):
         assert isinstance(actual, dict), where
-        if at == ".model_info":  # a part of what there is, named by the family of the model
+        if at == ".model_info":  # only some captured keys, named by model family
             assert set(map(kinds, actual.values())) <= set(map(kinds, expected.values())), where
             return
         assert list(actual) == list(expected), where
@@ -108,7 +108,7 @@ def check_shape(actual: Any, expected: Any, dim: int, at: str = "") -> None:
 
 
 def check_events(actual: str, expected: str) -> None:
-    """The same events in the same order; of those that are repeated there, any number."""
+    """Check that events have the same order; repeated ones may occur any number of times."""
     left = events_of(actual)
     for event, run in groupby(events_of(expected)):
         is_repeated = len(list(run)) > 1
@@ -133,7 +133,7 @@ def events_of(stream: str) -> list[Any]:
 
 
 def shape(value: Any, key: str = "") -> Any:
-    """Keys in their order, and types; strings only where they tell what something is."""
+    """Keys in order, and types; strings only where they identify something."""
     if isinstance(value, dict):
         return [(name, shape(item, name)) for name, item in value.items()]
     if isinstance(value, list):

@@ -17,7 +17,7 @@ from aiosollol.testing import FakeTransport, Fault
 
 
 class Shared(FakeTransport):
-    """One node, reached by several pools: what one closes stays open for the others."""
+    """One node shared by several pools: closing one pool leaves it open for the others."""
 
     users = 0
 
@@ -26,7 +26,7 @@ class Shared(FakeTransport):
 
 
 class Cluster:
-    """Nodes, made when first asked for; by `options` and `faults` a test says how."""
+    """Nodes, created on first use with the test's `options` and `faults`."""
 
     def __init__(self) -> None:
         self.options: dict[str, dict[str, Any]] = {}
@@ -42,12 +42,12 @@ class Cluster:
 
 
 def use(monkeypatch: pytest.MonkeyPatch, modules: Iterable[ModuleType]) -> Cluster:
-    """The nodes that commands of these modules reach from now on. No DNS is asked for names."""
+    """Make the commands of these modules reach fake nodes, without DNS. Returns the nodes."""
     cluster = Cluster()
     pool = functools.partial(OllamaPool, transport_factory=cluster.transport)
     for module in modules:
         monkeypatch.setattr(module, "OllamaPool", pool)
-    # `begin` asks no DNS for whoever has transports of his own.
+    # `begin` makes no DNS query for a pool with its own transports.
     monkeypatch.setattr(beginning, "HttpTransport", cluster.transport)
     return cluster
 

@@ -1,4 +1,4 @@
-"""A pool that is a stub, for commands in this process."""
+"""A stub pool, for commands in this process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from aiosollol.errors import SollolError
 
 
 class StubPool:
-    """Embeds a text as [its length, 1]. What a test changes is on the class."""
+    """Embeds a text as [its length, 1]. Tests change class attributes."""
 
     nodes: Any = None
     options: dict[str, Any]

@@ -1,4 +1,4 @@
-"""Requests to the APIs of others, the smallest that each takes."""
+"""Minimal requests to the OpenAI- and Anthropic-compatible APIs."""
 
 from __future__ import annotations
 

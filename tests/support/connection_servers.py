@@ -1,4 +1,4 @@
-"""Servers on loopback for the tests of connections, and what these ask of them."""
+"""Servers on loopback for connection tests, and requests to them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FOREVER = float("inf")
 
 
 class Served:
-    """A server on loopback. connections: how many there were. open: how many there are."""
+    """A server on loopback. connections: number so far. open: number now."""
 
     def __init__(self, handle: Handler) -> None:
         self._handle = handle
@@ -50,7 +50,7 @@ class Served:
             writer.close()
 
     async def end(self) -> None:
-        await turns()  # for what was accepted a moment ago
+        await turns()  # for connections accepted just now
         for task in self._tasks:
             task.cancel()
         await until(lambda: not self._tasks)
@@ -101,7 +101,7 @@ async def over(begun: HttpExchange) -> HttpExchange:
 
 
 async def asked(connections: ConnectionPool, request: bytes = HEAD) -> HttpExchange:
-    """One exchange, to its end."""
+    """Run one exchange to its end."""
     connection = connections.take() or await connections.make(5)
     begun = connection.begin(FOREVER)
     connection.send(request)
@@ -120,7 +120,7 @@ async def polite(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 
 class Names:
-    """A name server. hosts: what each name stands for. asked: how often."""
+    """A fake DNS. hosts: addresses of each name. asked: number of queries."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked = 0

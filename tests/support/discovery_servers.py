@@ -1,4 +1,4 @@
-"""Servers on loopback for tests of the search: Ollamas in a few lines, and all that are none."""
+"""Servers on loopback for discovery tests: minimal Ollamas, and other or broken servers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 Behaviour: TypeAlias = Callable[["Peer"], Awaitable[None]]
 
-# Of 127.0.0.1 and localhost, signed by itself, until 2126. It protects nothing.
+# For 127.0.0.1 and localhost, self-signed, valid until 2126. Used only by tests.
 CERTIFICATE = """\
 -----BEGIN CERTIFICATE-----
 MIIBpTCCAUugAwIBAgIUXo4zOQ5upRkiokIKSZH02ALhQEgwCgYIKoZIzj0EAwIw
@@ -41,7 +41,7 @@ FINGERPRINT = "3348d6f26b92af41fed9c7529e30b94e0d3a363cd61f8d8e736272aea828dbcb"
 
 @dataclass
 class Server:
-    """A server under way. `heads` are those of the requests that it read."""
+    """A running server. heads: of the requests it received."""
 
     host: str
     port: int
@@ -63,14 +63,14 @@ class Server:
 
 @dataclass
 class Peer:
-    """One connection, as a behaviour sees it."""
+    """One connection, passed to a behaviour."""
 
     server: Server
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
 
     async def request(self) -> str:
-        """The path of the next request. Raises IncompleteReadError when there is none."""
+        """The path of the next request. Raises IncompleteReadError if there is none."""
         head = await self.reader.readuntil(b"\r\n\r\n")
         self.server.heads.append(head)
         return head.split()[1].decode()
@@ -91,7 +91,7 @@ class Peer:
 async def serving(
     behave: Behaviour, host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[Server]:
-    """A server that treats each connection in one way, until the block ends."""
+    """A server that handles each connection with one behaviour, until the block ends."""
     tasks: set[asyncio.Task[None]] = set()
 
     async def treat(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -104,7 +104,7 @@ async def serving(
         try:
             await behave(Peer(server, reader, writer))
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass  # it was left, or the test is over
+            pass  # the client left, or the test is over
         finally:
             writer.transport.abort()
             tasks.discard(task)
@@ -124,7 +124,7 @@ async def serving(
 
 
 def free_port(hosts: Sequence[str]) -> int:
-    """A port on which nothing listens at any of the hosts."""
+    """A port that is free on all of the hosts."""
     for _ in range(100):
         with socket.socket() as first:
             first.bind((hosts[0], 0))
@@ -144,7 +144,7 @@ def _is_free(host: str, port: int) -> bool:
 
 
 def server_tls(folder: Path) -> ssl.SSLContext:
-    """For a server with `CERTIFICATE`."""
+    """The TLS context of a server with `CERTIFICATE`."""
     (folder / "cert.pem").write_text(CERTIFICATE)
     (folder / "key.pem").write_text(KEY)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -159,7 +159,7 @@ def tags(*models: str, digest: str = "d") -> bytes:
 def ollama(
     version: str = "0.33.0", models: Sequence[str] = ("all-minilm",), *, closes: bool = False
 ) -> Behaviour:
-    """Answers as Ollama does; with `closes`, one request a connection."""
+    """Answers like Ollama; with `closes`, one request per connection."""
 
     async def behave(peer: Peer) -> None:
         while True:
@@ -175,7 +175,7 @@ def ollama(
 
 
 def saying(version: bytes, listing: bytes = b"", status: int = 200) -> Behaviour:
-    """Answers with these bodies, whatever they are."""
+    """Answers with these bodies."""
 
     async def behave(peer: Peer) -> None:
         while True:
@@ -210,7 +210,7 @@ async def html(peer: Peer) -> None:
 
 
 async def stuttering(peer: Peer) -> None:
-    """Begins as Ollama does, byte by byte, and never ends."""
+    """Begins like Ollama, byte by byte, and never ends."""
     await peer.request()
     for byte in b'HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n{"version":':
         await peer.send(bytes([byte]))
@@ -280,10 +280,10 @@ PROMPTLY_WRONG: dict[str, Behaviour] = {
     "not found": saying(b"404 page not found", status=404),
     "not allowed": saying(b'{"error": "unauthorized"}', status=401),
 }
-"""What is no Ollama, and shows it."""
+"""Servers that are recognisably not Ollama."""
 
 NEVER_DONE: dict[str, Behaviour] = {"silent": silent, "stuttering": stuttering}
-"""What is no Ollama, and only a deadline tells."""
+"""Servers that are not Ollama, detected only by a deadline."""
 
 
 def every_wrong() -> Iterator[tuple[str, Behaviour]]:

@@ -26,7 +26,7 @@ MODELS = (
 
 @dataclass
 class Answer:
-    """An answer of the gateway, all of it."""
+    """A complete answer of the gateway."""
 
     status: int
     headers: Any
@@ -43,7 +43,7 @@ class Answer:
 
 @dataclass
 class Cluster:
-    """A gateway and what is behind it."""
+    """A gateway and its nodes."""
 
     url: str
     pool: OllamaPool
@@ -68,7 +68,7 @@ class Cluster:
 
 @asynccontextmanager
 async def served(app: web.Application) -> AsyncIterator[str]:
-    """Where an application answers, as `aiosollol up` serves it."""
+    """Serve an application like `aiosollol up`. Yields its URL."""
     serving = listening(app, "127.0.0.1", 0, name="gateway", grace=0.1, handler_cancellation=True)
     async with serving as (host, port):
         yield f"http://{host}:{port}"

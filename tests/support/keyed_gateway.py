@@ -1,4 +1,4 @@
-"""A gateway with API keys and one without, over one queue of documents, for tests."""
+"""A gateway with API keys and one without, sharing one queue of documents."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ KEYS = {
     "ops": "admin",
     "eve": f"admin models={OTHER_MODEL}",
 }
-"""The keys in the file, with their options; a key in the environment is "env"."""
+"""The keys in the file, with their options; the key in the environment is "env"."""
 
 
 @dataclass
 class Gateways:
-    """One queue behind a gateway with keys, and behind one without."""
+    """One queue behind a gateway with keys and one without."""
 
     keyed: Cluster
     open: Cluster
@@ -51,7 +51,7 @@ class Gateways:
     tokens: dict[str, str] = field(default_factory=dict)
 
     async def ask(self, name: str, method: str, path: str, body: Any = None, **rest: str) -> Answer:
-        """A request with the key `name`; "" sends no key, "open" asks the gateway without keys."""
+        """Send a request with the key `name`; "" sends no key, "open" uses the other gateway."""
         if name == "open":
             return await self.open.ask(method, path, body, **rest)
         if name:

@@ -1,4 +1,4 @@
-"""What tests of leases share: the times of a book, and a question to it."""
+"""Shared by lease tests: the times of a lease book, and a request to it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from aiosollol.core.leasing.book import Lease, LeaseBook
 
 TERM, TURN, INTERVAL = 10.0, 2.0, 0.5
-"""Seconds: of a lease, between two moves of a slot, between two questions of a member."""
+"""Seconds: term of a lease, between two moves of a slot, between two requests of a member."""
 
 
 def ask(

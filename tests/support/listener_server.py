@@ -20,7 +20,7 @@ MIB = 1 << 20
 
 
 class Server:
-    """An application with an endpoint that waits, one that streams, and one with much to read."""
+    """An application with endpoints that wait, stream, and send a large body."""
 
     def __init__(self, limits: ConnectionLimits | None = None, guard: Guard | None = None) -> None:
         self.release = asyncio.Event()
@@ -62,7 +62,7 @@ class Server:
         connection = request.transport.get_extra_info("socket")
         connection.setsockopt(
             socket.SOL_SOCKET, socket.SO_SNDBUF, 65536
-        )  # or the system takes 4 MB
+        )  # by default the system buffers 4 MB
         response = web.StreamResponse()
         await response.prepare(request)
         with contextlib.suppress(ConnectionError):

@@ -1,7 +1,7 @@
-"""Fake nodes and all the parts of the live path over them, in virtual time.
+"""Fake nodes and all parts of the live path over them, in virtual time.
 
-Nothing here knows asyncio: tests that use it run on trio's MockClock, where what takes a minute
-takes none, and every moment is exact.
+Independent of asyncio: tests run on trio's MockClock, where a minute takes no real time and all
+times are exact.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ MODEL, TALKER = "nomic-embed-text", "llama3.2"
 
 
 def virtual_time() -> tuple[str, dict[str, Any]]:
-    """For the fixture `anyio_backend`: trio, and a clock that jumps when all wait."""
+    """For the fixture `anyio_backend`: trio with a clock that jumps when all tasks wait."""
     return "trio", {"clock": trio.testing.MockClock(autojump_threshold=0)}
 
 
 class Cluster:
-    """What a pool is made of, but for what asyncio brings. Make it with `cluster`."""
+    """The parts of a pool, except those that need asyncio. Create it with `cluster`."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class Cluster:
         self.engines: dict[str, Engine] = {}
         self.carriage = EngineBatches(self.registry, self.engines, threshold=100)
         self.batches = BatchRunner(self.registry, self.exchange, self.roster, self.carriage, 60.0)
-        state: Any = SimpleNamespace(name="open", check=lambda: None)  # of no event loop
+        state: Any = SimpleNamespace(name="open", check=lambda: None)  # not bound to an event loop
         self.care = PoolAdmin(
             cast(Any, self.registry),
             self.roster,
@@ -114,7 +114,7 @@ class Cluster:
         return self.registry[name]
 
     def add(self, name: str, **given: Any) -> None:
-        """Add a node that nobody has asked yet. Spec fields and fake options may be mixed."""
+        """Add a node that was not probed yet. Spec fields and fake options may be mixed."""
         spec = {
             key: given.pop(key)
             for key in ("max_concurrency", "priority", "vram_gb")
@@ -144,12 +144,12 @@ class Cluster:
             await self.monitor.probe(name)
 
     async def remove(self, name: str) -> None:
-        """As a pool does: the node goes, and then its connections."""
+        """Remove a node, then its connections, as a pool does."""
         self.registry.remove(name)
         await self.transports.pop(name).aclose()
 
     async def close(self) -> None:
-        """As `OllamaPool.aclose` does, but that the tasks end with their group."""
+        """Close like `OllamaPool.aclose`, except that the tasks end with their group."""
         self.is_closed = True
         self.group.cancel_scope.cancel()
         self.roster.close()
@@ -163,7 +163,7 @@ class Cluster:
                 await transport.aclose()
         self.registry.hub.close()
 
-    # Calls, as the pool makes them.
+    # Calls, made as by the pool.
 
     async def embed(
         self,
@@ -244,7 +244,7 @@ class Cluster:
         )
 
     async def warm_up(self, *, times: int = 1) -> None:
-        """Each node answers an embedding and a chat, so that its costs are known."""
+        """Let each node answer an embedding and a chat, so that its costs are known."""
         for name in self.transports:
             for other in self.registry:
                 other.is_draining = other.name != name
@@ -256,14 +256,14 @@ class Cluster:
             other.is_draining = False
         self.registry.wake()
 
-    # What is left.
+    # Checks at the end.
 
     def stats(self) -> dict[str, Any]:
         nodes = [node.stats(self.registry.clock()) for node in self.registry]
         return pool_stats(nodes, strategy="test")
 
     def check_rest(self) -> None:
-        """Nothing is under way, so every account must be even."""
+        """Check that nothing is in flight and all counters balance."""
         nodes = list(self.registry)
         for node in nodes:
             assert node.in_flight == 0, node
@@ -285,14 +285,14 @@ class Cluster:
         assert self.registry.not_closed == open_ones
 
     async def rest(self) -> None:
-        """Let what was given up come to its end, and loads to theirs; then see to the accounts."""
+        """Let abandoned requests and model loads end, then check the counters."""
         await anyio.sleep(20.0)
         self.check_rest()
 
 
 @asynccontextmanager
 async def cluster(probed: bool = True, **given: Any) -> AsyncIterator[Cluster]:
-    """``cluster(a={...}, b={...}, strategy="score")``: nodes are those that map to mappings."""
+    """``cluster(a={...}, b={...}, strategy="score")``: arguments that are mappings are nodes."""
     nodes = {name: each for name, each in given.items() if isinstance(each, Mapping)}
     nodes.pop("require_digest", None)
     options = {name: each for name, each in given.items() if name not in nodes}
@@ -313,7 +313,7 @@ async def now() -> float:
 
 
 class Watcher:
-    """Gathers the events of a cluster."""
+    """Records the events of a cluster."""
 
     def __init__(self, made: Cluster) -> None:
         self._stream = made.registry.hub.watch()
@@ -326,7 +326,7 @@ class Watcher:
 
 
 async def gather(*calls: Callable[[], Coroutine[Any, Any, Any]]) -> list[Any]:
-    """The results of calls made at the same moment, each a value or the exception it raised."""
+    """The results of concurrent calls, each a value or the exception it raised."""
     results: list[Any] = [None] * len(calls)
 
     async def run(index: int, call: Callable[[], Coroutine[Any, Any, Any]]) -> None:

@@ -53,7 +53,7 @@ MALFORMED = [
 
 
 class Served:
-    """An application that reads what it is sent, and how its server is reached."""
+    """An application that reads the bodies of its requests, and its server's address."""
 
     def __init__(self) -> None:
         self.begun = asyncio.Event()
@@ -83,7 +83,7 @@ def by_listening(app: web.Application) -> AbstractAsyncContextManager[tuple[str,
 
 
 async def answer_to(address: tuple[str, int], *parts: bytes, then: Any = None) -> bytes:
-    """All that a server answers until it ends the connection. then: awaited after each part."""
+    """Everything a server sends until it closes the connection. then: awaited after each part."""
     async with asyncio.timeout(DEADLINE):
         reader, writer = await asyncio.open_connection(*address)
         try:
@@ -100,5 +100,5 @@ async def answer_to(address: tuple[str, int], *parts: bytes, then: Any = None) -
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What was logged, but for asyncio's choice of a selector."""
+    """The logged lines, except asyncio's choice of a selector."""
     return [each.getMessage() for each in caplog.records if each.name != "asyncio"]

@@ -1,6 +1,6 @@
-"""What runs in the lab for test_mdns.py: ``python mdns_program.py FUNCTION ARGUMENTS``.
+"""Program run in the lab by test_mdns.py: ``python mdns_program.py FUNCTION ARGUMENTS``.
 
-Each prints lines of JSON, which the tests read as they come.
+Each function prints lines of JSON for the test to read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def say(**fields: object) -> None:
 
 
 async def listen(seconds: str = "1000") -> None:
-    """Print what is heard."""
+    """Print the announcements received."""
     began = time.monotonic()
     async with browse(seconds=float(seconds)) as news:
         say(listening=True)
@@ -57,7 +57,7 @@ async def advertise(url: str, name: str, *addresses: str) -> None:
 
 
 async def junk(address: str) -> None:
-    """Announce what is no node in many ways, and send noise."""
+    """Send many invalid announcements, and noise."""
     from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
     dice = random.Random(5)
@@ -98,7 +98,7 @@ async def junk(address: str) -> None:
 
 
 async def occupied() -> None:
-    """Try both while the port of multicast DNS belongs to a program that does not share it."""
+    """Listen and announce while another program occupies the mDNS port exclusively."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as owner:
         owner.bind(("", 5353))
         for what in (listen("0.1"), advertise("http://10.77.0.11:1", "name")):
@@ -117,5 +117,5 @@ async def main(what: str, *args: str) -> None:
 
 if __name__ == "__main__":
     if os.readlink("/proc/self/ns/net") == os.environ["HOME_NAMESPACE"]:
-        raise SystemExit("this sends multicast: it runs in the lab, and nowhere else")
+        raise SystemExit("this program sends multicast: run it in the lab only")
     asyncio.run(main(*sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Real hosts on a network that has no way out, for tests of what a network does.
+"""Hosts on an isolated network, for tests of network behaviour.
 
 ::
 
@@ -9,11 +9,11 @@
         done = await other.run(sys.executable, "-c", code)
         await node.cut()
 
-Each host is a network namespace, and a veth pair ties it to a bridge in a namespace of its own. All
-of it, programs too, lives in one tree of processes whose first one reads a pipe from here: when
-that ends, however this process ended, the kernel kills the tree, and with it goes the network.
-Nothing of it is ever visible outside, so there is nothing to remove. Needs Linux, root (or user
-namespaces), iproute2 and util-linux; the fixture `netlab` skips tests where that is missing.
+Each host is a network namespace, connected by a veth pair to a bridge in a separate namespace.
+Everything, including programs, is in one process tree whose first process reads a pipe from here:
+when the pipe closes, however this process ended, the kernel kills the tree and the network with it.
+Nothing is visible outside, so there is nothing to clean up. Needs Linux, root (or user namespaces),
+iproute2 and util-linux; the fixture `netlab` skips tests without them.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ _NSENTER = (
     *(() if _IS_ROOT else ("--user", "--preserve-credentials")),
 )
 
-# The first process. /run is where `ip` names namespaces; ours are nobody else's to see. The bridge
-# floods multicast instead of learning who wants it, which takes queries that nobody here sends.
+# The first process. `ip` keeps names of namespaces in /run; a private mount hides ours. The bridge
+# floods multicast: snooping needs membership queries, which no host here sends.
 _FIRST = """
 set -e
 mount -t tmpfs tmpfs /run
@@ -55,8 +55,8 @@ ip link set br0 up
 echo ready
 exec cat >/dev/null
 """
-# One host. Its addresses can be used at once (no search for duplicates), and rules can come before
-# its own addresses. Only a host that forwards answers what a rule prohibits; it has no other way.
+# One host. Its addresses are usable at once (no duplicate address detection), and rules can precede
+# the lookup of its own addresses. Only a forwarding host replies to prohibited packets.
 _HOST = """
 set -e
 ip netns add {name}
@@ -84,7 +84,7 @@ _INSPECT = "ip -j link; ip -j route show table all; ip -j -6 route show table al
 
 @functools.cache
 def why_no_lab() -> str:
-    """What keeps a lab from working here, or ""."""
+    """The reason a lab cannot run here, or ""."""
     missing = [name for name in ("ip", "bridge", "unshare", "nsenter") if not shutil.which(name)]
     if missing:
         return f"not installed: {', '.join(missing)} (iproute2 and util-linux have them)"
@@ -106,7 +106,7 @@ class NetLab:
         self._first = await asyncio.create_subprocess_exec(
             *_UNSHARE,
             *("sh", "-c", _FIRST),
-            stdin=asyncio.subprocess.PIPE,  # held by us alone: its end is the end of the lab
+            stdin=asyncio.subprocess.PIPE,  # held only by us: the lab ends when it closes
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C in a terminal is for the test
@@ -137,16 +137,16 @@ class NetLab:
         return pid
 
     async def aclose(self) -> None:
-        """End every program and take the network away. Idempotent, and safe to cancel."""
+        """End every program and remove the network. Idempotent, and safe to cancel."""
         first, self._first = self._first, None
         if first is None:
             return
-        # Killed, it takes its child along (--kill-child), the first process of the tree, and that
-        # takes the tree.
+        # Killing it also kills its child (--kill-child), the first process of the tree, and with it
+        # the whole tree.
         first.kill()
         ending = asyncio.ensure_future(self._ended(first))
         try:
-            await asyncio.shield(ending)  # milliseconds: nobody in there is asked
+            await asyncio.shield(ending)  # milliseconds: a kill needs no cooperation
         except asyncio.CancelledError:
             await ending
             raise
@@ -163,7 +163,7 @@ class NetLab:
     # ---- hosts
 
     async def host(self, *addresses: str) -> Host:
-        """A host with one or more addresses of 10.77.0.0/24 or fd77::/64, and none listening."""
+        """A host with addresses in 10.77.0.0/24 or fd77::/64, on which nothing listens."""
         for address in addresses:
             if not any(ipaddress.ip_address(address) in network for network in NETWORKS):
                 raise LabError(f"{address} is not an address of the lab")
@@ -181,20 +181,20 @@ class NetLab:
         return host
 
     async def refusing(self, *addresses: str) -> Host:
-        """A host that is there and refuses connections on all of the addresses."""
+        """A host that refuses connections on all of the addresses."""
         return await self.host(*addresses)
 
     async def silent(self, *addresses: str) -> Host:
-        """A host that is there and never answers, like one behind a firewall that drops.
+        """A host that never answers, as behind a firewall that drops packets.
 
-        An address that nobody has is silent as well, for about three seconds.
+        An unused address is silent too, but only for about three seconds.
         """
         host = await self.host(*addresses)
         await host.drop()
         return host
 
     async def script(self, text: str) -> str:
-        """What a shell script prints that runs where the bridge is. Raises LabError if it fails."""
+        """The output of a shell script in the bridge's namespace. Raises LabError on failure."""
         done = await self.run((), ("sh", "-c", text), timeout=20)
         if done.returncode:
             raise LabError(f"{done.stderr or done.stdout}\n{text}")
@@ -205,7 +205,7 @@ class NetLab:
         done = await self.run(where, ("sh", "-c", _INSPECT), timeout=20)
         links, *routes = [json.loads(line) for line in done.stdout.splitlines() if line.strip()]
         up = {link["ifname"] for link in links if "UP" in link["flags"]}
-        # Some kernels put tunnels into every new namespace; they are down. Ports are ours.
+        # Some kernels add tunnels to every new namespace, which are down. Ports are ours.
         foreign = {name for name in up - own if not (name.startswith("port") and "br0" in own)}
         ways_out = [
             route
@@ -226,7 +226,7 @@ class NetLab:
         timeout: float,
         env: dict[str, str] | None = None,
     ) -> Done:
-        """Run a command to its end. `where` is put before it: nothing means at the bridge."""
+        """Run a command to its end. where: command prefix; by default, runs at the bridge."""
         program = await self.spawn(where, command, env=env)
         try:
             async with asyncio.timeout(timeout):
@@ -243,7 +243,7 @@ class NetLab:
         """Start a command. It ends with the lab."""
         if self._first is None:
             raise LabError("the lab is not there: use 'async with'")
-        # Entering the namespaces of another process leads to its root directory, so go back.
+        # Entering another process's namespaces changes to its root directory, so change back.
         prefix = (*_NSENTER, f"--target={self._pid}", "env", f"--chdir={os.getcwd()}", *where)
         program = await Program.start(*prefix, *command, env={**os.environ, **(env or {})})
         self._programs.append(program)

@@ -1,4 +1,4 @@
-"""A host of the lab: what can be run on it, and what can happen to it."""
+"""A host of the lab: run programs on it, and make its network fail."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from netlab import NetLab
 
 WAIT_FORWARDING = 'until bridge link show dev {port} | grep -q "state forwarding"; do :; done'
-"""For a shell where the bridge is: until a port carries packets. Takes milliseconds."""
+"""For a shell in the bridge's namespace: wait until a port forwards. Takes milliseconds."""
 
 
 class Host:
     """A machine of the lab. `address` is its first address, `addresses` are all.
 
-    Its programs see its interfaces alone. Files and processes are those of the lab, so each is
-    given SOLLOL_MACHINE_ID to be taken for a machine of its own.
+    Its programs see only its interfaces. Files and processes are shared with the lab, so each host
+    gets its own SOLLOL_MACHINE_ID, to count as a separate machine.
     """
 
     def __init__(self, lab: NetLab, name: str, port: str, addresses: Sequence[str]) -> None:
@@ -33,11 +33,11 @@ class Host:
     async def run(
         self, *command: str, timeout: float = 20.0, env: dict[str, str] | None = None
     ) -> Done:
-        """What a program did, after its end. Raises LabError if that does not come in time."""
+        """Run a program to its end. Raises LabError on a timeout."""
         return await self.lab.run(self.where, command, timeout=timeout, env=self._env(env))
 
     async def python(self, code: str, *args: str, timeout: float = 20.0) -> str:
-        """What Python code prints. Raises LabError with what it wrote to stderr if it fails."""
+        """The output of Python code. Raises LabError with its stderr if it fails."""
         done = await self.run(sys.executable, "-c", code, *args, timeout=timeout)
         if done.returncode:
             raise LabError(f"ended with code {done.returncode}: {done.stderr}")
@@ -64,40 +64,40 @@ class Host:
     def _env(self, given: dict[str, str] | None) -> dict[str, str]:
         return {"SOLLOL_MACHINE_ID": f"lab-{self.name}", **(given or {})}
 
-    # ---- what can happen to it
+    # ---- network failures
 
     async def cut(self) -> None:
-        """Pull its plug. It keeps its addresses, and programs learn nothing."""
+        """Disconnect it. It keeps its addresses, and programs are not notified."""
         await self.lab.script(f"ip link set {self.port} down")
 
     async def heal(self) -> None:
-        """Undo `cut`, `drop` and `reject`, and wait until packets pass."""
+        """Undo `cut`, `drop` and `reject`, and wait until packets are forwarded."""
         await self._set_rule("")
         up = f"ip link set {self.port} up; {WAIT_FORWARDING.format(port=self.port)}"
         await self.lab.script(up)
 
     async def drop(self, port: int = 0) -> None:
-        """Ignore what arrives by TCP and UDP, for one port or all. Who asks waits in vain."""
+        """Drop incoming TCP and UDP, for one port or all. Clients get no answer."""
         await self._set_rule("blackhole", port)
 
     async def reject(self, port: int = 0) -> None:
-        """Answer the same by ICMP "prohibited", as firewalls do: who asks fails at once.
+        """Reject the same with ICMP "prohibited", like a firewall: clients fail at once.
 
-        Linux sends five of these to whoever asks, and then one a second. What TCP refuses, on
-        ports where nothing listens, has no such limit: see `NetLab.refusing`.
+        Linux sends five of these to a client, then one a second. TCP resets from ports on which
+        nothing listens have no such limit: see `NetLab.refusing`.
         """
         await self._set_rule("prohibit", port)
 
     async def delay(self, seconds: float) -> None:
-        """Hold back what it sends. Raises LabError where the kernel has no netem."""
+        """Delay its outgoing packets. Raises LabError if the kernel has no netem."""
         command = f"tc qdisc replace dev eth0 root netem delay {round(seconds * 1e6)}us"
         done = await self.run("sh", "-c", command)
         if done.returncode:
             raise LabError(f"no delay: this kernel has no netem ({done.stderr.strip()})")
 
     async def _set_rule(self, action: str, port: int = 0) -> None:
-        # Rules that come before the host's own addresses (see _HOST) are a firewall that every
-        # kernel has. They name protocols, so ARP goes on: the host is there, and says nothing.
+        # Routing rules before the lookup of the host's own addresses (see _HOST) act as a firewall
+        # on every kernel. They match protocols only, so ARP still works: the host is just silent.
         lines = []
         for version, protocol in ((v, p) for v in (4, 6) for p in ("tcp", "udp")):
             ip = f"ip -n {self.name} -{version} rule"

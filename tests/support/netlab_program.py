@@ -1,4 +1,4 @@
-"""A program that runs in a lab: what it prints, how it ends, and how it is told to."""
+"""A program that runs in a lab: its output, its exit code, and signals to it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 
 class LabError(AssertionError):
-    """The lab, or a program in it, did not do what the test relies on."""
+    """The lab or a program in it failed."""
 
 
 class Done(NamedTuple):
-    """How a program ended. Killed by a signal, its code is minus the signal's number."""
+    """The result of a program. Killed by a signal, its code is minus the signal's number."""
 
     returncode: int
     stdout: str
@@ -25,7 +25,7 @@ class Done(NamedTuple):
 
 @dataclass(eq=False)
 class Program:
-    """A program under way, started by `start`. What it prints is always read, so it never waits."""
+    """A running program, started by `start`. Its output is always read, so it never blocks."""
 
     _process: asyncio.subprocess.Process
     _lines: list[str] = field(default_factory=list)
@@ -57,7 +57,7 @@ class Program:
 
     @property
     def url(self) -> str:
-        """Where it listens, if it is a FakeOllama or another program that says so."""
+        """The URL it prints, if it is a FakeOllama or another program that prints one."""
         for line in self._lines:
             _, found, url = line.partition("listening on ")
             if found:
@@ -65,17 +65,17 @@ class Program:
         raise LabError("it does not say where it listens")
 
     def stdout(self) -> str:
-        """What it has printed so far."""
+        """Its stdout so far."""
         return "".join(self._lines)
 
     def output(self) -> str:
-        """What it has printed so far, to stdout and then to stderr."""
+        """Its stdout so far, followed by its stderr."""
         return "".join((*self._lines, *self._errors))
 
     async def line_with(self, text: str, *, timeout: float = 20.0, after: int = 0) -> str:
-        """The first line of stdout with that text, now or later; lines before `after` are skipped.
+        """Wait for the first line of stdout with that text, skipping the first `after` lines.
 
-        Raises LabError when the program has ended, or the time is over.
+        Raises LabError if the program ends first, or on a timeout.
         """
         try:
             async with asyncio.timeout(timeout):
@@ -98,7 +98,7 @@ class Program:
             raise LabError(f"no line with {text!r} within {timeout:g} s:\n{said}") from None
 
     async def wait(self) -> Done:
-        """How it ended, once it has. The caller brings the deadline."""
+        """Wait until it ends. The caller sets the deadline."""
         await asyncio.wait(self._readers)
         code = await self._process.wait()
         return Done(code, "".join(self._lines), "".join(self._errors))
@@ -110,7 +110,7 @@ class Program:
                 os.kill(pid, number)
 
     async def end(self, timeout: float = 10.0) -> Done:
-        """Ask it to end (SIGTERM), kill it when it does not, and wait. Idempotent."""
+        """Send SIGTERM, kill it if it does not end, and wait. Idempotent."""
         if self._process.returncode is None:
             await self.send(signal.SIGTERM)
         try:
@@ -121,12 +121,12 @@ class Program:
             return await self.wait()
 
     async def kill(self) -> Done:
-        """End it with no chance to clean up."""
+        """Kill it without a chance to clean up."""
         await self.send(signal.SIGKILL)
         return await self.wait()
 
     async def _pids(self) -> list[int]:
-        # What we started is nsenter. It stays outside, and its only child is the program.
+        # We started nsenter, which stays outside; its only child is the program.
         pid = self._process.pid
         while self._process.returncode is None:
             if found := children_of(pid):
@@ -136,7 +136,7 @@ class Program:
 
 
 def children_of(pid: int) -> list[int]:
-    """The processes that a process has started. None when it is over."""
+    """Child processes of a process; none if it has ended."""
     try:
         return [
             int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()

@@ -1,4 +1,4 @@
-"""Nodes and files of nodes for tests."""
+"""Nodes and node files for tests."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What runs in the lab for test_pool_lab.py: ``python pool_program.py FUNCTION ARGUMENTS``.
+"""Program run in the lab by test_pool_lab.py: ``python pool_program.py FUNCTION ARGUMENTS``.
 
-Each prints lines of JSON, which the tests read as they come.
+Each function prints lines of JSON for the test to read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def say(**fields: object) -> None:
 
 
 async def follow() -> None:
-    """Run a pool that begins with nothing and follows the network; print its nodes each time."""
+    """Run a pool without initial nodes that follows the network; print its nodes each time."""
     registry = NodeRegistry(auto_discover=True)
     async with OllamaPool(registry, watch_network=True):
         began = time.monotonic()
@@ -30,7 +30,7 @@ async def follow() -> None:
 
 
 async def find(texts: str) -> None:
-    """Begin with nothing, embed at the first node, and go on with all that are found."""
+    """Without initial nodes, embed on the first node found, then on all."""
     began = time.monotonic()
     async with OllamaPool() as pool:
         await pool.embed("nomic-embed-text", "first")
@@ -53,7 +53,7 @@ async def find(texts: str) -> None:
 
 
 async def count(*urls: str) -> None:
-    """How many nodes and machines some URLs are, once what is known here has been learned."""
+    """Print the number of nodes and machines behind URLs, after learning local facts."""
     registry = NodeRegistry(urls)
     await registry.locate()
     say(nodes=sorted(registry.nodes), machines=len(set(registry.machines.values())))

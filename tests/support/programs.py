@@ -1,4 +1,4 @@
-"""Programs that tests run to their end."""
+"""Run programs to their end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Ran(NamedTuple):
-    """How a program ended, and what it wrote."""
+    """The exit code and output of a program."""
 
     code: int
     out: bytes
@@ -24,9 +24,9 @@ async def run(
     stdin: bytes = b"",
     seconds: float = 120.0,
 ) -> Ran:
-    """Run a program to its end. env: what is added to this process's environment.
+    """Run a program to its end. env: added to this process's environment.
 
-    Raises TimeoutError after `seconds`; whatever happens, the program is gone afterwards.
+    Raises TimeoutError after `seconds`. The program never outlives the call.
     """
     process = await asyncio.create_subprocess_exec(
         *map(str, command),

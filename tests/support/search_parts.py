@@ -1,6 +1,6 @@
 """Searches of named loopback networks, with servers, interfaces and announcements to find.
 
-Deadlines that a test must not wait for are far off, so a test that passes has not waited.
+Deadlines that a test must not wait for are far away, so a passing test has not waited.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from aiosollol.wire.announcement import Announcement
 
 NET = "127.0.0.16/28"
 HOSTS = tuple(f"127.0.0.{last}" for last in range(17, 31))
-LONG = 30.0  # seconds that nobody waits
+LONG = 30.0  # seconds; never waited
 DEFAULTS: dict[str, Any] = {
     "timeout": LONG,
     "ports": (11434,),
@@ -47,7 +47,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 class Placed(Interface):
-    """An interface on a loopback address that says that it is of another kind."""
+    """An interface on a loopback address that claims to be of another kind."""
 
     __slots__ = ("_kind",)
 
@@ -70,7 +70,7 @@ async def nobody() -> AsyncIterator[AsyncIterator[News]]:
 
 
 def announcing(*news: News, then_ends: bool = True) -> Any:
-    """A `browse` that hears these, and then nothing more."""
+    """A `browse` that yields these announcements, and then no more."""
 
     @asynccontextmanager
     async def browse() -> AsyncIterator[AsyncIterator[News]]:

@@ -1,4 +1,4 @@
-"""Another value for each setting, wrong values, and a settings file with them."""
+"""A non-default value for each setting, invalid values, and a settings file with them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from aiosollol.config.resolve import resolve
 from aiosollol.errors import ConfigError
 
 NOTHING: Mapping[str, str] = {"XDG_CONFIG_HOME": "/nowhere"}
-# Another value than the default for each: as argument, as text in a variable, as TOML.
+# A non-default value for each: as argument, as text in a variable, as TOML.
 OTHER: dict[str, tuple[Any, str, str]] = {
     "auto_discover": (False, "no", "false"),
     "watch_network": (True, "yes", "true"),
@@ -47,7 +47,7 @@ OTHER: dict[str, tuple[Any, str, str]] = {
 
 
 def with_file(tmp_path: Path, text: str) -> dict[str, str]:
-    """The environment of a user whose settings file holds `text`."""
+    """The environment of a user whose settings file contains `text`."""
     environ = {"XDG_CONFIG_HOME": str(tmp_path)}
     path = settings_path(environ)
     path.parent.mkdir(exist_ok=True)

@@ -23,7 +23,7 @@ MODEL = "nomic-embed-text:latest"
 
 
 class InMemory:
-    """A coordinator that can be gone, or slow."""
+    """A coordinator that can be unavailable or slow."""
 
     name = "memory"
 
@@ -83,7 +83,7 @@ class Program:
         self.probed.append(name)
 
     async def use(self, node: str, seconds: float) -> None:
-        """One request after another, until cancelled."""
+        """Send one request after another until cancelled."""
         while True:
             await self.request(node, seconds)
 

@@ -23,7 +23,7 @@ CHAT = {
 
 
 class Recorded:
-    """A tracing, and the spans that have ended."""
+    """Tracing that records the ended spans."""
 
     def __init__(self) -> None:
         self._exporter = InMemorySpanExporter()
@@ -49,7 +49,7 @@ class Recorded:
 
 
 def ids(span: ReadableSpan) -> tuple[str, str]:
-    """Of its trace and its own, as headers have them."""
+    """The trace id and span id, in the format of headers."""
     context = span.get_span_context()
     assert context is not None
     return f"{context.trace_id:032x}", f"{context.span_id:016x}"
@@ -60,7 +60,7 @@ def parent_of(span: ReadableSpan) -> str:
 
 
 def sent_to(nodes: Sequence[FakeOllama]) -> list[str]:
-    """Each `traceparent` but its flags, of which there are more with every SDK."""
+    """The `traceparent` headers without their flags, which differ between SDKs."""
     records = [record for node in nodes for record in node.log]
     return [record.headers["traceparent"][:-3] for record in records]
 

@@ -1,4 +1,4 @@
-"""The same JSON as programs of many kinds write it: spaces, order, escapes, line ends."""
+"""The same JSON as different programs write it: spaces, order, escapes, line ends."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def written(answer: Iterable[dict[str, Any]], write: str, end: str) -> bytes:
 
 every_spelling = pytest.mark.parametrize("write", WRITERS)
 
-# Objects of which some look like another.
+# Objects, some of which resemble another.
 KEYS = st.sampled_from(["done", "error", 'a"done', "message", "a", "d,"])
 SCALARS = (
     st.booleans()

@@ -25,7 +25,7 @@ async def connected(url: str, **fields: object) -> AsyncIterator[HttpTransport]:
 
 @asynccontextmanager
 async def serving(handle: Handler) -> AsyncIterator[str]:
-    """A server in which each connection is `handle`d. Gives its URL."""
+    """Serve each connection with `handle`. Yields the URL."""
     tasks: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
     async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -43,7 +43,7 @@ async def serving(handle: Handler) -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
         server.close()
-        await turns()  # for what was accepted a moment ago
+        await turns()  # for connections accepted just now
         for task, writer in tasks.items():
             task.cancel()
             await asyncio.wait([task])
@@ -58,7 +58,7 @@ async def turns(count: int = 20) -> None:
 
 @asynccontextmanager
 async def raw_server(answer: bytes, *, hang: bool = False) -> AsyncIterator[str]:
-    """A server that reads the head of a request and sends `answer`, whatever was asked."""
+    """A server that reads the head of a request and always sends `answer`."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -80,7 +80,7 @@ EMBED = dump({"model": "nomic-embed-text", "input": ["hello"]})
 
 @asynccontextmanager
 async def recording() -> AsyncIterator[tuple[str, list[bytes]]]:
-    """A server that answers {} to everything, and the requests that it saw."""
+    """A server that answers {} to every request. Yields its URL and the requests it received."""
     seen: list[bytes] = []
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,5 +1,5 @@
-"""``aiosollol up`` as a process, and requests to it. Its nodes are processes too, so that no test
-waits for itself."""
+"""``aiosollol up`` as a process, and requests to it. Its nodes are processes too, so that a test
+cannot block itself."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MODELS = [FakeModel("all-minilm"), FakeModel("llama3.2", kind="chat")]
 
 
 class Gateway:
-    """A gateway that runs. lines: what it has said so far."""
+    """A running gateway. lines: its output so far."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -38,7 +38,7 @@ class Gateway:
             self._heard.notify_all()
 
     async def said(self, text: str, *, times: int = 1) -> str:
-        """The line that has `text`, for the so-manieth time, once it was said."""
+        """Wait for `text` to be printed `times` times; returns the last line with it."""
         async with self._heard:
             while len(found := [line for line in self.lines if text in line]) < times:
                 assert not self._reading.done(), self.lines
@@ -60,7 +60,7 @@ class Gateway:
         self.process.send_signal(number)
 
     async def end(self) -> int:
-        """The exit code, once it has ended."""
+        """Wait until it ends; returns its exit code."""
         await self._reading
         return await self.process.wait()
 
@@ -69,7 +69,7 @@ class Gateway:
 async def running(
     tmp_path: Path, *arguments: str, files: int | None = None, **environment: str
 ) -> AsyncIterator[Gateway]:
-    """``aiosollol up`` on free ports. files: how many it may have open."""
+    """``aiosollol up`` on free ports. files: its limit of open files."""
     limit = (
         ""
         if files is None
