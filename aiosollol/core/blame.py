@@ -88,6 +88,13 @@ def _is_transient(error: SollolError) -> bool:
     return isinstance(error, ConnectionLost | StreamCutOff)
 
 
+def _holds_everywhere(error: SollolError) -> bool:
+    """Whether the words of a refusal are about the request alone, not about the model or server."""
+    if not isinstance(error, BadRequest) or error.fault != "request":
+        return False
+    return "support" not in error.message  # what is supported differs between versions
+
+
 class Refusal(NamedTuple):
     """A node failed an item that was alone in its request.
 
@@ -154,12 +161,15 @@ class RequestEvidence:
     def is_agreed(self) -> bool:
         """Whether enough nodes refused the request as invalid.
 
-        That takes two sound nodes, or one and any other if the words are known to be about the
-        request. Other nodes may refuse everything, so it takes more of them.
+        That takes two sound nodes; or one if its words are known to hold on every node; or one and
+        any other if they are known at all. Nodes that are not sound may refuse everything, so it
+        takes more of them.
         """
         refusers = self.refusers
-        sound = len(self._sound.intersection(refusers))
-        if sound >= CONFIRMATIONS:
+        sound = self._sound.intersection(refusers)
+        if len(sound) >= CONFIRMATIONS or any(
+            _holds_everywhere(self._refusals[name].error) for name in sound
+        ):
             return True
         errors = [self._refusals[name].error for name in refusers]
         if not all(isinstance(each, BadRequest) and each.is_known for each in errors):

@@ -53,7 +53,8 @@ class OllamaPool:
     routing_strategy: which node gets a live request: "performance", "score", "round_robin",
     "priority", "least_loaded", "random", or a `RoutingFunction` of your own.
     transport_factory: makes the transport to a node; tests can return `testing.FakeTransport`.
-    tracing: traces requests to the nodes, such as `otel.OpenTelemetry`; None records nothing.
+    tracing: traces requests to the nodes, such as `telemetry.opentelemetry.OpenTelemetry`; None
+    records nothing.
     settings: the other settings, such as ``embed_timeout=30``: names and types are in
     `PoolSettings`, meanings in docs/configuration.md. Those not given come from the environment,
     then the settings file, then the defaults.

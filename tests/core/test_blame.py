@@ -6,13 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiosollol.core.blame import REPEATS, Refusal, judge, may_pass
+from aiosollol.core.blame import REPEATS, Refusal, RequestEvidence, judge, may_pass, patience
 from aiosollol.errors import (
     BadRequest,
     ConnectionLost,
     ModelMissing,
     NodeError,
     NodeTimeout,
+    NodeUnavailable,
     NodeUnreachable,
     ProtocolError,
     ResponseError,
@@ -134,3 +135,77 @@ def test_an_item_is_given_up_only_on_the_word_of_a_node_that_answers_others(
     untried = able - set(refusals)
     if untried and verdict.fault == "open":
         assert untried <= set(verdict.ask)
+
+
+LONG = BadRequest("a", 400, "the input length exceeds the context length", fault="text")
+WRONG = BadRequest("a", 500, 'option "num_ctx" must be of type integer', fault="request")
+UNABLE = BadRequest("a", 400, '"m" does not support chat', fault="request")
+UNKNOWN = BadRequest("a", 400, "something new")
+
+# Refusals of a live request as (error, whether the node is sound); whether they agree.
+AGREEMENTS = [
+    pytest.param([(LONG, True)], False, id="one sound node"),
+    pytest.param([(LONG, True), (LONG, True)], True, id="two sound nodes"),
+    pytest.param([(UNKNOWN, True), (UNKNOWN, True)], True, id="two sound nodes, unknown words"),
+    pytest.param([(WRONG, True)], True, id="words that hold everywhere"),
+    pytest.param([(WRONG, False)], False, id="the same of a node that may refuse everything"),
+    pytest.param([(UNABLE, True)], False, id="another version may support it"),
+    pytest.param([(LONG, True), (LONG, False)], True, id="a sound node and another"),
+    pytest.param([(UNKNOWN, True), (UNKNOWN, False)], False, id="the same, unknown words"),
+    pytest.param([(LONG, False)] * 3, False, id="three that may refuse everything"),
+    pytest.param([(LONG, False)] * 4, True, id="four"),
+    pytest.param([(UNKNOWN, False)] * 9, False, id="nine, unknown words"),
+    pytest.param([(DIED, True), (LONG, True)], False, id="another failure is no refusal"),
+    pytest.param([], False, id="none"),
+]
+
+
+@pytest.mark.parametrize(("refusals", "expected"), AGREEMENTS)
+def test_when_nodes_agree_that_a_request_is_invalid(
+    refusals: list[tuple[ResponseError, bool]], expected: bool
+) -> None:
+    evidence = RequestEvidence()
+    for number, (error, is_sound) in enumerate(refusals):
+        copy = type(error)(f"n{number}", error.status, error.message, fault=error.fault)
+        evidence.failed(copy, 0, is_sound=is_sound)
+    assert evidence.is_agreed is expected
+    assert evidence.failures == sum(is_sound for _, is_sound in refusals)
+
+
+def test_a_node_that_turns_out_to_refuse_others_is_not_believed() -> None:
+    evidence = RequestEvidence()
+    for name in "ab":
+        evidence.failed(BadRequest(name, 400, "no"), 0, is_sound=True)
+    assert evidence.is_agreed
+    evidence.doubt("a")
+    assert not evidence.is_agreed
+
+
+def test_a_request_that_kills_runners_is_found_out() -> None:
+    evidence = RequestEvidence()
+    for answers in range(REPEATS):
+        assert not evidence.is_guilty(["a"], {"a": answers})
+        evidence.failed(DIED, answers, is_sound=True)
+    assert evidence.is_guilty(["a"], {"a": REPEATS})
+
+
+PATIENCES = [
+    (ResponseError("a", 502, "bad gateway"), True, 60.0),
+    (NodeUnavailable("a", 503, "starting"), True, 60.0),
+    (NodeUnavailable("a", 503, "starting"), False, 3.0),
+    (ConnectionLost("a", "reset"), True, 60.0),
+    (RunnerFailed("a", 500, "llama runner process has terminated", fault="passing"), True, 60.0),
+    (RunnerFailed("a", 500, "something new"), True, 3.0),
+    (NodeUnreachable("a", "refused"), True, 3.0),
+    (NodeTimeout("a", "no answer"), True, 0.0),
+    (ProtocolError("a", "answered HTML"), True, 0.0),
+    (BadRequest("a", 400, "no"), True, 0.0),
+]
+
+
+@pytest.mark.parametrize(("error", "has_answered", "expected"), PATIENCES)
+def test_how_long_a_live_request_waits(
+    error: NodeError, has_answered: bool, expected: float
+) -> None:
+    assert patience(error, has_answered=has_answered, outage=60.0) == expected
+    assert patience(error, has_answered=has_answered, outage=0.0) == 0.0

@@ -56,7 +56,7 @@ def make_sharing(
     registry: ClusterState,
     probe: Callable[[str], Coroutine[Any, Any, None]],
 ) -> LeaseClient:
-    """The client that keeps the leases of a pool with this engine. See `sharing.lease_client`."""
+    """The client that keeps the leases of a pool with this engine. See `sharing`."""
     engine.sharing = LeaseClient(
         registry,
         engine.coordinator,
