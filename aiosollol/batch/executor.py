@@ -222,7 +222,7 @@ class Executor:
     def _may_return(self, node: Node) -> bool:
         # A node that was lost for its answers is not down, and must not come back at once; nor
         # repeatedly, if its probes succeed but its requests fail.
-        if node.name not in self.state.last_errors:
+        if node.name not in self.state.failures.last_errors:
             return True
         if node.state.failures:
             return False
@@ -237,7 +237,7 @@ class Executor:
         since = self.state.silent_since
         if since is None:
             return math.inf
-        if self.state.refusal is not None:
+        if self.state.failures.refusal is not None:
             return -math.inf
         has_answered = any(
             name in self._registry and self._registry[name].counters.succeeded
@@ -249,14 +249,14 @@ class Executor:
         patience = self._job.patience
         if not self._has_warned and self._registry.clock() - since >= WARN_SECONDS:
             self._has_warned = True
-            reasons = "; ".join(map(summary, self.state.last_errors.values()))
+            reasons = "; ".join(map(summary, self.state.failures.last_errors.values()))
             log.warning("no node answers; the batch waits up to %g s (%s)", patience, reasons)
         return since + patience
 
     def _outage(self) -> SollolError:
-        if self.state.refusal is not None:
-            return self.state.refusal
-        reasons = {name: _detail(error) for name, error in self.state.last_errors.items()}
+        if self.state.failures.refusal is not None:
+            return self.state.failures.refusal
+        reasons = {name: _detail(error) for name, error in self.state.failures.last_errors.items()}
         return NoNodeAvailable(f"no node is left that can embed with {self._model!r}", reasons)
 
     # Instructions.
@@ -323,9 +323,9 @@ class Executor:
             self._registry.learn_ratio(self._model, characters, len(texts), answer.tokens)
         now = self._registry.clock()
         cost = node.cost(self._model)
-        found, refused = len(self.state.findings), len(self.state.wrong_refusals)
+        found, refused = len(self.state.findings), len(self.state.failures.wrong_refusals)
         instructions = self.state.done(chunk, now, cost)
-        for name in self.state.wrong_refusals[refused:]:
+        for name in self.state.failures.wrong_refusals[refused:]:
             if name in self._registry:
                 self._registry.refused_wrongly(self._registry[name], now)
         for finding in self.state.findings[found:]:

@@ -175,7 +175,7 @@ class BatchRunner:
             seconds=0.0,
             nodes=executor.shares(self._registry.clock() - batch.began),
             plan=executor.plan,
-            splits=state.splits,
+            splits=state.failures.splits,
             copies=state.copies,
             tokens=executor.counts.total,
             tokens_are_exact=executor.counts.is_exact,

@@ -73,6 +73,23 @@ async def test_an_outage_of_all_nodes_loses_nothing_and_little_time(
         made.check_rest()
 
 
+@pytest.mark.parametrize("names", ["a", "abc"])
+@pytest.mark.parametrize("seconds", [0.05, 1.0, 3.0, 20.0])
+async def test_a_hang_of_all_nodes_ends_when_they_answer_again(seconds: float, names: str) -> None:
+    texts = words(300)
+    async with cluster(**dict.fromkeys(names, NODE)) as made:
+        await made.embed_batch(words(40))
+        began = anyio.current_time()
+        check(await made.embed_batch(texts), texts)
+        usual = anyio.current_time() - began
+        made.group.start_soon(strike, made, Fault.HANG, names, usual / 3, seconds)
+        began = anyio.current_time()
+        check(await made.embed_batch(texts), texts)
+        # Three times the usual time of a request; chunks take up to half a second.
+        assert anyio.current_time() - began <= usual + seconds + 1.0 + 3 * 0.5
+        made.check_rest()
+
+
 @pytest.mark.parametrize("count", [1, 2, 40])
 @pytest.mark.parametrize("fault", PASSING)
 async def test_a_batch_that_begins_in_an_outage_waits_for_its_end(fault: Fault, count: int) -> None:

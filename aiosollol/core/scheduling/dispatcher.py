@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from heapq import heappop, heapreplace
 from typing import NamedTuple, TypeAlias
 
-from aiosollol.core.routing.retry import FIRST_PAUSE, LONGEST_PAUSE
+from aiosollol.core.routing.retry import FIRST_PAUSE
 from aiosollol.core.scheduling.batch_nodes import (
     BatchNode,
     BatchNodes,
@@ -46,7 +46,7 @@ class ScheduleOptions:
     max_items: int = 256
     max_tokens: float = 65_536.0
     first_pause: float = FIRST_PAUSE
-    longest_pause: float = LONGEST_PAUSE
+    longest_pause: float = 0.4
     longest_refusal: float = 8.0
 
 
@@ -148,7 +148,7 @@ class Dispatcher:
                     continue
                 if node.needs_check:
                     if not node.flights:
-                        instructions.append(self._check(node, now))
+                        instructions.append(self.check(node, now))
                     continue
                 due = self._due(node, now)
                 if due is None:
@@ -168,14 +168,14 @@ class Dispatcher:
             self._changed_at = now
         return instructions
 
-    def _check(self, node: BatchNode, now: float) -> Send:
+    def check(self, node: BatchNode, now: float) -> Send:
         """Send a text that cannot be at fault, to see whether the node answers at all."""
         return self._launch(node, (), CHECK_TOKENS, now)
 
     def _prove(self, now: float) -> list[Instruction]:
         """Check the idle nodes whose answer would decide about an item."""
         return [
-            self._check(node, now)
+            self.check(node, now)
             for node in list(self._idle.values())
             if not node.flights and node.has_place(now) and self._evidence.needs_proof(node.name)
         ]

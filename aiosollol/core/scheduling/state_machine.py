@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from aiosollol.core.report import Outcome, Slice
 from aiosollol.core.routing.retry import Failure
+from aiosollol.core.scheduling import hangs
 from aiosollol.core.scheduling.batch_nodes import (
     FAILURES_TO_CHECK,
     BatchNode,
@@ -44,7 +45,7 @@ from aiosollol.core.scheduling.dispatcher import (
 from aiosollol.core.scheduling.evidence import Evidence
 from aiosollol.core.scheduling.failures import Failures
 from aiosollol.core.scheduling.work_queue import ItemLedger, WorkQueue
-from aiosollol.errors import BadRequest, SollolError
+from aiosollol.errors import SollolError
 
 if TYPE_CHECKING:
     from random import Random
@@ -53,7 +54,10 @@ _PLAN_TOLERANCE = 1.5
 
 
 class BatchState:
-    """A batch of items with known token counts, over nodes that come and go."""
+    """A batch of items with known token counts, over nodes that come and go.
+
+    failures: handles failed chunks and knows about them, see `core.scheduling.failures`.
+    """
 
     def __init__(
         self,
@@ -87,7 +91,7 @@ class BatchState:
             self._trials,
             self._evidence,
         )
-        self._failures = Failures(
+        self.failures = Failures(
             self._options,
             self._queue,
             self._fleet,
@@ -102,6 +106,7 @@ class BatchState:
         self.slices: list[Slice] = []
         self._expected_seconds = expected_seconds
         self._late_at = math.inf
+        self._look_at = -math.inf
 
     # Queries by the executor.
 
@@ -137,27 +142,7 @@ class BatchState:
     @property
     def silent_since(self) -> float | None:
         """Since when no node has answered, although each was asked; None if one works."""
-        return None if self._fleet.any_working() else self._failures.silent_since
-
-    @property
-    def refusal(self) -> BadRequest | None:
-        """The error of a request that every node refuses as invalid, whatever its texts."""
-        return self._failures.refusal
-
-    @property
-    def last_errors(self) -> Mapping[str, SollolError]:
-        """The last failure of each node, by name."""
-        return self._failures.last_errors
-
-    @property
-    def wrong_refusals(self) -> Sequence[str]:
-        """Nodes, once for each request that they refused as invalid and others answered."""
-        return self._failures.wrong_refusals
-
-    @property
-    def splits(self) -> int:
-        """Number of failed chunks that were halved."""
-        return self._failures.splits
+        return None if self._fleet.any_working() else self.failures.silent_since
 
     def has_node(self, name: str) -> bool:
         """Whether `name` takes part or is on standby, and is not lost."""
@@ -166,7 +151,11 @@ class BatchState:
 
     def next_tick(self, now: float) -> float | None:
         """When `tick` must be called if no event comes first; None if never."""
-        return self._dispatcher.next_tick(now)
+        tick = self._dispatcher.next_tick(now)
+        if not self._flights:
+            return tick
+        look_at = max(now, self._look_at)
+        return look_at if tick is None else min(tick, look_at)
 
     # Events.
 
@@ -195,12 +184,13 @@ class BatchState:
         self._fleet.put(node)
         self._dispatcher.rest(node)
         self._dispatcher.stir()
-        self._failures.review()
+        self.failures.review()
         return self._dispatcher.dispatch(now)
 
     def start(self, now: float) -> list[Instruction]:
         """Send the first chunks. Call `node_up` for the initial nodes first."""
         self._late_at = now + _PLAN_TOLERANCE * self._expected_seconds
+        self._look_at = now + hangs.LOOK_SECONDS
         return self._dispatcher.start(now)
 
     def node_lost(
@@ -219,18 +209,25 @@ class BatchState:
         node = self._fleet.get(name)
         if node is None or node.is_lost:
             return []
-        if not may_return or (self._failures.has_others(node) and not node.needs_check):
-            self._failures.lose(node, error, now, may_return=may_return)
+        if not may_return or (self.failures.has_others(node) and not node.needs_check):
+            self.failures.lose(node, error, now, may_return=may_return)
         elif not node.needs_check and error is not None:
             node.streak = FAILURES_TO_CHECK - 1
-            self._failures.punish(node, Failure.NODE, error, now)
+            self.failures.punish(node, Failure.NODE, error, now)
         self._dispatcher.stir()
         return self._dispatcher.dispatch(now)
 
     def tick(self, now: float) -> list[Instruction]:
-        """Dispatch after time has passed: pauses may be over, chunks may be late."""
+        """Dispatch after time has passed: pauses may be over, chunks late, nodes may hang."""
+        instructions: list[Instruction] = []
+        if now >= self._look_at:
+            self._look_at = now + hangs.LOOK_SECONDS
+            for node in self._fleet:
+                if hangs.look(node, now) != "fine":
+                    instructions.append(self._take_back(hangs.newest(node), now))
+                    instructions.append(self._dispatcher.check(node, now))
         self._dispatcher.stir()
-        return self._dispatcher.dispatch(now)
+        return instructions + self._dispatcher.dispatch(now)
 
     def done(self, chunk: Chunk, now: float, cost: Cost) -> list[Instruction]:
         """A chunk was answered. `cost` is the node's updated cost."""
@@ -238,7 +235,7 @@ class BatchState:
         if flight is None:
             return []
         node = self._fleet[chunk.node]
-        self._failures.recovered(node)
+        self.failures.recovered(node)
         node.cost = cost
         won = self._ledger.answer(chunk.items)
         if not chunk.is_check:
@@ -247,9 +244,9 @@ class BatchState:
             if not won:
                 node.tally.wasted += now - flight.sent_at
             self._note(flight, now, "done" if won else "late")
-        self._failures.convict(self._evidence.answered(chunk.items, node.name), now)
+        self.failures.convict(self._evidence.answered(chunk.items, node.name), now)
         if self._evidence.held:
-            self._failures.review()
+            self.failures.review()
         worked_from = max(flight.sent_at, node.last_done)
         node.last_done = now
         node.foresee(now)
@@ -258,10 +255,14 @@ class BatchState:
         if self._late_at < math.inf:
             self._check_plan(now)
         instructions: list[Instruction] = []
+        if chunk.is_check and node.flights:
+            older = [each for each in node.flights.values() if each.sent_at <= flight.sent_at]
+            instructions = [self._take_back(each, now) for each in older]
+            self._dispatcher.stir()
         if chunk.is_copy or flight.is_copied:
             self._queue.discard(self._ledger.is_settled)
         if chunk.is_copy or flight.is_copied or not self._ledger.open:
-            instructions = self._cancel_settled(now)
+            instructions += self._cancel_settled(now)
         return instructions + self._dispatcher.dispatch(now, node)
 
     def failed(
@@ -282,10 +283,10 @@ class BatchState:
         items = self._ledger.unsettled(chunk.items)
         if chunk.is_copy or flight.is_copied:
             items = self._not_elsewhere(items)
-        self._failures.punish(node, failure, error, now)
+        self.failures.punish(node, failure, error, now)
         self._dispatcher.rest(node)
         if items:
-            self._failures.retry(items, failure, error, node.name)
+            self.failures.retry(items, failure, error, node.name)
         self._dispatcher.stir()
         return self._cancel_settled(now) + self._dispatcher.dispatch(now)
 
@@ -309,7 +310,7 @@ class BatchState:
             self._late_at = math.inf
             for node in self._fleet:
                 if node.is_standby and not node.is_lost:
-                    self._failures.set_standby(node, False)
+                    self.failures.set_standby(node, False)
 
     # Nodes on one machine.
 
@@ -320,7 +321,7 @@ class BatchState:
         finding = self._trials.answered(node.name, chunk.tokens, worked_from, now)
         if finding is not None:
             if not finding.is_faster_together:
-                self._failures.set_standby(self._fleet[finding.second], True)
+                self.failures.set_standby(self._fleet[finding.second], True)
         elif self._dispatcher.is_to_be_tried(node, now):
             under_way = [node.cost.seconds(flight.chunk.tokens) for flight in node.flights.values()]
             if max(under_way, default=0.0) <= 1.5 * TRIAL_CHUNK_SECONDS:
@@ -328,7 +329,7 @@ class BatchState:
                 if second is None or second.is_lost:
                     self._trials.drop()
                 else:
-                    self._failures.set_standby(second, False)
+                    self.failures.set_standby(second, False)
 
     # Flights.
 
@@ -353,6 +354,21 @@ class BatchState:
                 chunk.is_copy,
             )
         )
+
+    def _take_back(self, flight: Flight, now: float) -> Cancel:
+        """Cancel a chunk whose answer is probably lost, and queue its items again."""
+        chunk, node = flight.chunk, self._fleet[flight.chunk.node]
+        self._land(chunk, now)
+        node.foresee(now)
+        self._fleet.update(node)
+        if not chunk.is_check:
+            self._note(flight, now, "cancelled")
+            node.tally.wasted += now - flight.sent_at
+            items = self._ledger.unsettled(chunk.items)
+            if chunk.is_copy or flight.is_copied:
+                items = self._not_elsewhere(items)
+            self._queue.put_back(items)
+        return Cancel(chunk)
 
     def _cancel_settled(self, now: float) -> list[Instruction]:
         """Cancel the chunks whose items have all been settled by other chunks."""
