@@ -12,7 +12,7 @@ import shutil
 import nox
 
 nox.needs_version = ">=2025.2.9"
-nox.options.default_venv_backend = "venv"
+nox.options.default_venv_backend = "uv|venv"  # uv, if it is installed, is faster
 nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = False  # for tests_on; the other sessions have theirs
 nox.options.reuse_venv = "yes"
@@ -131,7 +131,10 @@ def wheels(session: nox.Session) -> None:
 
 
 def run_tests(session: nox.Session) -> None:
+    """Two processes: one of them waits much of the time, and each may take 3 GB.
+
+    For coverage, `nox -s tests -- --cov --cov-report=term-missing`.
+    """
     session.install("-e", f".[{EXTRAS}]", *group("test"), *group("gateway-clients"))
     others = (f"--ignore={CLIENTS}", f"--ignore={ENGINES}")
-    ours = ("--cov", "--cov-report=term-missing", *others)
-    session.run("pytest", *ours, *session.posargs)
+    session.run("pytest", "-n", "2", "--durations=10", *others, *session.posargs)
