@@ -165,10 +165,17 @@ class Executor:
             await self._registry.wait_changed(version)
             version = self._registry.version
             for node in list(self._registry):
-                is_lost = node.state.is_down or node.is_draining
+                is_wrong = node.is_distrusted(self._model)
+                is_lost = node.state.is_down or node.is_draining or is_wrong
                 if is_lost and self.state.has_node(node.name):
                     is_down = node.state.is_down
-                    why = node.state.error if is_down else "is being drained"
+                    why = (
+                        node.state.error
+                        if is_down
+                        else "is being drained"
+                        if node.is_draining
+                        else "returns different vectors than the other nodes"
+                    )
                     lost = NodeUnreachable(node.name, why)
                     now = self._registry.clock()
                     self._follow(

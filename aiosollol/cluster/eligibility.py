@@ -119,7 +119,7 @@ class Eligibility:
         reasons = {
             node.name: f"has digest {node.digest(model)[:12] or 'unknown'}"
             if name not in node.distrusted
-            else "returns different vectors than the other nodes, as verify found"
+            else "returns different vectors than the other nodes (verify compares again)"
             for node in nodes
         }
         if required is None:

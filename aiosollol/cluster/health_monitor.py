@@ -121,6 +121,10 @@ class HealthMonitor:
             if error is not None and classify(error) is Failure.NODE:
                 self._registry.apply(name, ProbeFailed(error))
 
+    async def ask_loaded(self, name: str) -> NodeError | None:
+        """Request a node's loaded models. Returns why it did not tell them, if so."""
+        return await self._ask_loaded(name, self._transport_of(name))
+
     async def _ask_loaded(self, name: str, transport: Transport) -> NodeError | None:
         try:
             body = await transport.request("GET", "/api/ps", timeout=PS_SECONDS)

@@ -45,6 +45,9 @@ class Node(NodeSlots):
     refusals: requests that it refused as invalid since its last answer.
     loading: models that a request of this program is loading.
     distrusted: models whose vectors differ from those of other nodes.
+    embeds: models that it has embedded with, and the time of the first answer, since the model's
+    digest and the server's version last changed.
+    has_news: whether `embeds` has grown.
     """
 
     __slots__ = (
@@ -59,6 +62,8 @@ class Node(NodeSlots):
         "counters",
         "distrusted",
         "disturbed_at",
+        "embeds",
+        "has_news",
         "is_draining",
         "last_done",
         "loading",
@@ -93,6 +98,8 @@ class Node(NodeSlots):
         self.breaker: Breaker = breakers.CLOSED
         self.loading: set[str] = set()
         self.distrusted: set[str] = set()
+        self.embeds: dict[str, float] = {}
+        self.has_news = False
         self._steady: dict[tuple[str, str], Steady] = {}
         self._warmed: set[str] = set()
         self._options: dict[str, object] = {}
@@ -183,6 +190,10 @@ class Node(NodeSlots):
         name = full_name(model)
         return name in self._options and self._options[name] != options
 
+    def last_options(self, model: str) -> object:
+        """The options that it last used `model` with: see `core.request.reload_key`."""
+        return self._options.get(full_name(model))
+
     def load_seconds(self, model: str) -> float:
         """Seconds of the model load; 0 if `model` is in memory or already being loaded."""
         name = full_name(model)
@@ -205,6 +216,9 @@ class Node(NodeSlots):
         `sent_at`, that time is unknown, and nothing is learned.
         """
         name = full_name(model)
+        if name not in self.embeds:
+            self.embeds[name] = now
+            self.has_news = True
         known = self.costs.get(name) or Cost.unknown()
         if sent_at < self.disturbed_at:
             return known
@@ -269,6 +283,18 @@ class Node(NodeSlots):
     def forget_warmed(self) -> None:
         """Drop the inferred loaded models, after the node reported the actual ones."""
         self._warmed.clear()
+
+    def forget_changed(self, models: Collection[str]) -> None:
+        """Drop what is known of the vectors and the load of `models`, by full name."""
+        for name in models:
+            self.distrusted.discard(name)
+            self.embeds.pop(name, None)
+            self._options.pop(name, None)
+            self._warmed.discard(name)
+
+    def take_news(self) -> None:
+        """Reset `has_news`."""
+        self.has_news = False
 
     # Accounting.
 
@@ -388,6 +414,7 @@ class Node(NodeSlots):
             cpu_load=state.cpu_load,
             gpu_free_mem=self.gpu_free_mem,
             is_draining=self.is_draining,
+            distrusted=tuple(sorted(self.distrusted)),
         )
 
 

@@ -17,8 +17,16 @@ from aiosollol.core.events import NodeChanged, PoolEvent
 from aiosollol.core.locality import NO_FACTS, MachineFacts, duplicates, machines_of
 from aiosollol.core.model_names import full_name
 from aiosollol.core.networks import Source
-from aiosollol.core.node import ClusterView, NodeLike, NodeSpec
-from aiosollol.core.node_transitions import Answered, Described, Event, Failed, Probed, advance
+from aiosollol.core.node import ClusterView, NodeLike, NodeSpec, NodeState
+from aiosollol.core.node_transitions import (
+    Answered,
+    Described,
+    Event,
+    Failed,
+    Probed,
+    advance,
+    keeps_vectors,
+)
 from aiosollol.core.redaction import safe_repr
 from aiosollol.core.routing import circuit_breaker as breakers
 from aiosollol.core.routing.node_health import NodeHealth
@@ -47,6 +55,7 @@ class ClusterState:
     stained: names of the nodes with recent problems, see `core.routing.node_health.NodeHealth`.
     facts: known addresses and machine ids. version: increases with every change.
     is_searching: whether discovery is running, so that more nodes may appear.
+    first_uses: how often a node has embedded with a model for the first time, see `Node.embeds`.
     """
 
     def __init__(
@@ -72,6 +81,7 @@ class ClusterState:
         self.is_searching = False
         self._changed = anyio.Event()
         self.version = 0
+        self.first_uses = 0
         for node in nodes:
             self.add(node)
 
@@ -212,14 +222,9 @@ class ClusterState:
             return
         if isinstance(event, Probed | Described) and event.loaded is not None:
             node.forget_warmed()
-        if node.distrusted:
-            # A changed version of the model has not been verified yet.
-            models, old = node.state.models or {}, before.models or {}
-            node.distrusted &= {
-                name
-                for name in models
-                if name not in old or models[name].digest == old[name].digest
-            }
+        if node.distrusted or node.embeds:
+            # A changed version of the model or of the server has not been compared yet.
+            self._forget_changed(node, before)
         if node.state.is_down and not before.is_down:
             log.warning("node %s is down: %s", name, node.state.error)
             self.tell(NodeChanged(self.clock(), name, "down", node.state.error))
@@ -254,10 +259,27 @@ class ClusterState:
             self._offer()
             self.wake()
 
-    def trust(self, node: Node, model: str, *, is_right: bool) -> None:
-        """Set whether the vectors of `model` on `node` match those of other nodes."""
+    def trust(self, node: Node, model: str, *, is_right: bool, detail: str = "") -> None:
+        """Set whether the vectors of `model` on `node` match those of other nodes.
+
+        detail: how they differ, for the event.
+        """
         if node.trust(model, is_right=is_right):
+            self._tell_trust(node, model, detail, is_right=is_right)
             self.wake()
+
+    def _forget_changed(self, node: Node, before: NodeState) -> None:
+        names = [*node.distrusted, *(name for name in node.embeds if name not in node.distrusted)]
+        changed = [name for name in names if not keeps_vectors(before, node.state, name)]
+        for name in node.distrusted.intersection(changed):
+            self._tell_trust(node, name, "the model or the server has changed", is_right=True)
+        node.forget_changed(changed)
+
+    def _tell_trust(self, node: Node, model: str, detail: str, *, is_right: bool) -> None:
+        if self.hub.is_watched:
+            change = "vectors trusted" if is_right else "vectors differ"
+            about = f"{model}: {detail}" if detail else model
+            self.tell(NodeChanged(self.clock(), node.name, change, about))
 
     def _offer(self) -> None:
         """Reroute the waiting requests to a new node. They keep their waiting time."""
@@ -284,6 +306,9 @@ class ClusterState:
         is_probe: the breaker was not closed when the request was sent.
         """
         node.standing.answered(seconds, predicted, now)
+        if node.has_news:
+            node.take_news()
+            self.note_use()
         if is_well:
             node.standing = NodeHealth(now)
         if self.stained or node.standing.is_stained:
@@ -401,9 +426,22 @@ class ClusterState:
         while self.version == version:
             await self._changed.wait()
 
+    def note_use(self) -> None:
+        """Wake the tasks in `wait_news`."""
+        self.first_uses += 1
+        self._call_waiting()
+
+    async def wait_news(self, version: int, first_uses: int) -> None:
+        """Wait as `wait_changed`, or until a node has first embedded with a model since then."""
+        while self.version == version and self.first_uses == first_uses:
+            await self._changed.wait()
+
     def wake(self) -> None:
         """Wake all tasks that wait for a change."""
         self.version += 1
         self._view = None
+        self._call_waiting()
+
+    def _call_waiting(self) -> None:
         changed, self._changed = self._changed, anyio.Event()
         changed.set()

@@ -43,6 +43,7 @@ class PoolSettings(TypedDict, total=False):
     policy: Policy | None
     min_gain: float | None
     same_machine: SameMachine | None
+    canary: bool | None
     max_retries: int | None
     retry_budget: float | None
     hedge_rate: float | None
@@ -145,6 +146,9 @@ class Settings:
     min_gain: float = _setting(GAIN, 0.05, "the share of time that spreading a batch must save")
     same_machine: SameMachine = _setting(
         one_of(SameMachine), "measure", "nodes on one machine: measure, share the work, or use one"
+    )
+    canary: bool = _setting(
+        FLAG, True, "embed two short texts on each node, and leave out one whose vectors differ"
     )
     routing_strategy: RoutingStrategy = _setting(
         one_of(RoutingStrategy), "performance", "which node answers a live request"

@@ -1,9 +1,10 @@
-"""Check whether nodes return the same vectors for the same texts."""
+"""Whether nodes return the same vectors for the same texts: which to ask, and which differ."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping, Sequence
 from operator import mul
 from typing import NamedTuple
 
@@ -18,6 +19,9 @@ CANARIES = (
     "1, 2, 3, 5, 8, 13, 21",
 )
 """Short texts that exercise a tokenizer in different ways."""
+
+QUICK_CANARIES = CANARIES[:2]
+"""Those that the pool embeds by itself, beside the work."""
 
 Vectors = Sequence[Sequence[float]]
 
@@ -82,15 +86,11 @@ def compare(
 
     The reference is the node that most nodes agree with, the first of several.
 
-    alone, listed: vectors of the canaries by node, see `NodeAgreement`.
+    alone, listed: vectors of the canaries by node, see `NodeAgreement`; empty for NaN.
     references: the nodes to choose the reference from; None for all.
     """
     names = list(alone)
-    reference, most = "", -1
-    for name in names if references is None else references:
-        agreeing = sum(worst_cosine(alone[name], alone[other]) >= ENOUGH for other in names)
-        if agreeing > most:
-            reference, most = name, agreeing
+    reference = _reference(alone, names if references is None else references)
     nodes = tuple(
         NodeAgreement(
             name,
@@ -103,11 +103,122 @@ def compare(
     return Agreement(model, reference, nodes, dict(failed))
 
 
+def _reference(vectors: Mapping[str, Vectors], references: Iterable[str]) -> str:
+    """The one of `references` that most nodes agree with, the first of several."""
+    reference, most = "", -1
+    for name in references:
+        agreeing = sum(worst_cosine(vectors[name], each) >= ENOUGH for each in vectors.values())
+        if agreeing > most:
+            reference, most = name, agreeing
+    return reference
+
+
+class Use(NamedTuple):
+    """A node that embeds with a model.
+
+    since: time of its first answer with this digest and this version of the server.
+    is_loaded: whether the model is in its memory.
+    """
+
+    digest: str
+    since: float
+    is_loaded: bool
+
+
+class Sample(NamedTuple):
+    """What a node gave for `QUICK_CANARIES`. since: of its `Use` then.
+
+    vectors: empty if there was NaN in them.
+    """
+
+    digest: str
+    since: float
+    vectors: Vectors
+
+
+def due(uses: Mapping[str, Use], samples: Mapping[str, Sample]) -> list[str]:
+    """The nodes to ask for a sample of one model.
+
+    Those of a digest that at least two nodes use, which have the model in memory and gave no sample
+    since their digest and version are what they are. samples: of the nodes' current digests.
+    """
+    digests = {name: sample.digest for name, sample in samples.items()}
+    digests.update((name, use.digest) for name, use in uses.items())
+    counts = Counter(digests.values())
+    return [
+        name
+        for name, use in uses.items()
+        if use.is_loaded
+        and counts[use.digest] > 1
+        and (name not in samples or samples[name][:2] != use[:2])
+    ]
+
+
+class Verdict(NamedTuple):
+    """Which nodes agree.
+
+    reference: the node that the others were compared with.
+    cosines: the smallest cosine to its vectors, by node; -1.0 for NaN.
+    is_majority: whether the reference agrees with more than half of the nodes that gave no NaN.
+    """
+
+    reference: str
+    cosines: Mapping[str, float]
+    is_majority: bool
+
+    @property
+    def differing(self) -> tuple[str, ...]:
+        """The nodes whose vectors differ."""
+        return tuple(name for name, found in self.cosines.items() if not found >= ENOUGH)
+
+    @property
+    def agreeing(self) -> tuple[str, ...]:
+        """The nodes whose vectors agree with the reference, which is one of them."""
+        return tuple(name for name, found in self.cosines.items() if found >= ENOUGH)
+
+
+def judge(samples: Mapping[str, Sample], trusted: Container[str]) -> Verdict | None:
+    """Which nodes agree, by their samples of one digest; None if there is nothing to compare.
+
+    The reference is the `trusted` node that most nodes agree with, and of several the one in use
+    first. None also if every node gave NaN: the requests themselves will show that.
+    """
+    order = sorted(samples, key=lambda name: samples[name].since)
+    sound = [name for name in order if is_sound(samples[name].vectors)]
+    if len(order) < 2 or not sound:
+        return None
+    vectors = {name: samples[name].vectors for name in order}
+    reference = _reference(vectors, [name for name in sound if name in trusted] or sound)
+    verdict = Verdict(
+        reference,
+        {name: worst_cosine(vectors[reference], vectors[name]) for name in order},
+        is_majority=False,
+    )
+    return verdict._replace(is_majority=2 * len(verdict.agreeing) > len(sound))
+
+
+def is_sound(vectors: Vectors) -> bool:
+    """Whether there are vectors, without zeros and NaN."""
+    return worst_cosine(vectors, vectors) >= ENOUGH
+
+
+def explain_difference(name: str, verdict: Verdict) -> str:
+    """How the vectors of a node differ, and from which, in words."""
+    found = verdict.cosines[name]
+    how = "are not valid" if found <= -1.0 else f"differ (cosine {found:.4f})"
+    others = ", ".join(verdict.agreeing)
+    doubt = "" if verdict.is_majority else "; which are right is unknown, and those used first stay"
+    return f"{how}, compared with those of {others}{doubt}"
+
+
 def worst_cosine(one: Vectors, other: Vectors) -> float:
-    """The smallest cosine of vectors at the same position; -1.0 if the lengths differ."""
+    """The smallest cosine of vectors at the same position.
+
+    -1.0 if the lengths differ, or there are no vectors.
+    """
     if len(one) != len(other):
         return -1.0
-    return min((cosine(a, b) for a, b in zip(one, other, strict=True)), default=1.0)
+    return min((cosine(a, b) for a, b in zip(one, other, strict=True)), default=-1.0)
 
 
 def cosine(one: Sequence[float], other: Sequence[float]) -> float:

@@ -42,7 +42,8 @@ class NodeChanged(NamedTuple):
     """A node or its circuit breaker changed state.
 
     change: "up", "down", "added", "removed", "draining", "resumed", "breaker open",
-    "breaker half-open" (it is being probed) or "breaker closed".
+    "breaker half-open" (it is being probed), "breaker closed", "vectors differ" (those of one model
+    differ from those of other nodes, so it is left out) or "vectors trusted" (that is over).
     """
 
     at: float

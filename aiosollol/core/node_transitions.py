@@ -110,3 +110,17 @@ def _after_failure(state: NodeState, error: NodeError, model: str) -> NodeState:
     # model: the circuit breaker decides whether to send more requests.
     is_down = state.is_down or failure is Failure.NODE
     return replace(state, failures=state.failures + 1, is_down=is_down, error=error.detail)
+
+
+def keeps_vectors(before: NodeState, after: NodeState, model: str) -> bool:
+    """Whether `after` still has the copy of a model that `before` had, on the same server version.
+
+    model: its full name. What was not reported before counts as unchanged.
+    """
+    known = (after.models or {}).get(model)
+    if known is None:
+        return False
+    old = (before.models or {}).get(model)
+    if old is not None and old.digest != known.digest:
+        return False
+    return not before.version or before.version == after.version

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -124,6 +125,16 @@ def reload_key(options: Mapping[str, Any] | None) -> tuple[tuple[str, str], ...]
     if not options:
         return None
     return tuple((name, repr(options[name])) for name in _RELOADING if name in options) or None
+
+
+def options_of(key: object) -> dict[str, Any] | None:
+    """The options that `reload_key` made `key` of; None if they cannot be told from it."""
+    if not isinstance(key, tuple):
+        return {} if key is None else None
+    try:
+        return {name: ast.literal_eval(value) for name, value in key}
+    except (SyntaxError, ValueError):
+        return None
 
 
 def check_text(text: object, index: int | None = None) -> None:

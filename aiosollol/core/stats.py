@@ -123,6 +123,7 @@ class NodeStats(NamedTuple):
     breaker: "closed", "open" or "half_open".
     cpu_load: 0 to 1; None if unknown.
     gpu_free_mem: MB; None if unknown.
+    distrusted: models whose vectors differ from those of other nodes.
     """
 
     key: str
@@ -139,6 +140,7 @@ class NodeStats(NamedTuple):
     cpu_load: float | None = None
     gpu_free_mem: float | None = None
     is_draining: bool = False
+    distrusted: tuple[str, ...] = ()
 
 
 def pool_stats(
@@ -202,6 +204,7 @@ def pool_stats(
                 "gpu_free_mem": node.gpu_free_mem,
                 "priority": node.priority,
                 "last_error": node.error,
+                "distrusted_models": list(node.distrusted),
             }
             for node in nodes
         },

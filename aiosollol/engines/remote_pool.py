@@ -185,9 +185,10 @@ def _difference(now: NodeCounters, before: NodeCounters) -> NodeCounters:
 
 
 def far_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The client's settings for its workers: without engines and discovery."""
+    """The client's settings for its workers: without engines, discovery and canaries."""
     return {
         **settings,
+        "canary": False,
         "auto_discover": False,
         "watch_network": False,
         "enable_dask": False,

@@ -90,6 +90,13 @@ class NodeClient:
         )
         return answer
 
+    async def sample(self, call: EmbedCall, node: Node, timeout: float) -> wire.EmbedAnswer:
+        """As `embed`, but neither counted nor learned from, and without a load request.
+
+        The slot stays the caller's. Raises NodeError, PoolClosed.
+        """
+        return await _ask(self._way_to(node), call, node, timeout, None)
+
     async def converse(
         self,
         call: TalkCall[Part],

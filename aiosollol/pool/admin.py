@@ -36,13 +36,20 @@ from aiosollol.core.scheduling.planner import (
     PlanOptions,
 )
 from aiosollol.core.stats import CallCounters, pool_stats
-from aiosollol.errors import InvalidInput, NoNodeAvailable, PoolClosed, RequestFailed, SollolError
+from aiosollol.errors import (
+    InvalidInput,
+    NodeError,
+    NoNodeAvailable,
+    PoolClosed,
+    RequestFailed,
+    SollolError,
+)
 from aiosollol.live.calls import GENERATE_PATH, EmbedCall, TalkCall
 from aiosollol.live.node_client import NodeClient
 from aiosollol.pool.lifecycle import OpenState
 from aiosollol.pool.registry import NodeRegistry
 from aiosollol.wire.ollama.chat import load_text
-from aiosollol.wire.ollama.embeddings import dump_embed, fits_base64
+from aiosollol.wire.ollama.embeddings import dump_embed, fits_base64, has_nan
 
 log = logging.getLogger("aiosollol")
 
@@ -204,12 +211,16 @@ class PoolAdmin:
         self._check_open()
         check_model(model)
         nodes = await self._roster.wait_ready(model, patient=True)
+        name = full_name(model)
         in_use: Collection[Node] = ()
         with contextlib.suppress(NoNodeAvailable):
             in_use = self._roster.comparable(model)
+        # Of two nodes that differ, the one used first is the reference.
+        by_use = sorted(in_use, key=lambda node: node.embeds.get(name, math.inf))
         alone: dict[str, Vectors] = {}
         listed: dict[str, Vectors] = {}
         failed: dict[str, str] = {}
+        invalid: dict[str, str] = {}
 
         async def ask(node: Node) -> None:
             try:
@@ -217,23 +228,29 @@ class PoolAdmin:
                 listed[node.name] = await self._vectors(node, model, CANARIES)
                 alone[node.name] = [vector for vectors in singles for vector in vectors]
             except SollolError as error:
-                failed[node.name] = str(error)
+                is_invalid = isinstance(error, NodeError) and has_nan(error)
+                (invalid if is_invalid else failed)[node.name] = str(error)
 
         async with anyio.create_task_group() as group:
             for node in nodes:
                 group.start_soon(ask, node)
         self._check_still_open()
+        own = [node.name for node in by_use if node.name in alone]
+        if alone:
+            alone.update((each, ()) for each in invalid)
+            listed.update((each, ()) for each in invalid)
+        else:
+            failed |= invalid
         order = [node.name for node in nodes if node.name in alone]
-        own = [node.name for node in nodes if node.name in alone and node in in_use]
         agreement = compare(
             model,
-            {name: alone[name] for name in order},
-            {name: listed[name] for name in order},
+            {each: alone[each] for each in order},
+            {each: listed[each] for each in order},
             {node.name: node.digest(model) for node in nodes},
             failed,
-            own or order,
+            own or [each for each in order if each not in invalid],
         )
-        self._distrust(full_name(model), nodes, agreement)
+        self._distrust(name, nodes, agreement)
         return agreement
 
     def _check_still_open(self) -> None:

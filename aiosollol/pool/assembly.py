@@ -18,6 +18,7 @@ from aiosollol.core.routing.strategies import RoutingFunction, strategy_of
 from aiosollol.core.scheduling.planner import PlanOptions
 from aiosollol.errors import InvalidInput
 from aiosollol.live.admission import Admission
+from aiosollol.live.canary import VectorCanary
 from aiosollol.live.model_loader import ModelLoader
 from aiosollol.live.node_client import NodeClient
 from aiosollol.live.router import LiveOptions, RequestRouter
@@ -121,6 +122,9 @@ def assemble(
     engines = load_engines(settings, registry)
     carriage = EngineBatches(registry, engines, settings.dask_threshold)
     sharing = load_sharing(engines, settings, registry, upkeep.monitor.probe)
+    canary = (
+        VectorCanary(registry, exchange, upkeep.monitor.ask_loaded) if settings.canary else None
+    )
     batches = BatchRunner(
         registry, exchange, roster, carriage, settings.embed_timeout, settings.outage_patience
     )
@@ -136,6 +140,7 @@ def assemble(
         embedder,
         carriage,
         sharing,
+        canary,
         settings.close_timeout,
     )
     return PoolParts(

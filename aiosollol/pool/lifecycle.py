@@ -12,6 +12,7 @@ from aiosollol.batch.runner import BatchRunner
 from aiosollol.cluster.eligibility import Eligibility
 from aiosollol.cluster.state import ClusterState
 from aiosollol.errors import PoolClosed
+from aiosollol.live.canary import VectorCanary
 from aiosollol.live.model_loader import ModelLoader
 from aiosollol.live.router import RequestRouter
 from aiosollol.net.primitives import finish
@@ -63,6 +64,7 @@ class Lifecycle:
         embedder: Embedder,
         carriage: EngineBatches,
         sharing: LeaseClient | None,
+        canary: VectorCanary | None,
         close_timeout: float,
     ) -> None:
         self.state = state
@@ -75,6 +77,7 @@ class Lifecycle:
         self._embedder = embedder
         self._carriage = carriage
         self._sharing = sharing
+        self._canary = canary
         self._close_timeout = close_timeout
         self._closing: asyncio.Task[None] | None = None
         self._is_impatient = False
@@ -89,6 +92,8 @@ class Lifecycle:
         self._upkeep.start()
         if self._sharing is not None:
             self._upkeep.spawn(self._sharing.run(), "share the nodes")
+        if self._canary is not None:
+            self._upkeep.spawn(self._canary.run(), "compare vectors")
 
     async def aclose(self, wait: float | None) -> None:
         """Wait for calls in progress, end the rest, and close every connection. Idempotent.

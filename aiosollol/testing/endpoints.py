@@ -96,7 +96,7 @@ async def _embed(
         await pace.pay(node.seconds_per_item + node.seconds_per_token * tokens)
         if number % 64 == 63:
             await checkpoint()  # let others run during a long list without costs
-        done.floats += fake_vector(model.digest, text, done.dim)
+        done.floats += fake_vector(model.weights, text, done.dim)
         done.tokens += tokens
         node.items += 1
         if node.count_texts:

@@ -33,7 +33,9 @@ class FakeModel:
     """A model of a fake node.
 
     dim: length of its vectors.
-    digest: determines its vectors together with the text; derived from the name by default.
+    digest: derived from the name by default.
+    weights: determine its vectors together with the text; the digest by default. Another value is a
+    node that computes other vectors than the rest, with the same digest.
     kind: "embedding" or "chat".
     context_length: tokens.
     gpu: whether ``/api/ps`` reports it in GPU memory.
@@ -51,6 +53,7 @@ class FakeModel:
     gpu: bool = False
     size: int = 46_223_508
     tools: bool = False
+    weights: str = ""
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -62,6 +65,8 @@ class FakeModel:
         object.__setattr__(self, "name", shortest_name(self.name))
         if not self.digest:
             object.__setattr__(self, "digest", hashlib.sha256(self.name.encode()).hexdigest())
+        if not self.weights:
+            object.__setattr__(self, "weights", self.digest)
 
     def cut(self, dimensions: int) -> int:
         """The length of its vectors if `dimensions` are requested; 0 means all."""

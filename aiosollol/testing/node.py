@@ -199,7 +199,7 @@ class FakeNode:
         Raises KeyError if the node does not have the model.
         """
         made = self.models[full_name(model)]
-        return fake_vector(made.digest, text, made.cut(dimensions))
+        return fake_vector(made.weights, text, made.cut(dimensions))
 
     # ---- one request
 

@@ -218,7 +218,7 @@ class FakeEngine:
         if set(part) & set(self._forgets):
             return
         model = self._model
-        vectors = (fake_vector(model.digest, job.texts[item], model.dim) for item in part)
+        vectors = (fake_vector(model.weights, job.texts[item], model.dim) for item in part)
         errors = {i - part.start: self._missing[i] for i in part if i in self._missing}
         put(part.start, Embeddings(b"".join(map(bytes, vectors)), model.dim, errors=errors))
         share = NodeShare(items=len(part) - len(errors), requests=1, seconds=self._seconds)

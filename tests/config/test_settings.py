@@ -41,6 +41,7 @@ WRONG: dict[str, list[Any]] = {
     "policy": ["", "Rules", 1, ["rules"]],
     "min_gain": [*NUMBERS, 1, 1.5],
     "same_machine": ["two", True],
+    "canary": [0, 1, "true", "", []],
     "routing_strategy": ["fastest", 0],
     "max_retries": [*NUMBERS, 3.0, 2.5],
     "retry_budget": [*NUMBERS, 1.01],

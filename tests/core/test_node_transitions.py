@@ -17,6 +17,7 @@ from aiosollol.core.node_transitions import (
     Probed,
     ProbeFailed,
     advance,
+    keeps_vectors,
 )
 from aiosollol.errors import (
     BadRequest,
@@ -168,3 +169,30 @@ def test_a_node_that_is_down_says_why_and_one_probe_brings_it_back(
         assert not state.is_down or ((state.failures or state.missed) and state.error)
         assert bool(state.failures or state.missed) is bool(state.error)
     assert advance(state, PROBED) == UP
+
+
+def has(digest: str | None, version: str = "0.33") -> NodeState:
+    """A node with a model of this digest; None for a node without it, "?" for unknown models."""
+    models = {} if digest is None else {"x:latest": ModelInfo("x:latest", digest)}
+    return replace(UP, version=version, models=None if digest == "?" else models)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (has("a"), has("a"), True),
+        (has("a"), has("b"), False),
+        (has("a"), has(""), False),
+        (has("a"), has(None), False),
+        (has(None), has("a"), True),
+        (has("?"), has("a"), True),
+        (has("a", ""), has("a", "0.33"), True),
+        (has("a", "0.33"), has("a", "0.34"), False),
+        (has("a", "0.34"), has("a", "0.33"), False),
+        (has("a", ""), has("b", "0.33"), False),
+    ],
+)
+def test_what_makes_other_vectors_possible(
+    before: NodeState, after: NodeState, expected: bool
+) -> None:
+    assert keeps_vectors(before, after, "x:latest") is expected

@@ -15,6 +15,8 @@ from aiosollol.core.request import (
     check_model,
     check_text,
     collect_texts,
+    options_of,
+    reload_key,
     unique_texts,
 )
 from aiosollol.errors import InvalidInput
@@ -143,3 +145,30 @@ def test_settings_hold_what_was_given() -> None:
     with pytest.raises(TypeError):
         EmbedSettings("m")  # type: ignore[call-arg]
     check_model("llama3.2:1b")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (None, {}),
+        ({}, {}),
+        ({"temperature": 0.5}, {}),
+        ({"num_ctx": 2048, "temperature": 0.5}, {"num_ctx": 2048}),
+        (
+            {"use_mmap": False, "num_gpu": -1, "num_thread": None},
+            {"use_mmap": False, "num_gpu": -1, "num_thread": None},
+        ),
+        ({"num_ctx": "2048"}, {"num_ctx": "2048"}),
+        ({"num_ctx": 2048.0}, {"num_ctx": 2048.0}),
+        ({"num_ctx": [1, {"a": 2}]}, {"num_ctx": [1, {"a": 2}]}),
+        ({"num_ctx": object()}, None),
+        ({"num_ctx": float("nan")}, None),
+    ],
+)
+def test_a_key_tells_the_options_that_make_a_server_reload(
+    options: dict[str, Any] | None, expected: dict[str, Any] | None
+) -> None:
+    key = reload_key(options)
+    assert options_of(key) == expected
+    if expected is not None:
+        assert reload_key(expected) == key

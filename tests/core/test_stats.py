@@ -140,6 +140,7 @@ def test_the_dictionary_has_the_ancestors_format() -> None:
             is_draining=True,
             cpu_load=0.5,
             gpu_free_mem=8000.0,
+            distrusted=("m:latest",),
         ),
         node(3, NodeCounters(), is_available=False, error="connection refused"),
     ]
@@ -178,6 +179,7 @@ def test_the_dictionary_has_the_ancestors_format() -> None:
                 "gpu_free_mem": 8000.0,
                 "priority": 1,
                 "last_error": "",
+                "distrusted_models": ["m:latest"],
             },
             "10.0.0.3:11434": {
                 "host": "http://10.0.0.3:11434",
@@ -196,6 +198,7 @@ def test_the_dictionary_has_the_ancestors_format() -> None:
                 "gpu_free_mem": None,
                 "priority": 0,
                 "last_error": "connection refused",
+                "distrusted_models": [],
             },
         },
         "nodes_configured": 2,

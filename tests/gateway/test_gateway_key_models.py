@@ -69,6 +69,10 @@ async def test_a_key_sees_its_models_alone(tmp_path: Path) -> None:
         for name in (MODEL, OTHER_MODEL):  # into memory
             await both.ask("ann", "POST", "/api/embed", {"model": name, "input": "x"})
         await both.keyed.pool.refresh()
+        registry = both.keyed.pool._registry
+        for node in registry:
+            registry.trust(node, MODEL, is_right=False)
+            registry.trust(node, OTHER_MODEL, is_right=False)
         shown = {
             asker: {
                 path: (await both.ask(asker, "GET", path)).body.decode()
@@ -83,6 +87,9 @@ async def test_a_key_sees_its_models_alone(tmp_path: Path) -> None:
                     assert (MODEL in body) is (asker != "dan"), (asker, path)
                     assert OTHER_MODEL in body, (asker, path)
         assert "tiny-chat" in shown["dan"]["/api/tags"]
+        for asker, models in {"ann": {MODEL, OTHER_MODEL}, "dan": {OTHER_MODEL}}.items():
+            for each in json.loads(shown[asker]["/api/stats"])["node_performance"].values():
+                assert {f"{model}:latest" for model in models} == set(each["distrusted_models"])
         hidden = await both.ask("dan", "GET", f"/v1/models/{MODEL}")
         unknown = await both.ask("dan", "GET", "/v1/models/all-minilx")
         absent = await both.ask("ann", "GET", "/v1/models/all-minilx")

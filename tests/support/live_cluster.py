@@ -32,6 +32,7 @@ from aiosollol.core.stats import pool_stats
 from aiosollol.errors import PoolClosed
 from aiosollol.live.admission import Admission
 from aiosollol.live.calls import EmbedCall, TalkCall
+from aiosollol.live.canary import VectorCanary
 from aiosollol.live.model_loader import ModelLoader
 from aiosollol.live.node_client import NodeClient
 from aiosollol.live.router import CallOptions, LiveOptions, RequestRouter
@@ -78,6 +79,7 @@ class Cluster:
         self.roster = Eligibility(self.registry, self.monitor.probe, require_digest)
         self.loads = ModelLoader(self.spawn)
         self.exchange = NodeClient(self.registry, self.transport_of, self.loads)
+        self.canary = VectorCanary(self.registry, self.exchange, self.monitor.ask_loaded)
         rng = random.Random(seed)
         function = strategy_of(strategy)
         self.admission = Admission(

@@ -24,6 +24,7 @@ OTHER: dict[str, tuple[Any, str, str]] = {
     "policy": ("rules", "rules", '"rules"'),
     "min_gain": (0.0, "0", "0"),
     "same_machine": ("one", " one ", '"one"'),
+    "canary": (False, "off", "false"),
     "routing_strategy": ("round_robin", "round_robin", '"round_robin"'),
     "max_retries": (0, "0", "0"),
     "retry_budget": (1.0, "1", "1"),

@@ -246,6 +246,8 @@ async def engines(pool: OllamaPool, bag: Any, frame: Any, show: Callable[[int, i
 async def planning(pool: OllamaPool, texts: list[str]) -> None:
     OllamaPool(policy="rules", min_gain=0.1, same_machine="share")
     OllamaPool(policy="best")  # type: ignore[arg-type]
+    OllamaPool(canary=False)
+    OllamaPool(canary="no")  # type: ignore[arg-type]
     OllamaPool(same_machine="no")  # type: ignore[arg-type]
     assert_type(await pool.plan(MODEL, 5000), Plan)
     await pool.plan(MODEL, 5000, tokens_per_item=75, force_mode="sequential")

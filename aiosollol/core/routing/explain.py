@@ -67,7 +67,7 @@ def why_not(node: NodeCondition, request: RouteRequest, now: float) -> str:
         found = node.digest(request.model)[:12] or "unknown"
         return f"vectors differ: digest {found}, not {request.digest[:12]}"
     if request.kind == "embed" and node.is_distrusted(request.model):
-        return "vectors differ from those of the other nodes, as verify found"
+        return "vectors differ from those of the other nodes (verify compares again)"
     return node.breaker.describe(now)
 
 

@@ -40,6 +40,9 @@ class SollolEndpoints:
             node["models"] = {
                 name: size for name, size in node["models"].items() if may_use(request, name)
             }
+        for node in stats["node_performance"].values():
+            distrusted = node["distrusted_models"]
+            node["distrusted_models"] = [name for name in distrusted if may_use(request, name)]
         return whole(server_responses.json_answer(stats))
 
 

@@ -31,6 +31,9 @@ NATIVE_PATH = "/api/embed"
 BASE64_PATH = "/v1/embeddings"
 
 _FLOAT_BYTES = 4
+_NOT_FINITE = "answered NaN or a number too large for float32"
+_WORDS_FOR_NAN = ("json: unsupported value: ", "embedding contains NaN or Inf values")
+"""What Go says of a number that JSON has no word for, and Ollama of a vector of them."""
 
 
 @lru_cache(maxsize=1)
@@ -98,6 +101,13 @@ def lacks_endpoint(error: NodeError) -> bool:
     )
 
 
+def has_nan(error: NodeError) -> bool:
+    """Whether an error says that there is NaN in the vectors, or infinity."""
+    if isinstance(error, ResponseError):
+        return any(words in error.message for words in _WORDS_FOR_NAN)
+    return isinstance(error, ProtocolError) and error.detail.startswith(_NOT_FINITE)
+
+
 def load_embeddings(node: str, body: bytes, count: int) -> EmbedAnswer:
     """Read the answer of either endpoint to a list of `count` texts.
 
@@ -115,7 +125,7 @@ def load_embeddings(node: str, body: bytes, count: int) -> EmbedAnswer:
     if not _are_finite(answer.floats):
         at = next(at for at, number in enumerate(answer.floats) if not math.isfinite(number))
         item = at // answer.dim
-        raise ProtocolError(node, f"answered NaN or a number too large for float32 (item {item})")
+        raise ProtocolError(node, f"{_NOT_FINITE} (item {item})")
     return answer
 
 

@@ -23,6 +23,7 @@ from aiosollol.wire.ollama.client import error_for
 from aiosollol.wire.ollama.embeddings import (
     dump_embed,
     fits_base64,
+    has_nan,
     lacks_endpoint,
     load_embeddings,
 )
@@ -158,6 +159,38 @@ def test_an_old_server_is_told_from_a_missing_model(status: int, body: bytes, la
     error = error_for("n", status, body)
     assert lacks_endpoint(error) is lacks
     assert isinstance(error, ModelMissing) is (status == 404 and not lacks)
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "expected"),
+    [
+        (500, "failed to encode response: json: unsupported value: NaN", True),
+        (400, "do embedding request: json: unsupported value: NaN", True),
+        (500, "failed to encode response: json: unsupported value: +Inf", True),
+        (500, "embedding contains NaN or Inf values", True),
+        (500, "llama runner process has terminated: exit status 2", False),
+        (400, "the input length exceeds the context length", False),
+        (404, "model 'NaN' not found", False),
+    ],
+)
+def test_words_for_nan(status: int, message: str, expected: bool) -> None:
+    assert has_nan(error_for("n", status, orjson.dumps({"error": message}))) is expected
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (in_base64([FINE, NAN]), True),
+        (in_base64([INFINITE, FINE]), True),
+        (b'{"embeddings":[[1e39],[1]]}', True),
+        (in_base64([FINE]), False),
+        (b"<html>NaN</html>", False),
+    ],
+)
+def test_nan_in_an_answer(body: bytes, expected: bool) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        load_embeddings("n", body, 2)
+    assert has_nan(caught.value) is expected
 
 
 @pytest.fixture(params=["simdjson", "orjson"])
