@@ -223,7 +223,7 @@ async def _ask(
     nodes: Sequence[str], model: str, *, is_quiet: bool
 ) -> tuple[Agreement, ClusterView]:
     registry = await registry_of(nodes, Screen(sys.stderr), is_quiet=is_quiet)
-    async with OllamaPool(registry) as pool:
+    async with OllamaPool(registry, canary=False) as pool:  # it would warn of the same
         await pool.refresh()
         return await pool.verify(model), pool.view
 

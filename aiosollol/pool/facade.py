@@ -363,9 +363,10 @@ class OllamaPool:
     async def verify(self, model: str) -> Agreement:
         """Compare the vectors of a few texts between all nodes, embedded singly and in a list.
 
-        Nodes whose cosine similarity to the others is below 0.999 no longer embed with this model,
-        until another `verify` finds that they agree. Raises InvalidInput, ModelNotFound,
-        NoNodeAvailable.
+        Nodes whose cosine similarity to the others is below 0.999, or with NaN, no longer embed
+        with this model, until another `verify` finds that they agree, or its digest or the server's
+        version changes there. Unless the setting `canary` is off, the pool compares two texts by
+        itself. Raises InvalidInput, ModelNotFound, NoNodeAvailable.
         """
         return await self._operations.verify(model)
 

@@ -119,7 +119,7 @@ def test_a_node_is_asked_once(uses: dict[str, Use], samples: dict[str, Sample]) 
         pytest.param([WRONG, RIGHT, RIGHT], "", "a", True, id="the majority counts, not the first"),
         pytest.param([RIGHT, WRONG, OTHER], "", "bc", False, id="three of three kinds"),
         pytest.param([RIGHT, WRONG, WRONG, RIGHT], "", "bc", False, id="two of each"),
-        pytest.param([RIGHT, WRONG, WRONG, RIGHT], "a", "bc", False, id="d is trusted, as is b"),
+        pytest.param([RIGHT, WRONG, WRONG, RIGHT], "a", "ad", False, id="two of each, b first"),
         pytest.param([RIGHT, WRONG], "a", "a", False, id="those in use stay"),
         pytest.param([RIGHT, WRONG], "ab", "b", False, id="no node is trusted"),
         pytest.param([INVALID, RIGHT], "", "a", True, id="NaN never stays"),
@@ -136,9 +136,6 @@ def test_which_nodes_differ(
     for order in (names, reversed(names)):  # time decides, not the order in the mapping
         verdict = judge({name: samples[name] for name in order}, set(names) - set(distrusted))
         assert verdict is not None
-        if differing == "bc" and distrusted == "a":
-            assert set(verdict.differing) == set("ad")  # b came first of the trusted
-            continue
         assert set(verdict.differing) == set(differing)
         assert set(verdict.agreeing) == set(names) - set(differing)
         assert verdict.is_majority is is_majority

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
@@ -166,6 +167,33 @@ async def test_a_running_batch_goes_on_without_it() -> None:
         ]
         assert made["c"].items < 300, "only what it did before it was found out"
         assert len(wrong) < made["c"].items
+        await made.rest()
+
+
+@pytest.mark.parametrize("seed", range(10))
+async def test_random_clusters(seed: int) -> None:
+    rng = random.Random(seed)
+    count = rng.randint(3, 9)
+    bad = rng.sample(range(count), rng.randint(0, (count - 1) // 2))
+    nodes: dict[str, Any] = {
+        f"n{at}": {
+            "models": [rng.choice([WRONG, THIRD, LONGER]) if at in bad else EMBED],
+            "overhead": rng.uniform(0.0, 2.0),
+            "load_seconds": rng.uniform(0.0, 2.0),
+        }
+        for at in range(count)
+    }
+    async with watched(**nodes) as made:
+        for _ in range(4):
+            await gather(*[made.embed] * 3 * count)
+            await anyio.sleep(10.0)
+        used = {node.name for node in made.registry if node.embeds}
+        wrong = {f"n{at}" for at in bad}
+        out = {node.name for node in made.registry if node.is_distrusted(MODEL)}
+        if 2 * len(used - wrong) > len(used):
+            assert out == used & wrong
+        assert out < used
+        assert max(asked(made).values()) <= 1
         await made.rest()
 
 
