@@ -4,38 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from typing import NamedTuple
 
-from aiosollol.cluster.slots import NodeSlots, Room
+from aiosollol.cluster.node_costs import NodeCosts, WorkKind
+from aiosollol.cluster.slots import Room
 from aiosollol.core import node as memory
 from aiosollol.core.model_names import full_name
 from aiosollol.core.networks import Source
-from aiosollol.core.node import NodeSpec, NodeState
+from aiosollol.core.node import NodeSpec
 from aiosollol.core.routing import circuit_breaker as breakers
 from aiosollol.core.routing import concurrency_limit
 from aiosollol.core.routing.circuit_breaker import Breaker
 from aiosollol.core.routing.concurrency_limit import Concurrency, LatencySample
-from aiosollol.core.routing.node_health import Backlog, NodeHealth, Steady
+from aiosollol.core.routing.node_health import Backlog, NodeHealth
 from aiosollol.core.routing.strategies import RouteRequest
-from aiosollol.core.scheduling.cost import Cost
 from aiosollol.core.stats import NodeCounters, NodeStats
 
-_GUESSED_LOAD_SECONDS = 5.0
 
-
-class WorkKind(NamedTuple):
-    """The key of a learned cost or limit: a model by its full name, and a kind of request."""
-
-    model: str
-    kind: str
-
-
-class Node(NodeSlots):
+class Node(NodeCosts):
     """One node in use. Only it and its `ClusterState` set its attributes; others call its methods.
 
-    state: its known state.
-    costs: costs of embedding, by full model name.
-    talk_costs: costs of other requests.
     speaks_base64: whether it returns vectors in base64; None until it was asked to.
     source: how it was found; None if it was configured.
     backlog, standing, breaker: see `core.routing.node_health` and `core.routing.circuit_breaker`.
@@ -43,52 +30,31 @@ class Node(NodeSlots):
     outrun: requests in flight that another node answered first, although this one had more time for
     them; by `id`, because equal requests are not the same.
     refusals: requests that it refused as invalid since its last answer.
-    loading: models that a request of this program is loading.
     distrusted: models whose vectors differ from those of other nodes.
-    embeds: models that it has embedded with, and the time of the first answer, since the model's
-    digest and the server's version last changed.
-    has_news: whether `embeds` has grown.
     """
 
     __slots__ = (
         "_concurrency",
-        "_load_seconds",
-        "_options",
-        "_steady",
-        "_warmed",
         "backlog",
         "breaker",
-        "costs",
         "counters",
         "distrusted",
-        "disturbed_at",
-        "embeds",
-        "has_news",
         "is_draining",
-        "last_done",
-        "loading",
         "outrun",
         "refusals",
         "returned_at",
         "source",
         "speaks_base64",
         "standing",
-        "state",
-        "talk_costs",
     )
 
     def __init__(
         self, spec: NodeSpec, room: Room | None = None, source: Source | None = None
     ) -> None:
-        super().__init__(spec.name, spec.max_concurrency, room)
-        self.state = NodeState(spec)
+        super().__init__(spec, room)
         self.counters = NodeCounters()
-        self.costs: dict[str, Cost] = {}
-        self.talk_costs: dict[WorkKind, Cost] = {}
         self.speaks_base64: bool | None = None
         self.source = source
-        self.last_done = 0.0
-        self.disturbed_at = 0.0
         self.returned_at = -math.inf
         self.is_draining = False
         self.outrun: set[int] = set()
@@ -96,14 +62,7 @@ class Node(NodeSlots):
         self.backlog = Backlog()
         self.standing = NodeHealth()
         self.breaker: Breaker = breakers.CLOSED
-        self.loading: set[str] = set()
         self.distrusted: set[str] = set()
-        self.embeds: dict[str, float] = {}
-        self.has_news = False
-        self._steady: dict[tuple[str, str], Steady] = {}
-        self._warmed: set[str] = set()
-        self._options: dict[str, object] = {}
-        self._load_seconds: dict[str, float] = {}
         self._concurrency: dict[WorkKind, Concurrency] = {}
 
     def __repr__(self) -> str:
@@ -162,45 +121,9 @@ class Node(NodeSlots):
 
     # Predicted costs.
 
-    def cost(self, model: str) -> Cost:
-        """The known or assumed cost of embedding with `model` on this node."""
-        return self.costs.get(full_name(model)) or Cost.unknown(gpu=self.state.has_gpu())
-
-    def seconds(self, request: RouteRequest) -> float | None:
-        """Predicted seconds for a request alone; None if it never answered one of its kind."""
-        steady = self._steady.get((full_name(request.model), request.kind))
-        return None if steady is None else steady.seconds(request.tokens)
-
     def ahead(self, now: float) -> float:
         """Seconds until it has finished this program's requests in flight."""
         return self.backlog.ahead(now)
-
-    def is_cold(self, model: str, options: object = None) -> bool:
-        """Whether it must load `model` first, as far as is known.
-
-        options: options that force a reload, see `core.request.reload_key`.
-        """
-        # Unknown counts as cold: a redundant load request costs almost nothing.
-        loaded = self.state.loaded or ()
-        name = full_name(model)
-        return (name not in self._warmed and name not in loaded) or self.reloads(model, options)
-
-    def reloads(self, model: str, options: object) -> bool:
-        """Whether it would reload `model`, because it last used it with other options."""
-        name = full_name(model)
-        return name in self._options and self._options[name] != options
-
-    def last_options(self, model: str) -> object:
-        """The options that it last used `model` with: see `core.request.reload_key`."""
-        return self._options.get(full_name(model))
-
-    def load_seconds(self, model: str) -> float:
-        """Seconds of the model load; 0 if `model` is in memory or already being loaded."""
-        name = full_name(model)
-        loaded = self.state.loaded
-        if loaded is None or name in self._warmed or name in loaded or name in self.loading:
-            return 0.0
-        return self._load_seconds.get(name, _GUESSED_LOAD_SECONDS)
 
     def fits(self, model: str) -> bool | None:
         """Whether `model` is in GPU memory or fits there; None if unknown."""
@@ -208,54 +131,15 @@ class Node(NodeSlots):
 
     # Learning from answers.
 
-    def learn(self, model: str, tokens: float, sent_at: float, now: float) -> Cost:
-        """Learn the cost of an embedding of `tokens`, sent at `sent_at` and answered now.
-
-        Only the time that the node worked on it counts. A node computes one request after another,
-        so work began at the end of the previous one. If a request failed or was cancelled since
-        `sent_at`, that time is unknown, and nothing is learned.
-        """
-        name = full_name(model)
-        if name not in self.embeds:
-            self.embeds[name] = now
-            self.has_news = True
-        known = self.costs.get(name) or Cost.unknown()
-        if sent_at < self.disturbed_at:
-            return known
-        worked_from = max(sent_at, self.last_done)
-        self.costs[name] = cost = known.observe(tokens, now - worked_from)
-        self._follow(WorkKind(name, "embed"), cost)
-        return cost
-
     def teach(self, model: str, tokens: float, sent_at: float, now: float) -> None:
         """Record an embedding of `tokens` as if sent at `sent_at` and answered now."""
         self.standing.asked(sent_at)
         self.learn(model, tokens, sent_at, now)
 
-    def adopt_cost(self, model: str, cost: Cost) -> bool:
-        """Adopt a cost of `model` from another program. Returns whether it was unknown here."""
-        if model in self.costs:
-            return False
-        self.costs[model] = cost
-        return True
-
     def adopt_answers(self, other: Node) -> None:
         """Adopt the costs and counters of another `Node` of the same server."""
         self.costs = other.costs
         self.counters = other.counters
-
-    def learn_talk(self, work: WorkKind, tokens: float, seconds: float) -> None:
-        """Learn from a chat or generate with a prompt of `tokens`, answered in `seconds`."""
-        known = self.talk_costs.get(work) or Cost.unknown()
-        self.talk_costs[work] = cost = known.observe(tokens, seconds)
-        self._follow(work, cost)
-
-    def _follow(self, work: WorkKind, cost: Cost) -> None:
-        steady = self._steady.get(work)
-        if steady is None:
-            self._steady[work] = Steady(cost)
-        else:
-            steady.follow(cost)
 
     def learn_limit(self, work: WorkKind, sample: LatencySample) -> None:
         """Adapt the concurrency limit to a finished live request."""
@@ -266,23 +150,9 @@ class Node(NodeSlots):
         else:
             self.adapt(max(each.allowed for each in self._concurrency.values()))
 
-    def warmed(self, model: str, options: object) -> None:
-        """Record that `model` answered, so it is in memory with these options."""
-        name = full_name(model)
-        self._warmed.add(name)
-        self._options[name] = options
-
     def learn_base64(self, is_base64: bool) -> None:
         """Record whether it returned vectors in base64 when asked to."""
         self.speaks_base64 = is_base64
-
-    def learn_load(self, model: str, seconds: float) -> None:
-        """Record that loading `model` and answering took `seconds`."""
-        self._load_seconds[full_name(model)] = seconds
-
-    def forget_warmed(self) -> None:
-        """Drop the inferred loaded models, after the node reported the actual ones."""
-        self._warmed.clear()
 
     def forget_changed(self, models: Collection[str]) -> None:
         """Drop what is known of the vectors and the load of `models`, by full name."""
@@ -291,10 +161,6 @@ class Node(NodeSlots):
             self.embeds.pop(name, None)
             self._options.pop(name, None)
             self._warmed.discard(name)
-
-    def take_news(self) -> None:
-        """Reset `has_news`."""
-        self.has_news = False
 
     # Accounting.
 

@@ -10,12 +10,13 @@ from typing import Any
 
 import anyio
 
+from aiosollol.cluster.changes import Changes
 from aiosollol.cluster.event_hub import EventHub
+from aiosollol.cluster.model_facts import ModelFacts
 from aiosollol.cluster.node import Node
 from aiosollol.cluster.slots import Gate, Room
 from aiosollol.core.events import NodeChanged, PoolEvent
 from aiosollol.core.locality import NO_FACTS, MachineFacts, duplicates, machines_of
-from aiosollol.core.model_names import full_name
 from aiosollol.core.networks import Source
 from aiosollol.core.node import ClusterView, NodeLike, NodeSpec, NodeState
 from aiosollol.core.node_transitions import (
@@ -31,31 +32,27 @@ from aiosollol.core.redaction import safe_repr
 from aiosollol.core.routing import circuit_breaker as breakers
 from aiosollol.core.routing.node_health import NodeHealth
 from aiosollol.core.routing.retry import Failure
-from aiosollol.core.scheduling.colocation import Finding
-from aiosollol.core.scheduling.cost import TokenRatio
 from aiosollol.core.scheduling.planner import Candidate
 from aiosollol.core.stats import NodeCounters
 from aiosollol.errors import InvalidInput, NodeError
 
 log = logging.getLogger("aiosollol")
 
-_UNKNOWN_RATIO = TokenRatio()
 
-
-class ClusterState:
-    """All nodes, by name. All changes are made here, and wake the tasks that wait for one.
+class ClusterState(Changes, ModelFacts):
+    """All nodes, by name. Changes wake the tasks that wait for one.
 
     A collection of `Node`: supports iteration, ``registry[name]`` and ``name in registry``.
 
-    clock: the event loop's time, in seconds. hub: publishes events.
+    clock: the event loop's time, in seconds.
+    hub: publishes events.
     max_waiting: maximum number of requests that wait for a slot.
     room: the requests that wait for a slot, by node.
     new_gate, new_scope: make the gates at which live requests wait, and the scopes they run in.
     not_closed: names of the nodes whose circuit breaker is not closed.
     stained: names of the nodes with recent problems, see `core.routing.node_health.NodeHealth`.
-    facts: known addresses and machine ids. version: increases with every change.
+    facts: known addresses and machine ids.
     is_searching: whether discovery is running, so that more nodes may appear.
-    first_uses: how often a node has embedded with a model for the first time, see `Node.embeds`.
     """
 
     def __init__(
@@ -65,6 +62,7 @@ class ClusterState:
         clock: Callable[[], float] = anyio.current_time,
         max_waiting: int = 100_000,
     ) -> None:
+        super().__init__()
         self.clock = clock
         self.hub = EventHub()
         self.room = Room(max_waiting)
@@ -73,15 +71,10 @@ class ClusterState:
         self.not_closed: set[str] = set()
         self.stained: set[str] = set()
         self._nodes: dict[str, Node] = {}
-        self._ratios: dict[str, TokenRatio] = {}
-        self._verdicts: dict[str, dict[frozenset[str], bool]] = {}
-        self._view: ClusterView | None = None
+        self._view: tuple[int, ClusterView | None] = 0, None
         self._machines: dict[str, str] | None = None
         self.facts = NO_FACTS
         self.is_searching = False
-        self._changed = anyio.Event()
-        self.version = 0
-        self.first_uses = 0
         for node in nodes:
             self.add(node)
 
@@ -98,15 +91,17 @@ class ClusterState:
         return self._nodes[name]
 
     def __repr__(self) -> str:
-        return f"<Registry {', '.join(self._nodes) or 'empty'}>"
+        return f"<ClusterState {', '.join(self._nodes) or 'empty'}>"
 
     @property
     def view(self) -> ClusterView:
         """A frozen snapshot of all nodes."""
-        if self._view is None:
+        version, view = self._view
+        if view is None or version != self.version:
             states = {name: node.state for name, node in self._nodes.items()}
-            self._view = ClusterView(MappingProxyType(states))
-        return self._view
+            view = ClusterView(MappingProxyType(states))
+            self._view = self.version, view
+        return view
 
     @property
     def nodes(self) -> Mapping[str, Node]:
@@ -378,14 +373,6 @@ class ClusterState:
         """Whether `node` is still in use: it may have been removed, or replaced by name."""
         return self._nodes.get(node.name) is node
 
-    def ratio(self, model: str) -> TokenRatio:
-        """Characters per token of `model`, as learned from the servers' counts."""
-        return self._ratios.get(full_name(model), _UNKNOWN_RATIO)
-
-    def learn_ratio(self, model: str, characters: int, texts: int, tokens: int) -> None:
-        """Record that a server counted `tokens` for `texts` texts of `characters` in total."""
-        self._ratios[full_name(model)] = self.ratio(model).observe(characters, texts, tokens)
-
     def candidates(self, model: str, nodes: Iterable[Node]) -> list[Candidate]:
         """`nodes` as the planner sees them."""
         machines, now = self.machines, self.clock()
@@ -395,16 +382,6 @@ class ClusterState:
             )
             for node in nodes
         ]
-
-    def verdicts(self, model: str) -> Mapping[frozenset[str], bool]:
-        """Whether `model` is faster on both nodes together, for pairs on one machine."""
-        return self._verdicts.get(full_name(model), {})
-
-    def remember(self, model: str, finding: Finding) -> None:
-        """Record the comparison of two nodes on one machine."""
-        log.info("model %s: %s", model, finding)
-        pair = frozenset((finding.first, finding.second))
-        self._verdicts.setdefault(full_name(model), {})[pair] = finding.is_faster_together
 
     # Waiting.
 
@@ -420,28 +397,3 @@ class ClusterState:
         """Set whether discovery is running."""
         self.is_searching = is_searching
         self.wake()
-
-    async def wait_changed(self, version: int) -> None:
-        """Wait until anything has changed since `version`."""
-        while self.version == version:
-            await self._changed.wait()
-
-    def note_use(self) -> None:
-        """Wake the tasks in `wait_news`."""
-        self.first_uses += 1
-        self._call_waiting()
-
-    async def wait_news(self, version: int, first_uses: int) -> None:
-        """Wait as `wait_changed`, or until a node has first embedded with a model since then."""
-        while self.version == version and self.first_uses == first_uses:
-            await self._changed.wait()
-
-    def wake(self) -> None:
-        """Wake all tasks that wait for a change."""
-        self.version += 1
-        self._view = None
-        self._call_waiting()
-
-    def _call_waiting(self) -> None:
-        changed, self._changed = self._changed, anyio.Event()
-        changed.set()

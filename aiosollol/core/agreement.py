@@ -154,7 +154,7 @@ def due(uses: Mapping[str, Use], samples: Mapping[str, Sample]) -> list[str]:
     ]
 
 
-class Verdict(NamedTuple):
+class Comparison(NamedTuple):
     """Which nodes agree.
 
     reference: the node that the others were compared with.
@@ -177,7 +177,7 @@ class Verdict(NamedTuple):
         return tuple(name for name, found in self.cosines.items() if found >= ENOUGH)
 
 
-def judge(samples: Mapping[str, Sample], trusted: Container[str]) -> Verdict | None:
+def compare_samples(samples: Mapping[str, Sample], trusted: Container[str]) -> Comparison | None:
     """Which nodes agree, by their samples of one digest; None if there is nothing to compare.
 
     The reference is the `trusted` node that most nodes agree with, and of several the one in use
@@ -189,7 +189,7 @@ def judge(samples: Mapping[str, Sample], trusted: Container[str]) -> Verdict | N
         return None
     vectors = {name: samples[name].vectors for name in order}
     reference = _reference(vectors, [name for name in sound if name in trusted] or sound)
-    verdict = Verdict(
+    verdict = Comparison(
         reference,
         {name: worst_cosine(vectors[reference], vectors[name]) for name in order},
         is_majority=False,
@@ -202,7 +202,7 @@ def is_sound(vectors: Vectors) -> bool:
     return worst_cosine(vectors, vectors) >= ENOUGH
 
 
-def explain_difference(name: str, verdict: Verdict) -> str:
+def explain_difference(name: str, verdict: Comparison) -> str:
     """How the vectors of a node differ, and from which, in words."""
     found = verdict.cosines[name]
     how = "are not valid" if found <= -1.0 else f"differ (cosine {found:.4f})"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from aiosollol.cluster.node import Node, WorkKind
+from aiosollol.cluster.node import Node
+from aiosollol.cluster.node_costs import WorkKind
 from aiosollol.cluster.state import ClusterState
 from aiosollol.core.events import AttemptFailed
 from aiosollol.core.model_names import full_name

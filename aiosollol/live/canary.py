@@ -15,9 +15,9 @@ from aiosollol.core.agreement import (
     Sample,
     Use,
     Vectors,
+    compare_samples,
     due,
     explain_difference,
-    judge,
 )
 from aiosollol.core.request import EmbedSettings, options_of
 from aiosollol.errors import NodeError, SollolError
@@ -180,7 +180,7 @@ class VectorCanary:
             if sample is not None and sample.digest == digest and not is_by_verify:
                 nodes[node.name], samples[node.name] = node, sample
         trusted = {name for name in samples if not nodes[name].is_distrusted(model)}
-        verdict = judge(samples, trusted)
+        verdict = compare_samples(samples, trusted)
         if verdict is None:
             return
         if not verdict.is_majority and (model, digest) in self._asking.values():

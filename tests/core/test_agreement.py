@@ -14,10 +14,10 @@ from aiosollol.core.agreement import (
     Sample,
     Use,
     compare,
+    compare_samples,
     due,
     explain_difference,
     is_sound,
-    judge,
     worst_cosine,
 )
 
@@ -134,7 +134,9 @@ def test_which_nodes_differ(
     names = "abcdef"[: len(vectors)]
     samples = {name: Sample("d", at, vectors[at]) for at, name in enumerate(names)}
     for order in (names, reversed(names)):  # time decides, not the order in the mapping
-        verdict = judge({name: samples[name] for name in order}, set(names) - set(distrusted))
+        verdict = compare_samples(
+            {name: samples[name] for name in order}, set(names) - set(distrusted)
+        )
         assert verdict is not None
         assert set(verdict.differing) == set(differing)
         assert set(verdict.agreeing) == set(names) - set(differing)
@@ -148,7 +150,7 @@ def test_which_nodes_differ(
 @pytest.mark.parametrize("vectors", [[], [RIGHT], [WRONG], [INVALID], [INVALID, NONE, ZEROS]])
 def test_without_a_comparison_there_is_no_verdict(vectors: list[Any]) -> None:
     samples = {str(at): Sample("d", at, each) for at, each in enumerate(vectors)}
-    assert judge(samples, set(samples)) is None
+    assert compare_samples(samples, set(samples)) is None
 
 
 @given(
@@ -160,7 +162,7 @@ def test_without_a_comparison_there_is_no_verdict(vectors: list[Any]) -> None:
     st.sets(st.sampled_from("abcdefg")),
 )
 def test_verdicts(samples: dict[str, Sample], trusted: set[str]) -> None:
-    verdict = judge(samples, trusted)
+    verdict = compare_samples(samples, trusted)
     sound = {name for name, each in samples.items() if is_sound(each.vectors)}
     if verdict is None:
         assert not sound
@@ -175,7 +177,7 @@ def test_verdicts(samples: dict[str, Sample], trusted: set[str]) -> None:
     if len(agreeing) == len(sound):
         assert verdict.is_majority
     # Nothing changes when it is judged again with what it decided.
-    again = judge(samples, agreeing)
+    again = compare_samples(samples, agreeing)
     assert again is not None
     assert set(again.agreeing) == agreeing
 
@@ -183,7 +185,9 @@ def test_verdicts(samples: dict[str, Sample], trusted: set[str]) -> None:
 def test_verify_and_the_canary_take_the_same_reference() -> None:
     vectors = {"a": WRONG, "b": RIGHT, "c": NEAR, "d": NONE}
     agreement = compare("m", vectors, vectors, {}, {})
-    verdict = judge({name: Sample("d", 0.0, each) for name, each in vectors.items()}, vectors)
+    verdict = compare_samples(
+        {name: Sample("d", 0.0, each) for name, each in vectors.items()}, vectors
+    )
     assert verdict is not None
     assert (agreement.reference, agreement.outliers) == (verdict.reference, verdict.differing)
     assert agreement.outliers == ("a", "d")
