@@ -179,6 +179,7 @@ class Simulation:
 
     def _send(self, chunk: Chunk) -> None:
         server = self._servers[chunk.node]
+        self.outcome.state.began(chunk, self._now)
         self.outcome.sent_items += len(chunk.items)
         if server.is_dead:
             self._at(self._now + self._wire, chunk.node, (chunk, 0))

@@ -129,7 +129,7 @@ def test_nodes_and_registry_are_changed_by_their_verbs(path: pathlib.Path) -> No
 
 def test_the_check_knows_what_they_hold() -> None:
     assert {"counters", "is_draining", "breaker", "queued", "stained", "is_searching"} <= STATE
-    assert len(WRITERS) == 3
+    assert len(WRITERS) == 6
 
 
 @pytest.mark.parametrize(

@@ -314,6 +314,7 @@ class Executor:
             # Read only now: the first answer of the batch may have arrived during the wait.
             dim = self._buffer.dim or promised_dim(node, self._model, job.settings.dimensions)
             await node.enter()
+            self.state.began(chunk, self._registry.clock())
             request, trace = call.request(), self._exchange.trace()
             answer = await self._exchange.embed(
                 call, node, request, trace, job.timeout, dim=dim, is_live=False

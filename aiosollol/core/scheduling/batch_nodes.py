@@ -66,13 +66,18 @@ class Tally:
 
 @dataclass(slots=True, eq=False)
 class Flight:
-    """A chunk in flight. All times except `sent_at` are predictions."""
+    """A chunk in flight. All times except `sent_at` and `begun_at` are predictions.
+
+    sent_at: when it was assigned.
+    begun_at: when its request had a slot and was sent; infinity before.
+    """
 
     chunk: Chunk
     sent_at: float
     starts_at: float
     due_at: float
     is_copied: bool = False
+    begun_at: float = float("inf")
 
     def expected_finish(self, now: float) -> float:
         """Predicted time of the answer. A late chunk is assumed to be halfway through."""

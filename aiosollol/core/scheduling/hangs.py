@@ -26,9 +26,10 @@ def look(node: BatchNode, now: float) -> Literal["fine", "check", "check again"]
         return "fine"
     first, newest = _ends(node)
     if newest.chunk.is_check:
-        return "check again" if _is_late(newest, newest.sent_at, now, 1.0) else "fine"
+        return "check again" if _is_late(newest, newest.begun_at, now, 1.0) else "fine"
     patience = _LONE if newest is first else 1.0
-    return "check" if _is_late(first, first.starts_at, now, patience) else "fine"
+    since = max(first.begun_at, first.starts_at)
+    return "check" if _is_late(first, since, now, patience) else "fine"
 
 
 def _ends(node: BatchNode) -> tuple[Flight, Flight]:

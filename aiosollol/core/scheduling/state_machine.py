@@ -229,6 +229,12 @@ class BatchState:
         self._dispatcher.stir()
         return instructions + self._dispatcher.dispatch(now)
 
+    def began(self, chunk: Chunk, now: float) -> None:
+        """The request of a chunk was sent. Before that it may have waited for a slot."""
+        flight = self._flights.get(chunk.id)
+        if flight is not None:
+            flight.begun_at = now
+
     def done(self, chunk: Chunk, now: float, cost: Cost) -> list[Instruction]:
         """A chunk was answered. `cost` is the node's updated cost."""
         flight = self._land(chunk, now)

@@ -17,10 +17,11 @@ def node(
     """A node with chunks in flight, as (start, predicted end), and perhaps a check."""
     made = BatchNode("a", cost, 2, 0.0, False, Tally())
     for number, (start, end) in enumerate(flights):
-        made.flights[number] = Flight(Chunk(number, "a", [number], 1.0), start, start, end)
+        chunk = Chunk(number, "a", [number], 1.0)
+        made.flights[number] = Flight(chunk, start, start, end, begun_at=0.0)
     if check_at is not None:
         chunk = Chunk(99, "a", (), 8.0)
-        made.flights[99] = Flight(chunk, check_at, check_at, check_at + 0.9)
+        made.flights[99] = Flight(chunk, check_at, check_at, check_at + 0.9, begun_at=check_at)
     return made
 
 
@@ -41,6 +42,12 @@ def node(
 )
 def test_look(given: BatchNode, now: float, expected: str) -> None:
     assert look(given, now) == expected
+
+
+def test_a_chunk_that_waits_for_a_slot_does_not_hang() -> None:
+    waiting = node((0.0, 1.0), (1.0, 2.0))
+    waiting.flights[0].begun_at = float("inf")
+    assert look(waiting, 1000.0) == "fine"
 
 
 def test_a_lost_node_is_left_alone() -> None:
