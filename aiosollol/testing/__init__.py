@@ -5,9 +5,10 @@
 (`fake_vector`) and faults (`Fault`) that can be switched while they run.
 """
 
+from aiosollol.testing.faults import Fault
 from aiosollol.testing.models import FakeModel, fake_tokens, fake_vector
 from aiosollol.testing.node import FakeNode, FakeOptions
-from aiosollol.testing.requests import Fault, RecordedRequest
+from aiosollol.testing.requests import RecordedRequest
 from aiosollol.testing.server import FakeOllama, FakeOllamaProcess
 from aiosollol.testing.transport import FakeEngine, FakeTransport
 

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 from aiosollol.errors import SollolError
 from aiosollol.net.subprocess import announce, stopping
+from aiosollol.testing.faults import Fault
 from aiosollol.testing.models import FakeModel
 from aiosollol.testing.node import DEFAULT_MODELS, SECONDS
-from aiosollol.testing.requests import Fault
 from aiosollol.testing.server import FakeOllama
 
 

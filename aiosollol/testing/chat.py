@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from aiosollol.testing.faults import Fault
 from aiosollol.testing.models import FakeModel, fake_tokens
-from aiosollol.testing.requests import Fault, Pace, Reply, SimulatedRequest, nanoseconds, whole
+from aiosollol.testing.requests import Pace, Reply, SimulatedRequest, nanoseconds, whole
 from aiosollol.wire.compatible_apis import READERS
 from aiosollol.wire.ollama import server_requests, server_responses
 from aiosollol.wire.ollama.server_requests import Refusal

@@ -11,8 +11,9 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from aiosollol.core.model_names import full_name, shortest_name
+from aiosollol.testing.faults import LOST_RUNNER, Fault
 from aiosollol.testing.models import FakeModel, fake_tokens, fake_vector
-from aiosollol.testing.requests import Fault, Pace, Reply, SimulatedRequest, nanoseconds, whole
+from aiosollol.testing.requests import Pace, Reply, SimulatedRequest, nanoseconds, whole
 from aiosollol.wire.ollama import server_requests, server_responses
 from aiosollol.wire.ollama.server_requests import Refusal
 from aiosollol.wire.ollama.server_responses import HttpResponse
@@ -120,6 +121,9 @@ def _refuse_bad(node: FakeNode, model: FakeModel, request: server_requests.Embed
         is_long = not request.truncate and fake_tokens(text) > model.context_length
         if is_long or any(poison in text for poison in node.poison):
             raise Refusal(400, server_responses.TOO_LONG)
+        if any(deadly in text for deadly in node.crash_on):
+            node.memory.unload(model.name)
+            raise Refusal(500, LOST_RUNNER)
 
 
 def _knows_base64(version: str) -> bool:

@@ -14,15 +14,13 @@ from aiosollol.core.model_names import full_name
 from aiosollol.errors import InvalidInput
 from aiosollol.testing import chat, endpoints
 from aiosollol.testing.endpoints import probe
+from aiosollol.testing.faults import Fault, answer_instead, spoil
 from aiosollol.testing.models import FakeModel, Memory, fake_vector
 from aiosollol.testing.requests import (
-    Fault,
     RecordedRequest,
     Reply,
     SimulatedRequest,
     Slots,
-    answer_instead,
-    spoil,
     whole,
 )
 from aiosollol.wire import compatible_apis
@@ -62,6 +60,7 @@ class FakeOptions(ProcessOptions, total=False):
 
     max_queue: int
     poison: Iterable[str]
+    crash_on: Iterable[str]
     count_texts: bool
     faults_probes: bool
 
@@ -80,11 +79,14 @@ class FakeNode:
     version: from 0.12.7 on ``encoding_format`` is supported.
     max_queue: requests that may wait for a model load before others are answered 503.
     poison: a request with a text that contains one of these is answered 400 as a whole.
+    crash_on: a request with a text that contains one of these kills the process that runs the
+    model: status 500, and the model must be loaded again.
     count_texts: count each computed text in `embedded`.
     faults_probes: see `Fault`.
 
-    Costs, `slots`, `poison`, `fault` and the models may be changed while it runs; a cost applies
-    from the next item on. `seconds_per_piece` is the pace of Fault.SLOW_BODY.
+    Costs, `slots`, `poison`, `crash_on`, `fault` and the models may be changed while it runs; a
+    cost applies from the next item on. `seconds_per_piece` is the pace of Fault.SLOW_BODY,
+    `stall_seconds` the wait of Fault.STALL.
 
     Counters, exact: `requests` (embed, chat, generate), `probes` (all others), `items` (texts
     computed), `in_flight`, `max_in_flight`, `cancelled` (requests whose client left). `log` holds
@@ -106,6 +108,7 @@ class FakeNode:
         version: str = "0.33.0",
         max_queue: int = 512,
         poison: Iterable[str] = (),
+        crash_on: Iterable[str] = (),
         count_texts: bool = False,
         faults_probes: bool = False,
     ) -> None:
@@ -114,10 +117,12 @@ class FakeNode:
         self.seconds_per_token = seconds_per_token
         self.seconds_per_chat_token = seconds_per_chat_token
         self.seconds_per_piece = 0.1
+        self.stall_seconds = 1.0
         self.load_seconds = load_seconds
         self.version = version
         self.max_queue = max_queue
         self.poison = {poison} if isinstance(poison, str) else set(poison)
+        self.crash_on = {crash_on} if isinstance(crash_on, str) else set(crash_on)
         self.count_texts = count_texts
         self.faults_probes = faults_probes
         for name in SECONDS:
@@ -223,6 +228,8 @@ class FakeNode:
             fault = self._take_fault(is_work)
             if fault is Fault.HANG:
                 await anyio.sleep_forever()
+            if fault is Fault.STALL:
+                await anyio.sleep(self.stall_seconds)
             await checkpoint()  # let others run even without costs, as a socket would
             reply = await self._reply(work, method, path, body, fault)
             spoil(reply, fault, self.seconds_per_piece)
@@ -262,7 +269,7 @@ class FakeNode:
         unique = str(self.requests)
         instead = answer_instead(fault, path, unique)
         if instead is not None:
-            return whole(instead)
+            return instead
         try:
             if path not in _WORK:
                 return whole(probe(self, method, path, body))

@@ -18,9 +18,10 @@ from aiosollol.errors import InvalidInput
 from aiosollol.net.error_log import ErrorLog
 from aiosollol.net.http_server import HttpConnection
 from aiosollol.net.subprocess import ServerProcess
+from aiosollol.testing.faults import Fault
 from aiosollol.testing.models import FakeModel
 from aiosollol.testing.node import DEFAULT_MODELS, FakeNode, FakeOptions, ProcessOptions
-from aiosollol.testing.requests import Fault, Reply
+from aiosollol.testing.requests import Reply
 
 _BACKLOG = 1024
 
@@ -153,7 +154,13 @@ class FakeOllama(FakeNode):
             async with exchange as reply:
                 if reply.parts is not None:
                     return await _send_parts(request, reply)
-            headers = {"Content-Type": reply.content_type} if reply.content_type else None
+            if reply.status == 0:
+                if request.transport is not None:
+                    _reset(request.transport)
+                return web.Response()  # never sent
+            headers = dict(reply.headers)
+            if reply.content_type:
+                headers["Content-Type"] = reply.content_type
             return web.Response(status=reply.status, body=reply.body, headers=headers)
         finally:
             self._handlers.discard(task)

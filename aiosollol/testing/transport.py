@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, Unpack
@@ -12,11 +13,21 @@ from aiosollol.core.embeddings import Embeddings
 from aiosollol.core.offload.engine_choice import EngineJob, EngineOutcome, partitions
 from aiosollol.core.report import NodeShare
 from aiosollol.core.stats import NodeCounters
-from aiosollol.errors import ConnectionLost, EngineError, NodeTimeout, NodeUnreachable, SollolError
+from aiosollol.errors import (
+    ConnectionLost,
+    EngineError,
+    NodeError,
+    NodeTimeout,
+    NodeUnreachable,
+    SollolError,
+)
+from aiosollol.testing.faults import Fault
 from aiosollol.testing.models import FakeModel, fake_vector
 from aiosollol.testing.node import FakeNode, FakeOptions
-from aiosollol.testing.requests import Fault, Reply
+from aiosollol.testing.requests import Reply
+from aiosollol.wire.ollama.address_hints import address_hint
 from aiosollol.wire.ollama.client import error_for
+from aiosollol.wire.retry_after import read_retry_after
 
 
 class FakeTransport(FakeNode):
@@ -50,7 +61,7 @@ class FakeTransport(FakeNode):
             async with self.exchange(method, path, body or b"", headers) as reply:
                 content = b"".join([piece async for piece in _FakePieces(self, reply)])
         if reply.status != 200:
-            raise error_for(self.name, reply.status, content, path=path)
+            raise self._failure(reply, path, content)
         return content
 
     @asynccontextmanager
@@ -70,12 +81,25 @@ class FakeTransport(FakeNode):
                 reply = await stack.enter_async_context(exchange)
                 if reply.status != 200:
                     content = b"".join([piece async for piece in _FakePieces(self, reply)])
-                    raise error_for(self.name, reply.status, content, path=path)
+                    raise self._failure(reply, path, content)
             yield _FakePieces(self, reply, deadline, timeout)
 
     async def aclose(self) -> None:
         self.is_closed = True
         self._break_connections()
+
+    def _failure(self, reply: Reply, path: str, content: bytes) -> NodeError:
+        if reply.status == 0:
+            return ConnectionLost(self.name, "connection reset by peer")
+        location = reply.headers.get("Location", "")
+        return error_for(
+            self.name,
+            reply.status,
+            content,
+            path=path,
+            retry_after=read_retry_after(reply.headers.get("Retry-After", ""), time.time()),
+            hint=address_hint(f"http://{self.name}", path, reply.status, location),
+        )
 
     def _connect(self) -> None:
         if self.is_closed:

@@ -25,6 +25,7 @@ from aiosollol.core.routing.retry import FIRST_PAUSE, RETRY_FLOOR
 from aiosollol.errors import (
     BadRequest,
     ConnectionLost,
+    NodeError,
     NodeTimeout,
     NoNodeAvailable,
     PoolClosed,
@@ -506,7 +507,7 @@ async def _caller(made: Cluster, seed: int, calls: int) -> Counter[str]:
                         if row not in batch.errors:
                             assert batch[row].tobytes() == vector(text)
                 told["done"] += 1
-            except (RequestFailed, NodeTimeout, StreamCutOff, PoolClosed) as error:
+            except (NodeError, RequestFailed, PoolClosed) as error:
                 told[type(error).__name__] += 1
         if scope.cancelled_caught:
             told["left"] += 1

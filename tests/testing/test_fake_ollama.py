@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import os
+import re
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 async def node() -> AsyncIterator[FakeOllama]:
     async with FakeOllama(models=["m", FakeModel("c", kind="chat")]) as node:
-        node.seconds_per_piece = 0.0
+        node.seconds_per_piece = node.stall_seconds = 0.0
         yield node
 
 
@@ -35,7 +36,8 @@ async def session() -> AsyncIterator[aiohttp.ClientSession]:
 
 async def embed(session: aiohttp.ClientSession, node: FakeOllama, *texts: str, **more: Any) -> Any:
     body = {"model": "m", "input": list(texts), **more}
-    async with session.post(f"{node.url}/api/embed", json=body) as response:
+    url = f"{node.url}/api/embed"
+    async with session.post(url, json=body, allow_redirects=False) as response:
         return response.status, await response.read()
 
 
@@ -79,8 +81,8 @@ async def test_faults_over_the_wire(
     _, whole = await embed(session, node, "a", "b")
     node.fault = fault
     match fault:
-        case Fault.RESET:
-            with pytest.raises((aiohttp.ClientPayloadError, ConnectionResetError)):
+        case Fault.RESET | Fault.RESET_EARLY:
+            with pytest.raises((aiohttp.ClientPayloadError, aiohttp.ClientOSError)):
                 await embed(session, node, "a", "b")
         case Fault.CUT_JSON:
             status, body = await embed(session, node, "a", "b")
@@ -92,7 +94,30 @@ async def test_faults_over_the_wire(
             status, body = await embed(session, node, "a", "b")
             expected = {
                 Fault.ERROR_500: (500, b'{"error":"llama runner process no longer running: 2 "}'),
+                Fault.ERROR_500_UNKNOWN: (500, b'{"error":"the flux'),
+                Fault.ERROR_500_TERMINATED: (500, b'{"error":"llama runner process has term'),
+                Fault.ERROR_500_LOADING: (500, b'{"error":"llm server loading model"}'),
                 Fault.BUSY_503: (503, b'{"error":"server busy, please try again.  maximum'),
+                Fault.BUSY_429: (429, b'{"error":"too many requests"}'),
+                Fault.BUSY_429_SECONDS: (429, b'{"error":"too many requests"}'),
+                Fault.BUSY_429_DATE: (429, b'{"error":"too many requests"}'),
+                Fault.BAD_400_UNKNOWN: (400, b'{"error":"the flux'),
+                Fault.BAD_400_NO_EMBEDDINGS: (400, b'{"error":"this model does not support emb'),
+                Fault.JSON_401: (401, b'{"error":"unauthorized"}'),
+                Fault.JSON_403: (403, b'{"error":"forbidden"}'),
+                Fault.JSON_404: (404, b'{"error":"not found"}'),
+                Fault.JSON_405: (405, b'{"error":"method not allowed"}'),
+                Fault.HTML_401: (401, b"<html>\r\n<head><title>401 Unauthorized<"),
+                Fault.HTML_403: (403, b"<html>\r\n<head><title>403 Forbidden<"),
+                Fault.HTML_404: (404, b"<html>\r\n<head><title>404 Not Found<"),
+                Fault.HTML_405: (405, b"<html>\r\n<head><title>405 Method Not Allowed<"),
+                Fault.HTML_503: (503, b"<html>\r\n<head><title>503 Service Unavailable<"),
+                Fault.HTML_504: (504, b"<html>\r\n<head><title>504 Gateway Timeout<"),
+                Fault.TEXT_408: (408, b"Request Timeout"),
+                Fault.TEXT_502: (502, b"Bad Gateway"),
+                Fault.TEXT_503: (503, b"Service Unavailable"),
+                Fault.TEXT_504: (504, b"Gateway Timeout"),
+                Fault.REDIRECT: (307, b"<html>\r\n<head><title>307 Temporary Redirect<"),
                 Fault.BAD_400_RUNNER: (400, b'{"error":"do embedding request: Post'),
                 Fault.HTML: (200, b"<html>"),
                 Fault.HTML_502: (502, b"<html>"),
@@ -112,6 +137,34 @@ async def test_faults_over_the_wire(
         orjson.loads((await embed(session, node, "a", "b"))[1])["embeddings"]
         == (orjson.loads(whole)["embeddings"])
     )
+
+
+@pytest.mark.parametrize(
+    ("fault", "name", "pattern"),
+    [
+        (Fault.BUSY_429_SECONDS, "Retry-After", "1"),
+        (Fault.BUSY_429_DATE, "Retry-After", r"\w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT"),
+        (Fault.REDIRECT, "Location", "/ollama/api/embed"),
+    ],
+)
+async def test_faults_have_headers(
+    fault: Fault, name: str, pattern: str, node: FakeOllama, session: aiohttp.ClientSession
+) -> None:
+    node.fault = fault
+    body = {"model": "m", "input": "x"}
+    url = f"{node.url}/api/embed"
+    async with session.post(url, json=body, allow_redirects=False) as response:
+        assert re.fullmatch(pattern, response.headers[name])
+
+
+async def test_an_early_reset_is_not_a_client_that_left(
+    node: FakeOllama, session: aiohttp.ClientSession
+) -> None:
+    node.fault = Fault.RESET_EARLY
+    with pytest.raises(aiohttp.ClientOSError):
+        await embed(session, node, "x")
+    assert (node.requests, node.in_flight, node.cancelled) == (1, 0, 0)
+    assert node.log[-1].status == 0
 
 
 async def test_nan_is_nan_in_base64(node: FakeOllama, session: aiohttp.ClientSession) -> None:

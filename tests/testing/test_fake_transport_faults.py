@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from array import array
 from typing import Any
 
@@ -12,6 +13,7 @@ import trio.testing
 from fake_transport_calls import chat_body, embed
 
 from aiosollol.errors import (
+    BadRequest,
     ConnectionLost,
     InvalidInput,
     ModelMissing,
@@ -20,6 +22,7 @@ from aiosollol.errors import (
     NodeUnavailable,
     NodeUnreachable,
     ProtocolError,
+    ResponseError,
     RunnerFailed,
     ServerBusy,
 )
@@ -36,9 +39,34 @@ def anyio_backend() -> Any:
 
 EMBED_FAULTS: dict[Fault, type[NodeError] | None] = {
     Fault.ERROR_500: RunnerFailed,
+    Fault.ERROR_500_UNKNOWN: RunnerFailed,
+    Fault.ERROR_500_TERMINATED: RunnerFailed,
+    Fault.ERROR_500_LOADING: RunnerFailed,
     Fault.BUSY_503: ServerBusy,
+    Fault.BUSY_429: ServerBusy,
+    Fault.BUSY_429_SECONDS: ServerBusy,
+    Fault.BUSY_429_DATE: ServerBusy,
     Fault.BAD_400_RUNNER: RunnerFailed,
+    Fault.BAD_400_UNKNOWN: RunnerFailed,
+    Fault.BAD_400_NO_EMBEDDINGS: BadRequest,
+    Fault.JSON_401: ResponseError,
+    Fault.JSON_403: ResponseError,
+    Fault.JSON_404: ResponseError,
+    Fault.JSON_405: ResponseError,
+    Fault.HTML_401: ProtocolError,
+    Fault.HTML_403: ProtocolError,
+    Fault.HTML_404: ProtocolError,
+    Fault.HTML_405: ProtocolError,
+    Fault.HTML_503: NodeUnavailable,
+    Fault.HTML_504: NodeUnavailable,
+    Fault.TEXT_408: NodeUnavailable,
+    Fault.TEXT_502: NodeUnavailable,
+    Fault.TEXT_503: NodeUnavailable,
+    Fault.TEXT_504: NodeUnavailable,
+    Fault.REDIRECT: ProtocolError,
     Fault.HANG: NodeTimeout,
+    Fault.STALL: None,
+    Fault.RESET_EARLY: ConnectionLost,
     Fault.RESET: ConnectionLost,
     Fault.CUT_JSON: ProtocolError,
     Fault.HTML: ProtocolError,
@@ -74,6 +102,74 @@ async def test_faults_strike_embeddings_and_heal(fault: Fault) -> None:
     assert await ask() == 64
     assert node.in_flight == 0
     assert node.cancelled == (fault is Fault.HANG)
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "seconds"),
+    [
+        (Fault.BUSY_429, 429, None),
+        (Fault.BUSY_429_SECONDS, 429, 1.0),
+        (Fault.BUSY_429_DATE, 429, 1.75),  # a whole second after the one that has begun
+        (Fault.BUSY_503, 503, None),
+    ],
+)
+async def test_busy_answers_may_say_when_to_come_back(
+    fault: Fault, status: int, seconds: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = FakeTransport("a")
+    node.fault = fault
+    monkeypatch.setattr(time, "time", lambda: 1_795_248_354.25)
+    with pytest.raises(ServerBusy) as caught:
+        await embed(node, "x")
+    assert (caught.value.status, caught.value.retry_after) == (status, seconds)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (Fault.REDIRECT, "redirects to http://a/ollama: write that as the node's address"),
+        (Fault.ERROR_500_TERMINATED, "llama runner process has terminated"),
+        (Fault.HTML_401, "status 401 with '<html>"),
+        (Fault.TEXT_504, "Gateway Timeout \\(status 504\\)"),
+    ],
+)
+async def test_the_client_says_what_the_node_answered(fault: Fault, words: str) -> None:
+    node = FakeTransport("a")
+    node.fault = fault
+    with pytest.raises(NodeError, match=words):
+        await embed(node, "x")
+
+
+@pytest.mark.parametrize("fault", [Fault.RESET_EARLY, Fault.REDIRECT, Fault.HTML_502])
+async def test_a_stream_does_not_begin_if_the_answer_is_another(fault: Fault) -> None:
+    node = FakeTransport("a")
+    node.fault = fault
+    with pytest.raises(NodeError) as caught:
+        async with node.stream("/api/chat", chat_body("one two"), timeout=10):
+            raise AssertionError("it began")
+    assert type(caught.value) is EMBED_FAULTS[fault]
+    assert (node.in_flight, node.cancelled) == (0, 0)
+
+
+async def test_a_stalled_request_is_answered_late() -> None:
+    node = FakeTransport("a", seconds_per_item=0.5)
+    node.fault, node.stall_seconds = Fault.STALL, 2.0
+    began = anyio.current_time()
+    load_embeddings("a", await embed(node, "x"), 1)
+    assert anyio.current_time() - began == 2.5
+
+
+async def test_a_text_may_crash_the_process_of_the_model() -> None:
+    node = FakeTransport("a", crash_on="arsenic", load_seconds=3.0)
+    await embed(node, "x")
+    for texts in (["with arsenic"], ["x", "arsenic and lace", "y"]):
+        with pytest.raises(RunnerFailed, match="EOF"):
+            await embed(node, *texts)
+    began = anyio.current_time()
+    await embed(node, "x", "y")
+    assert anyio.current_time() - began == 3.0  # the model is loaded again
+    node.crash_on.clear()
+    await embed(node, "with arsenic")
 
 
 @pytest.mark.parametrize("fault", [Fault.STREAM_ERROR, Fault.STREAM_CUT, Fault.CUT_JSON])
