@@ -1,0 +1,97 @@
+"""Faults that batches do not survive yet, in virtual time: what is wrong, as the smallest cases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import pytest
+from fixed_chance import fix_chance
+from live_cluster import Cluster, cluster, virtual_time
+
+from aiosollol.testing import Fault
+
+pytestmark = pytest.mark.anyio
+
+NODE = {"seconds_per_item": 0.01}
+USUAL = 1.0
+"""Seconds of a batch of 300 texts on three nodes."""
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return virtual_time()
+
+
+@pytest.fixture(autouse=True)
+def _same_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    fix_chance(monkeypatch, 1)  # some of these pass by luck
+
+
+def words(count: int) -> list[str]:
+    return [f"passage {index:05d}" for index in range(count)]
+
+
+async def strike(made: Cluster, fault: Fault, names: str, after: float, seconds: float) -> None:
+    await anyio.sleep(after)
+    for name in names:
+        made[name].fault = fault
+    await anyio.sleep(seconds)
+    for name in names:
+        made[name].fault = None
+
+
+@pytest.mark.xfail(strict=True, reason="one failure of the last node that works convicts a text")
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault.CUT_JSON,
+        Fault.TOO_FEW,
+        Fault.HTML,
+        Fault.HTML_404,
+        Fault.JSON_401,
+        Fault.REDIRECT,
+        Fault.BAD_400_NO_EMBEDDINGS,
+    ],
+)
+async def test_one_wrong_answer_does_not_convict_a_text(fault: Fault) -> None:
+    async with cluster(a=NODE) as made:
+        await made.embed_batch(words(40))
+        made["a"].fail_next(fault)
+        found = await made.embed_batch(words(2))
+        assert not found.errors
+
+
+@pytest.mark.xfail(strict=True, reason="a text is given up while the other node is down for 3 s")
+@pytest.mark.parametrize("fault", [Fault.REFUSE, Fault.HTML_502, Fault.BUSY_503, Fault.RESET])
+async def test_one_node_does_not_convict_a_text_while_another_is_down(fault: Fault) -> None:
+    async with cluster(a=NODE, b={**NODE, "poison": {"arsenic"}}) as made:
+        await made.embed_batch(words(40))
+        made.group.start_soon(strike, made, fault, "a", 0.0, 3.0)
+        await anyio.sleep(0.001)
+        found = await made.embed_batch([*words(40), "with arsenic"])
+        assert not found.errors
+
+
+@pytest.mark.xfail(strict=True, reason="a request that hangs is waited for until its timeout")
+@pytest.mark.parametrize("seconds", [1.0, 3.0, 20.0])
+async def test_nodes_that_hang_for_a_while_cost_little_more(seconds: float) -> None:
+    async with cluster(a=NODE, b=NODE, c=NODE) as made:
+        await made.embed_batch(words(40))
+        made.group.start_soon(strike, made, Fault.HANG, "abc", USUAL / 3, seconds)
+        began = anyio.current_time()
+        found = await made.embed_batch(words(300))
+        assert not found.errors
+        assert anyio.current_time() - began <= 4 * USUAL + seconds
+
+
+@pytest.mark.xfail(strict=True, reason="a copy on another node that hangs is not copied again")
+@pytest.mark.parametrize(("hanging", "sound"), [("ab", "c"), ("abc", "def")])
+async def test_hanging_nodes_do_not_hold_up_a_batch(hanging: str, sound: str) -> None:
+    async with cluster(**dict.fromkeys(hanging + sound, NODE)) as made:
+        await made.embed_batch(words(40))
+        made.group.start_soon(strike, made, Fault.HANG, hanging, 0.1, 1000.0)
+        began = anyio.current_time()
+        found = await made.embed_batch(words(300))
+        assert not found.errors
+        assert anyio.current_time() - began < 10.0
