@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -129,7 +130,7 @@ def test_table_shows_what_there_is() -> None:
 
 async def test_chaos_measures_a_run() -> None:
     async with Here(2) as place:
-        scene = scenes.Scene("x", Fault.ERROR_500, 1)
+        scene = scenes.Scene("x", scenes.plain(Fault.ERROR_500, 1))
         row, log = await measure(place, scene, 1.0, 30.0, warm_up=0.1)
     assert row.requests > 10
     assert row.wrong == row.failed == 0
@@ -139,8 +140,52 @@ async def test_chaos_measures_a_run() -> None:
 
 def test_chaos_has_every_fault_on_one_node_and_on_two() -> None:
     found = scenes.all_scenes()
-    assert len({scene.name for scene in found}) == len(found) == 2 * (len(Fault) + 3) + 2
-    assert {scene.blow for scene in found if scene.count == 2} >= set(Fault)
+    assert len({scene.name for scene in found}) == len(found)
+    plain = [scene for scene in found if scene.is_plain]
+    assert {scene.blow for scene in plain if scene.count == 1} == {*Fault, "kill", "cut", "drop"}
+    assert {scene.blow for scene in plain if scene.count == 2} == {
+        *(set(Fault) - scenes._ALIKE),
+        *("kill", "cut", "drop"),
+    }
+    assert [scene.blow for scene in plain].count(None) == 3
+    quick = scenes.all_scenes(quick=True)
+    assert not [scene for scene in quick if scene.is_plain and scene.count == 2]
+    assert {scene.name for scene in quick} < {scene.name for scene in found}
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "outage"),
+    [
+        ("proxy without servers for 0.05 s", [], 0.05),
+        ("proxy without servers for 3 s, batches", [], 3.0),
+        ("one answers 400 for ever", [0], 0.0),
+        ("one flaps every 3 s", [], 0.0),
+        ("one flaps, one is slow, one answers 400", [2], 0.0),
+        ("9 faulty of 11, batches", list(range(9)), 0.0),
+    ],
+)
+def test_chaos_has_faults_that_last_or_return(name: str, bad: list[int], outage: float) -> None:
+    (scene,) = [scene for scene in scenes.all_scenes(quick=True) if scene.name == name]
+    assert [strike.index for strike in scene.bad] == bad
+    assert scene.outage == outage
+    assert scene.work == ("batch" if name.endswith("batches") else "live")
+
+
+async def test_chaos_measures_batches_with_a_node_that_fails_for_ever() -> None:
+    strikes = (scenes.Strike(0, Fault.BAD_400_UNKNOWN, 0.0, math.inf),)
+    async with Here(2) as place:
+        scene = scenes.Scene("x", strikes, work="batch", nodes=2)
+        row, _ = await measure(place, scene, 0.5, 30.0, warm_up=0.1, batch=10)
+    assert row.texts >= 10
+    assert (row.missing, row.wrong, row.recovery) == (0, 0, None)
+    assert row.bad_share is not None
+
+
+def test_chaos_counts_the_share_of_a_bad_node_after_its_tenth_request() -> None:
+    sent = [(0.0, [5, 0]), (1.0, [13, 10]), (2.0, [17, 20]), (3.0, [18, 119])]
+    assert report.share_of_bad(sent, 0, 0.0) == 0.01
+    assert report.share_of_bad(sent[:2], 0, 0.0) == 0.0
+    assert report.share_of_bad(sent, 0, 2.0) == 0.0
 
 
 def test_chaos_finds_when_a_share_is_back() -> None:

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from aiosollol.testing import FakeOllamaProcess, Fault
-from benchmarks.chaos.load import BEGUN, CHATTER, DRAIN, EMBEDDER, WARM_UP
+from benchmarks.chaos.load import BATCH_TIMEOUT, BEGUN, CHATTER, DRAIN, EMBEDDER, WARM_UP
 from benchmarks.chaos.scenes import NODES, Blow
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _START_SECONDS = 30.0
 
 
 class Place(Protocol):
-    """A context manager with six nodes. `load` runs the callers: see `benchmarks.chaos.load`."""
+    """A context manager with nodes. `load` runs the callers: see `benchmarks.chaos.load`."""
 
     async def __aenter__(self) -> Place: ...
     async def __aexit__(
@@ -167,4 +167,5 @@ def _command(order: dict[str, Any], urls: list[str]) -> list[str]:
 
 
 def _limit(order: dict[str, Any]) -> float:
-    return float(_START_SECONDS + WARM_UP + order["seconds"] + DRAIN + _START_SECONDS)
+    lasts = WARM_UP + order["seconds"] + max(DRAIN, BATCH_TIMEOUT)
+    return float(_START_SECONDS + lasts + _START_SECONDS)
