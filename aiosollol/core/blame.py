@@ -13,6 +13,7 @@ every node refused it, and one answered other work after     the item is at faul
 every node refused it, and no node has answered since        nobody's fault yet: check a node with
                                                              a text that cannot be at fault
 a node failed in a way that may pass, and answers again      ask it again, up to four times
+a node answered wrongly, and answers other work              ask it again, once
 another node answers it                                      the nodes that refused it are at fault
 ==========================================================  =======================================
 """
@@ -45,6 +46,8 @@ UNPROVEN_CONFIRMATIONS = 4
 REPEATS = 4
 """How often a failure that may pass must come back on a node, which answers other work meanwhile,
 until the item is taken for its cause."""
+WRONG_REPEATS = 2
+"""The same for wrong answers, such as too few vectors."""
 
 OUTAGE_PATIENCE = 60.0
 """Seconds to wait while every node fails in a way that passes by itself."""
@@ -114,13 +117,21 @@ class Refusal(NamedTuple):
     def is_confirmed(self, last_success: float) -> bool:
         """Whether the node shows that it answers other work, so that the item is the cause.
 
-        A failure that may pass must have come back after the node answered something else.
+        A failure in other words than a refusal must have come back after that.
         """
-        return self.times >= REPEATS or (last_success > self.at and not may_pass(self.error))
+        if isinstance(self.error, BadRequest):
+            return last_success > self.at
+        return self.times >= self._repeats
 
     def may_ask_again(self, last_success: float) -> bool:
-        """Whether the node has answered since a failure that may pass."""
-        return self.times < REPEATS and last_success > self.at and may_pass(self.error)
+        """Whether the node may answer the item now: it has answered since a failure."""
+        if isinstance(self.error, BadRequest):
+            return False
+        return self.times < self._repeats and last_success > self.at
+
+    @property
+    def _repeats(self) -> int:
+        return REPEATS if may_pass(self.error) else WRONG_REPEATS
 
 
 class RequestEvidence:

@@ -30,6 +30,8 @@ LIMIT = 300.0
 
 # A refusal with known words on all nodes at once is the answer to a request, not an outage.
 _PASSING = [fault for fault in Fault if fault is not Fault.BAD_400_NO_EMBEDDINGS]
+_HARMLESS = (Fault.STREAM_CUT, Fault.STREAM_ERROR, Fault.SLOW_BODY, Fault.STALL)
+"""Faults with which a node answers embeddings all the same."""
 _KINDS = ("sound", "once", "twice", "flapping", "for ever", "mixture")
 
 
@@ -62,14 +64,23 @@ class Trial:
     probes: float
 
     def answering(self) -> list[str]:
-        """The nodes that answer sooner or later."""
+        """The nodes that answer embeddings at some time, if only before a fault without end."""
         return [
-            name for name in self.nodes if all(each.lasts < FOR_EVER for each in self.spells[name])
+            name
+            for name in self.nodes
+            if all(
+                each.lasts < FOR_EVER or each.begins > 0.0 or each.fault in _HARMLESS
+                for each in self.spells[name]
+            )
         ]
 
     def sound(self) -> list[str]:
         """The nodes that never fail."""
         return [name for name in self.nodes if not self.spells[name]]
+
+    def may_hang(self) -> bool:
+        """Whether a node hangs at some time."""
+        return any(each.fault is Fault.HANG for spells in self.spells.values() for each in spells)
 
     def may_fail(self, text: str) -> bool:
         """Whether a text may be given up: two nodes refuse it, or all that do not fail meanwhile.
@@ -205,7 +216,7 @@ async def _live(made: Cluster, trial: Trial) -> dict[str, SollolError]:
     "work",
     [
         _batch,
-        pytest.param(_live, marks=pytest.mark.skip(reason="live calls do not wait out outages")),
+        _live,
     ],
 )
 async def test_what_a_sound_node_can_answer_is_answered(
@@ -221,6 +232,9 @@ async def test_what_a_sound_node_can_answer_is_answered(
             await _begin(made, trial)
             errors = await work(made, trial)
     missing = {text: error for text, error in errors.items() if not trial.may_fail(text)}
+    if work is _live and trial.may_hang():
+        # A model load that hangs takes all the time of a live call.
+        missing = {text: error for text, error in missing.items() if "60 s" not in str(error)}
     if missing and not trial.sound() and not any(map(may_pass, missing.values())):
         pytest.xfail("the last node's word is enough: see test_outage_gaps.py")
     assert not missing

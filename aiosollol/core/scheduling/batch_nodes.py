@@ -94,6 +94,7 @@ class BatchNode:
     is_lost, may_return: whether it gets no work, and whether it is only down.
     retry_at: no request is sent before.
     streak: its failures since its last answer.
+    is_hung: whether its answers are far too late, see `core.scheduling.hangs`.
     convictions: how often another node answered items it had failed, since its last own answer.
     """
 
@@ -107,6 +108,7 @@ class BatchNode:
     may_return: bool = False
     retry_at: float = 0.0
     streak: int = 0
+    is_hung: bool = False
     convictions: int = 0
     flights: dict[int, Flight] = field(default_factory=dict)
     busy_since: float = 0.0
@@ -130,11 +132,12 @@ class BatchNode:
     @property
     def is_working(self) -> bool:
         """Whether it can take items."""
-        return self.is_active and not self.needs_check
+        return self.is_active and not self.needs_check and not self.is_hung
 
     def has_place(self, now: float) -> bool:
         """Whether it can take another chunk now."""
-        return self.is_active and len(self.flights) < self.window and self.retry_at <= now
+        has_room = len(self.flights) < self.window and self.retry_at <= now
+        return self.is_active and has_room and not self.is_hung
 
     def expected_free(self, now: float) -> float:
         """When it will finish its chunks, given the current time."""
@@ -158,6 +161,7 @@ class BatchNode:
         """Remove a chunk that was answered, failed or was cancelled."""
         del self.flights[flight.chunk.id]
         if not self.flights:
+            self.is_hung = False
             self.tally.busy += now - self.busy_since
 
     def foresee(self, now: float) -> None:

@@ -268,7 +268,21 @@ class Dispatcher:
             return TRIAL_CHUNK_SECONDS
         return self._options.chunk_seconds
 
-    # The tail.
+    # Nodes that hang, and the tail.
+
+    def copy_elsewhere(self, hung: BatchNode) -> None:
+        """Queue copies of the chunks of a node that hangs, if another node works."""
+        if self._fleet.any_working():
+            for flight in hung.flights.values():
+                if not flight.is_copied and not flight.chunk.is_check:
+                    self._copy(flight)
+
+    def _copy(self, flight: Flight) -> None:
+        items = self._ledger.unsettled(flight.chunk.items)
+        flight.is_copied = True
+        self._ledger.copy(items)
+        self._queue.put_back(items, avoid=(flight.chunk.node,))
+        self._is_stirred = True
 
     def _reissue(self, now: float) -> None:
         """Queue a copy of the chunk predicted to finish last, if that saves time.
@@ -291,7 +305,4 @@ class Dispatcher:
         rescued = self._fleet.horizon_without(owner, now, tokens) + overhead
         if rescued - now > _COPY_GAIN * (worst_finish - now):
             return
-        worst.is_copied = True
-        self._ledger.copy(items)
-        self._queue.put_back(items, avoid=(owner,))
-        self._is_stirred = True
+        self._copy(worst)

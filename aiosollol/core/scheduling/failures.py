@@ -73,6 +73,7 @@ class Failures:
     def punish(self, node: BatchNode, failure: Failure, error: SollolError, now: float) -> None:
         """A request of `node` failed."""
         node.streak += 1
+        node.is_hung = False
         self.last_errors[node.name] = error
         if self.silent_since is None:
             self.silent_since = now
@@ -104,8 +105,8 @@ class Failures:
     def recovered(self, node: BatchNode) -> None:
         """A node answered."""
         self.silent_since = None
-        if node.streak:
-            node.streak, node.retry_at = 0, 0.0
+        if node.streak or node.is_hung:
+            node.streak, node.retry_at, node.is_hung = 0, 0.0, False
             self._fleet.update(node)
             self._dispatcher.stir()
 

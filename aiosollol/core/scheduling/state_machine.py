@@ -222,18 +222,22 @@ class BatchState:
         instructions: list[Instruction] = []
         if now >= self._look_at:
             self._look_at = now + hangs.LOOK_SECONDS
-            for node in self._fleet:
-                if hangs.look(node, now) != "fine":
+            hung = {node: what for node in self._fleet if (what := hangs.look(node, now))}
+            for node in hung:
+                node.is_hung = True
+                self._fleet.update(node)
+            for node, what in hung.items():
+                if what == "replace":
                     instructions.append(self._take_back(hangs.newest(node), now))
-                    instructions.append(self._dispatcher.check(node, now))
+                instructions.append(self._dispatcher.check(node, now))
+                self._dispatcher.copy_elsewhere(node)
         self._dispatcher.stir()
         return instructions + self._dispatcher.dispatch(now)
 
     def began(self, chunk: Chunk, now: float) -> None:
         """The request of a chunk was sent. Before that it may have waited for a slot."""
-        flight = self._flights.get(chunk.id)
-        if flight is not None:
-            flight.begun_at = now
+        if chunk.id in self._flights:
+            self._flights[chunk.id].begun_at = now
 
     def done(self, chunk: Chunk, now: float, cost: Cost) -> list[Instruction]:
         """A chunk was answered. `cost` is the node's updated cost."""
@@ -304,10 +308,11 @@ class BatchState:
         return self._cancel_settled(now)
 
     def _not_elsewhere(self, items: Sequence[int]) -> list[int]:
-        """`items` without those that another chunk in flight or the queue still holds."""
+        """`items` without those in the queue, or in flight on a node that does not hang."""
         elsewhere = self._queue.returned()
         for flight in self._flights.values():
-            elsewhere.update(flight.chunk.items)
+            if not self._fleet[flight.chunk.node].is_hung:
+                elsewhere.update(flight.chunk.items)
         return [item for item in items if item not in elsewhere]
 
     def _check_plan(self, now: float) -> None:
@@ -317,8 +322,6 @@ class BatchState:
             for node in self._fleet:
                 if node.is_standby and not node.is_lost:
                     self.failures.set_standby(node, False)
-
-    # Nodes on one machine.
 
     def _judge(self, node: BatchNode, chunk: Chunk, worked_from: float, now: float) -> None:
         """Begin, continue or end a trial of two nodes on one machine."""
