@@ -4,6 +4,7 @@
 
     SollolError
     ├── InvalidInput (ValueError)      an argument is wrong; nothing was sent
+    │   ├── LimitExceeded              larger than a limit; it would never be accepted
     │   ├── ConfigError                a setting or a file of nodes is wrong
     │   └── UnknownJob                 there is no such job, or it has expired
     ├── MissingExtra (ImportError)     an optional dependency is not installed
@@ -67,6 +68,17 @@ class InvalidInput(SollolError, ValueError):
     def __init__(self, message: str, *, index: int | None = None) -> None:
         super().__init__(message)
         self.index = index
+
+
+class LimitExceeded(InvalidInput):
+    """A request is larger than a limit allows, so that sending it again would not help.
+
+    limit: the name of the limit.
+    """
+
+    def __init__(self, message: str, *, limit: str) -> None:
+        super().__init__(message)
+        self.limit = limit
 
 
 class ConfigError(InvalidInput):

@@ -21,6 +21,7 @@ from aiosollol.errors import (
     ConnectionLost,
     EngineError,
     InvalidInput,
+    LimitExceeded,
     MissingExtra,
     ModelMissing,
     ModelNotFound,
@@ -151,6 +152,11 @@ EACH: list[tuple[SollolError, dict[str, Any], str]] = [
         "  gpu has: y, z\n  cpu has: no models\n  off does not answer: refused",
     ),
     (PoolSaturated("1,000 requests are waiting"), {"attempts": ()}, "1,000 requests are waiting"),
+    (
+        LimitExceeded("over max_bytes=9", limit="max_bytes"),
+        {"limit": "max_bytes", "index": None},
+        "over max_bytes=9",
+    ),
     (
         QueueFull("9 documents are queued", retry_after=2.5),
         {"retry_after": 2.5, "attempts": ()},

@@ -13,10 +13,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Unpack
 from zlib import crc32
 
+import orjson
+
 from aiosollol.autobatch.pacing import Rules, retry_after
 from aiosollol.core.arguments import EmbedArguments
 from aiosollol.core.request import EmbedSettings, collect_texts
-from aiosollol.errors import InvalidInput, QueueFull, UnknownJob
+from aiosollol.errors import InvalidInput, LimitExceeded, QueueFull, UnknownJob
 from aiosollol.wire.ollama.embeddings import dump_embed
 
 POSITION_BITS = 32
@@ -67,14 +69,12 @@ def position_of(key: int) -> int:
 
 
 def submit(connection: sqlite3.Connection, job: NewJob, rules: Rules, now: float) -> None:
-    """Queue a whole job. Raises QueueFull, and InvalidInput if it exceeds the queue's limits."""
+    """Queue a whole job. Raises QueueFull, and LimitExceeded if it can never fit."""
     blobs = [text.encode() for text in job.texts]
     size = sum(map(len, blobs))
-    if len(blobs) > rules.max_documents or size > rules.max_bytes:
-        raise InvalidInput(
-            f"{len(blobs):,} documents of {size:,} bytes exceed the limits of the queue, "
-            f"{rules.max_documents:,} of {rules.max_bytes:,}; submit them in parts"
-        )
+    _check_size(len(blobs), size, rules, job.owner)
+    if job.owner is not None:
+        _check_quotas(connection, 1, len(blobs), size, rules, job.owner)
     _check_room(connection, len(blobs), size, rules, job.owner)
     connection.execute(
         "INSERT INTO groups (model, settings) VALUES (?, ?) ON CONFLICT DO NOTHING",
@@ -99,6 +99,50 @@ def submit(connection: sqlite3.Connection, job: NewJob, rules: Rules, now: float
     )
 
 
+def _check_size(documents: int, size: int, rules: Rules, owner: str | None) -> None:
+    """Raises LimitExceeded for a job that would not fit into an empty queue."""
+    limits = [("max_documents", documents, "documents"), ("max_bytes", size, "bytes")]
+    if owner is not None:
+        limits += [("owner_documents", documents, "documents"), ("owner_bytes", size, "bytes")]
+    for name, count, unit in limits:
+        most = getattr(rules, name)
+        if count > most:
+            raise LimitExceeded(
+                f"{count:,} {unit} exceed the limits of the queue: over {name}={most:,}; "
+                "submit them in parts",
+                limit=name,
+            )
+
+
+def _check_quotas(
+    connection: sqlite3.Connection, jobs: int, documents: int, size: int, rules: Rules, owner: str
+) -> None:
+    """Raises QueueFull if this owner has too much in the queue to add that."""
+    kept, queued, queued_bytes = connection.execute(
+        "SELECT count(*), total(queued), total(queued_bytes) FROM jobs WHERE owner = ?", (owner,)
+    ).fetchone()
+    (rate,) = connection.execute("SELECT rate FROM worker").fetchone()
+    for name, has, more in (
+        ("owner_jobs", kept, jobs),
+        ("owner_documents", int(queued), documents),
+        ("owner_bytes", int(queued_bytes), size),
+    ):
+        most = getattr(rules, name)
+        over = has + more - most
+        if over <= 0 or not more:
+            continue
+        # A job leaves when it expires, which is long after its documents have left the queue.
+        unknown = name == "owner_jobs"
+        if name == "owner_bytes":
+            over = int(over * queued / queued_bytes) if queued_bytes else 0
+        seconds = retry_after(over, 0.0 if unknown else rate, rules.interval)
+        raise QueueFull(
+            f"over {name}={most:,} of this key: {has:,} are in the queue, and {more:,} more do not "
+            f"fit; try again in {seconds:.0f} s",
+            retry_after=seconds,
+        )
+
+
 def _check_room(
     connection: sqlite3.Connection, documents: int, size: int, rules: Rules, owner: str | None
 ) -> None:
@@ -120,7 +164,10 @@ def _check_room(
             f"{rules.max_bytes:,}"
         )
     else:  # don't reveal how much other owners have queued
-        problem = f"the queue has no room for {documents:,} documents of {size:,} bytes now"
+        problem = (
+            f"the queue has no room for {documents:,} documents of {size:,} bytes now "
+            f"(max_documents={rules.max_documents:,}, max_bytes={rules.max_bytes:,})"
+        )
     raise QueueFull(f"{problem}; try again in {seconds:.0f} s", retry_after=seconds)
 
 
@@ -161,8 +208,8 @@ def retry(
     Raises UnknownJob, QueueFull, and InvalidInput for a job that was cancelled.
     """
     number = find_job(connection, job_id, owner)
-    (is_cancelled,) = connection.execute(
-        "SELECT is_cancelled FROM jobs WHERE number = ?", (number,)
+    is_cancelled, owned_by = connection.execute(
+        "SELECT is_cancelled, owner FROM jobs WHERE number = ?", (number,)
     ).fetchone()
     if is_cancelled:
         raise InvalidInput(f"job {job_id!r} was cancelled; submit its documents as a new job")
@@ -174,6 +221,8 @@ def retry(
     ).fetchone()
     if not failed:
         return 0
+    if owned_by is not None:
+        _check_quotas(connection, 0, failed, int(size), rules, owned_by)
     _check_room(connection, failed, int(size), rules, owner)
     connection.execute(
         "UPDATE documents SET has_failed = 0, attempts = 0, due_at = ?"
@@ -219,10 +268,45 @@ def new_job(
     )
 
 
+MAX_JSON = 64 << 10
+"""Bytes of a job's metadata, or of its options."""
+_MAX_DEPTH = 64  # a status nests it a few levels deeper, and orjson writes 254
+
+
 def _json(name: str, value: dict[str, Any]) -> str:
+    """A mapping as JSON that can be read and written again."""
+    if _is_deeper(value, _MAX_DEPTH):
+        raise InvalidInput(f"{name} is nested more than {_MAX_DEPTH} deep")
     try:
         text = json.dumps(value, sort_keys=True, allow_nan=False, ensure_ascii=False)
-        text.encode()
+        size = len(text.encode())
+        if size <= MAX_JSON:
+            orjson.dumps(json.loads(text))  # integers of more than 64 bits, for example
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"{name} must contain only JSON values: {error}") from error
+    if size > MAX_JSON:
+        raise LimitExceeded(f"{name} has more than {MAX_JSON:,} bytes as JSON", limit=name)
     return text
+
+
+def _is_deeper(value: object, most: int) -> bool:
+    """Whether lists and objects are nested more than `most` deep in `value`."""
+    if isinstance(value, Mapping):
+        return not most or any(_is_deeper(each, most - 1) for each in value.values())
+    if isinstance(value, list | tuple):
+        return not most or any(_is_deeper(each, most - 1) for each in value)
+    return False
+
+
+def stored_json(text: str) -> dict[str, Any]:
+    """JSON as `new_job` stored it; empty if it cannot be written out again.
+
+    Earlier versions also stored what could only be read.
+    """
+    try:
+        value: dict[str, Any] = json.loads(text)
+        if len(text) > MAX_JSON or text.count("{") + text.count("[") > _MAX_DEPTH:
+            orjson.dumps([{"jobs": value}])
+    except (TypeError, ValueError, RecursionError):
+        return {}
+    return value

@@ -133,6 +133,8 @@ def retry_after(excess: int, rate: float, interval: float) -> float:
 
 DAY = 86_400.0
 GIB = 1 << 30
+OWNER_DOCUMENTS, OWNER_BYTES, OWNER_JOBS = 250_000, 256 << 20, 10_000
+"""Defaults of an owner's quotas: a quarter of the queue, so that one owner cannot fill it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +147,8 @@ class Rules:
     max_batch_size: the most documents in a batch.
     keep_results: how long a job is kept after its end.
     max_documents, max_bytes: limits of the queue over all jobs; bytes of the texts in UTF-8.
+    owner_documents, owner_bytes: the same for the jobs of one owner.
+    owner_jobs: the most jobs of one owner that are kept, finished ones included.
     max_attempts: attempts for a document that fails for another reason than its text.
     engine: where to compute, see `OllamaPool.embed_batch`; in this process while it is unavailable.
 
@@ -157,6 +161,9 @@ class Rules:
     keep_results: float = DAY
     max_documents: int = 1_000_000
     max_bytes: int = GIB
+    owner_documents: int = OWNER_DOCUMENTS
+    owner_bytes: int = OWNER_BYTES
+    owner_jobs: int = OWNER_JOBS
     max_attempts: int = 5
     engine: EngineName = "auto"
 
@@ -172,6 +179,9 @@ class Rules:
             "max_batch_size",
             "max_documents",
             "max_bytes",
+            "owner_documents",
+            "owner_bytes",
+            "owner_jobs",
             "max_attempts",
         ):
             value = getattr(self, name)

@@ -12,7 +12,17 @@ from aiosollol.autobatch import job_queries, result_queries
 from aiosollol.autobatch.database import Database
 from aiosollol.autobatch.job_queries import new_job
 from aiosollol.autobatch.jobs import JobStatus, QueueStatus
-from aiosollol.autobatch.pacing import DAY, GIB, LOOK_SECONDS, Clock, Rules, SystemClock
+from aiosollol.autobatch.pacing import (
+    DAY,
+    GIB,
+    LOOK_SECONDS,
+    OWNER_BYTES,
+    OWNER_DOCUMENTS,
+    OWNER_JOBS,
+    Clock,
+    Rules,
+    SystemClock,
+)
 from aiosollol.autobatch.result_queries import ResultPage
 from aiosollol.autobatch.worker import QueueWorker
 from aiosollol.core.arguments import SubmitArguments
@@ -46,6 +56,8 @@ class AutoBatch:
     max_batch_size: the most documents in a batch.
     keep_results: seconds that a job is kept after its end.
     max_documents, max_bytes: limits of the queue over all jobs.
+    owner_documents, owner_bytes: limits of what one owner has queued.
+    owner_jobs: the most jobs of one owner, finished ones that are still kept included.
     max_attempts: attempts for a document that fails for another reason than its text.
     engine: where to compute, see `OllamaPool.embed_batch`; in this process while that engine is
         unavailable.
@@ -66,6 +78,9 @@ class AutoBatch:
         keep_results: float = DAY,
         max_documents: int = 1_000_000,
         max_bytes: int = GIB,
+        owner_documents: int = OWNER_DOCUMENTS,
+        owner_bytes: int = OWNER_BYTES,
+        owner_jobs: int = OWNER_JOBS,
         max_attempts: int = 5,
         engine: EngineName = "auto",
         clock: Clock | None = None,
@@ -78,6 +93,9 @@ class AutoBatch:
             keep_results=keep_results,
             max_documents=max_documents,
             max_bytes=max_bytes,
+            owner_documents=owner_documents,
+            owner_bytes=owner_bytes,
+            owner_jobs=owner_jobs,
             max_attempts=max_attempts,
             engine=engine,
         )
@@ -158,10 +176,11 @@ class AutoBatch:
         """Queue documents, all or none, and return the id of their job once they are on the disk.
 
         dimensions, truncate, options, keep_alive: as for `OllamaPool.embed_batch`.
-        metadata: JSON values that `status` returns.
+        metadata: JSON values that `status` returns; like options at most 64 KiB, nested 64 deep.
         owner: the job's owner; stored as it is, so it must not be a secret.
 
-        Raises InvalidInput, QueueFull with `retry_after`, and StorageError.
+        Raises InvalidInput, LimitExceeded for a job that can never fit, QueueFull with
+        `retry_after`, and StorageError.
         """
         database = self._open_database()
         job = new_job(docs, model, **given)

@@ -14,6 +14,7 @@ from aiosollol.autobatch.job_queries import (
     is_sound,
     keys_of,
     position_of,
+    stored_json,
 )
 from aiosollol.autobatch.jobs import JobStatus, QueueStatus
 from aiosollol.autobatch.pacing import Rules
@@ -120,7 +121,7 @@ def _status(row: tuple[Any, ...], rate: float, now: float, keep_results: float) 
         job_id=job_id,
         model=model,
         settings=json.loads(settings),
-        metadata=json.loads(metadata),
+        metadata=stored_json(metadata),
         total=total,
         queued=queued,
         completed=completed,

@@ -3,7 +3,8 @@
 `SOLLOL` runs in a program's event loop; `run` is a program by itself, in one or several processes.
 """
 
-from aiosollol.service.config import ConfigSource, ConfigUpdate, SOLLOLConfig
+from aiosollol.service.config import ConfigSource, SOLLOLConfig
+from aiosollol.service.config_changes import ConfigUpdate
 from aiosollol.service.running import run
 from aiosollol.service.sollol import SOLLOL
 

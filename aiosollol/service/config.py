@@ -1,14 +1,11 @@
-"""`SOLLOLConfig`: all settings of a service, with the original's names.
-
-`compare` determines which changes apply at once, and which need a restart.
-"""
+"""`SOLLOLConfig`: all settings of a service, with the original's names."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from aiosollol.config.files import load_nodes, path_of
@@ -133,6 +130,9 @@ class SOLLOLConfig:
         keys.
     insecure: serve other machines without keys.
     allow_admin: allow to pull, create, copy and delete models.
+    autobatch_max_documents, autobatch_max_bytes: of all queued documents.
+    autobatch_owner_documents, autobatch_owner_bytes, autobatch_owner_jobs: of one key; jobs count
+        until they expire.
     autobatch_path: the queue's file; None is a file in ``~/.local/state``.
     rate_limit, rate_burst: requests a second of one client, and in one burst.
     max_in_flight: requests in flight of one client, while further ones wait. None is
@@ -181,6 +181,11 @@ class SOLLOLConfig:
     allow_admin: bool = _field(FLAG, False)
     cors_origins: tuple[str, ...] = _field(_ORIGINS, ())
     autobatch_path: str | None = _field(_PATH, None)
+    autobatch_max_documents: int = _field(_POSITIVE, 1_000_000)
+    autobatch_max_bytes: int = _field(_POSITIVE, 1 << 30)
+    autobatch_owner_documents: int = _field(_POSITIVE, 250_000)
+    autobatch_owner_bytes: int = _field(_POSITIVE, 256 << 20)
+    autobatch_owner_jobs: int = _field(_POSITIVE, 10_000)
     max_body: int = _field(_POSITIVE, 64 << 20)
     max_bodies: int = _field(_POSITIVE, 1 << 30)
     max_in_flight: int | None = _field(_POSITIVE, None)
@@ -282,52 +287,6 @@ def _check_pool(settings: Mapping[str, Any], source: str, line: int | None) -> N
                 f"{name} does not belong in 'pool': it is a setting of the service", source, line
             )
         TABLE[name].check(value, source=source, line=line)
-
-
-# ---- changes of settings
-
-AT_ONCE = frozenset(
-    (
-        *("hosts", "api_keys_file", "allow_admin", "insecure", "stop_timeout"),
-        *("autobatch_interval", "autobatch_min_batch_size", "autobatch_max_batch_size"),
-        *("max_bodies", "max_in_flight", "rate_limit", "rate_burst", "body_timeout"),
-    )
-)
-
-
-class ConfigUpdate(NamedTuple):
-    """The result of an update, as names of fields.
-
-    applied: apply now.
-    needs_restart: apply after `stop` and `start`.
-    unused: have no effect yet.
-    """
-
-    applied: tuple[str, ...] = ()
-    needs_restart: tuple[str, ...] = ()
-    unused: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        parts = (
-            ("applied", self.applied),
-            ("after a restart", self.needs_restart),
-            ("not in use", self.unused),
-        )
-        lists = [f"{what}: {', '.join(names)}" for what, names in parts if names]
-        return "; ".join(lists) or "nothing has changed"
-
-
-def compare(old: SOLLOLConfig, new: SOLLOLConfig) -> ConfigUpdate:
-    """The result of an update from `old` to `new` while the service runs."""
-    changed = [name for name in NAMES_OF_FIELDS if getattr(old, name) != getattr(new, name)]
-    applied = [name for name in changed if name in AT_ONCE]
-    if "hosts" in changed and (old.hosts is None or new.hosts is None):
-        applied.remove("hosts")  # without named nodes, a pool chooses them when it is created
-    if "allow_admin" in applied and new.allow_admin:
-        applied.remove("allow_admin")  # the endpoints are created with the application
-    unused = tuple(name for name in changed if name in NOT_IN_USE)
-    rest = tuple(name for name in changed if name not in applied and name not in unused)
-    return ConfigUpdate(tuple(applied), rest, unused)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -161,6 +161,11 @@ async def _open(
                 interval=config.autobatch_interval,
                 min_batch_size=config.autobatch_min_batch_size,
                 max_batch_size=config.autobatch_max_batch_size,
+                max_documents=config.autobatch_max_documents,
+                max_bytes=config.autobatch_max_bytes,
+                owner_documents=config.autobatch_owner_documents,
+                owner_bytes=config.autobatch_owner_bytes,
+                owner_jobs=config.autobatch_owner_jobs,
                 engine="dask" if config.uses_dask else "auto",
             )
         )

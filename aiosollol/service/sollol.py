@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from aiosollol.errors import InvalidInput, PoolClosed
 from aiosollol.service import security
-from aiosollol.service.config import NOT_IN_USE, ConfigSource, ConfigUpdate, SOLLOLConfig, compare
+from aiosollol.service.config import NOT_IN_USE, ConfigSource, SOLLOLConfig
+from aiosollol.service.config_changes import ConfigUpdate, compare
 
 if TYPE_CHECKING:
     from aiosollol.gateway.serving.supervisor import Siblings

@@ -133,7 +133,12 @@ async def test_a_job_can_be_retried(tmp_path: Path) -> None:
         ({"docs": [1]}, 400),
         ({"docs": ["x"], "model": 7}, 400),
         ({"docs": ["x"], "model": MODEL, "dimensions": -1}, 400),
-        ({"docs": ["x"] * 50, "model": MODEL}, 400),
+        ({"docs": ["x"] * 50, "model": MODEL}, 413),
+        ({"docs": ["x"], "model": MODEL, "metadata": {"a": "a" * 70_000}}, 413),
+        ({"docs": ["x"], "model": MODEL, "options": {"a": "a" * 70_000}}, 413),
+        (b'{"docs":["x"],"model":"m","metadata":' + b'{"a":' * 260 + b"1" + b"}" * 261, 400),
+        (b'{"docs":["x"],"model":"m","options":' + b'{"a":' * 900 + b"1" + b"}" * 901, 400),
+        (b'{"docs":["x"],"model":"m","metadata":{"a":' + b"1" * 5000 + b"}}", 400),
         ({"docs": ["x"] * 8, "model": MODEL}, 429),
     ],
 )
@@ -145,6 +150,7 @@ async def test_what_cannot_be_queued(tmp_path: Path, body: Any, status: int) -> 
         await gateway.post("/api/embed/batch", {"docs": ["y"] * 8, "model": MODEL})
         answer = await gateway.post("/api/embed/batch", body)
         assert answer.status == status
+        assert (await gateway.get("/api/batch-status")).status == 200
         assert list(answer.json) == ["error"]
         assert ("Retry-After" in answer.headers) == (status == 429)
 

@@ -12,7 +12,7 @@ import pytest
 
 from aiosollol import ConfigError, NodeSpec
 from aiosollol.service import ConfigSource, SOLLOLConfig
-from aiosollol.service.config import ConfigUpdate, compare
+from aiosollol.service.config_changes import ConfigUpdate, compare
 from aiosollol.service.parts import queue_path
 from aiosollol.service.security import nodes_of
 

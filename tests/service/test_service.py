@@ -17,7 +17,8 @@ import pytest
 from aiosollol import ConfigError, InvalidInput, PoolClosed
 from aiosollol.gateway.middleware.keys import new_key
 from aiosollol.service import SOLLOL, ConfigSource, SOLLOLConfig
-from aiosollol.service.config import MAX_IN_FLIGHT, NOT_IN_USE, ConfigUpdate
+from aiosollol.service.config import MAX_IN_FLIGHT, NOT_IN_USE
+from aiosollol.service.config_changes import ConfigUpdate
 from aiosollol.service.running import raise_file_limit, reserve_port
 from aiosollol.testing import FakeModel, FakeOllama
 

@@ -385,6 +385,10 @@ def finding(measured: Finding) -> None:
     assert_type(measured.is_faster_together, bool)
 
 
+def limits(error: aiosollol.LimitExceeded) -> None:
+    assert_type(error.limit, str)
+
+
 def errors(
     batch: BatchError, nobody: NoNodeAvailable, missing: ModelNotFound, failed: RequestFailed
 ) -> None:

@@ -14,6 +14,7 @@ from aiosollol.errors import (
     BadRequest,
     BatchError,
     InvalidInput,
+    LimitExceeded,
     ModelMissing,
     ModelNotFound,
     NodeError,
@@ -70,6 +71,8 @@ def trouble(error: SollolError, path: str, model: str = "") -> ErrorResponse:
             return ErrorResponse(Refusal(404, str(error)))
         case BatchError():
             return trouble(next(iter(error.errors.values())), path, model)
+        case LimitExceeded():
+            return ErrorResponse(Refusal(413, str(error)))
         case InvalidInput():
             return ErrorResponse(Refusal(400, str(error)))
         case StorageError():
