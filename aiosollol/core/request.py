@@ -38,7 +38,7 @@ class EmbedSettings:
         check_model(self.model)
         dimensions = self.dimensions
         if dimensions is not None and not (
-            isinstance(dimensions, int) and not isinstance(dimensions, bool) and dimensions >= 1
+            isinstance(dimensions, int) and dimensions is not True and 0 < dimensions < 2**63
         ):
             raise InvalidInput(f"dimensions must be a positive whole number, not {dimensions!r}")
         if self.truncate is not None and not isinstance(self.truncate, bool):

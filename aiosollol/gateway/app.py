@@ -10,7 +10,7 @@ from itertools import count
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 from aiosollol.errors import SollolError, summary
@@ -30,7 +30,8 @@ from aiosollol.gateway.endpoints.openapi import DocumentationEndpoints
 from aiosollol.gateway.endpoints.sollol import SollolEndpoints
 from aiosollol.gateway.middleware.error_responses import ErrorResponse, trouble
 from aiosollol.gateway.options import GatewayOptions, Served
-from aiosollol.net.error_log import ErrorLog, origin_of
+from aiosollol.gateway.request_content import decode
+from aiosollol.net.error_log import ErrorLog, origin_of, traceback_of
 from aiosollol.net.http_server import ContentFreeLogger, fault_of
 from aiosollol.ports import CANCELLED, Tracing
 from aiosollol.telemetry.tracing import TRACEPARENT, TRACESTATE, read_trace
@@ -47,6 +48,7 @@ log = logging.getLogger("aiosollol")
 
 OnRequest = Callable[[Served], None]
 
+_MOST_TRACED = 64
 _LEFT = 499  # nginx's status for a client that left before the answer
 
 
@@ -84,9 +86,11 @@ def make_app(
         middlewares=[
             _Front(options, on_request, pool.gateway_access.tracing).middleware(),
             *middlewares,
+            _content(options.max_body_bytes),
         ],
         client_max_size=options.max_body_bytes,
-        handler_args={"logger": ContentFreeLogger(errors)},
+        # Not by aiohttp, which takes gzip that is cut short for complete.
+        handler_args={"logger": ContentFreeLogger(errors), "auto_decompress": False},
     )
     add_workers(app)
     for each in routes:  # `add_routes` would add a HEAD to every GET
@@ -100,6 +104,18 @@ def make_app(
     return app
 
 
+def _content(most: int) -> Middleware:
+    """The innermost middleware: the content of an encoded body, of up to `most` bytes."""
+
+    @web.middleware
+    async def content(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if hdrs.CONTENT_ENCODING in request.headers:
+            await decode(request, most)
+        return await handler(request)
+
+    return content
+
+
 class _Front:
     """The outermost middleware: gives each request an id, and turns errors into responses."""
 
@@ -109,6 +125,7 @@ class _Front:
         self._options = options
         self._on_request = on_request
         self._tracing = tracing
+        self._traced: set[str] = set()  # origins of bugs whose traceback was logged
         self._prefix = token_hex(6)
         self._numbers = count(1)
 
@@ -194,13 +211,19 @@ class _Front:
             case _:
                 # The registered path, and no message: the actual ones may contain user content.
                 where = (state.id, _route(request) or "no endpoint")
-                log.error("request %s to %s failed, which is a bug: %s", *where, origin_of(error))
+                origin = origin_of(error)
+                log.error("request %s to %s failed, which is a bug: %s", *where, origin)
+                if origin not in self._traced and len(self._traced) < _MOST_TRACED:
+                    self._traced.add(origin)
+                    log.error("traceback of request %s:\n%s", state.id, traceback_of(error))
                 message = f"internal error, see the log for request {state.id}"
                 found = ErrorResponse(Refusal(500, message))
         return self._refused(found, path, state)
 
     def _refused(self, found: ErrorResponse, path: str, state: RequestState) -> web.Response:
         headers: dict[str, Any] = {}
+        if found.refusal.status == 415:  # RFC 9110, section 15.5.16
+            headers["Accept-Encoding"] = "gzip, deflate"
         if found.retry_after:
             headers["Retry-After"] = str(found.retry_after)
         return whole(compatible_apis.refuse(path, found.refusal, state.unique), headers)

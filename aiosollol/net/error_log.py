@@ -140,6 +140,15 @@ def origin_of(error: BaseException) -> str:
     return "; caused by ".join(shown)
 
 
+def traceback_of(error: BaseException) -> str:
+    """The traceback of an exception and its causes, without their messages."""
+    parts = []
+    for each in _chain(error):
+        frames = traceback.StackSummary.extract(traceback.walk_tb(each.__traceback__))
+        parts.append("".join([*frames.format(), type(each).__name__]))
+    return "\ncaused by:\n".join(parts)
+
+
 def _chain(error: BaseException) -> Iterator[BaseException]:
     found: BaseException | None = error
     for _ in range(_MOST_CAUSES):

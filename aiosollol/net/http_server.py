@@ -110,6 +110,8 @@ class HttpConnection(web.RequestHandler):
     def __init__(
         self, errors: ErrorLog, server: web.Server, loop: asyncio.AbstractEventLoop, **options: Any
     ) -> None:
+        # An application may leave the decoding of bodies to its endpoints.
+        options.setdefault("auto_decompress", server._kwargs.get("auto_decompress", True))
         super().__init__(server, loop=loop, access_log=cast(Any, None), **options)
         self._errors = errors
         self._has_fault = False

@@ -187,7 +187,7 @@ class SOLLOLConfig:
     autobatch_owner_bytes: int = _field(_POSITIVE, 256 << 20)
     autobatch_owner_jobs: int = _field(_POSITIVE, 10_000)
     max_body: int = _field(_POSITIVE, 64 << 20)
-    max_bodies: int = _field(_POSITIVE, 1 << 30)
+    max_bodies: int = _field(_POSITIVE, 256 << 20)
     max_in_flight: int | None = _field(_POSITIVE, None)
     rate_limit: float = _field(_RATE, 0.0)
     rate_burst: int = _field(COUNT, 0)

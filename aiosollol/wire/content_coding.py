@@ -1,14 +1,19 @@
-"""Content codings of a response (RFC 9110, section 8.4.1): incremental gzip and deflate."""
+"""Content codings (RFC 9110, section 8.4.1): incremental gzip, deflate and zstd."""
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
+
+from aiosollol.errors import MissingExtra
 
 CODINGS: Mapping[str, str] = {"gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate"}
 """Supported values of Content-Encoding -> the coding of a `ContentDecoder`."""
 
+_ZSTD_WINDOW_LOG = 23
 _MAX_MEMBERS = 64  # of a gzip stream; each costs a copy of the data after it
 
 
@@ -79,3 +84,50 @@ class ContentDecoder:
             bits = zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS
         self._inflate = zlib.decompressobj(bits)
         return True
+
+
+class ZstdDecoder:
+    """As `ContentDecoder`, for zstd (RFC 8878) with windows of up to 8 MiB, as in Ollama.
+
+    Raises MissingExtra where Python has no zstd: before 3.14 it needs backports.zstd.
+    """
+
+    def __init__(self) -> None:
+        try:
+            if sys.version_info >= (3, 14):
+                from compression import zstd
+            else:
+                from backports import zstd
+        except ImportError as error:
+            raise MissingExtra("the Content-Encoding zstd", "gateway") from error
+        self._error: type[Exception] = zstd.ZstdError
+        window = {int(zstd.DecompressionParameter.window_log_max): _ZSTD_WINDOW_LOG}
+        self._make = partial(zstd.ZstdDecompressor, options=window)
+        self._frame: Any = None
+        self._rest = b""
+        self.has_more = False
+
+    @property
+    def is_complete(self) -> bool:
+        return self._frame is None and not self._rest
+
+    def decode(self, data: bytes, limit: int) -> bytes:
+        """Up to `limit` bytes of content, of `data` and what was left before. Raises BadContent."""
+        rest, self._rest = self._rest + data, b""
+        pieces: list[bytes] = []
+        try:
+            while limit > 0 and (rest or (self._frame is not None and not self._frame.needs_input)):
+                if self._frame is None:
+                    self._frame = self._make()
+                piece = self._frame.decompress(rest, limit)
+                pieces.append(piece)
+                limit -= len(piece)
+                rest = b""  # the frame keeps what it has not used
+                if self._frame.eof:
+                    rest, self._frame = self._frame.unused_data, None
+        except self._error as error:
+            raise BadContent(f"its content is not in its encoding: {error}") from error
+        self._rest = rest
+        frame = self._frame
+        self.has_more = limit <= 0 and bool(rest or (frame is not None and not frame.needs_input))
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)

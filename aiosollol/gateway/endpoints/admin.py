@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _PULL_SECONDS = 24 * 3600.0  # a large model on a slow line
 _CHANGE_SECONDS = 60.0
 _SUCCESS = "success"
+_MOST_BYTES = 2**63 - 1  # which JSON can carry
 
 
 class AdminEndpoints:
@@ -214,9 +215,9 @@ class Progress:
         done = self._completed.setdefault(digest, {})
         if isinstance(completed, int):
             done[node] = completed
-        whole = self._totals.get(digest, 0) * len(self._nodes)
+        whole = min(_MOST_BYTES, self._totals.get(digest, 0) * len(self._nodes))
         told = {"status": status, "digest": digest, "total": whole}
-        return {**told, "completed": sum(done.values())} if done else told
+        return {**told, "completed": min(_MOST_BYTES, sum(done.values()))} if done else told
 
     def fail(self, node: str, message: str) -> None:
         """Record that `node` has failed; the others continue."""

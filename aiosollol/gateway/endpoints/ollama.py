@@ -27,6 +27,7 @@ from aiosollol.wire.ollama.server_responses import NDJSON, HttpResponse
 if TYPE_CHECKING:
     from aiosollol.pool.facade import OllamaPool
 
+_LONGEST_VERSION = 64  # characters that are compared
 ASK_SECONDS = 5.0
 """For requests that compute nothing: /api/ps can hang behind a wedged runner."""
 _PATIENCE_SECONDS = 1.0
@@ -132,7 +133,7 @@ class OllamaEndpoints:
         return whole(server_responses.version(min(known, key=_numbers)))
 
     async def tags(self, request: web.Request) -> web.StreamResponse:
-        return whole(server_responses.json_answer({"models": await self.models(request)}))
+        return whole(_listed(await self.models(request)))
 
     async def models(self, request: web.Request) -> list[dict[str, Any]]:
         """The models of all nodes, each once, in each node's order: the last changed first.
@@ -154,7 +155,7 @@ class OllamaEndpoints:
             for entry in _entries(node, body)
             if may_use(request, entry["name"])
         ]
-        return whole(server_responses.json_answer({"models": models}))
+        return whole(_listed(models))
 
     async def show(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
@@ -228,11 +229,30 @@ def _entries(node: str, body: bytes) -> list[dict[str, Any]]:
     ]
 
 
+def _listed(models: list[dict[str, Any]]) -> HttpResponse:
+    """The answer that lists models, without those that JSON can be read from but not written to.
+
+    orjson reads 1,024 levels of nesting, and writes 254.
+    """
+    try:
+        return server_responses.json_answer({"models": models})
+    except TypeError:
+        return server_responses.json_answer({"models": [m for m in models if _is_writable(m)]})
+
+
+def _is_writable(entry: dict[str, Any]) -> bool:
+    try:
+        orjson.dumps({"models": [entry]})
+    except TypeError:
+        return False
+    return True
+
+
 def _numbers(version: str) -> list[int]:
     """The numbers of a version, for sorting, without any suffix."""
     numbers = []
-    for part in version.split("-")[0].split("+")[0].split("."):
-        if not part.isdigit():
+    for part in version[:_LONGEST_VERSION].split("-")[0].split("+")[0].split("."):
+        if not (part.isascii() and part.isdigit()):
             break
         numbers.append(int(part))
     return numbers

@@ -16,6 +16,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from aiosollol.gateway.bodies import parse
+from aiosollol.gateway.middleware.body_reader import BodyReader, BodyRefused
 from aiosollol.gateway.middleware.error_responses import denied, not_allowed
 from aiosollol.gateway.middleware.keys import ApiKey, KeyRing
 from aiosollol.gateway.middleware.limits import BodyMemory, Limiter, Limits, client_of
@@ -102,8 +103,6 @@ ADMIN_PATHS = frozenset(("/api/pull", "/api/push", "/api/delete", "/api/copy", "
 OPEN_PATHS = frozenset(("/",))
 """Paths that need no key: load balancers and Docker use them to check that the server is up."""
 
-_BYTES_PER_SECOND = 4096
-_UNKNOWN_LENGTH = 1 << 20  # assumed for a body without a Content-Length
 _JOBS = "/api/embed/batch/"  # a job named its model when it was submitted
 _NAMES = ("model", "name", "source", "from", "destination")
 _KEY_IS_MISSING = "an API key is needed: send the header Authorization: Bearer KEY"
@@ -175,32 +174,22 @@ class Guard:
         ):
             return self._refuse(path, 429, over.message, retry_after=over.retry_after)
         self.active += 1
-        small = large = 0
+        body = BodyReader(self.bodies, self.limiter.limits)
         try:
-            if (content := request.content).is_eof():
-                small = content.total_bytes
-                self.bodies.small += small
-            elif (size := self._size(request)) is not None:
-                limits = self.limiter.limits
-                if not await self.bodies.wait(size, limits.max_bodies, limits.wait_timeout):
-                    message = (
-                        "too many large requests at once: their bodies are over "
-                        f"max_bodies={limits.max_bodies:,} bytes (--max-bodies); try again later"
-                    )
-                    response = self._refuse(path, 503, message, retry_after=1.0)
-                    response.force_close()
-                    return response
-                large = size
-            if (cut := await self._body_problem(request)) is not None:
-                return cut
+            try:
+                await body.read(request)
+            except BodyRefused as error:
+                response = self._refuse(
+                    path, error.status, str(error), retry_after=error.retry_after
+                )
+                response.force_close()
+                return response
             if key is not None and key.models and (problem := await _model_problem(request, key)):
                 return self._refuse(path, 403, problem)
             return await handler(request)
         finally:
             self.active -= 1
-            self.bodies.small -= small
-            if large:
-                self.bodies.release(large, self.limiter.limits.max_bodies)
+            body.release()
             self.limiter.leave(name)
 
     def _admin_problem(self, key: ApiKey | None) -> str:
@@ -210,75 +199,9 @@ class Guard:
             return "changing models needs a key with the option admin"
         return ""
 
-    def _size(self, request: web.Request) -> int | None:
-        """Bytes to reserve for a body; None if it is too large to be read at all."""
-        length, most = request.content_length, self.limiter.limits.max_body
-        if length is None:
-            return min(_UNKNOWN_LENGTH, most)
-        return length if length <= most else None
-
-    async def _body_problem(self, request: web.Request) -> web.Response | None:
-        """Read the body within its limits; the response if it exceeds them, else None.
-
-        Small bodies have arrived with the head.
-        """
-        limits, content = self.limiter.limits, request.content
-        if content.is_eof():
-            return self._too_large(request) if content.total_bytes > limits.max_body else None
-        length = request.content_length
-        if length is not None and length > limits.max_body:
-            return self._too_large(request)
-        seconds = limits.body_timeout + (length or limits.max_body) / _BYTES_PER_SECOND
-        try:
-            async with asyncio.timeout(limits.body_timeout) as deadline:
-                watch = _Watch(request, deadline, limits.body_timeout, seconds)
-                try:
-                    await request.read()  # the request keeps it for the handler
-                finally:
-                    watch.stop()
-        except TimeoutError:
-            response = self._refuse(request.path, 408, "the body came too slowly")
-            response.force_close()
-            return response
-        except web.HTTPRequestEntityTooLarge:
-            return self._too_large(request)
-        if len(await request.read()) > limits.max_body:
-            return self._too_large(request)
-        return None
-
-    def _too_large(self, request: web.Request) -> web.Response:
-        most = self.limiter.limits.max_body
-        response = self._refuse(request.path, 413, f"the request is larger than {most:,} bytes")
-        response.force_close()  # the rest of the body is not read
-        return response
-
     def _refuse(self, path: str, status: int, message: str, **options: Any) -> web.Response:
         self.denied[status] = self.denied.get(status, 0) + 1
         return denied(path, status, message, **options)
-
-
-class _Watch:
-    """Extends the deadline of a body as it arrives: 1 s for each 4 kB, up to `most` seconds."""
-
-    def __init__(
-        self, request: web.Request, deadline: asyncio.Timeout, least: float, most: float
-    ) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._content = request.content
-        self._deadline = deadline
-        self._began = self._loop.time()
-        self._least, self._most = least, most
-        self._timer = self._loop.call_later(least / 2, self._look)
-
-    def stop(self) -> None:
-        self._timer.cancel()
-
-    def _look(self) -> None:
-        if self._deadline.expired():
-            return
-        earned = self._least + self._content.total_bytes / _BYTES_PER_SECOND
-        self._deadline.reschedule(self._began + min(self._most, earned))
-        self._timer = self._loop.call_later(self._least / 2, self._look)
 
 
 def _token(authorization: str, api_key: str) -> str:

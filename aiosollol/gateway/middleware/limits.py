@@ -15,6 +15,7 @@ from aiosollol.gateway.middleware.keys import ApiKey
 
 MIB = 1 << 20
 _TIDY_FROM = 1024
+_MOST_WAITING = 64 * MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +26,8 @@ class Limits:
     rate: requests a second; 0 for any number.
     burst: requests at once after a pause; 0 for those of one second.
     max_body: bytes of a request's body.
-    max_bodies: bytes of all bodies in flight, of all clients; a single body is always admitted.
+    max_bodies: bytes of all bodies in memory, decoded, of all clients; a single body is always
+        admitted.
     body_timeout: seconds for a body, plus one for each 4 kB of it.
     wait_timeout: seconds that a request over `max_in_flight` or `max_bodies` waits before it is
         refused.
@@ -37,7 +39,7 @@ class Limits:
     rate: float = 0.0
     burst: int = 0
     max_body: int = 64 * MIB
-    max_bodies: int = 1024 * MIB
+    max_bodies: int = 256 * MIB
     body_timeout: float = 30.0
     wait_timeout: float = 300.0
 
@@ -206,10 +208,11 @@ class BodyMemory:
 
     small: bytes of the bodies that arrived with their heads, which are in memory in any case.
     large: bytes of the other bodies that were admitted.
+    waiting: bytes of those that wait although they are in memory.
     """
 
     def __init__(self) -> None:
-        self.small = self.large = 0
+        self.small = self.large = self.waiting = 0
         self._line: OrderedDict[asyncio.Future[None], int] = OrderedDict()
 
     def __len__(self) -> int:
@@ -237,6 +240,38 @@ class BodyMemory:
             if isinstance(error, TimeoutError):
                 return False
             raise
+        return True
+
+    def take_small(self, size: int, most: int) -> bool:
+        """Count a body that arrived with its head, unless it would exceed `most` bytes.
+
+        A quarter of that is kept for these, so that large ones don't shut them out; a single body
+        always fits. After True, subtract its size from `small`.
+        """
+        small = self.small + size
+        if self.small and size and small > most // 4 and small + self.large > most:
+            return False
+        self.small = small
+        return True
+
+    async def wait_in_memory(self, size: int, most: int, seconds: float) -> bool:
+        """As `wait`, for a body that is in memory already, so that only as many may wait."""
+        if self.waiting + size > max(most, _MOST_WAITING):
+            return False
+        self.waiting += size
+        try:
+            return await self.wait(size, most, seconds)
+        finally:
+            self.waiting -= size
+
+    def grow(self, size: int, held: int, most: int) -> bool:
+        """Count `size` more bytes of a body that has `held` of `large`, if that fits in `most`.
+
+        As long as there is no other large body, it does.
+        """
+        if self.large > held and self.small + self.large + size > most:
+            return False
+        self.large += size
         return True
 
     def release(self, size: int, most: int) -> None:
