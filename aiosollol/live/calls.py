@@ -50,7 +50,7 @@ class EmbedCall(NamedTuple):
 class TalkCall(NamedTuple, Generic[Part]):
     """A chat or generate, serialised. The other fields are those of `EmbedCall`.
 
-    kind: "chat" or "generate", for costs and spans.
+    kind: "chat" or "generate", for costs and spans; "embed" if one text is forwarded.
     load: decodes the answer; takes the node's name and the bytes.
     """
 
@@ -62,10 +62,14 @@ class TalkCall(NamedTuple, Generic[Part]):
     tokens: float
     options: object = None
     loading: Mapping[str, Any] | None = None
+    dimensions: int | None = None
 
     def request(self) -> RouteRequest:
         """The request for the router, as far as the call knows it."""
         return RouteRequest(self.model, self.tokens, self.kind)
+
+    def check(self, part: Part, dim: int) -> None:
+        """Check the vector in an answer, of which `dim` numbers are due; 0 if that is unknown."""
 
     def stream(
         self,

@@ -117,6 +117,8 @@ class NodeClient:
                 "POST", call.path, call.body, timeout=timeout, headers=headers
             )
             part = call.load(node.name, data)
+            if call.kind == "embed":
+                call.check(part, promised_dim(node, call.model, call.dimensions))
         attempt.answered(call.tokens, tokens=call.tokens_of(part))
         return part
 

@@ -15,6 +15,7 @@ from aiosollol.live.calls import EmbedCall, TalkCall
 from aiosollol.live.streaming import OnEnd, ReplyStream, counted
 from aiosollol.wire.ollama.chat import cut_off, load_part
 from aiosollol.wire.ollama.client import outline, shown, without_mark
+from aiosollol.wire.ollama.embeddings import check_one
 
 _END_SECONDS = 1.0
 """How long to wait for the end of a stream after its last line, to keep the connection."""
@@ -42,6 +43,9 @@ class RelayCall(TalkCall[Any]):
     """A request whose answer is not decoded. kind: "embed", "chat", "generate" or "load"."""
 
     __slots__ = ()
+
+    def check(self, part: Relayed, dim: int) -> None:
+        check_one(part.node, part.body, dim)
 
     def stream(
         self,

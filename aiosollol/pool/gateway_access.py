@@ -81,6 +81,7 @@ class GatewayAccess:
         body: bytes,
         *,
         texts: Sequence[str] = (),
+        dimensions: int | None = None,
         **arguments: Unpack[LiveArguments],
     ) -> Relayed:
         """The whole answer to a request with this `body`, as the node wrote it.
@@ -90,12 +91,12 @@ class GatewayAccess:
         kind: of request; "load" if it computes nothing.
         path: of the endpoint.
         texts: to be embedded, one text or none.
-        options, keep_alive: those in `body`.
+        dimensions, options, keep_alive: those in `body`.
         timeout, priority, sticky: as for `OllamaPool.chat`.
 
         Raises ModelNotFound, NoNodeAvailable, PoolSaturated, BadRequest, PoolClosed.
         """
-        call, wishes = self._call(kind, path, model, body, texts, **arguments)
+        call, wishes = self._call(kind, path, model, body, texts, dimensions, **arguments)
         setbacks: list[Setback] = []
         relayed: Relayed = await self._live.converse(call, wishes, setbacks)
         if texts and relayed.node in self._registry:
@@ -113,7 +114,7 @@ class GatewayAccess:
         **arguments: Unpack[LiveArguments],
     ) -> RelayStream:
         """Like `forward`, for a streamed answer. Returns when its first line has arrived."""
-        call, wishes = self._call(kind, path, model, body, (), **arguments)
+        call, wishes = self._call(kind, path, model, body, (), None, **arguments)
         setbacks: list[Setback] = []
         # A `RelayCall` always gives a `RelayStream`.
         stream = cast(RelayStream, await self._live.open_stream(call, wishes, setbacks))
@@ -186,6 +187,7 @@ class GatewayAccess:
         model: str,
         body: bytes,
         texts: Sequence[str],
+        dimensions: int | None,
         *,
         options: Mapping[str, Any] | None = None,
         keep_alive: str | float | None = None,
@@ -210,5 +212,6 @@ class GatewayAccess:
             tokens,
             reload_key(options),
             loading_of(options, keep_alive),
+            dimensions,
         )
         return call, CallOptions(seconds, check_priority(priority), sticky, timeout is None)

@@ -17,6 +17,7 @@ import orjson
 from aiosollol.errors import InvalidInput
 from aiosollol.wire.json_fields import early
 from aiosollol.wire.ollama.client import LineSplitter, dump_whole, loads, shown
+from aiosollol.wire.ollama.embeddings import MOST_TOKENS
 from aiosollol.wire.ollama.server_requests import Refusal, check_model_name
 from aiosollol.wire.ollama.server_responses import HttpResponse
 
@@ -162,9 +163,9 @@ def text_of(fields: Mapping[str, Any], name: str) -> str:
 
 
 def count_of(fields: Mapping[str, Any], name: str) -> int:
-    """A count, 0 if there is none."""
+    """A count, 0 if there is none or an impossible one."""
     value = fields.get(name)
-    return value if isinstance(value, int) else 0
+    return value if isinstance(value, int) and 0 <= value < MOST_TOKENS else 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,3 +101,27 @@ async def test_a_500_has_its_traceback_in_the_log(
     assert "in embed\n" in caplog.text
     assert "KeyError" in caplog.text
     assert SECRET not in caplog.text
+
+
+@pytest.mark.parametrize("length", [383, 384, 385, 768])
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [("/api/embed", "input"), ("/api/embeddings", "prompt"), ("/v1/embeddings", "input")],
+)
+async def test_single_texts_get_vectors_of_the_promised_length(
+    path: str, field: str, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with cluster(settings={"max_retries": 0}) as gateway:
+        wrong = {
+            "/api/embed": {"embeddings": [[0.5] * length]},
+            "/api/embeddings": {"embedding": [0.5] * length},
+            "/v1/embeddings": {"data": [{"embedding": [0.5] * length, "index": 0}]},
+        }[path]
+
+        async def request(method: str, where: str, *args: Any, **more: Any) -> bytes:
+            return json_answer(wrong if where == path else {}).body
+
+        transport = gateway.pool.gateway_access._transport_of(next(iter(gateway.pool.view.nodes)))
+        monkeypatch.setattr(transport, "request", request)
+        answer = await gateway.post(path, {"model": "all-minilm", field: "a"})
+        assert answer.status == (200 if length == 384 else 502), answer.body

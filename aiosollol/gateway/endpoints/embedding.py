@@ -141,6 +141,7 @@ class EmbeddingEndpoints:
             wanted.model,
             body,
             texts=wanted.texts,
+            dimensions=wanted.dimensions or None,
             options=wanted.options or None,
             keep_alive=plain_keep_alive(wanted.keep_alive),
         )
