@@ -12,6 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from aiosollol.core.events import AttemptFailed, Hedged, Loading, NodeChanged, PoolEvent, Routed
 from aiosollol.errors import MissingExtra
@@ -292,8 +293,8 @@ def handler_of(gather: Gather) -> Callable[[web.Request], Awaitable[web.Response
     return send
 
 
-def metrics_app(gather: Gather) -> web.Application:
+def metrics_app(gather: Gather, *middlewares: Middleware) -> web.Application:
     """An application with ``/metrics`` and nothing else, for a port of its own."""
-    app = web.Application()
+    app = web.Application(middlewares=middlewares)
     app.router.add_get("/metrics", handler_of(gather))
     return app

@@ -14,8 +14,8 @@ from functools import partial
 from http import HTTPStatus
 from typing import Any, cast
 
-from aiohttp import http_exceptions, web
-from aiohttp.http import RawRequestMessage
+from aiohttp import hdrs, http_exceptions, web
+from aiohttp.http import SERVER_SOFTWARE, RawRequestMessage
 
 from aiosollol.core.redaction import without_userinfo
 from aiosollol.errors import InvalidInput
@@ -69,6 +69,12 @@ def note(errors: ErrorLog, error: BaseException, peer: str) -> None:
         errors.write(f"a request was refused ({fault})", peer)
     else:
         errors.write_bug(error, peer)
+
+
+async def hide_versions(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """A handler of `on_response_prepare`: aiohttp's Server names its version and Python's."""
+    if response.headers.get(hdrs.SERVER) == SERVER_SOFTWARE:
+        del response.headers[hdrs.SERVER]
 
 
 class ContentFreeLogger:
@@ -161,6 +167,7 @@ class HttpConnection(web.RequestHandler):
         elif status == HTTPStatus.INTERNAL_SERVER_ERROR:
             text = _FAILED
         response = web.Response(status=status, text=text, content_type="text/plain")
+        response.headers[hdrs.SERVER] = "aiosollol"  # else aiohttp's, with versions
         response.force_close()
         return response
 
@@ -208,6 +215,7 @@ async def listening(
     Raises InvalidInput if it cannot listen.
     """
     errors = ErrorLog(name)
+    app.on_response_prepare.append(hide_versions)
     runner = web.AppRunner(
         app, access_log=None, handler_cancellation=handler_cancellation, shutdown_timeout=grace
     )

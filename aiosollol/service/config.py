@@ -98,6 +98,7 @@ _LISTEN = Kind("an address or a host name, such as '0.0.0.0'", _check_listen, st
 _PATH = Kind("a path", _check_path, str)
 _HOSTS = Kind("a list of at least one node, such as ['10.0.0.2:11434']", _check_hosts, str)
 _ORIGINS = Kind("a list of origins, such as ['https://chat.example.com']", _check_names, str)
+_ALLOWED_HOSTS = Kind("a list of host names, such as ['chat.example.com']", _check_names, str)
 _SCHEDULER = Kind(
     "an address such as 'tcp://10.0.0.1:8786', without a password", _check_scheduler, str
 )
@@ -129,6 +130,8 @@ class SOLLOLConfig:
     api_keys_file: see `gateway.middleware.keys`. ``SOLLOL_API_KEYS`` and ``SOLLOL_ADMIN_KEYS`` add
         keys.
     insecure: serve other machines without keys.
+    allowed_hosts: further names of this machine in the Host of requests, checked on loopback
+        without keys.
     allow_admin: allow to pull, create, copy and delete models.
     autobatch_max_documents, autobatch_max_bytes: of all queued documents.
     autobatch_owner_documents, autobatch_owner_bytes, autobatch_owner_jobs: of one key; jobs count
@@ -180,6 +183,7 @@ class SOLLOLConfig:
     insecure: bool = _field(FLAG, False)
     allow_admin: bool = _field(FLAG, False)
     cors_origins: tuple[str, ...] = _field(_ORIGINS, ())
+    allowed_hosts: tuple[str, ...] = _field(_ALLOWED_HOSTS, ())
     autobatch_path: str | None = _field(_PATH, None)
     autobatch_max_documents: int = _field(_POSITIVE, 1_000_000)
     autobatch_max_bytes: int = _field(_POSITIVE, 1 << 30)

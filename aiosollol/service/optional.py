@@ -10,11 +10,11 @@ from aiosollol.errors import InvalidInput, MissingExtra
 from aiosollol.gateway.metrics import check_extra as check_metrics
 from aiosollol.pool.bootstrap import check_engine
 from aiosollol.service.config import SOLLOLConfig
+from aiosollol.service.security import is_loopback
 from aiosollol.telemetry.opentelemetry import check_extra as check_otel
 
 if TYPE_CHECKING:
-    from aiohttp import web
-
+    from aiosollol.gateway.metrics import Gather
     from aiosollol.gateway.serving.listener import Listener
 
 
@@ -74,11 +74,15 @@ def without_missing(config: SOLLOLConfig) -> tuple[SOLLOLConfig, list[str]]:
 
 
 async def listen_for_metrics(
-    app: web.Application, config: SOLLOLConfig
+    gather: Gather, config: SOLLOLConfig
 ) -> tuple[Listener | None, list[str]]:
-    """Serve `app` on the port for metrics. If it cannot be used: None, and a warning."""
-    from aiosollol.gateway.serving.listener import METRICS, Listener  # loads aiohttp
+    """Serve metrics on their port. If it cannot be used: None, and a warning."""
+    from aiosollol.gateway.metrics import metrics_app  # loads aiohttp
+    from aiosollol.gateway.middleware.guard import Origins, local_only
+    from aiosollol.gateway.serving.listener import METRICS, Listener
 
+    origins = Origins(only_local=is_loopback(config.metrics_host), hosts=config.allowed_hosts)
+    app = metrics_app(gather, local_only(origins))
     listener = Listener(app, name="metrics", settings=METRICS)
     try:
         await listener.start(config.metrics_host, config.metrics_port)

@@ -22,7 +22,6 @@ from aiosollol.gateway.metrics import (
     counter,
     gauge,
     handler_of,
-    metrics_app,
 )
 from aiosollol.gateway.middleware.guard import Guard, Origins, sees_only
 from aiosollol.gateway.middleware.keys import KeyRing
@@ -173,7 +172,9 @@ async def _open(
         keys,
         limits_of(config, keys),
         origins=Origins(
-            config.cors_origins, only_local=not len(keys) and is_loopback(config.gateway_host)
+            config.cors_origins,
+            only_local=not len(keys) and is_loopback(config.gateway_host),
+            hosts=config.allowed_hosts,
         ),
         allow_admin=config.allow_admin,
     )
@@ -227,7 +228,7 @@ async def _open_metrics(stack: AsyncExitStack, parts: Parts, config: SOLLOLConfi
     """Serve metrics on their own port. Returns warnings."""
     if parts.gather is None:
         return []
-    listener, warnings = await listen_for_metrics(metrics_app(parts.gather), config)
+    listener, warnings = await listen_for_metrics(parts.gather, config)
     if listener is not None:
         parts.metrics_listener = listener
         stack.push_async_callback(listener.stop, _METRICS_STOP_SECONDS)

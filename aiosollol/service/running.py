@@ -188,7 +188,6 @@ async def _give_up(signals: Signals) -> None:
 
 
 async def _serve_many(source: ConfigSource, config: SOLLOLConfig, on_ready: OnReady | None) -> int:
-    from aiosollol.gateway.metrics import metrics_app
     from aiosollol.gateway.serving.listener import Listener, Signals
     from aiosollol.gateway.serving.supervisor import Siblings, Supervisor, make_folder
     from aiosollol.service.optional import listen_for_metrics, without_missing
@@ -214,8 +213,8 @@ async def _serve_many(source: ConfigSource, config: SOLLOLConfig, on_ready: OnRe
             patience=config.stop_timeout,
         )
         if config.metrics_enabled:
-            app = metrics_app(Siblings(folder.name, count).gather)
-            metrics, more = await listen_for_metrics(app, config)
+            gather = Siblings(folder.name, count).gather
+            metrics, more = await listen_for_metrics(gather, config)
             warnings += more
         for warning in warnings:
             log.warning("%s", warning)

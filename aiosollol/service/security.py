@@ -49,6 +49,12 @@ def check_bind(config: SOLLOLConfig, keys: KeyRing) -> None:
             "there are no API keys: make one with 'aiosollol key NAME' and name its file "
             "(api_keys_file, --api-keys), or set insecure=True (--insecure)"
         )
+    elif not config.insecure and config.metrics_enabled and not is_loopback(config.metrics_host):
+        raise wrong(
+            f"metrics_host {config.metrics_host} serves the names of nodes and models to every "
+            "machine that reaches this one, but there are no API keys: make one with 'aiosollol "
+            "key NAME' (api_keys_file, --api-keys), or set insecure=True (--insecure)"
+        )
 
 
 def is_loopback(host: str) -> bool:

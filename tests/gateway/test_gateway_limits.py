@@ -336,9 +336,25 @@ async def test_a_body_that_does_not_come() -> None:
         ("localhost:8000", True),
         ("[::1]:8000", True),
         ("10.0.0.2", True),
-        ("gpu1", True),
-        ("gpu1.local:8000", True),
+        ("LOCALHOST.:8000", True),
+        ("chat.localhost:3000", True),
+        ("host.docker.internal:8000", True),
+        ("gpu1", True),  # this machine
+        ("GPU1.local:8000", True),
+        ("gpu1.lab.example.com", True),
+        ("proxy.example.com", True),  # in allowed_hosts
+        ("a.chat.example.com:443", True),
         ("", True),
+        ("gpu2", False),
+        ("evil.local", False),
+        ("evil.internal", False),
+        ("evil.home.arpa", False),
+        ("evil", False),
+        ("gpu1.evil.com", False),
+        ("evil.gpu1.local", False),
+        ("chat.example.com", False),
+        ("localhost.evil.com", False),
+        ("0x7f.1", False),
         ("evil.example.com", False),
         ("evil.example.com:8000", False),
         ("127.0.0.1.evil.com", False),
@@ -346,8 +362,11 @@ async def test_a_body_that_does_not_come() -> None:
         ("[", False),
     ],
 )
-def test_hosts_that_a_gateway_on_loopback_answers_to(host: str, sound: bool) -> None:
-    origins = Origins(only_local=True)
+def test_hosts_that_a_gateway_on_loopback_answers_to(
+    host: str, sound: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "GPU1.lab.example.com")
+    origins = Origins(only_local=True, hosts=["proxy.example.com", "*.chat.example.com"])
     assert [origins.is_host_sound(host) for _ in range(2)] == [sound] * 2
     assert Origins().is_host_sound(host)
 

@@ -144,9 +144,13 @@ async def test_it_serves_without_any_extra(
             "Address already in use",
             "--metrics-port (metrics_port)",
         ),
-        ({"metrics_host": "203.0.113.7"}, "Cannot assign requested address", "metrics_host"),
-        ({"metrics_host": "nowhere.invalid"}, "not known", "metrics_host"),
-        ({"metrics_host": "no..name"}, "label empty", "metrics_host"),
+        (
+            {"metrics_host": "203.0.113.7", "insecure": True},
+            "Cannot assign requested address",
+            "metrics_host",
+        ),
+        ({"metrics_host": "nowhere.invalid", "insecure": True}, "not known", "metrics_host"),
+        ({"metrics_host": "no..name", "insecure": True}, "label empty", "metrics_host"),
     ],
 )
 async def test_a_port_for_metrics_that_cannot_be_had(

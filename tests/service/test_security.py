@@ -26,6 +26,17 @@ def test_no_public_address_without_keys(host: str) -> None:
     check_bind(config, read_keys(config, {"SOLLOL_API_KEYS": new_key("x").token}))
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.2", "gpu1"])
+def test_no_public_address_for_metrics_without_keys(host: str) -> None:
+    config = SOLLOLConfig(metrics_host=host)
+    with pytest.raises(ConfigError, match=f"metrics_host {host} .*no API keys"):
+        check_bind(config, read_keys(config, {}))
+    for given in ({"insecure": True}, {"metrics_enabled": False}):
+        other = dataclasses.replace(config, **given)
+        check_bind(other, read_keys(other, {}))
+    check_bind(config, read_keys(config, {"SOLLOL_API_KEYS": new_key("x").token}))
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.8.8.8"])
 def test_loopback_needs_no_keys(host: str) -> None:
     check_bind(SOLLOLConfig(gateway_host=host, allow_admin=True), read_keys(SOLLOLConfig(), {}))

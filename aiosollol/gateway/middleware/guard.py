@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import socket
 from collections.abc import Awaitable, Callable, Iterable
 from fnmatch import fnmatchcase
 from typing import Any
@@ -25,7 +26,7 @@ from aiosollol.wire.ollama.server_requests import Refusal
 
 _METHODS = "GET, HEAD, POST, PUT, DELETE, OPTIONS"
 _SHOWN_HEADERS = "X-Request-ID, X-Sollol-Node, X-Sollol-Reason, Retry-After"
-_LOCAL_SUFFIXES = (".localhost", ".local", ".internal", ".home.arpa")
+_DOCKER = ("host.docker.internal", "gateway.docker.internal", "host.containers.internal")
 _KEPT = 256
 
 
@@ -33,19 +34,31 @@ class Origins:
     """The origins whose pages may use the gateway.
 
     allowed: origins such as ``https://chat.example.com``, with ``*`` for any characters.
-    only_local: accept only a Host that is an address or a name outside public DNS.
+    only_local: accept only a Host that is an address, "localhost" or a name of this machine. Any
+        other name may be one that an attacker has resolved to this machine (DNS rebinding): names
+        in .local or without a dot are resolved by whoever answers on the local network.
+    hosts: further names to accept, with ``*`` for any characters.
     """
 
-    def __init__(self, allowed: Iterable[str] = (), *, only_local: bool = False) -> None:
+    def __init__(
+        self, allowed: Iterable[str] = (), *, only_local: bool = False, hosts: Iterable[str] = ()
+    ) -> None:
         self.allowed = tuple(origin.rstrip("/").lower() for origin in allowed)
         self.only_local = only_local
+        self.hosts = tuple(host.rstrip(".").lower() for host in hosts)
+        self._own = names_of_this_machine()
         self._sound_hosts: set[str] = set()
 
     def is_host_sound(self, host: str) -> bool:
         """Whether a request with this Host header is accepted."""
         if not self.only_local or host in self._sound_hosts:
             return True
-        if not _is_local_name(_name_in(f"//{host}")):
+        name = _name_in(f"//{host}").removesuffix(".")
+        if not (
+            _is_local_name(name)
+            or name in self._own
+            or any(fnmatchcase(name, pattern) for pattern in self.hosts)
+        ):
             return False
         if len(self._sound_hosts) < _KEPT:
             self._sound_hosts.add(host)
@@ -54,6 +67,17 @@ class Origins:
     def is_sound(self, origin: str, host: str) -> bool:
         """Whether a page of `origin` may use the gateway under the name `host`."""
         return origin.partition("://")[2] == host != "" or self.allows(origin)
+
+    def problem_of(self, request: web.BaseRequest) -> str:
+        """Why a request with this Host and Origin is refused, or ""."""
+        headers = request.headers
+        host = headers.get("Host", "")
+        if not self.is_host_sound(host):
+            return f"the host {host[:80]!r} is not one of this gateway; add it to allowed_hosts"
+        origin = headers.get("Origin")
+        if origin is not None and not self.is_sound(origin, host):
+            return f"the origin {origin[:80]!r} is not allowed; add it to cors_origins"
+        return ""
 
     def allows(self, origin: str) -> bool:
         """Whether the settings allow pages of `origin`."""
@@ -83,8 +107,29 @@ def _is_local_name(name: str) -> bool:
     try:
         ipaddress.ip_address(name)
     except ValueError:
-        return name in ("", "localhost") or name.endswith(_LOCAL_SUFFIXES) or "." not in name
+        return name in ("", "localhost", *_DOCKER) or name.endswith(".localhost")
     return True
+
+
+def names_of_this_machine() -> frozenset[str]:
+    """The names by which others on the network call this machine."""
+    whole = socket.gethostname().rstrip(".").lower()
+    short = whole.partition(".")[0]
+    if not short:
+        return frozenset()
+    return frozenset((whole, short, f"{short}.local", f"{short}.home.arpa", f"{short}.internal"))
+
+
+def local_only(origins: Origins) -> Middleware:
+    """A middleware that checks Host and Origin and nothing else."""
+
+    @web.middleware
+    async def check(request: web.Request, handler: _Handler) -> web.StreamResponse:
+        if problem := origins.problem_of(request):
+            return denied(request.path, 403, problem)
+        return await handler(request)
+
+    return check
 
 
 def _name_in(url: str) -> str:
@@ -148,14 +193,14 @@ class Guard:
 
     async def _pass(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
         headers, path = request.headers, request.path
-        host = headers.get("Host", "")
-        if not self.origins.is_host_sound(host):
-            return self._refuse(path, 403, f"the host {host[:80]!r} is not one of this gateway")
-        if (origin := headers.get("Origin")) is not None:
-            if not self.origins.is_sound(origin, host):
-                return self._refuse(path, 403, f"the origin {origin[:80]!r} is not allowed")
-            if request.method == "OPTIONS" and "Access-Control-Request-Method" in headers:
-                return self.origins.preflight(request)  # browsers send no key with that
+        if problem := self.origins.problem_of(request):
+            return self._refuse(path, 403, problem)
+        if (
+            "Origin" in headers
+            and request.method == "OPTIONS"
+            and "Access-Control-Request-Method" in headers
+        ):
+            return self.origins.preflight(request)  # browsers send no key with that
         key = None
         if len(self.keys) and path not in OPEN_PATHS:
             token = _token(headers.get("Authorization", ""), headers.get("x-api-key", ""))

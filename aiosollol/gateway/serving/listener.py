@@ -25,6 +25,7 @@ from aiosollol.gateway.serving.connections import (
     ConnectionLimits,
 )
 from aiosollol.net.error_log import ErrorLog
+from aiosollol.net.http_server import hide_versions
 
 _LAST_WORDS_SECONDS = 0.5
 """How long an idle connection stays open after the listener has closed: its client may have sent a
@@ -86,6 +87,7 @@ class Listener:
         settings: ListenSettings = GATEWAY,
     ) -> None:
         self._errors = ErrorLog(name)
+        app.on_response_prepare.append(hide_versions)
         self.gate = ConnectionLimiter(limits or ConnectionLimits(), self._errors)
         self._settings = settings
         self._runner = web.AppRunner(
