@@ -33,11 +33,13 @@ class Transport(Protocol):
         *,
         timeout: float,
         headers: Mapping[str, str] | None = None,
+        most: int | None = None,
     ) -> bytes:
         """The whole body of a response with status 200.
 
         timeout: seconds for everything, from connecting to the last byte.
         headers: sent in addition to the transport's own, which take precedence.
+        most: bytes of the body; a longer one is a ProtocolError. None is 64 MiB.
         """
         ...
 

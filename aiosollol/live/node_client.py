@@ -83,7 +83,7 @@ class NodeClient:
             if load is not None:
                 left = await self._loaded(load, timeout, attempt)
                 timeout = left if is_live else timeout
-            answer = await _ask(self._way_to(node), call, node, timeout, headers)
+            answer = await _ask(self._way_to(node), call, node, timeout, headers, dim)
             _check_dim(node, answer.dim, dim)
         attempt.answered(
             _tokens(answer.tokens, call.tokens), tokens=answer.tokens, vectors=answer.count
@@ -297,12 +297,14 @@ async def _ask(
     node: Node,
     timeout: float,
     headers: Mapping[str, str] | None,
+    dim: int,
 ) -> wire.EmbedAnswer:
     count = len(call.texts)
+    most = wire.longest_answer(count, dim)
     if call.fits_base64 and node.speaks_base64 is not False:
         try:
             body = await transport.request(
-                "POST", wire.BASE64_PATH, call.body, timeout=timeout, headers=headers
+                "POST", wire.BASE64_PATH, call.body, timeout=timeout, headers=headers, most=most
             )
         except NodeError as error:
             if not wire.lacks_endpoint(error):
@@ -315,7 +317,7 @@ async def _ask(
                 node.learn_base64(answer.is_base64)
             return answer
     body = await transport.request(
-        "POST", wire.NATIVE_PATH, call.body, timeout=timeout, headers=headers
+        "POST", wire.NATIVE_PATH, call.body, timeout=timeout, headers=headers, most=most
     )
     return wire.load_embeddings(node.name, body, count)
 

@@ -12,7 +12,8 @@ from aiosollol.wire.http1 import BadResponse, ResponseParser
 if TYPE_CHECKING:
     from aiosollol.net.connection import Connection
 
-MAX_BODY = 1 << 30
+MAX_BODY = 64 << 20
+"""Bytes of an answer, decoded, unless the request could need more."""
 """The largest answer accepted in one piece. An endless one must not fill the memory."""
 
 MAX_ERROR_BODY = 65_536
@@ -54,6 +55,7 @@ class HttpExchange:
         self.is_repeat = is_repeat
         self._connection = connection
         self._is_streamed = is_streamed
+        self.most = MAX_BODY
         self._parser = ResponseParser()
         self._pieces: list[bytes] = []
 
@@ -156,8 +158,8 @@ class HttpExchange:
                 self._is_paused = True
                 self._connection.pause_reading()
             self.wake()
-        elif self._size > MAX_BODY:
-            self.fail(BadResponse(f"it is longer than {MAX_BODY} bytes"))
+        elif self._size > self.most:
+            self.fail(BadResponse(f"it is longer than {self.most} bytes"))
 
     def feed_eof(self) -> None:
         """The server closed the connection, which can mark the end of the answer."""
@@ -182,15 +184,15 @@ class HttpExchange:
         decoder = self._decoder
         if decoder is None:
             decoder = self._decoder = ContentDecoder(self._parser.coding)
-        most = _MANY_BYTES if self._is_streamed else MAX_BODY
+        most = _MANY_BYTES if self._is_streamed else self.most
         is_error = self._parser.status != 200
         if is_error:
             most = MAX_ERROR_BODY
         content = decoder.decode(piece, max(0, most + 1 - self._size))
         if self._parser.is_complete and _is_cut_off(decoder):
             raise BadContent(_CUT_OFF)
-        if self._size + len(content) > MAX_BODY and not (is_error or self._is_streamed):
-            raise BadResponse(f"it is longer than {MAX_BODY} bytes")
+        if self._size + len(content) > self.most and not (is_error or self._is_streamed):
+            raise BadResponse(f"it is longer than {self.most} bytes")
         return content
 
     def _decode_more(self) -> None:

@@ -71,9 +71,10 @@ class HttpTransport:
         *,
         timeout: float,
         headers: Mapping[str, str] | None = None,
+        most: int | None = None,
     ) -> bytes:
         """See `Transport.request`."""
-        exchange = await self._start(method, path, body, timeout, headers, is_streamed=False)
+        exchange = await self._start(method, path, body, timeout, headers, most, is_streamed=False)
         if exchange.status == 200 and exchange.error is None:
             return exchange.read()
         raise self._failure(exchange, path, timeout) from exchange.error
@@ -101,6 +102,7 @@ class HttpTransport:
         body: bytes | None,
         timeout: float,
         headers: Mapping[str, str] | None,
+        most: int | None = None,
         *,
         is_streamed: bool,
     ) -> HttpExchange:
@@ -117,6 +119,8 @@ class HttpTransport:
             if connection is None:
                 connection = await self._connect(at, timeout)
             exchange = connection.begin(at, is_streamed=is_streamed)
+            if most is not None:
+                exchange.most = most
             self._deadlines.add(exchange)
             try:
                 if body is None or len(body) <= SLICE_BYTES:

@@ -54,6 +54,7 @@ class FakeTransport(FakeNode):
         *,
         timeout: float,
         headers: Mapping[str, str] | None = None,
+        most: int | None = None,
     ) -> bytes:
         deadline = anyio.current_time() + timeout
         with self._wait(deadline, timeout):

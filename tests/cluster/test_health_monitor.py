@@ -42,6 +42,7 @@ class SlowPs(FakeTransport):
         *,
         timeout: float,
         headers: Mapping[str, str] | None = None,
+        most: int | None = None,
     ) -> bytes:
         if path == "/api/ps":
             await anyio.sleep(timeout)

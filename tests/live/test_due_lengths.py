@@ -35,6 +35,7 @@ def promise(node: FakeTransport, length: int | None, monkeypatch: pytest.MonkeyP
         *,
         timeout: float,
         headers: Mapping[str, str] | None = None,
+        most: int | None = None,
     ) -> bytes:
         answer = await ask(method, path, body, timeout=timeout, headers=headers)
         if path != "/api/tags":

@@ -94,3 +94,14 @@ async def test_connections_are_reused() -> None:
         for _ in range(3):
             await transport.request("GET", "/api/version", timeout=5)
         assert repr(transport._connections) == "<Connections: 1 open, 1 idle>"
+
+
+@pytest.mark.parametrize(("most", "fits"), [(None, True), (10_000, True), (100, False)])
+async def test_an_answer_has_at_most_so_many_bytes(most: int | None, fits: bool) -> None:
+    async with FakeOllama() as fake, connected(fake.url) as transport:
+        asking = transport.request("POST", "/api/embed", EMBED, timeout=5, most=most)
+        if fits:
+            assert len(await asking) > 100
+        else:
+            with pytest.raises(ProtocolError, match="longer than 100 bytes"):
+                await asking

@@ -61,6 +61,7 @@ class Rotated(FakeTransport):
         *,
         timeout: float,
         headers: Mapping[str, str] | None = None,
+        most: int | None = None,
     ) -> bytes:
         answer = await super().request(method, path, body, timeout=timeout, headers=headers)
         if path not in ("/v1/embeddings", "/api/embed"):

@@ -95,6 +95,18 @@ def dump_embed(settings: EmbedSettings, texts: Sequence[str]) -> bytes:
     )
 
 
+def longest_answer(count: int, dim: int) -> int:
+    """The most bytes that an answer of `count` vectors can have.
+
+    dim: their length, 0 if unknown. A number of JSON takes up to 25 characters.
+    """
+    return _ELSE_BYTES + max(1, count) * ((dim or _LARGEST_DIM) * 32 + 128)
+
+
+_ELSE_BYTES = 1 << 20
+_LARGEST_DIM = 16_384
+
+
 def lacks_endpoint(error: NodeError) -> bool:
     """Whether an error says that the server is too old to have the endpoint."""
     return (

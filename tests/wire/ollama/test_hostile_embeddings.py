@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from aiosollol.errors import ProtocolError
-from aiosollol.wire.ollama.embeddings import MOST_TOKENS, check_one, load_embeddings
+from aiosollol.wire.ollama.embeddings import MOST_TOKENS, check_one, load_embeddings, longest_answer
 from aiosollol.wire.translation import count_of
 
 
@@ -137,3 +137,12 @@ def test_the_length_of_one_vector(form: str, length: int) -> None:
 def test_what_is_no_vector(body: bytes) -> None:
     with pytest.raises(ProtocolError):
         check_one("n", body, 2)
+
+
+@pytest.mark.parametrize("count", [1, 3, 1000])
+@pytest.mark.parametrize("dim", [1, 768, 4096])
+def test_every_answer_fits_that_the_request_could_need(count: int, dim: int) -> None:
+    longest = json.dumps([-1.2345678901234567e-100] * dim, separators=(" , ", ":"))
+    entry = len('{"object" : "embedding" , "embedding" :  , "index" : 100000} , ') + len(longest)
+    assert count * entry < longest_answer(count, dim) < 2 * count * entry + 2**21
+    assert longest_answer(count, 0) >= longest_answer(count, dim)
