@@ -140,11 +140,20 @@ class VectorWriter:
 
     A thousand vectors of 768 numbers take 25 ms, which would delay the client at the end. Leaving
     the context drops the vectors not yet written.
+
+    take: called with the bytes of some vectors and those before them; may raise a SollolError,
+        which `finish` raises.
+    size: bytes that `take` has admitted.
     """
 
-    def __init__(self, count: int, write: Write) -> None:
+    def __init__(
+        self, count: int, write: Write, take: Callable[[int, int], None] = lambda size, own: None
+    ) -> None:
         self._json = [b""] * count
         self._write = write
+        self._take = take
+        self._problem: SollolError | None = None
+        self.size = 0
         self._pending: deque[tuple[Sequence[int], memoryview[float]]] = deque()
         self._turn: asyncio.Handle | None = None
 
@@ -162,6 +171,8 @@ class VectorWriter:
 
     def add(self, rows: Sequence[int], vectors: memoryview[float]) -> None:
         """Add vectors: the `on_vectors` of `OllamaPool.embed_batch`."""
+        if self._problem is not None:
+            return
         self._pending.append((rows, vectors))
         if self._turn is None:
             self._turn = asyncio.get_running_loop().call_soon(self._take_turn)
@@ -172,6 +183,8 @@ class VectorWriter:
         while self._pending:
             self._write_some()
             await asyncio.sleep(0)
+        if self._problem is not None:
+            raise self._problem
         return self._json
 
     def _take_turn(self) -> None:
@@ -187,6 +200,15 @@ class VectorWriter:
             rows, vectors = rows[:_ROWS], vectors[:_ROWS]
         assert vectors.shape is not None
         texts = self._write(vectors.cast("B"), vectors.shape[1])
+        size = sum(map(len, texts))
+        try:
+            self._take(size, self.size)
+        except SollolError as error:
+            self._problem = error
+            self._pending.clear()
+            self._json.clear()
+            return
+        self.size += size
         for row, text in zip(rows, texts, strict=True):
             self._json[row] = text
 

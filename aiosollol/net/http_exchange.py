@@ -146,7 +146,9 @@ class HttpExchange:
         if piece:
             self._pieces.append(piece)
             self._size += len(piece)
-        if parser.is_complete:
+        if self._size > self.most and parser.status in (0, 200) and not self._is_streamed:
+            self.fail(BadResponse(f"it is longer than {self.most} bytes"))
+        elif parser.is_complete:
             # A server that answers before reading everything would take the rest of this request
             # for the start of the next.
             self._end(is_reusable=parser.keeps_alive and self.is_sent)
@@ -158,8 +160,6 @@ class HttpExchange:
                 self._is_paused = True
                 self._connection.pause_reading()
             self.wake()
-        elif self._size > self.most:
-            self.fail(BadResponse(f"it is longer than {self.most} bytes"))
 
     def feed_eof(self) -> None:
         """The server closed the connection, which can mark the end of the answer."""

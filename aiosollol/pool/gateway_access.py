@@ -121,6 +121,15 @@ class GatewayAccess:
         stream.setbacks = tuple(setbacks)
         return stream
 
+    def dim_of(self, model: str, dimensions: int) -> int:
+        """The length of vectors by the nodes' lists of models; 0 if unknown.
+
+        dimensions: as requested; 0 for all.
+        """
+        known = (node.find_model(model) for node in self._registry.view.having(model))
+        dim = max((each.dim or 0 for each in known if each is not None), default=0)
+        return min(dimensions or dim, dim)
+
     def reason(self, model: str, setbacks: Sequence[Setback] = ()) -> str:
         """Why a request went to its node, in a few words of ASCII.
 

@@ -147,6 +147,7 @@ class SOLLOLConfig:
     header_timeout, idle_timeout, write_timeout, full_timeout, max_connections: see
         `ConnectionLimits`.
     body_timeout, max_body, max_bodies: see `Limits`.
+    max_texts, max_answer_bytes: see `GatewayOptions`.
     otel: record spans with OpenTelemetry.
     enable_dask: compute queued documents with Dask, on `dask_workers` local workers, or on those of
         `dask_scheduler`, which turns it on too.
@@ -192,6 +193,8 @@ class SOLLOLConfig:
     autobatch_owner_jobs: int = _field(_POSITIVE, 10_000)
     max_body: int = _field(_POSITIVE, 64 << 20)
     max_bodies: int = _field(_POSITIVE, 256 << 20)
+    max_texts: int = _field(_POSITIVE, 100_000)
+    max_answer_bytes: int = _field(_POSITIVE, 256 << 20)
     max_in_flight: int | None = _field(_POSITIVE, None)
     rate_limit: float = _field(_RATE, 0.0)
     rate_burst: int = _field(COUNT, 0)

@@ -181,7 +181,12 @@ async def _open(
     metrics = GatewayMetrics(pool) if config.metrics_enabled else None
     app = make_app(
         pool,
-        options=GatewayOptions(allow_admin=config.allow_admin, max_body_bytes=config.max_body),
+        options=GatewayOptions(
+            allow_admin=config.allow_admin,
+            max_body_bytes=config.max_body,
+            max_texts=config.max_texts,
+            max_answer_bytes=config.max_answer_bytes,
+        ),
         autobatch=autobatch,
         middlewares=[guard.middleware()],
         on_request=None if metrics is None else metrics.on_request,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from aiohttp import web
@@ -20,11 +22,18 @@ from aiosollol.gateway.endpoints.ollama import plain_keep_alive
 from aiosollol.gateway.micro_batching import Key, MicroBatcher
 from aiosollol.gateway.middleware.guard import check_model
 from aiosollol.gateway.options import GatewayOptions
+from aiosollol.gateway.vector_answers import (
+    BASE64_NUMBER,
+    JSON_NUMBER,
+    AnswerMemory,
+    Frame,
+    send_vectors,
+)
 from aiosollol.wire.ollama import server_requests, server_responses
 from aiosollol.wire.ollama.client import dump_whole
 from aiosollol.wire.ollama.embeddings import load_embeddings
 from aiosollol.wire.ollama.go_json import loads
-from aiosollol.wire.ollama.server_requests import EmbedAsked
+from aiosollol.wire.ollama.server_requests import EmbedAsked, Refusal
 from aiosollol.wire.ollama.server_responses import HttpResponse
 
 if TYPE_CHECKING:
@@ -47,6 +56,7 @@ class EmbeddingEndpoints:
         self._pool = pool
         self._access = pool.gateway_access
         self._options = options
+        self._answers = AnswerMemory(options.max_answer_bytes)
         self._gatherer = MicroBatcher(pool, options.gather_seconds, options.gather_above)
 
     def routes(self) -> list[web.RouteDef]:
@@ -67,13 +77,14 @@ class EmbeddingEndpoints:
         if not wanted.texts and (known := await parse(request, self._as_the_original)):
             self._check(request, known)
             check_model(request, known.model)  # the guard does not know the default model
-            vectors = await self._many(known, server_responses.json_vectors)
-            return _sent(request, _with_first(_native(known, vectors, began), vectors), vectors)
+            async with self._many(known, server_responses.json_vectors) as vectors:
+                frame = _with_first(_native(known, vectors, began), vectors)
+                return await _sent(request, frame, vectors)
         self._check(request, wanted)
         if len(wanted.texts) < 2:
             return await self._one(request, body, wanted, server_responses.json_vectors, began)
-        vectors = await self._many(wanted, server_responses.json_vectors)
-        return _sent(request, _native(wanted, vectors, began), vectors)
+        async with self._many(wanted, server_responses.json_vectors) as vectors:
+            return await _sent(request, _native(wanted, vectors, began), vectors)
 
     async def embeddings(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
@@ -90,13 +101,16 @@ class EmbeddingEndpoints:
         write = server_responses.base64_vectors if is_base64 else server_responses.json_vectors
         if len(wanted.texts) < 2:
             return await self._one(request, body, wanted, write, 0)
-        vectors = await self._many(wanted, write)
-        return _sent(request, _openai(wanted, vectors), vectors)
+        async with self._many(wanted, write) as vectors:
+            return await _sent(request, _openai(wanted, vectors), vectors)
 
     def _check(self, request: web.Request, wanted: EmbedAsked) -> None:
         request[STATE].model = wanted.model
         if not wanted.model.strip():
             raise server_responses.unknown_model_try_pulling(wanted.model)
+        count, most = len(wanted.texts), self._options.max_texts
+        if count > most:
+            raise Refusal(413, f"{count:,} texts are over max_texts={most:,}; send fewer at once")
 
     def _as_the_original(self, body: bytes) -> EmbedAsked | None:
         """A request in the form of the original, with its text in "text"; None if it has none."""
@@ -130,7 +144,7 @@ class EmbeddingEndpoints:
         vectors = _PooledVectors(json, gathered.tokens, gathered.nodes, "gathered with others")
         is_native = request.path == "/api/embed"
         answer = _native(wanted, vectors, began) if is_native else _openai(wanted, vectors)
-        return _sent(request, answer, vectors)
+        return await _sent(request, answer, vectors)
 
     async def _forward(
         self, request: web.Request, body: bytes, wanted: EmbedAsked
@@ -160,47 +174,64 @@ class EmbeddingEndpoints:
 
     # ---- many texts
 
-    async def _many(self, wanted: EmbedAsked, write: Write) -> _PooledVectors:
-        with VectorWriter(len(wanted.texts), write) as writer:
-            embeddings = await self._pool.embed_batch(
-                wanted.model,
-                wanted.texts,
-                dimensions=wanted.dimensions or None,
-                truncate=None if wanted.truncate else False,
-                options=wanted.options or None,
-                keep_alive=plain_keep_alive(wanted.keep_alive),
-                on_vectors=writer.add,
-            )
-            json = await writer.finish()
-        report = embeddings.report
-        if report is None or report.plan is None:
-            return _PooledVectors(json, 0, "", "")
-        shares = {name: share for name, share in report.nodes.items() if share.items}
-        reason = f"{report.plan.mode.value}: {report.plan.reason.value}"
-        return _PooledVectors(json, report.tokens, ",".join(shares), reason)
+    @asynccontextmanager
+    async def _many(self, wanted: EmbedAsked, write: Write) -> AsyncIterator[_PooledVectors]:
+        """The vectors of a list, which count as memory while the block runs. Raises Refusal."""
+        count, dim = len(wanted.texts), self._access.dim_of(wanted.model, wanted.dimensions)
+        is_base64 = write is server_responses.base64_vectors
+        self._answers.check(count * dim * (BASE64_NUMBER if is_base64 else JSON_NUMBER))
+        writer = VectorWriter(count, write, self._answers.take)
+        try:
+            with writer:
+                embeddings = await self._pool.embed_batch(
+                    wanted.model,
+                    wanted.texts,
+                    dimensions=wanted.dimensions or None,
+                    truncate=None if wanted.truncate else False,
+                    options=wanted.options or None,
+                    keep_alive=plain_keep_alive(wanted.keep_alive),
+                    on_vectors=writer.add,
+                )
+                json = await writer.finish()
+            report = embeddings.report
+            del embeddings  # its floats, while the answer is written
+            if report is None or report.plan is None:
+                yield _PooledVectors(json, 0, "", "")
+                return
+            shares = {name: share for name, share in report.nodes.items() if share.items}
+            reason = f"{report.plan.mode.value}: {report.plan.reason.value}"
+            yield _PooledVectors(json, report.tokens, ",".join(shares), reason)
+        finally:
+            self._answers.held -= writer.size
 
 
-def _native(wanted: EmbedAsked, vectors: _PooledVectors, began: int) -> HttpResponse:
-    return server_responses.embed(
+def _native(wanted: EmbedAsked, vectors: _PooledVectors, began: int) -> Frame:
+    empty = server_responses.embed(
         wanted.model,
-        vectors.json,
+        (),
         total_duration=time.monotonic_ns() - began,
         load_duration=1,  # unknown: several nodes, which may have had the model loaded
         tokens=vectors.tokens,
     )
+    return Frame(empty, b'"embeddings":[]')
 
 
-def _with_first(answer: HttpResponse, vectors: _PooledVectors) -> HttpResponse:
-    """`answer` with the first vector in "embedding" too, where the original's clients read it."""
-    body = b'%b,"embedding":%b}' % (answer.body[:-1], vectors.json[0])
-    return HttpResponse(answer.status, answer.content_type, body)
+def _with_first(frame: Frame, vectors: _PooledVectors) -> Frame:
+    """`frame` with the first vector in "embedding" too, where the original's clients read it."""
+    empty = frame.empty
+    body = b'%b,"embedding":%b}' % (empty.body[:-1], vectors.json[0])
+    return frame._replace(empty=HttpResponse(empty.status, empty.content_type, body))
 
 
-def _openai(wanted: EmbedAsked, vectors: _PooledVectors) -> HttpResponse:
-    return server_responses.openai_embeddings(wanted.model, vectors.json, tokens=vectors.tokens)
+def _openai(wanted: EmbedAsked, vectors: _PooledVectors) -> Frame:
+    empty = server_responses.openai_embeddings(wanted.model, (), tokens=vectors.tokens)
+    return Frame(empty, b'"data":[]', _openai_entry)
 
 
-def _sent(
-    request: web.Request, answer: HttpResponse, vectors: _PooledVectors
-) -> web.StreamResponse:
-    return whole(answer, routed(request, vectors.node, plain(vectors.reason)))
+def _openai_entry(index: int, vector: bytes) -> bytes:
+    return b'{"object":"embedding","embedding":%b,"index":%d}' % (vector, index)
+
+
+async def _sent(request: web.Request, frame: Frame, vectors: _PooledVectors) -> web.StreamResponse:
+    headers = routed(request, vectors.node, plain(vectors.reason))
+    return await send_vectors(request, frame, vectors.json, headers)

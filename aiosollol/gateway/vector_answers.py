@@ -1,0 +1,86 @@
+"""Answers with many vectors: bounded, counted, and written in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from aiohttp import web
+
+from aiosollol.gateway.bodies import begin, whole
+from aiosollol.wire.ollama.server_requests import Refusal
+from aiosollol.wire.ollama.server_responses import HttpResponse
+
+_WHOLE = 1 << 20  # bytes of an answer that is written in one call
+_PIECE = 256 << 10
+_ALWAYS = 8 << 20  # bytes of an answer that is never refused because of others
+JSON_NUMBER, BASE64_NUMBER = 8.0, 16 / 3
+"""Bytes of a number at least, or near it: JSON numbers of float32 have about ten with a comma."""
+
+
+class AnswerMemory:
+    """The bytes of all answers with many vectors that are under way.
+
+    most: bytes of one answer, and of all. Small answers are not refused because of others.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.held = 0
+
+    def check(self, numbers: float) -> None:
+        """Raise Refusal if an answer of so many bytes would be too large."""
+        if numbers > self.most:
+            raise Refusal(413, f"the answer would be over {self._name()}; send fewer texts")
+
+    def take(self, size: int, own: int) -> None:
+        """Count `size` more bytes of an answer that has `own` already. Raises Refusal."""
+        self.check(own + size)
+        if own + size > _ALWAYS and self.held + size > self.most:
+            raise Refusal(503, f"the answers under way are over {self._name()}; try again later")
+        self.held += size
+
+    def _name(self) -> str:
+        return f"max_answer_bytes={self.most:,}"
+
+
+class Frame(NamedTuple):
+    """An answer around its vectors.
+
+    empty: the answer without vectors.
+    mark: the empty list in it, such as ``"data":[]``.
+    entry: makes an entry of the list of its index and vector; None if it is the vector.
+    """
+
+    empty: HttpResponse
+    mark: bytes
+    entry: Callable[[int, bytes], bytes] | None = None
+
+
+async def send_vectors(
+    request: web.Request, frame: Frame, vectors: list[bytes], headers: dict[str, str]
+) -> web.StreamResponse:
+    """Send an answer; `vectors` is emptied while it is written."""
+    before, after = frame.empty.body.rsplit(frame.mark, 1)
+    before += frame.mark[:-1]
+    if frame.entry is not None:
+        for index, vector in enumerate(vectors):
+            vectors[index] = frame.entry(index, vector)
+    size = len(before) + sum(map(len, vectors)) + max(0, len(vectors) - 1) + 1 + len(after)
+    kind = frame.empty.content_type
+    if size <= _WHOLE:
+        body = b"".join((before, b",".join(vectors), b"]", after))
+        return whole(HttpResponse(200, kind, body), headers)
+    sent = {"Content-Type": kind, "Content-Length": str(size), **headers}
+    response = await begin(request, sent)
+    piece, held, comma = [before], 0, b""
+    for index, vector in enumerate(vectors):
+        piece += (comma, vector)
+        held += len(vector)
+        vectors[index] = comma = b","
+        if held >= _PIECE:
+            await response.write(b"".join(piece))
+            piece, held = [], 0
+    await response.write(b"".join([*piece, b"]", after]))
+    await response.write_eof()
+    return response
