@@ -29,6 +29,7 @@ from aiosollol.gateway.endpoints.ollama import OllamaEndpoints
 from aiosollol.gateway.endpoints.openapi import DocumentationEndpoints
 from aiosollol.gateway.endpoints.sollol import SollolEndpoints
 from aiosollol.gateway.middleware.error_responses import ErrorResponse, trouble
+from aiosollol.gateway.middleware.model_access import DEFAULT_MODEL
 from aiosollol.gateway.options import GatewayOptions, Served
 from aiosollol.gateway.request_content import decode
 from aiosollol.net.error_log import ErrorLog, origin_of, traceback_of
@@ -93,6 +94,8 @@ def make_app(
         handler_args={"logger": ContentFreeLogger(errors), "auto_decompress": False},
     )
     add_workers(app)
+    if options.batch_model is not None:
+        app[DEFAULT_MODEL] = options.batch_model
     for each in routes:  # `add_routes` would add a HEAD to every GET
         app.router.add_route(each.method, each.path, each.handler)
 

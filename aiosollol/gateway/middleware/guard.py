@@ -10,6 +10,7 @@ import ipaddress
 import socket
 from collections.abc import Awaitable, Callable, Iterable
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,7 +22,7 @@ from aiosollol.gateway.middleware.body_reader import BodyReader, BodyRefused
 from aiosollol.gateway.middleware.error_responses import denied, not_allowed
 from aiosollol.gateway.middleware.keys import ApiKey, KeyRing
 from aiosollol.gateway.middleware.limits import BodyMemory, Limiter, Limits, client_of
-from aiosollol.wire.ollama.go_json import GoJSONError, loads
+from aiosollol.gateway.middleware.model_access import DEFAULT_MODEL, models_used
 from aiosollol.wire.ollama.server_requests import Refusal
 
 _METHODS = "GET, HEAD, POST, PUT, DELETE, OPTIONS"
@@ -149,7 +150,6 @@ OPEN_PATHS = frozenset(("/",))
 """Paths that need no key: load balancers and Docker use them to check that the server is up."""
 
 _JOBS = "/api/embed/batch/"  # a job named its model when it was submitted
-_NAMES = ("model", "name", "source", "from", "destination")
 _KEY_IS_MISSING = "an API key is needed: send the header Authorization: Bearer KEY"
 _NO_KEY = {"WWW-Authenticate": "Bearer"}
 
@@ -254,31 +254,17 @@ def _token(authorization: str, api_key: str) -> str:
     return token.strip() if kind.lower() == "bearer" else api_key.strip()
 
 
-def _models_in(body: bytes) -> list[Any]:
-    """The values of all fields that can name a model."""
-    try:
-        asked = loads(body)
-    except GoJSONError:
-        return []
-    fields = asked.items() if isinstance(asked, dict) else ()
-    return [value for field, value in fields if field.lower() in _NAMES]
-
-
 async def _model_problem(request: web.Request, key: ApiKey) -> str:
-    """Why this key may not send this request, or "".
-
-    Checks every model named in it, ignoring the case of field names: servers written in Go accept
-    "Model" for "model" too.
-    """
-    if request.method in ("GET", "HEAD", "OPTIONS") or request.path.startswith(_JOBS):
+    """Why this key may not send this request, or "". Raises Refusal if it names a model twice."""
+    path = request.path
+    if request.method in ("GET", "HEAD", "OPTIONS") or path.startswith(_JOBS):
         return ""
-    names = await parse(request, _models_in)
-    if not names or not all(isinstance(name, str) for name in names):
-        return "a request with this key must name its model"
-    for name in names:
-        if not key.may_use(name):
-            return not_allowed(name)
-    return ""
+    default = request.app.get(DEFAULT_MODEL)
+    models = await parse(request, partial(models_used, path=path, default=default))
+    for model in models:
+        if not key.may_use(model):
+            return not_allowed(model)
+    return "" if models else "a request with this key must name its model"
 
 
 def owner_of(request: web.Request) -> str | None:
