@@ -33,7 +33,7 @@ from aiosollol.gateway.middleware.model_access import DEFAULT_MODEL
 from aiosollol.gateway.options import GatewayOptions, Served
 from aiosollol.gateway.request_content import decode
 from aiosollol.net.error_log import ErrorLog, origin_of, traceback_of
-from aiosollol.net.http_server import ContentFreeLogger, fault_of
+from aiosollol.net.http_server import ContentFreeLogger, fault_of, has_left
 from aiosollol.ports import CANCELLED, Tracing
 from aiosollol.telemetry.tracing import TRACEPARENT, TRACESTATE, read_trace
 from aiosollol.wire import compatible_apis
@@ -177,6 +177,8 @@ class _Front:
                 # As Ollama does (gin's RedirectTrailingSlash).
                 moved = 301 if request.method == "GET" else 307
                 return whole(HttpResponse(moved, "", b""), {"Location": place})
+            if has_left(request, error):
+                raise ConnectionResetError("the client has left") from error
             if not state.has_begun:
                 return self._error_response(error, request, state)
             # Part of the answer is sent already: abort the connection, so that the client does not

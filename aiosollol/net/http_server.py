@@ -14,7 +14,7 @@ from functools import partial
 from http import HTTPStatus
 from typing import Any, cast
 
-from aiohttp import hdrs, http_exceptions, web
+from aiohttp import ClientConnectionError, hdrs, http_exceptions, web
 from aiohttp.http import SERVER_SOFTWARE, RawRequestMessage
 
 from aiosollol.core.redaction import without_userinfo
@@ -61,9 +61,22 @@ def fault_of(error: BaseException | None) -> str:
     return next((words for sign, words in _SIGNS if sign in about), "malformed")
 
 
+def has_left(request: web.BaseRequest, error: BaseException) -> bool:
+    """Whether `error` only says that the client has left.
+
+    A lost connection is a ClientConnectionError for a task that waits to write on, and a write to
+    a closed one a RuntimeError or an OSError of the event loop.
+    """
+    if isinstance(error, ConnectionError | ClientConnectionError):
+        return True
+    transport = request.transport
+    is_gone = transport is None or transport.is_closing()
+    return is_gone and isinstance(error, RuntimeError | OSError)
+
+
 def note(errors: ErrorLog, error: BaseException, peer: str) -> None:
     """Log what went wrong on a connection, unless the client just left."""
-    if isinstance(error, ConnectionError):  # the client has left
+    if isinstance(error, ConnectionError | ClientConnectionError):  # the client has left
         return
     if fault := fault_of(error):
         errors.write(f"a request was refused ({fault})", peer)
