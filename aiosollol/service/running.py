@@ -22,9 +22,8 @@ from aiosollol.service.sollol import SOLLOL
 from aiosollol.telemetry.opentelemetry import is_recording
 
 if TYPE_CHECKING:
-    from tempfile import TemporaryDirectory
-
     from aiosollol.gateway.serving.listener import Signals
+    from aiosollol.gateway.serving.socket_folder import SocketFolder
     from aiosollol.gateway.serving.supervisor import Siblings
 
 log = logging.getLogger("aiosollol")
@@ -83,8 +82,10 @@ def _warn_if_not_recording() -> None:
 
 def run_child() -> int:
     """In a process started by `run`: serve as described on stdin, until stdin ends."""
+    from aiosollol.gateway.serving.socket_folder import remove
     from aiosollol.gateway.serving.supervisor import Siblings
 
+    parent = os.getppid()
     brief = json.loads(_first_line())
     source = ConfigSource(**brief["source"])
     siblings = Siblings(brief["folder"], brief["count"])
@@ -94,6 +95,9 @@ def run_child() -> int:
     except SollolError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
+    finally:
+        if os.getppid() != parent:  # it was killed, so it left its folder behind
+            remove(brief["folder"])
 
 
 def _run_loop(work: Coroutine[Any, Any, int]) -> int:
@@ -189,7 +193,8 @@ async def _give_up(signals: Signals) -> None:
 
 async def _serve_many(source: ConfigSource, config: SOLLOLConfig, on_ready: OnReady | None) -> int:
     from aiosollol.gateway.serving.listener import Listener, Signals
-    from aiosollol.gateway.serving.supervisor import Siblings, Supervisor, make_folder
+    from aiosollol.gateway.serving.socket_folder import SocketFolder
+    from aiosollol.gateway.serving.supervisor import Siblings, Supervisor
     from aiosollol.service.optional import listen_for_metrics, without_missing
 
     if not hasattr(socket, "SO_REUSEPORT"):
@@ -200,10 +205,10 @@ async def _serve_many(source: ConfigSource, config: SOLLOLConfig, on_ready: OnRe
     config, warnings = await asyncio.to_thread(without_missing, config)
     count = config.processes
     reserved = await asyncio.to_thread(reserve_port, config.gateway_host, config.gateway_port)
-    folder: TemporaryDirectory[str] | None = None
+    folder: SocketFolder | None = None
     metrics: Listener | None = None
     try:
-        folder = await asyncio.to_thread(make_folder)
+        folder = await asyncio.to_thread(SocketFolder)
         port = reserved.getsockname()[1]
         brief = {"source": source.as_data(), "folder": folder.name, "count": count, "port": port}
         supervisor = Supervisor(

@@ -7,7 +7,6 @@ import contextlib
 import logging
 import os
 import signal
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -213,11 +212,6 @@ def _code_text(code: int) -> str:
     with contextlib.suppress(ValueError):
         return signal.Signals(-code).name
     return f"signal {-code}"
-
-
-def make_folder() -> tempfile.TemporaryDirectory[str]:
-    """A folder that only this user can enter, for the sockets of the processes."""
-    return tempfile.TemporaryDirectory(prefix="sollol-")
 
 
 PROCESS = "process"
