@@ -95,7 +95,8 @@ class NodeClient:
 
         The slot stays the caller's. Raises NodeError, PoolClosed.
         """
-        return await _ask(self._way_to(node), call, node, timeout, None)
+        dim = promised_dim(node, call.model, call.dimensions)
+        return await _ask(self._way_to(node), call, node, timeout, None, dim)
 
     async def converse(
         self,

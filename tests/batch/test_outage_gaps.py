@@ -91,3 +91,36 @@ async def test_hanging_nodes_do_not_hold_up_a_batch(hanging: str, sound: str) ->
         found = await made.embed_batch(words(300))
         assert not found.errors
         assert anyio.current_time() - began < 10.0
+
+
+@pytest.mark.parametrize("how", ["poison", "crash_on"])
+@pytest.mark.parametrize("count", [2, 40, 300])
+async def test_a_bad_text_and_a_hanging_node_do_not_hold_up_a_batch(count: int, how: str) -> None:
+    node = {**NODE, how: {"arsenic"}}
+    async with cluster(a=node, b=node) as made:
+        await made.embed_batch(words(40))
+        made["a"].fault = Fault.HANG
+        began = anyio.current_time()
+        found = await made.embed_batch([*words(count), "with arsenic"])
+        assert list(found.errors) == [count]
+        assert anyio.current_time() - began < 10.0
+
+
+@pytest.mark.parametrize("names", ["a", "abc"])
+async def test_a_refusal_of_what_was_answered_before_passes(names: str) -> None:
+    async with cluster(**dict.fromkeys(names, NODE)) as made:
+        await made.embed_batch(words(40))
+        made.group.start_soon(strike, made, Fault.BAD_400_NO_EMBEDDINGS, names, USUAL / 3, 1.0)
+        found = await made.embed_batch(words(300))
+        assert not found.errors
+
+
+async def test_a_list_that_fails_does_not_convict_its_last_open_text() -> None:
+    a = {**NODE, "load_seconds": 0.3, "poison": {"arsenic", "cyanide"}}
+    async with cluster(a=a, b={**NODE, "overhead": 0.005, "crash_on": {"dynamite"}}) as made:
+        texts = words(7)
+        texts[0] += " with dynamite"  # only a can embed it
+        texts[2] += " with cyanide"
+        texts[6] += " with arsenic"  # only b can embed these
+        found = await made.embed_batch(texts)
+        assert not found.errors

@@ -218,7 +218,9 @@ class BatchNodes:
         """Names of the nodes that could take an item now or soon, with those on standby."""
         present = [worker for worker in self._workers.values() if not worker.is_lost]
         if self.any_working():
-            present = [worker for worker in present if worker.streak < FAILURES_TO_DISREGARD]
+            present = [
+                node for node in present if node.streak < FAILURES_TO_DISREGARD and not node.is_hung
+            ]
         return [worker.name for worker in present]
 
     def working(self) -> list[str]:

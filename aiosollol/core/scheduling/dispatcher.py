@@ -270,15 +270,24 @@ class Dispatcher:
 
     # Nodes that hang, and the tail.
 
-    def copy_elsewhere(self, hung: BatchNode) -> None:
-        """Queue copies of the chunks of a node that hangs, if another node works."""
+    def copy_from_hung(self) -> None:
+        """Queue copies of the chunks of nodes that hang, if another node works."""
         if self._fleet.any_working():
-            for flight in hung.flights.values():
-                if not flight.is_copied and not flight.chunk.is_check:
-                    self._copy(flight)
+            for flight in list(self.flights.values()):
+                if self._fleet[flight.chunk.node].is_hung:
+                    items = self.not_elsewhere(self._ledger.unsettled(flight.chunk.items))
+                    if items:
+                        self._copy(flight, items)
 
-    def _copy(self, flight: Flight) -> None:
-        items = self._ledger.unsettled(flight.chunk.items)
+    def not_elsewhere(self, items: Sequence[int]) -> list[int]:
+        """`items` without those in the queue, or in flight on a node that does not hang."""
+        elsewhere = self._queue.returned()
+        for flight in self.flights.values():
+            if not self._fleet[flight.chunk.node].is_hung:
+                elsewhere.update(flight.chunk.items)
+        return [item for item in items if item not in elsewhere]
+
+    def _copy(self, flight: Flight, items: Sequence[int]) -> None:
         flight.is_copied = True
         self._ledger.copy(items)
         self._queue.put_back(items, avoid=(flight.chunk.node,))
@@ -305,4 +314,4 @@ class Dispatcher:
         rescued = self._fleet.horizon_without(owner, now, tokens) + overhead
         if rescued - now > _COPY_GAIN * (worst_finish - now):
             return
-        self._copy(worst)
+        self._copy(worst, items)

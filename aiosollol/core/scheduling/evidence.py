@@ -31,6 +31,11 @@ class Evidence:
         self._failed_check: dict[str, int] = {}
         self.held: list[int] = []
 
+    @property
+    def has_answers(self) -> bool:
+        """Whether any node has answered."""
+        return bool(self._last_success)
+
     def answered(self, items: Sequence[int], node: str) -> list[str]:
         """Record an answer of `node`. Returns the nodes that this proves wrong.
 
@@ -79,13 +84,18 @@ class Evidence:
             if item in failure[1]:
                 self._unanswered.remove(failure)
 
-    def failed(self, items: Sequence[int], node: str, error: SollolError) -> None:
-        """Record that `node` failed a request with `items`."""
+    def failed(
+        self, items: Sequence[int], node: str, error: SollolError, *, is_alone: bool
+    ) -> None:
+        """Record that `node` failed a request with `items`.
+
+        is_alone: whether the request had nothing but one item.
+        """
         self._turn += 1
         for item in items:
             self._culprits.setdefault(item, set()).add(node)
         self._unanswered.append((node, set(items)))
-        if len(items) == 1:
+        if is_alone:
             refusals = self._refusals.setdefault(items[0], {})
             if node in refusals:
                 before = self._last_success.get(node, _NEVER)

@@ -32,7 +32,7 @@ class Failures:
     last_errors: the last failure of each node, by name.
     wrong_refusals: nodes, once for each request that they refused as invalid and others answered.
     splits: number of failed chunks that were halved.
-    silent_since: when the first request failed since the last answer of any node; None if none did.
+    silent_since: since when no node works; None while one does.
     rng: for the jitter of pauses; None for none.
     """
 
@@ -63,6 +63,8 @@ class Failures:
     @property
     def refusal(self) -> BadRequest | None:
         """The error of a request that every node refuses as invalid, whatever its texts."""
+        if self._evidence.has_answers:
+            return None  # the request is right
         names = [node.name for node in self._fleet if not node.is_lost]
         errors = [self.last_errors.get(name) for name in names]
         last = errors[-1] if errors else None
@@ -75,8 +77,6 @@ class Failures:
         node.streak += 1
         node.is_hung = False
         self.last_errors[node.name] = error
-        if self.silent_since is None:
-            self.silent_since = now
         if failure is Failure.MODEL:
             self.lose(node, error, now)
         elif failure is Failure.NODE and self.has_others(node):
@@ -85,6 +85,7 @@ class Failures:
             node.retry_at = now + self._pause(node, error)
             self._fleet.update(node)
             self._find_replacement()
+            self._note_silence(now)
             if node.streak in (FAILURES_TO_CHECK, FAILURES_TO_DISREGARD):
                 self.review()
 
@@ -122,18 +123,28 @@ class Failures:
                 self.lose(node, error, now)
 
     def retry(
-        self, items: Sequence[int], failure: Failure, error: SollolError, culprit: str
+        self,
+        items: Sequence[int],
+        failure: Failure,
+        error: SollolError,
+        culprit: str,
+        *,
+        is_alone: bool,
     ) -> None:
+        """Send the items of a failed request again, or give up one that failed alone.
+
+        is_alone: whether the request had nothing but one item.
+        """
         if failure not in (Failure.ANSWER, Failure.INPUT):
             self._queue.put_back(items)  # this says nothing about the items
             return
-        self._evidence.failed(items, culprit, error)
-        if len(items) == 1:
+        self._evidence.failed(items, culprit, error, is_alone=is_alone)
+        if is_alone:
             self._decide(items[0])
             return
         is_again = self._ledger.attempt(items) >= 2 or failure is Failure.INPUT
         avoid = self._avoid(items, culprit)
-        if is_again and self._fleet.any_working():
+        if is_again and len(items) > 1 and self._fleet.any_working():
             self.splits += 1
             middle = len(items) // 2
             self._queue.put_back(items[:middle], avoid=avoid)
@@ -187,14 +198,26 @@ class Failures:
         if node.is_lost:
             return
         node.is_lost, node.may_return = True, may_return
-        if self.silent_since is None:
-            self.silent_since = now
         self._fleet.update(node)
         self._dispatcher.rest(node)
         if self._trials.concerns(node.name):
             self._trials.drop()
         self._find_replacement()
+        self._note_silence(now)
         self.review()
+
+    def hangs(self, nodes: Iterable[BatchNode]) -> None:
+        """The answers of these nodes are far too late: leave work to others."""
+        for node in nodes:
+            node.is_hung = True
+            self._fleet.update(node)
+        self.review()
+
+    def _note_silence(self, now: float) -> None:
+        if self._fleet.any_working():
+            self.silent_since = None
+        elif self.silent_since is None:
+            self.silent_since = now
 
     def _find_replacement(self) -> None:
         """Where no node works: let one on standby do so, or check those that are down."""

@@ -223,14 +223,12 @@ class BatchState:
         if now >= self._look_at:
             self._look_at = now + hangs.LOOK_SECONDS
             hung = {node: what for node in self._fleet if (what := hangs.look(node, now))}
-            for node in hung:
-                node.is_hung = True
-                self._fleet.update(node)
+            self.failures.hangs(hung)
             for node, what in hung.items():
                 if what == "replace":
                     instructions.append(self._take_back(hangs.newest(node), now))
                 instructions.append(self._dispatcher.check(node, now))
-                self._dispatcher.copy_elsewhere(node)
+            self._dispatcher.copy_from_hung()
         self._dispatcher.stir()
         return instructions + self._dispatcher.dispatch(now)
 
@@ -292,11 +290,12 @@ class BatchState:
         node.foresee(now)
         items = self._ledger.unsettled(chunk.items)
         if chunk.is_copy or flight.is_copied:
-            items = self._not_elsewhere(items)
+            items = self._dispatcher.not_elsewhere(items)
         self.failures.punish(node, failure, error, now)
         self._dispatcher.rest(node)
         if items:
-            self.failures.retry(items, failure, error, node.name)
+            is_alone = len(chunk.items) == 1
+            self.failures.retry(items, failure, error, node.name, is_alone=is_alone)
         self._dispatcher.stir()
         return self._cancel_settled(now) + self._dispatcher.dispatch(now)
 
@@ -306,14 +305,6 @@ class BatchState:
         self._ledger.give_up_all(error)
         self._queue.drain()
         return self._cancel_settled(now)
-
-    def _not_elsewhere(self, items: Sequence[int]) -> list[int]:
-        """`items` without those in the queue, or in flight on a node that does not hang."""
-        elsewhere = self._queue.returned()
-        for flight in self._flights.values():
-            if not self._fleet[flight.chunk.node].is_hung:
-                elsewhere.update(flight.chunk.items)
-        return [item for item in items if item not in elsewhere]
 
     def _check_plan(self, now: float) -> None:
         """Activate the standby nodes if the batch will take much longer than planned."""
@@ -375,7 +366,7 @@ class BatchState:
             node.tally.wasted += now - flight.sent_at
             items = self._ledger.unsettled(chunk.items)
             if chunk.is_copy or flight.is_copied:
-                items = self._not_elsewhere(items)
+                items = self._dispatcher.not_elsewhere(items)
             self._queue.put_back(items)
         return Cancel(chunk)
 
