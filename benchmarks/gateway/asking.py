@@ -24,7 +24,7 @@ class Question:
         """What stands before and after the ten digits of the number."""
         body = json.dumps(self.fields, separators=(",", ":"))
         head = (
-            f"POST {self.path} HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/json\r\n"
+            f"POST {self.path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             f"Authorization: Bearer {key}\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         before, after = (head + body).split(PLACE)

@@ -216,7 +216,7 @@ async def burst(url: str, count: int) -> Counter[str]:
         reader, writer = await asyncio.open_connection(host, int(port))
         try:
             body = b'{"model": "all-minilm", "input": ["text %d"]}' % number
-            head = b"POST /api/embed HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+            head = b"POST /api/embed HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
             writer.write(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
             answer = await reader.read()
         finally:

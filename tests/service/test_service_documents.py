@@ -49,3 +49,27 @@ def test_the_containers_hang_together() -> None:
     assert [name for name in services if name.startswith("ollama")] == hosts
     scraped = yaml.safe_load((folder / "prometheus.yml").read_text())["scrape_configs"]
     assert scraped[0]["static_configs"][0]["targets"] == [f"gateway:{example.metrics_port}"]
+
+
+def test_the_defaults_in_the_page_about_security() -> None:
+    """Each number stands before the setting that has it."""
+    text = (ROOT / "docs" / "security.md").read_text().split("## Defaults")[1]
+    rows = re.findall(
+        r"^\| [^|]+ \| ([^|]+) \| ([^|]+) \|$", text.split("## Report")[0], re.MULTILINE
+    )
+    config, names = SOLLOLConfig(), {each.name for each in dataclasses.fields(SOLLOLConfig)}
+    units = {"MiB": 1 << 20, "GiB": 1 << 30}
+    seen = set()
+    for shown, settings in rows[1:]:
+        numbers = [
+            int(number.replace(",", "")) * units.get(unit, 1)
+            for number, unit in re.findall(r"([0-9][0-9,]*)(?: (MiB|GiB))?", shown)
+        ]
+        named = re.findall(r"`(\w+)`", settings.split(";")[0])
+        assert set(named) <= names
+        seen |= set(named)
+        for name in named:
+            value = getattr(config, name)
+            if isinstance(value, int | float) and value and not isinstance(value, bool):
+                assert value in numbers, name
+    assert {"max_body", "max_bodies", "max_texts", "autobatch_owner_jobs"} <= seen
