@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 OnVectors = Callable[[Sequence[int], "memoryview[float]"], None]
 """Called with (rows, vectors): float32 of shape (len(rows), dimensions), read-only."""
 
 _FLOAT_BYTES = 4
+_RUN = 256  # rows of equal texts that are copied at once
 _NAN = array("f", [float("nan")]).tobytes()
 
 
@@ -61,8 +62,8 @@ class VectorBuffer:
             self._on_vectors(rows, _table(source, dim))
         if self._repeats:
             for entry in entries:
-                for row in self._repeats.get(entry, ()):
-                    self._copy_row(places[entry], row)
+                for first, last in _runs(self._repeats.get(entry, ())):
+                    self._copy_rows(places[entry], first, last)
 
     def rows_of(self, entry: int) -> list[int]:
         """All rows of `entry`."""
@@ -82,13 +83,25 @@ class VectorBuffer:
         self._bytes = bytearray(self.count * dim * _FLOAT_BYTES)
         self._view = memoryview(self._bytes)
 
-    def _copy_row(self, source: int, target: int) -> None:
+    def _copy_rows(self, source: int, first: int, last: int) -> None:
+        """Copy a row to those from `first` to before `last`."""
         size = self.dim * _FLOAT_BYTES
         view = self._view
-        vector = view[source * size : (source + 1) * size]
-        view[target * size : (target + 1) * size] = vector
+        target = view[first * size : last * size]
+        target[:] = bytes(view[source * size : (source + 1) * size]) * (last - first)
         if self._on_vectors is not None:
-            self._on_vectors([target], _table(vector, self.dim))
+            self._on_vectors(range(first, last), _table(target, self.dim))
+
+
+def _runs(rows: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Runs of consecutive rows, of up to `_RUN` each."""
+    at = 0
+    while at < len(rows):
+        end = at + 1
+        while end < len(rows) and end - at < _RUN and rows[end] == rows[end - 1] + 1:
+            end += 1
+        yield rows[at], rows[end - 1] + 1
+        at = end
 
 
 def _table(data: memoryview[int], dim: int) -> memoryview[float]:

@@ -103,3 +103,31 @@ def test_each_row_is_told_of_with_its_vector(texts: list[str], data: st.DataObje
             buffer.put(some, view(*numbers), 2)
     assert [told[row] for row in range(len(texts))] == rows(buffer)
     assert rows(buffer) == [[float(ord(text)), float(ord(text)) + 1] for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("repeats", "calls"),
+    [
+        ([], 0),
+        ([1], 1),
+        (list(range(1, 257)), 1),
+        (list(range(1, 258)), 2),
+        (list(range(1, 1000)), 4),
+        ([1, 2, 4, 5, 9], 3),
+        (list(range(1, 999, 2)), 499),
+    ],
+)
+def test_equal_texts_are_copied_in_runs(repeats: list[int], calls: int) -> None:
+    seen: list[tuple[int, tuple[float, ...]]] = []
+    told: list[int] = []
+
+    def on_vectors(rows: Sequence[int], vectors: memoryview[float]) -> None:
+        told.append(len(rows))
+        seen.extend((row, tuple(vectors.tolist()[at])) for at, row in enumerate(rows))
+
+    buffer = VectorBuffer(1000, [0], {0: repeats}, on_vectors)
+    buffer.put([0], memoryview(array("f", [1.5, -2.0])), 2)
+    assert len(told) == 1 + calls
+    assert seen == [(row, (1.5, -2.0)) for row in [0, *repeats]]
+    whole = buffer.finish().cast("B").cast("f", (1000, 2)).tolist()
+    assert [row for row in range(1000) if whole[row] == [1.5, -2.0]] == [0, *repeats]
