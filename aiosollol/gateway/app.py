@@ -31,7 +31,7 @@ from aiosollol.gateway.endpoints.sollol import SollolEndpoints
 from aiosollol.gateway.middleware.error_responses import ErrorResponse, trouble
 from aiosollol.gateway.middleware.model_access import DEFAULT_MODEL
 from aiosollol.gateway.options import GatewayOptions, Served
-from aiosollol.gateway.request_content import decode
+from aiosollol.gateway.request_content import ACCEPTED, decode
 from aiosollol.net.error_log import ErrorLog, origin_of, traceback_of
 from aiosollol.net.http_server import ContentFreeLogger, fault_of, has_left
 from aiosollol.ports import CANCELLED, Tracing
@@ -227,8 +227,8 @@ class _Front:
 
     def _refused(self, found: ErrorResponse, path: str, state: RequestState) -> web.Response:
         headers: dict[str, Any] = {}
-        if found.refusal.status == 415:  # RFC 9110, section 15.5.16
-            headers["Accept-Encoding"] = "gzip, deflate"
+        if found.refusal.status == 415:
+            headers |= ACCEPTED
         if found.retry_after:
             headers["Retry-After"] = str(found.retry_after)
         return whole(compatible_apis.refuse(path, found.refusal, state.unique), headers)

@@ -15,6 +15,9 @@ _PIECE = 1 << 20  # decoded in one turn of the event loop: 1 to 3 ms
 _UNSUPPORTED = frozenset(("br", "compress", "x-compress", "zstd"))
 _IS_DECODED = web.RequestKey("aiosollol_is_decoded", bool)
 
+ACCEPTED = {"Accept-Encoding": "gzip, deflate"}
+"""The header of a 415 (RFC 9110, section 15.5.16)."""
+
 Grow = Callable[[int], None]
 """Called with the number of bytes by which the content has grown; may raise."""
 

@@ -1,4 +1,4 @@
-"""Faults that batches do not survive yet, in virtual time: what is wrong, as the smallest cases."""
+"""The smallest cases of faults that batches once did not survive, in virtual time."""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ pytestmark = pytest.mark.anyio
         ("cal", {"source": MODEL}, 403),
         ("cal", {"MODEL": MODEL}, 403),
         ("cal", {"model": "", "name": MODEL}, 403),
-        ("cal", b'{"docs": ["x"], "model": "other-embed", "model": "all-minilm"}', 400),
-        ("cal", b'{"docs": ["x"], "model": "all-minilm", "model": "other-embed"}', 400),
+        ("cal", b'{"docs": ["x"], "model": "other-embed", "model": "all-minilm"}', 403),
+        ("cal", b'{"docs": ["x"], "model": "all-minilm", "model": "other-embed"}', 403),
         ("ann", b'{"docs": ["x"], "model": "all-minilm", "model": "other-embed"}', 202),
         ("dan", {}, 202),  # the default
         ("dan", {"model": ""}, 202),

@@ -62,7 +62,7 @@ def test_models(path: str, fields: Any, models: list[str]) -> None:
 def test_a_model_that_is_named_twice(body: bytes) -> None:
     with pytest.raises(Refusal, match="twice") as caught:
         models_used(body, CHAT, "default")
-    assert caught.value.status == 400
+    assert caught.value.status == 403
 
 
 @pytest.mark.parametrize("model", [7, ["a"], {"a": 1}, True])

@@ -152,7 +152,8 @@ async def test_64_callers_of_a_cold_model(leaving: int) -> None:
             worked = [record for record in fake.log if record.model]
             loads = [record for record in worked if not record.items]
             assert len(loads) == bool(worked)
-            assert all(record.status == 200 for record in worked)
+            # 0: a hedged request that lost
+            assert {record.status for record in worked} <= {0, 200}
             assert fake.cancelled == 0
 
 

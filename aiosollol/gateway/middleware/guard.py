@@ -23,6 +23,7 @@ from aiosollol.gateway.middleware.error_responses import denied, not_allowed
 from aiosollol.gateway.middleware.keys import ApiKey, KeyRing
 from aiosollol.gateway.middleware.limits import BodyMemory, Limiter, Limits, client_of
 from aiosollol.gateway.middleware.model_access import DEFAULT_MODEL, models_used
+from aiosollol.gateway.request_content import ACCEPTED
 from aiosollol.wire.ollama.server_requests import Refusal
 
 _METHODS = "GET, HEAD, POST, PUT, DELETE, OPTIONS"
@@ -229,6 +230,9 @@ class Guard:
                 )
                 response.force_close()
                 return response
+            except Refusal as error:
+                accepted = ACCEPTED if error.status == 415 else {}
+                return self._refuse(path, error.status, error.message, headers=accepted)
             if key is not None and key.models and (problem := await _model_problem(request, key)):
                 return self._refuse(path, 403, problem)
             return await handler(request)
@@ -255,12 +259,15 @@ def _token(authorization: str, api_key: str) -> str:
 
 
 async def _model_problem(request: web.Request, key: ApiKey) -> str:
-    """Why this key may not send this request, or "". Raises Refusal if it names a model twice."""
+    """Why this key may not send this request, or ""."""
     path = request.path
     if request.method in ("GET", "HEAD", "OPTIONS") or path.startswith(_JOBS):
         return ""
     default = request.app.get(DEFAULT_MODEL)
-    models = await parse(request, partial(models_used, path=path, default=default))
+    try:
+        models = await parse(request, partial(models_used, path=path, default=default))
+    except Refusal as error:
+        return error.message
     for model in models:
         if not key.may_use(model):
             return not_allowed(model)

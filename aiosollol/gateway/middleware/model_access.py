@@ -39,7 +39,7 @@ def models_used(body: bytes, path: str, default: str | None) -> list[str]:
         if field.casefold() in _NAMES and value is not None
     }
     if _is_twice(body):
-        raise Refusal(400, "a field that names a model is in the request twice")
+        raise Refusal(403, "a field that names a model is in the request twice")
     models = list(named.values())
     if default is not None and not fields.get("model") and _has_default(path, fields):
         models = [model for model in models if model] + [default]

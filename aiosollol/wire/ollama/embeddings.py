@@ -251,7 +251,7 @@ def _in_order(node: str, entries: list[Any]) -> list[dict[str, Any]]:
     if all(map(eq, places, in_order)):
         return entries
     if any(type(place) is not int for place in places) or sorted(places) != list(in_order):
-        raise ProtocolError(node, f"answered embeddings with a broken index: {places[:8]!r:.100}")
+        raise ProtocolError(node, f"answered embeddings with an invalid index: {places[:8]!r:.100}")
     ordered: list[dict[str, Any]] = [{}] * len(entries)
     for place, entry in zip(places, entries, strict=True):
         ordered[place] = entry
