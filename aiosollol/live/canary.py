@@ -27,8 +27,9 @@ from aiosollol.wire.ollama.embeddings import dump_embed, fits_base64, has_nan
 
 log = logging.getLogger("aiosollol")
 
-PAUSE = 0.05
-"""Seconds from a change until the nodes are looked at, so that many changes are one."""
+PAUSE = 1.0
+"""Seconds from a change until the nodes are looked at: many changes are one, and a short-lived pool
+asks for no samples."""
 SECONDS = 30.0
 """For a node's sample, with the wait for a slot."""
 RETRY_SECONDS = 30.0

@@ -17,7 +17,7 @@ from aiosollol.core.agreement import QUICK_CANARIES
 from aiosollol.core.events import NodeChanged
 from aiosollol.core.node_transitions import Described, ProbeFailed
 from aiosollol.errors import NodeUnreachable, NoNodeAvailable
-from aiosollol.live.canary import RETRY_SECONDS, SECONDS
+from aiosollol.live.canary import PAUSE, RETRY_SECONDS, SECONDS
 from aiosollol.testing import FakeModel, Fault
 
 pytestmark = pytest.mark.anyio
@@ -392,7 +392,7 @@ async def test_nodes_leave_in_the_middle_of_it() -> None:
     slow: dict[str, Any] = {"overhead": 1.0}
     async with watched(a=slow, b=slow, c=slow) as made:
         await gather(*[made.embed] * 3)
-        await anyio.sleep(0.5)
+        await anyio.sleep(PAUSE + 0.5)
         assert {made.node(name).in_flight for name in "abc"} == {1}
         made.registry.apply("b", ProbeFailed(NodeUnreachable("b", "refused")))
         await made.remove("c")
@@ -407,13 +407,13 @@ async def test_a_slot_is_waited_for_and_not_for_ever() -> None:
         await made.embed()
         await made.embed()
         made.node("a").allow(0)
-        await anyio.sleep(SECONDS + 1.0)
+        await anyio.sleep(SECONDS + PAUSE + 1.0)
         assert made.node("a").wanted == 0
         assert asked(made) == {"a": 0, "b": 1}
         made.node("a").allow(None)
         await anyio.sleep(RETRY_SECONDS)
         await made.probe()
-        await anyio.sleep(1.0)
+        await anyio.sleep(PAUSE + 1.0)
         assert asked(made) == {"a": 1, "b": 1}
         made.check_rest()
 
@@ -424,7 +424,7 @@ async def test_closing_ends_it() -> None:
         await made.embed()
         for name in "ab":
             made[name].fault = Fault.HANG
-        await anyio.sleep(1.0)
+        await anyio.sleep(PAUSE + 1.0)
         assert {made.node(name).in_flight for name in "ab"} == {1}
         await made.close()
     for node in made.registry:
