@@ -53,8 +53,7 @@ class OllamaPool:
     routing_strategy: which node gets a live request: "performance", "score", "round_robin",
     "priority", "least_loaded", "random", or a `RoutingFunction` of your own.
     transport_factory: makes the transport to a node; tests can return `testing.FakeTransport`.
-    tracing: traces requests to the nodes, such as `telemetry.opentelemetry.OpenTelemetry`; None
-    records nothing.
+    tracing: traces requests, such as `telemetry.opentelemetry.OpenTelemetry`; None for none.
     settings: the other settings, such as ``embed_timeout=30``: names and types are in
     `PoolSettings`, meanings in docs/configuration.md. Those not given come from the environment,
     then the settings file, then the defaults.
@@ -144,19 +143,17 @@ class OllamaPool:
         dimensions: int | None = None,
         **given: Unpack[SingleEmbedArguments],
     ) -> Vector | Embeddings:
-        """The vector of one text, or `Embeddings` of a list, from one request to one node. For a
-        list, ``.report`` names the node.
+        """The vector of one text, or `Embeddings` of a list, from one request to one node.
 
         truncate, options, keep_alive, dimensions: as for Ollama's ``/api/embed``.
         timeout: seconds in all.
         priority: 1 to 10; if requests have to wait for a node, 10 goes first.
-        on_truncate: what to do about a text that is longer than the model's context: "warn" lets
-        the server cut it and logs that once for each model, "ignore" says nothing, and "raise" has
-        the server refuse it: TextTooLong names it. A list's ``.report.truncated`` is the number of
-        texts that were cut.
+        on_truncate: for texts longer than the model's context: "warn" lets the server cut them and
+        logs that once for each model, "ignore" says nothing, "raise" raises TextTooLong. A list's
+        ``.report.truncated`` counts them.
 
         If a node fails, another is tried. Raises InvalidInput, ModelNotFound, NoNodeAvailable,
-        PoolSaturated, TextTooLong, or BadRequest with the server's message.
+        NodeTimeout, PoolSaturated, TextTooLong, or BadRequest with the server's message.
         """
         return await self._embedder.embed(
             model, input, truncate, options, keep_alive, dimensions, **given
@@ -167,8 +164,8 @@ class OllamaPool:
     ) -> Embeddings:
         """The vectors of many texts, in input order, computed by all nodes that have the model.
 
-        Equal texts are computed once. A chunk that fails on one node is retried on another; a chunk
-        that is rejected for its input is split to isolate the offending text.
+        Equal texts are computed once. A chunk that fails is retried on another node, and split
+        until a text that cannot be embedded is alone.
 
         dimensions, truncate, options, keep_alive: as for Ollama's ``/api/embed``.
         on_progress: called with (settled, total) during the batch.
@@ -179,8 +176,7 @@ class OllamaPool:
         of all others; with "return" they are NaN rows named in ``Embeddings.errors``.
         on_truncate: as for `embed`; with "raise" a text's error is TextTooLong.
         force_mode: "sequential" uses one node, "parallel" every machine, whatever is predicted.
-        timeout: seconds in all; items not done by then fail, the rest are kept. None: no limit but
-        that of each request, `embed_timeout`.
+        timeout: seconds in all; items not done by then fail. None: only `embed_timeout` for each.
         engine: where to compute: "local" in this process, "dask" or "ray" on their workers; "auto"
         uses Dask, if enabled, for batches that are large enough.
 
@@ -197,8 +193,7 @@ class OllamaPool:
     ) -> EmbedStream:
         """The vectors of any number of texts, as an async iterator in input order.
 
-        The texts may come from any iterable, sync or async. It is read no faster than the vectors
-        are consumed, so memory stays bounded.
+        The source is read no faster than the vectors are consumed, so memory stays bounded.
 
         dimensions, truncate, options, keep_alive: as for Ollama's ``/api/embed``.
         on_error: with "raise" the iteration ends with BatchError at the first segment in which an
@@ -263,7 +258,7 @@ class OllamaPool:
         that node is much busier than others.
 
         If a node fails before its first part, another is tried. Raises InvalidInput, ModelNotFound,
-        NoNodeAvailable, PoolSaturated, or BadRequest. If a stream breaks off or the node reports an
+        NoNodeAvailable, NodeTimeout, PoolSaturated, or BadRequest. If a stream breaks off or has an
         error in it, the iteration raises StreamCutOff with the number of parts delivered and the
         failure as its cause.
         """
