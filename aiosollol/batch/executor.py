@@ -165,23 +165,25 @@ class Executor:
             await self._registry.wait_changed(version)
             version = self._registry.version
             for node in list(self._registry):
-                is_wrong = node.is_distrusted(self._model)
-                is_lost = node.state.is_down or node.is_draining or is_wrong
-                if is_lost and self.state.has_node(node.name):
-                    is_down = node.state.is_down
-                    why = (
-                        node.state.error
-                        if is_down
-                        else "is being drained"
-                        if node.is_draining
-                        else "returns different vectors than the other nodes"
-                    )
+                why = self._why_lost(node)
+                if why and self.state.has_node(node.name):
                     lost = NodeUnreachable(node.name, why)
                     now = self._registry.clock()
                     self._follow(
-                        group, self.state.node_lost(node.name, now, lost, may_return=is_down)
+                        group,
+                        self.state.node_lost(node.name, now, lost, may_return=node.is_down),
                     )
             self._follow(group, self._admit_nodes())
+
+    def _why_lost(self, node: Node) -> str:
+        """Why a node can take no part any more; "" if it can."""
+        if node.is_down:
+            return node.error or "is down"
+        if node.is_draining:
+            return "is being drained"
+        if node.is_distrusted(self._model):
+            return "returns different vectors than the other nodes"
+        return ""
 
     def _admit_nodes(self) -> list[Instruction]:
         """Add every usable node: up, with the model, and with comparable vectors."""
@@ -204,11 +206,9 @@ class Executor:
         return instructions
 
     def _is_usable(self, node: Node) -> bool:
-        state = node.state
         return (
-            state.has_model(self._model)
-            and not state.is_down
-            and not node.is_draining
+            node.has_model(self._model)
+            and not self._why_lost(node)
             and has_same_vectors(node, self._model, self._job.digest)
         )
 

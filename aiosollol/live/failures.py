@@ -51,7 +51,7 @@ class FailureHandler:
         self.calls = calls
         self.max_retries = max_retries
         self.outage_patience = outage_patience
-        self.outages = Outages(cluster.clock, rng)
+        self.outages = Outages(rng)
 
     def of(self, request: RouteRequest, tried: set[str], timeout: float) -> RequestFailures:
         """The failures of one request. Pair with `close`.

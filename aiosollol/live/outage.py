@@ -19,13 +19,11 @@ class Outage:
     comes back is not met by all at once. The pauses grow while none is answered; the first answer
     ends the wait of all.
 
-    since: when it began, by the cluster's clock.
     answers: number of answers by node, since this object was made.
     users: number of requests that refer to it.
     """
 
-    def __init__(self, now: float, rng: random.Random) -> None:
-        self.since = now
+    def __init__(self, rng: random.Random) -> None:
         self.answers: Counter[str] = Counter()
         self.users = 0
         self._rng = rng
@@ -56,8 +54,7 @@ class Outage:
 class Outages:
     """The outages of all models, by full name. rng: for the jitter of pauses."""
 
-    def __init__(self, clock: Callable[[], float], rng: random.Random) -> None:
-        self._clock = clock
+    def __init__(self, rng: random.Random) -> None:
         self._rng = rng
         self._by_model: dict[str, Outage] = {}
 
@@ -70,7 +67,7 @@ class Outages:
 
     def enter(self, model: str) -> Outage:
         """Refer to the outage of `model`; begins one if there is none. Pair with `leave`."""
-        outage = self._by_model.setdefault(full_name(model), Outage(self._clock(), self._rng))
+        outage = self._by_model.setdefault(full_name(model), Outage(self._rng))
         outage.users += 1
         return outage
 

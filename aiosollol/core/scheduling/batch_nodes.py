@@ -207,9 +207,6 @@ class BatchNodes:
     def names(self) -> Iterable[str]:
         return self._workers.keys()
 
-    def any_active(self) -> bool:
-        return any(worker.is_active for worker in self._workers.values())
-
     def any_working(self) -> bool:
         """Whether any node can take items."""
         return any(worker.is_working for worker in self._workers.values())

@@ -17,7 +17,7 @@ from aiosollol.core.scheduling.colocation import ColocationTrials
 from aiosollol.core.scheduling.dispatcher import Dispatcher, ScheduleOptions
 from aiosollol.core.scheduling.evidence import Evidence
 from aiosollol.core.scheduling.work_queue import ItemLedger, WorkQueue
-from aiosollol.errors import BadRequest, SollolError
+from aiosollol.errors import BadRequest, ResponseError, SollolError
 
 if TYPE_CHECKING:
     from random import Random
@@ -97,7 +97,8 @@ class Failures:
         is_alone = not self._fleet.any_working()
         longest = options.longest_pause if is_passing or is_alone else options.longest_refusal
         pause = backoff(node.streak - 1, self._rng, longest=longest, first=options.first_pause)
-        return max(pause, getattr(error, "retry_after", None) or 0.0)
+        asked = error.retry_after if isinstance(error, ResponseError) else None
+        return max(pause, asked or 0.0)
 
     def has_others(self, node: BatchNode) -> bool:
         """Whether another node works."""
