@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import pytest
 from fixed_chance import fix_chance
-from live_cluster import Cluster, cluster, virtual_time
+from live_cluster import cluster, strike, virtual_time, words
 
 from aiosollol.testing import Fault
 
@@ -26,19 +26,6 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
 @pytest.fixture(autouse=True)
 def _same_chance(monkeypatch: pytest.MonkeyPatch) -> None:
     fix_chance(monkeypatch, 1)  # some of these pass by luck
-
-
-def words(count: int) -> list[str]:
-    return [f"passage {index:05d}" for index in range(count)]
-
-
-async def strike(made: Cluster, fault: Fault, names: str, after: float, seconds: float) -> None:
-    await anyio.sleep(after)
-    for name in names:
-        made[name].fault = fault
-    await anyio.sleep(seconds)
-    for name in names:
-        made[name].fault = None
 
 
 @pytest.mark.parametrize(
@@ -65,7 +52,7 @@ async def test_one_wrong_answer_does_not_convict_a_text(fault: Fault) -> None:
 async def test_one_node_does_not_convict_a_text_while_another_is_down(fault: Fault) -> None:
     async with cluster(a=NODE, b={**NODE, "poison": {"arsenic"}}) as made:
         await made.embed_batch(words(40))
-        made.group.start_soon(strike, made, fault, "a", 0.0, 3.0)
+        made.group.start_soon(strike, made, fault, "a", 3.0, 0.0)
         await anyio.sleep(0.001)
         found = await made.embed_batch([*words(40), "with arsenic"])
         assert not found.errors
@@ -75,7 +62,7 @@ async def test_one_node_does_not_convict_a_text_while_another_is_down(fault: Fau
 async def test_nodes_that_hang_for_a_while_cost_little_more(seconds: float) -> None:
     async with cluster(a=NODE, b=NODE, c=NODE) as made:
         await made.embed_batch(words(40))
-        made.group.start_soon(strike, made, Fault.HANG, "abc", USUAL / 3, seconds)
+        made.group.start_soon(strike, made, Fault.HANG, "abc", seconds, USUAL / 3)
         began = anyio.current_time()
         found = await made.embed_batch(words(300))
         assert not found.errors
@@ -86,7 +73,7 @@ async def test_nodes_that_hang_for_a_while_cost_little_more(seconds: float) -> N
 async def test_hanging_nodes_do_not_hold_up_a_batch(hanging: str, sound: str) -> None:
     async with cluster(**dict.fromkeys(hanging + sound, NODE)) as made:
         await made.embed_batch(words(40))
-        made.group.start_soon(strike, made, Fault.HANG, hanging, 0.1, 1000.0)
+        made.group.start_soon(strike, made, Fault.HANG, hanging, 1000.0, 0.1)
         began = anyio.current_time()
         found = await made.embed_batch(words(300))
         assert not found.errors
@@ -110,7 +97,7 @@ async def test_a_bad_text_and_a_hanging_node_do_not_hold_up_a_batch(count: int, 
 async def test_a_refusal_of_what_was_answered_before_passes(names: str) -> None:
     async with cluster(**dict.fromkeys(names, NODE)) as made:
         await made.embed_batch(words(40))
-        made.group.start_soon(strike, made, Fault.BAD_400_NO_EMBEDDINGS, names, USUAL / 3, 1.0)
+        made.group.start_soon(strike, made, Fault.BAD_400_NO_EMBEDDINGS, names, 1.0, USUAL / 3)
         found = await made.embed_batch(words(300))
         assert not found.errors
 

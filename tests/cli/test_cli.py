@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from cli_pool import StubPool
+from cli_pool import StubPool, use_stub
 
 from aiosollol import __version__
 from aiosollol.cli import embed, main, nodes
@@ -15,23 +15,7 @@ from aiosollol.errors import NodeError
 
 @pytest.fixture
 def pool(monkeypatch: pytest.MonkeyPatch) -> type[StubPool]:
-    monkeypatch.setattr(StubPool, "batches", [], raising=False)
-    monkeypatch.setattr(StubPool, "options", {}, raising=False)
-    for name in (
-        "nodes",
-        "in_flight",
-        "most_in_flight",
-        "on_batch",
-        "bad_texts",
-        "context",
-        "on_truncate",
-        "is_closed",
-        "view",
-    ):
-        monkeypatch.setattr(StubPool, name, StubPool.__dict__[name])
-    monkeypatch.setattr(embed, "OllamaPool", StubPool)
-    monkeypatch.setattr(nodes, "OllamaPool", StubPool)
-    return StubPool
+    return use_stub(monkeypatch, embed, nodes)
 
 
 def view() -> ClusterView:

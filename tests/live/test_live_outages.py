@@ -7,7 +7,7 @@ from typing import Any
 
 import anyio
 import pytest
-from live_cluster import Cluster, cluster, gather, vector, virtual_time
+from live_cluster import cluster, gather, strike, vector, virtual_time
 
 from aiosollol.errors import BadRequest, NodeError, NodeTimeout, NoNodeAvailable
 from aiosollol.testing import Fault
@@ -20,14 +20,6 @@ PASSING = [Fault.ERROR_500, Fault.BUSY_503, Fault.BAD_400_RUNNER, Fault.RESET, F
 @pytest.fixture
 def anyio_backend() -> tuple[str, dict[str, Any]]:
     return virtual_time()
-
-
-async def strike(made: Cluster, fault: Fault, names: str, seconds: float) -> None:
-    for name in names:
-        made[name].fault = fault
-    await anyio.sleep(seconds)
-    for name in names:
-        made[name].fault = None
 
 
 @pytest.mark.parametrize("names", ["a", "abc"])

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
+
+import pytest
 
 from aiosollol.core.embeddings import Embeddings
 from aiosollol.core.node import ClusterView
@@ -69,3 +72,24 @@ class StubPool:
 
 def _row(text: str, is_bad: bool) -> list[float]:
     return [float("nan")] * 2 if is_bad else [float(len(text)), 1.0]
+
+
+def use_stub(monkeypatch: pytest.MonkeyPatch, *modules: ModuleType) -> type[StubPool]:
+    """Put `StubPool` in place of `OllamaPool` in these modules, as new, until the test ends."""
+    monkeypatch.setattr(StubPool, "batches", [], raising=False)
+    monkeypatch.setattr(StubPool, "options", {}, raising=False)
+    for name in (
+        "nodes",
+        "in_flight",
+        "most_in_flight",
+        "on_batch",
+        "bad_texts",
+        "context",
+        "on_truncate",
+        "is_closed",
+        "view",
+    ):
+        monkeypatch.setattr(StubPool, name, StubPool.__dict__[name])
+    for module in modules:
+        monkeypatch.setattr(module, "OllamaPool", StubPool)
+    return StubPool

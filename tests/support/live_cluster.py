@@ -39,7 +39,7 @@ from aiosollol.live.router import CallOptions, LiveOptions, RequestRouter
 from aiosollol.live.streaming import ReplyStream
 from aiosollol.pool.admin import PoolAdmin, Strategy
 from aiosollol.ports import Engine
-from aiosollol.testing import FakeModel, FakeTransport, fake_vector
+from aiosollol.testing import FakeModel, FakeTransport, Fault, fake_vector
 from aiosollol.wire.ollama.chat import load_chat
 from aiosollol.wire.ollama.client import dump
 from aiosollol.wire.ollama.embeddings import dump_embed, fits_base64
@@ -312,6 +312,23 @@ def vector(text: str = "a text", model: FakeModel = EMBED) -> bytes:
 
 async def now() -> float:
     return anyio.current_time()
+
+
+def words(count: int) -> list[str]:
+    """Different texts of one length."""
+    return [f"passage {index:05d}" for index in range(count)]
+
+
+async def strike(
+    made: Cluster, fault: Fault, names: str, seconds: float, after: float = 0.0
+) -> None:
+    """Give these nodes a fault `after` some seconds, for `seconds`."""
+    await anyio.sleep(after)
+    for name in names:
+        made[name].fault = fault
+    await anyio.sleep(seconds)
+    for name in names:
+        made[name].fault = None
 
 
 class Watcher:
