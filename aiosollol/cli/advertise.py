@@ -202,8 +202,10 @@ class _Updates:
 def announcement_of(
     report: AgentReport, name: str, version: str, agent_port: int | None
 ) -> Announcement:
-    """What is announced of a node with this report. Descriptions that nobody would believe stay
-    out, so that a strange GPU or a patched Ollama is still announced."""
+    """The announcement of a node with this report.
+
+    Implausible descriptions are left out, so that a node with them is still announced.
+    """
     described = {b"version": version.encode(), b"gpu": report.gpu_name.encode("utf-8", "replace")}
     believed = read_announcement(name, described) or Announcement(name)
     return Announcement(

@@ -98,7 +98,7 @@ class Eligibility:
         if not group.nodes and required is None:
             group = comparable(digests, speeds)
         if not group.nodes:
-            raise self._nobody_comparable(model, nodes)
+            raise self._none_comparable_error(model, nodes)
         if before and group.digest != before and required is None:
             log.warning(
                 "no node is left with digest %s of %s: new vectors are made with digest %s and "
@@ -113,7 +113,7 @@ class Eligibility:
             return nodes
         return [node for node in trusted if node.name in group.nodes]
 
-    def _nobody_comparable(self, model: str, nodes: Sequence[Node]) -> NoNodeAvailable:
+    def _none_comparable_error(self, model: str, nodes: Sequence[Node]) -> NoNodeAvailable:
         name = full_name(model)
         required = self._required.get(name)
         reasons = {
@@ -200,7 +200,7 @@ class Eligibility:
             raise PoolClosed("the pool was closed")
         nodes = self.ready(model)
         if not nodes:
-            raise self.nobody(model)
+            raise self.no_node_error(model)
         return nodes
 
     async def probe_all(self) -> None:
@@ -238,7 +238,7 @@ class Eligibility:
             for node in self._registry
         }
 
-    def nobody(self, model: str) -> ModelNotFound | NoNodeAvailable:
+    def no_node_error(self, model: str) -> ModelNotFound | NoNodeAvailable:
         """The error to raise if no node is `ready`."""
         drained = {
             node.name: "is being drained"

@@ -10,7 +10,7 @@ What is known of an item that was alone in its request       Verdict
 a node has not been asked                                    ask it
 two nodes refused it, and answered other work afterwards     the item is at fault
 every node refused it, and one answered other work after     the item is at fault
-every node refused it, and no node has answered since        nobody's fault yet: check a node with
+every node refused it, and no node has answered since        undecided: check a node with
                                                              a text that cannot be at fault
 a node failed in a way that may pass, and answers again      ask it again, up to four times
 a node answered wrongly, and answers other work              ask it again, once

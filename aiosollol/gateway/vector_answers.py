@@ -29,7 +29,7 @@ class AnswerMemory:
         self.held = 0
 
     def check(self, numbers: float) -> None:
-        """Raise Refusal if an answer of so many bytes would be too large."""
+        """Raise Refusal if an answer with this many numbers would be too large."""
         if numbers > self.most:
             raise Refusal(413, f"the answer would be over {self._name()}; send fewer texts")
 

@@ -179,7 +179,7 @@ class RequestFailures:
         if failure is Failure.INPUT:
             return error
         if failure is Failure.MODEL and not handler.eligibility.ready(model):
-            failed = handler.eligibility.nobody(model)
+            failed = handler.eligibility.no_node_error(model)
             failed.attempts = tuple(self.attempts)
             return failed
         if all(isinstance(each, NodeTimeout) for each in self.attempts):

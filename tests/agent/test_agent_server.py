@@ -38,7 +38,7 @@ async def test_a_reading_is_good_for_a_second_and_for_all() -> None:
 
 
 @pytest.mark.anyio
-async def test_sensors_that_hang_hold_up_nobody_and_one_thread() -> None:
+async def test_sensors_that_hang_hold_up_one_thread_and_no_request() -> None:
     sensors = FakeSensors()
     sensors.may_go_on.clear()
     readings = Readings(sensors, timeout=0)
@@ -55,7 +55,7 @@ async def test_sensors_that_hang_hold_up_nobody_and_one_thread() -> None:
 
 
 @pytest.mark.anyio
-async def test_one_who_leaves_takes_the_reading_from_nobody() -> None:
+async def test_a_client_that_leaves_does_not_cancel_the_reading_for_others() -> None:
     sensors = FakeSensors()
     sensors.may_go_on.clear()
     readings = Readings(sensors, timeout=DEADLINE)

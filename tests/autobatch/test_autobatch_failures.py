@@ -50,7 +50,7 @@ async def test_a_crash_is_tried_a_few_times_and_later_each_time(tmp_path: Path) 
         }
 
 
-async def test_a_clock_that_is_put_back_keeps_nobody_waiting(tmp_path: Path) -> None:
+async def test_a_clock_that_is_put_back_delays_no_job(tmp_path: Path) -> None:
     async with bench(tmp_path) as b:
         b.pool.wrong = lambda text: RunnerFailed("a", 500, "NaN") if text == "text 1" else None
         job = await b.submit(2)
@@ -77,7 +77,7 @@ async def test_documents_wait_for_nodes_that_are_down(tmp_path: Path) -> None:
         assert (await b.queue.status()).problem == ""
 
 
-async def test_a_model_that_nobody_has_fails_after_a_while(tmp_path: Path) -> None:
+async def test_a_model_that_no_node_has_fails_after_a_while(tmp_path: Path) -> None:
     async with bench(tmp_path, max_batch_size=2, max_attempts=3) as b:
         b.pool.raises = ModelNotFound(MODEL, {"a": []})
         began = b.clock.time

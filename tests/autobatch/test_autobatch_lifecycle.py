@@ -65,7 +65,7 @@ async def test_stopping_does_not_wait_for_ever(tmp_path: Path) -> None:
         assert (await queue.status()).worker is None
 
 
-async def test_closing_ends_even_if_whoever_closes_is_cancelled(tmp_path: Path) -> None:
+async def test_closing_ends_even_if_its_caller_is_cancelled(tmp_path: Path) -> None:
     made = Bench(tmp_path / "queue.db")
     await made.queue.start()
     closing = asyncio.create_task(made.queue.aclose())
@@ -89,7 +89,7 @@ async def test_a_queue_that_is_not_open(tmp_path: Path) -> None:
         await queue.start()
 
 
-async def test_whoever_waits_hears_of_the_end(tmp_path: Path) -> None:
+async def test_a_waiting_task_learns_of_the_end(tmp_path: Path) -> None:
     async with AutoBatch(None, tmp_path / "queue.db") as queue:
         job = await queue.submit(["one"], MODEL)
         waiting = asyncio.create_task(queue.wait(job))
@@ -115,7 +115,7 @@ async def test_one_embeds_and_another_takes_over(tmp_path: Path) -> None:
     async with bench(tmp_path) as first, bench(tmp_path) as second:
         assert (await first.queue.status()).is_worker
         assert not (await second.queue.status()).is_worker
-        job = await second.queue.submit(["one"], MODEL)  # by whoever does not embed
+        job = await second.queue.submit(["one"], MODEL)  # by the process that does not embed
         await first.clock.pass_time()
         assert (await second.queue.status(job)).state == "completed"
         assert await vectors(second.queue, job) == {0: vector("one")}

@@ -27,7 +27,7 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> type[StubPool]:
 
 @pytest.fixture
 def lines(tmp_path: Path) -> Callable[[int], str]:
-    """A JSON Lines file of so many texts, each of another length."""
+    """Writes a JSON Lines file with `count` texts of different lengths."""
 
     def write(count: int) -> str:
         path = tmp_path / "in.jsonl"

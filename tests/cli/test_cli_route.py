@@ -51,7 +51,7 @@ def test_route_json_is_the_whole_decision(
     }
     assert measured["nodes"] == ["a:11434"]
     assert (a["name"], a["eligible"], a["reason"]) == ("a:11434", True, None)
-    # What was measured is what is expected: nothing is under way, and nobody has complained.
+    # The measured time is the expected one: nothing is in flight, and no node has failed.
     assert a["terms"]["expected"] == a["terms"]["own"] > 0.0
     assert (b["eligible"], b["terms"]) == (False, {})
     assert b["reason"].startswith("down: ")
@@ -96,7 +96,7 @@ def test_route_follows_the_settings(
     assert told_json(capsys)["strategy"] == "least_loaded"
 
 
-def test_route_to_nobody(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+def test_route_without_a_node(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["route", "--model=nope", "--node=a"]) == 1
     assert output_lines(capsys) == [
         "no node is eligible for nope",

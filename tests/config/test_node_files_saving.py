@@ -280,7 +280,7 @@ def other_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else for a while")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user for a while")
 def test_no_permission(other_folder: Path) -> None:
     path = written(other_folder, "old")
     path.chmod(0o600)

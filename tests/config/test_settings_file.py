@@ -156,8 +156,8 @@ def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextlib.contextmanager
-def as_nobody() -> Iterator[None]:
-    """Root may read everything, so be somebody else for a while."""
+def as_unprivileged_user() -> Iterator[None]:
+    """Root may read everything, so become an unprivileged user for a while."""
     if os.geteuid() != 0:
         yield
         return
@@ -172,7 +172,7 @@ def test_a_home_that_may_not_be_entered_has_no_file(tmp_path: Path) -> None:
     environ = with_file(tmp_path, "max_retries = 9")
     tmp_path.chmod(0)
     try:
-        with as_nobody():
+        with as_unprivileged_user():
             assert resolve({}, environ=environ).settings == Settings()
     finally:
         tmp_path.chmod(0o700)

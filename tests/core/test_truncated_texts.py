@@ -44,7 +44,7 @@ def test_limits(
 
 
 def counted(*texts: tuple[int, int]) -> Counted:
-    """Texts of so many characters, and so many tokens each."""
+    """Texts with these numbers of characters and tokens."""
     return Counted(["x" * length for length, _ in texts], sum(tokens for _, tokens in texts))
 
 
@@ -54,7 +54,7 @@ CUT = [
     # answers, limit, positions
     pytest.param([counted(SHORT)], 512, [[]], id="short"),
     pytest.param([counted(LONG)], 512, [[0]], id="cut"),
-    pytest.param([counted((4000, 510))], 512, [[0]], id="cut, and tokenised anew"),
+    pytest.param([counted((4000, 510))], 512, [[0]], id="cut, and tokenised again"),
     pytest.param([counted((2100, 510))], 512, [[]], id="nearly at the limit"),
     pytest.param([counted(EXACT)], 512, [[0]], id="fits to the token: counted as cut"),
     pytest.param([counted(LONG, LONGER, LONG)], 512, [[0, 1, 2]], id="all cut"),

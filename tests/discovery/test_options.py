@@ -59,7 +59,7 @@ def test_a_bad_variable_is_a_bad_configuration() -> None:
 
 
 @pytest.mark.parametrize("text", ["", " ", '""'])
-def test_an_empty_variable_names_nobody(text: str) -> None:
+def test_an_empty_variable_names_no_node(text: str) -> None:
     assert discover(environ={"OLLAMA_HOST": text})._options.named is None
 
 

@@ -124,7 +124,7 @@ async def test_public_addresses_of_our_own_network_may_announce(
 
 
 @pytest.mark.parametrize("error", [NodeUnreachable("zeroconf", "no multicast"), KeyError("junk")])
-async def test_zeroconf_that_fails_stops_nobody(
+async def test_a_search_goes_on_if_zeroconf_fails(
     servers: Servers, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     @asynccontextmanager

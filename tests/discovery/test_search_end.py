@@ -14,7 +14,17 @@ from discovery_servers import (
     free_port,
     ollama,
 )
-from search_parts import DEFAULTS, HOSTS, LONG, Servers, all_of, announcing, nobody, searching, urls
+from search_parts import (
+    DEFAULTS,
+    HOSTS,
+    LONG,
+    Servers,
+    all_of,
+    announcing,
+    no_announcements,
+    searching,
+    urls,
+)
 
 from aiosollol.discovery import Search
 from aiosollol.discovery.local_machine import NetworkNeighbourhood
@@ -127,7 +137,9 @@ async def test_what_goes_wrong_in_it_is_raised() -> None:
     async def surroundings() -> NetworkNeighbourhood:
         raise ZeroDivisionError
 
-    search = Search(SearchOptions.parse(**DEFAULTS), surroundings=surroundings, browse=nobody)
+    search = Search(
+        SearchOptions.parse(**DEFAULTS), surroundings=surroundings, browse=no_announcements
+    )
     with pytest.raises(ZeroDivisionError):
         await all_of(search)
 
@@ -140,7 +152,7 @@ async def test_a_machine_that_does_not_tell_its_networks(
 
     node = await servers.start(ollama(), HOSTS[0])
     options = SearchOptions.parse(**{**DEFAULTS, "ports": [servers.port]})
-    search = Search(options, surroundings=surroundings, browse=nobody)
+    search = Search(options, surroundings=surroundings, browse=no_announcements)
     assert urls(await all_of(search)) == [node.url]
     assert "no netifaces here" in caplog.text
 

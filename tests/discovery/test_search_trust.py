@@ -101,7 +101,7 @@ async def test_a_trusted_certificate(servers: Servers, tmp_path: Path, written: 
     assert b"GET" not in greetings[0]
 
 
-async def test_a_certificate_that_nobody_listed(
+async def test_a_certificate_that_is_not_listed(
     servers: Servers, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "aiosollol")

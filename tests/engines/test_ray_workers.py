@@ -102,7 +102,9 @@ async def test_a_worker_stops_what_it_is_told_to(coordinator: CoordinatorActor) 
     async with FakeOllama(models=[MODEL]) as node:
         worker = workers.WorkerActor("w", contract(node.url))
         try:
-            await worker.run(1, order([node.url], ["a"]))  # loads the model, which nobody ends
+            await worker.run(
+                1, order([node.url], ["a"])
+            )  # loads the model; nothing cancels the load
             node.fault = Fault.HANG
             run = asyncio.create_task(worker.run(7, order([node.url], ["a"])))
             while not node.in_flight:

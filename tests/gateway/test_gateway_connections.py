@@ -68,7 +68,7 @@ async def test_who_says_nothing_is_let_go() -> None:
         writer.close()
 
 
-async def test_a_thousand_idle_connections_keep_nobody_out() -> None:
+async def test_a_thousand_idle_connections_keep_no_client_out() -> None:
     async with serving() as server:
         before = memory()
         held = [await asyncio.open_connection(*server.address) for _ in range(1000)]

@@ -118,7 +118,7 @@ async def test_a_node_that_differs_is_left_out(
         made.check_rest()
 
 
-async def test_a_node_with_nan_is_left_out_whoever_was_first() -> None:
+async def test_a_node_with_nan_is_left_out_even_if_it_was_first() -> None:
     for has_base64 in (True, False):
         options: dict[str, Any] = {"version": "0.33.0" if has_base64 else "0.5.0"}
         async with watched(a=options, b=options) as made:

@@ -40,7 +40,7 @@ def answers(what: str, after: float, ended: list[str]) -> Callable[[], Awaitable
 
 
 class Raced(Race[str]):
-    """A race whose second request is `second`; None if there is nobody to ask."""
+    """A race whose second request is `second`; None if there is no node to ask."""
 
     def __init__(
         self, timer: HedgeTimer, due: float, second: Callable[[], Awaitable[str]] | None

@@ -85,9 +85,7 @@ async def test_closing_ends_requests_and_streams_that_are_under_way() -> None:
 
 @pytest.mark.parametrize("is_streamed", [False, True])
 @pytest.mark.parametrize("size", [2, SLICE_BYTES * 3])
-async def test_whoever_is_cancelled_wherever_is_cancelled_and_leaves_nothing(
-    is_streamed: bool, size: int
-) -> None:
+async def test_a_call_cancelled_at_any_point_leaves_nothing(is_streamed: bool, size: int) -> None:
     body = bytes(size)
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

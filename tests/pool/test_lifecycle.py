@@ -120,7 +120,7 @@ async def test_a_cancellation_while_closing_does_not_keep_connections_open() -> 
         assert fake.in_flight == 0
 
 
-async def test_cancelling_a_caller_cancels_its_requests_and_nobody_elses() -> None:
+async def test_cancelling_a_caller_cancels_only_its_requests() -> None:
     async with FakeOllama(models=[EMBED], slots=8) as fake, OllamaPool([fake.url]) as pool:
         await pool.embed("nomic-embed-text", "warm")  # who loads a model is carried to the end
         fake.fault = Fault.HANG

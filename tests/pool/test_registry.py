@@ -44,10 +44,10 @@ class FakeSearch:
 def registry_with(*found: Discovered, **more: Any) -> tuple[NodeRegistry, FakeSearch]:
     search = FakeSearch(*found)
     more.setdefault("transport_factory", fakes())
-    return NodeRegistry(search=search, names=DnsCache(nobody), **more), search
+    return NodeRegistry(search=search, names=DnsCache(no_addresses), **more), search
 
 
-async def nobody(host: str) -> list[str]:
+async def no_addresses(host: str) -> list[str]:
     return []
 
 

@@ -51,7 +51,7 @@ async def test_without_a_coordinator_it_goes_on_alone_and_says_so_once(
         assert len(warned) == 2  # each once
         assert "memory is gone" in warned[0].getMessage()
         coordinator.is_gone = False
-        coordinator.commons = LeaseCoordinator()  # another one, that knows nobody
+        coordinator.commons = LeaseCoordinator()  # a new one, which knows no client
         await anyio.sleep(MOST_RETRY_INTERVAL * 1.1 + 2.0)
         assert program.caps == {ONE: 2}
         told = [r.getMessage() for r in caplog.records if r.levelno == logging.INFO]

@@ -61,7 +61,7 @@ class Placed(Interface):
 
 
 @asynccontextmanager
-async def nobody() -> AsyncIterator[AsyncIterator[News]]:
+async def no_announcements() -> AsyncIterator[AsyncIterator[News]]:
     async def none() -> AsyncIterator[News]:
         return
         yield
@@ -91,7 +91,11 @@ def heard(*urls: str, **fields: Any) -> Heard:
 
 
 def searching(
-    *, around: Sequence[Interface] = (), host_name: str = "", browse: Any = nobody, **given: Any
+    *,
+    around: Sequence[Interface] = (),
+    host_name: str = "",
+    browse: Any = no_announcements,
+    **given: Any,
 ) -> Search:
     async def surroundings() -> NetworkNeighbourhood:
         return NetworkNeighbourhood(tuple(around), (), host_name)

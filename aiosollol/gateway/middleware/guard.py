@@ -38,7 +38,7 @@ class Origins:
     allowed: origins such as ``https://chat.example.com``, with ``*`` for any characters.
     only_local: accept only a Host that is an address, "localhost" or a name of this machine. Any
         other name may be one that an attacker has resolved to this machine (DNS rebinding): names
-        in .local or without a dot are resolved by whoever answers on the local network.
+        in .local or without a dot are resolved by any machine on the local network.
     hosts: further names to accept, with ``*`` for any characters.
     """
 
