@@ -17,6 +17,7 @@ from aiosollol.core.agreement import QUICK_CANARIES
 from aiosollol.core.events import NodeChanged
 from aiosollol.core.node_transitions import Described, ProbeFailed
 from aiosollol.errors import NodeUnreachable, NoNodeAvailable
+from aiosollol.live import canary
 from aiosollol.live.canary import PAUSE, RETRY_SECONDS, SECONDS
 from aiosollol.testing import FakeModel, Fault
 
@@ -155,7 +156,9 @@ async def test_one_that_was_left_out_comes_back_when_a_third_agrees_with_it() ->
         assert {await made.embed() for _ in range(6)} == {vector()}
 
 
-async def test_a_running_batch_goes_on_without_it() -> None:
+async def test_a_running_batch_goes_on_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The batch is on while it pauses: the bound below is for what a node does in little more time.
+    monkeypatch.setattr(canary, "PAUSE", 0.05)
     slow: dict[str, Any] = {"seconds_per_item": 0.01}
     async with watched(a=slow, b=slow, c={**slow, "models": [WRONG]}) as made:
         texts = [f"text {number}" for number in range(3000)]
