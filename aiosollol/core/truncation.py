@@ -11,7 +11,7 @@ limit applies (a text longer than a batch is cut to ``num_batch``), it is inferr
 texts of different lengths with the same count, far below the usual count for their length.
 
 False positive: a text that fits exactly. False negative: a text in a list that was cut by only a
-few tokens.
+few tokens, or that by its length would just fit.
 """
 
 from __future__ import annotations

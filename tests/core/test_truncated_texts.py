@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from aiosollol.core.node import LoadedModel, ModelInfo, NodeSpec, NodeState
 from aiosollol.core.request import EmbedSettings
+from aiosollol.core.scheduling.token_counts import weight
 from aiosollol.core.truncation import Counted, check_on_truncate, context_limit, cut_texts
 from aiosollol.errors import InvalidInput
 
@@ -106,11 +107,15 @@ def test_which_were_cut(answers: list[Counted], limit: int, positions: list[list
 def test_texts_of_one_kind_are_told_apart(
     lengths: list[int], limit: int, characters: float
 ) -> None:
-    """All but those whose tokens are near the limit, or few."""
+    """All but those whose tokens are near the limit, by their count or by their length."""
     whole = [round(length / characters) + 2 for length in lengths]
     answer = Counted(["x" * length for length in lengths], sum(min(each, limit) for each in whole))
     (found,) = cut_texts([answer], limit)
-    surely = {place for place, each in enumerate(whole) if each > 1.3 * limit}
+    surely = {
+        place
+        for place, (each, text) in enumerate(zip(whole, answer.texts, strict=True))
+        if min(each, weight(text)) > 1.3 * limit
+    }
     never = {place for place, each in enumerate(whole) if each < 0.7 * limit}
     if len(found) < len(lengths):
         assert not never.intersection(found)
