@@ -30,6 +30,9 @@ log = logging.getLogger("aiosollol")
 PAUSE = 1.0
 """Seconds from a change until the nodes are looked at: many changes are one, and a short-lived pool
 asks for no samples."""
+IDLE_SECONDS = 10.0
+"""Seconds that a sample waits for its node to be idle. So it delays no batch that is shorter, and a
+longer one by a few percent at most, on that node only."""
 SECONDS = 30.0
 """For a node's sample, with the wait for a slot."""
 RETRY_SECONDS = 30.0
@@ -42,7 +45,8 @@ class VectorCanary:
 
     A node is asked after its first answer with a model, and again after the digest of the model or
     the version of the server has changed. Which nodes are asked, and which differ, is decided in
-    `core.agreement`. A model is not loaded for this: a node without it in memory is not asked.
+    `core.agreement`. A model is not loaded for this: a node without it in memory is not asked. A
+    busy node is asked once it is idle, or after `IDLE_SECONDS`.
 
     ask_loaded: asks a node, by name, which models it has in memory, and records the answer; returns
     the error if there is none.
@@ -123,6 +127,9 @@ class VectorCanary:
     async def _ask(self, node: Node, model: str) -> None:
         digest, since = node.digest(model), node.embeds[model]
         try:
+            with anyio.move_on_after(IDLE_SECONDS):
+                while node.in_flight:
+                    await node.wait_left()
             vectors = await self._vectors(node, model)
         finally:
             del self._asking[node]

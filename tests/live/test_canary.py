@@ -105,8 +105,9 @@ async def test_one_that_was_left_out_comes_back_when_a_third_agrees_with_it() ->
 
 
 async def test_a_running_batch_goes_on_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The batch is on while it pauses: the bound below is for what a node does in little more time.
+    # The batch is on while it waits: the bound below is for what a node does in little more time.
     monkeypatch.setattr(canary, "PAUSE", 0.05)
+    monkeypatch.setattr(canary, "IDLE_SECONDS", 0.0)
     slow: dict[str, Any] = {"seconds_per_item": 0.01}
     async with watched(a=slow, b=slow, c={**slow, "models": [WRONG]}) as made:
         texts = [f"text {number}" for number in range(3000)]
@@ -119,6 +120,19 @@ async def test_a_running_batch_goes_on_without_it(monkeypatch: pytest.MonkeyPatc
         assert made["c"].items < 300, "only what it did before it was found out"
         assert len(wrong) < made["c"].items
         await made.rest()
+
+
+@pytest.mark.parametrize(
+    ("items", "asked_at"), [(500, "after"), (20_000, "during")], ids=["short", "long"]
+)
+async def test_a_batch_shorter_than_ten_seconds_is_not_delayed(items: int, asked_at: str) -> None:
+    slow: dict[str, Any] = {"seconds_per_item": 0.002}
+    async with watched(a=slow, b=slow) as made:
+        batch = await made.embed_batch([f"text {number}" for number in range(items)])
+        assert not batch.errors
+        assert ("during" if any(asked(made).values()) else "after") == asked_at
+        await made.rest()
+        assert asked(made) == {"a": 1, "b": 1}
 
 
 @pytest.mark.parametrize("seed", range(10))
