@@ -168,7 +168,14 @@ class ConnectionLost(NodeError):
 
 
 class ProtocolError(NodeError):
-    """The node answered, but not as an Ollama server does (HTML, NaN, too few vectors, ...)."""
+    """The node answered, but not as an Ollama server does (HTML, NaN, too few vectors, ...).
+
+    is_foreign: whether the answer is not even JSON, as of a proxy.
+    """
+
+    def __init__(self, node: str, detail: str, *, is_foreign: bool = False) -> None:
+        super().__init__(node, detail)
+        self.is_foreign = is_foreign
 
 
 class StreamCutOff(ProtocolError):

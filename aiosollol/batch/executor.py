@@ -14,12 +14,12 @@ from anyio.abc import TaskGroup
 
 from aiosollol.cluster.node import Node, has_same_vectors
 from aiosollol.cluster.state import ClusterState
-from aiosollol.core.blame import OUTAGE_PATIENCE, UNKNOWN_PATIENCE
+from aiosollol.core.blame import OUTAGE_PATIENCE, RETURN_PATIENCE, patience
 from aiosollol.core.report import NodeShare
 from aiosollol.core.request import EmbedSettings, loading_of, reload_key
 from aiosollol.core.routing.retry import classify
 from aiosollol.core.scheduling.batch_nodes import Chunk
-from aiosollol.core.scheduling.dispatcher import Cancel, Instruction, Send
+from aiosollol.core.scheduling.dispatcher import Cancel, Instruction, ScheduleOptions, Send
 from aiosollol.core.scheduling.planner import (
     BatchShape,
     Plan,
@@ -109,6 +109,7 @@ class Executor:
         self._on_progress = on_progress
         self.state = BatchState(
             job.tokens,
+            ScheduleOptions(return_patience=min(RETURN_PATIENCE, job.patience)),
             trials=job.plan.trials,
             expected_seconds=_expected_seconds(job.plan),
             rng=rng or random.Random(),
@@ -250,15 +251,15 @@ class Executor:
             name in self._registry and self._registry[name].counters.succeeded
             for name in self.state.tallies
         )
-        if not has_answered:
-            patience = min(UNKNOWN_PATIENCE, self._job.patience)
-            return math.inf if self.state.has_flights else since + patience
-        patience = self._job.patience
-        if not self._has_warned and self._registry.clock() - since >= WARN_SECONDS:
+        if not has_answered and self.state.has_flights:
+            return math.inf
+        seconds = patience(has_answered=has_answered, outage=self._job.patience)
+        is_late = self._registry.clock() - since >= WARN_SECONDS
+        if has_answered and is_late and not self._has_warned:
             self._has_warned = True
             reasons = "; ".join(map(summary, self.state.failures.last_errors.values()))
-            log.warning("no node answers; the batch waits up to %g s (%s)", patience, reasons)
-        return since + patience
+            log.warning("no node answers; the batch waits up to %g s (%s)", seconds, reasons)
+        return since + seconds
 
     def _outage(self) -> SollolError:
         if self.state.failures.refusal is not None:

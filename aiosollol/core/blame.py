@@ -10,6 +10,7 @@ What is known of an item that was alone in its request       Verdict
 a node has not been asked                                    ask it
 two nodes refused it, and answered other work afterwards     the item is at fault
 every node refused it, and one answered other work after     the item is at fault
+the same, but a node is down that may come back              wait for that node, at most 10 s
 every node refused it, and no node has answered since        undecided: check a node with
                                                              a text that cannot be at fault
 a node failed in a way that may pass, and answers again      ask it again, up to four times
@@ -30,6 +31,7 @@ from aiosollol.errors import (
     NodeError,
     NodeTimeout,
     NodeUnreachable,
+    ProtocolError,
     ResponseError,
     RunnerFailed,
     ServerBusy,
@@ -51,6 +53,9 @@ WRONG_REPEATS = 2
 
 OUTAGE_PATIENCE = 60.0
 """Seconds to wait while every node fails in a way that passes by itself."""
+RETURN_PATIENCE = 10.0
+"""Seconds that an item which one node refused waits for another node that is down. A server starts
+again within that."""
 UNKNOWN_PATIENCE = 3.0
 """Seconds to wait while every node fails in another way that may pass, or none ever answered."""
 
@@ -68,27 +73,39 @@ def may_pass(error: SollolError) -> bool:
     if isinstance(error, ResponseError) and error.status in _PASSING_STATUSES:
         return True
     kinds = (ServerBusy, RunnerFailed, NodeUnreachable, NodeTimeout, ConnectionLost, StreamCutOff)
-    return isinstance(error, kinds)
+    return isinstance(error, kinds) or _is_foreign(error)
 
 
-def patience(error: SollolError, *, has_answered: bool, outage: float) -> float:
-    """Seconds that a live request waits for a node to recover after `error` of every node.
+def patience(*, has_answered: bool, outage: float) -> float:
+    """Seconds to wait for a node to recover while every node fails.
 
     has_answered: whether any node has ever answered.
-    outage: for failures that pass by themselves, such as a restart behind a proxy.
+    outage: the longest wait.
+    """
+    return outage if has_answered else min(UNKNOWN_PATIENCE, outage)
+
+
+def live_patience(error: SollolError, *, has_answered: bool, outage: float) -> float:
+    """As `patience`, for a live request that every node failed, lastly with `error`.
+
+    A batch checks its nodes with a text that cannot be at fault; a live request may be the cause
+    itself, unless its error is known to pass.
     """
     if not may_pass(error) or isinstance(error, NodeTimeout):
         return 0.0  # the same again
-    if not has_answered or not _is_transient(error):
-        return min(UNKNOWN_PATIENCE, outage)
-    return outage
+    return patience(has_answered=has_answered and _is_transient(error), outage=outage)
 
 
 def _is_transient(error: SollolError) -> bool:
     """Whether the failure is known to pass by itself."""
     if isinstance(error, ResponseError):
         return error.fault in ("busy", "passing") or error.status in _TRANSIENT_STATUSES
-    return isinstance(error, ConnectionLost | StreamCutOff)
+    return isinstance(error, ConnectionLost | StreamCutOff) or _is_foreign(error)
+
+
+def _is_foreign(error: SollolError) -> bool:
+    """Whether something else than Ollama answered, such as a proxy."""
+    return isinstance(error, ProtocolError) and error.is_foreign
 
 
 def _holds_everywhere(error: SollolError) -> bool:
@@ -199,23 +216,27 @@ class RequestEvidence:
 class Verdict(NamedTuple):
     """What to do with an item.
 
-    fault: "item", give it up; "open", send it to one of `ask`; "unproven", no node may be asked and
-    none has shown that it answers other work.
+    fault: "item", give it up; "open", send it to one of `ask`; "awaiting", a node that is down may
+    answer it; "unproven", no node may be asked and none has shown that it answers other work.
     ask: the nodes to ask.
     """
 
-    fault: Literal["item", "open", "unproven"]
+    fault: Literal["item", "open", "awaiting", "unproven"]
     ask: Collection[str] = ()
 
 
 def judge(
-    refusals: Mapping[str, Refusal], able: Collection[str], last_success: Mapping[str, float]
+    refusals: Mapping[str, Refusal],
+    able: Collection[str],
+    last_success: Mapping[str, float],
+    absent: Collection[str] = (),
 ) -> Verdict:
     """The verdict on an item.
 
     refusals: by node.
     able: the nodes that could take the item.
     last_success: when each node last answered other work; missing if never.
+    absent: the nodes that are down and may come back.
     """
     never = float("-inf")
     confirmed = sum(
@@ -230,4 +251,6 @@ def judge(
     ]
     if ask:
         return Verdict("open", ask)
+    if any(name not in refusals for name in absent):
+        return Verdict("awaiting")
     return Verdict("item" if confirmed else "unproven")

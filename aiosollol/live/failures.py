@@ -10,11 +10,17 @@ from collections.abc import Iterable
 from aiosollol.cluster.eligibility import Eligibility
 from aiosollol.cluster.node import Node
 from aiosollol.cluster.state import ClusterState
-from aiosollol.core.blame import OUTAGE_PATIENCE, UNKNOWN_PATIENCE, RequestEvidence, patience
+from aiosollol.core.blame import OUTAGE_PATIENCE, UNKNOWN_PATIENCE, RequestEvidence, live_patience
 from aiosollol.core.routing.retry import Failure, RetryBudget, classify, decide
 from aiosollol.core.routing.strategies import RouteRequest
 from aiosollol.core.stats import CallCounters
-from aiosollol.errors import NodeError, NodeTimeout, NoNodeAvailable, RequestFailed
+from aiosollol.errors import (
+    NodeError,
+    NodeTimeout,
+    NoNodeAvailable,
+    RequestFailed,
+    ResponseError,
+)
 from aiosollol.live.admission import Admission
 from aiosollol.live.outage import Outages
 
@@ -74,6 +80,7 @@ class RequestFailures:
     ) -> None:
         self.attempts: list[NodeError] = []
         self.tried = tried
+        self._retry_at: dict[str, float] = {}  # as the nodes asked by Retry-After
         self._handler = handler
         self._request = request
         self._timeout = timeout
@@ -103,7 +110,7 @@ class RequestFailures:
         eligible = [each.name for each in handler.admission.eligible(request)]
         now = handler.cluster.clock()
         has_answered = any(each.counters.succeeded for each in handler.cluster)
-        waits_until = self._began + patience(
+        waits_until = self._began + live_patience(
             error, has_answered=has_answered, outage=handler.outage_patience
         )
         decision = decide(
@@ -121,7 +128,9 @@ class RequestFailures:
         )
         log.debug("%s: %s (%s)", request.model, decision.action, decision.reason)
         if decision.action == "later":
-            await self._outage.wait(min(deadline, waits_until), handler.eligibility.pause)
+            asked = min((self._retry_at.get(name, now) for name in eligible), default=now) - now
+            until = min(deadline, waits_until)
+            await self._outage.wait(until, handler.eligibility.pause, least=asked)
             self.tried.clear()
             self._evidence.failures = 0
             if handler.cluster.clock() < min(deadline, waits_until):
@@ -153,6 +162,8 @@ class RequestFailures:
     def _add(self, error: NodeError) -> None:
         cluster = self._handler.cluster
         self.attempts.append(error)
+        asked = error.retry_after if isinstance(error, ResponseError) else None
+        self._retry_at[error.node] = cluster.clock() + (asked or 0.0)
         is_sound = error.node in cluster and self._is_sound(cluster[error.node])
         self._evidence.failed(error, self._outage.answers[error.node], is_sound=is_sound)
 

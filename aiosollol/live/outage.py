@@ -37,10 +37,13 @@ class Outage:
         self._answered += 1
         self._pauses = 0
 
-    async def wait(self, until: float, pause: Callable[[float], Awaitable[None]]) -> None:
+    async def wait(
+        self, until: float, pause: Callable[[float], Awaitable[None]], *, least: float = 0.0
+    ) -> None:
         """Wait until it is this request's turn to ask again, a node has answered, or `until`.
 
         pause: sleeps, and raises PoolClosed if the pool is closed meanwhile.
+        least: seconds that the nodes asked not to be asked for.
         """
         seen = self._answered
         with anyio.CancelScope(deadline=until):
@@ -48,26 +51,26 @@ class Outage:
                 if self._answered == seen:
                     seconds = backoff(self._pauses, self._rng)
                     self._pauses += 1
-                    await pause(seconds)
+                    await pause(max(seconds, least))
 
 
 class Outages:
-    """The outages of all models, by full name. rng: for the jitter of pauses."""
+    """The outages of all models. rng: for the jitter of pauses.
+
+    by_model: the outages, by full name.
+    """
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
-        self._by_model: dict[str, Outage] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._by_model)
+        self.by_model: dict[str, Outage] = {}
 
     def find(self, model: str) -> Outage | None:
         """The outage that requests for `model` are in, if there is one."""
-        return self._by_model.get(full_name(model)) if self._by_model else None
+        return self.by_model.get(full_name(model)) if self.by_model else None
 
     def enter(self, model: str) -> Outage:
         """Refer to the outage of `model`; begins one if there is none. Pair with `leave`."""
-        outage = self._by_model.setdefault(full_name(model), Outage(self._rng))
+        outage = self.by_model.setdefault(full_name(model), Outage(self._rng))
         outage.users += 1
         return outage
 
@@ -75,7 +78,7 @@ class Outages:
         """End a reference. The last one ends the outage."""
         outage.users -= 1
         if not outage.users:
-            del self._by_model[full_name(model)]
+            del self.by_model[full_name(model)]
 
     def answered(self, model: str, node: str) -> None:
         """Record that `node` answered a request for `model`."""

@@ -114,6 +114,7 @@ class RequestRouter:
             max_retries=options.max_retries,
             outage_patience=options.outage_patience,
         )
+        self._outages = self._failures.outages.by_model
         self._homes: dict[str, str] = {}
         self._reloaded: set[str] = set()
         self._active = 0
@@ -224,7 +225,7 @@ class RequestRouter:
                     if setbacks is not None:
                         race.add_setbacks(setbacks)
                     node = race.winner
-                if self._failures.outages:
+                if self._outages:
                     self._failures.outages.answered(call.model, node.name)
                     if failures is not None:
                         failures.answered(node)

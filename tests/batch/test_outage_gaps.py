@@ -47,15 +47,32 @@ async def test_one_wrong_answer_does_not_convict_a_text(fault: Fault) -> None:
         assert not found.errors
 
 
-@pytest.mark.xfail(strict=True, reason="a text is given up while the other node is down for 3 s")
 @pytest.mark.parametrize("fault", [Fault.REFUSE, Fault.HTML_502, Fault.BUSY_503, Fault.RESET])
 async def test_one_node_does_not_convict_a_text_while_another_is_down(fault: Fault) -> None:
     async with cluster(a=NODE, b={**NODE, "poison": {"arsenic"}}) as made:
         await made.embed_batch(words(40))
+        made.group.start_soon(made.monitor.watch, "a")
         made.group.start_soon(strike, made, fault, "a", 3.0, 0.0)
         await anyio.sleep(0.001)
         found = await made.embed_batch([*words(40), "with arsenic"])
         assert not found.errors
+
+
+async def test_a_text_waits_ten_seconds_for_a_node_that_is_down_and_holds_up_no_other() -> None:
+    async with cluster(a=NODE, b={**NODE, "poison": {"arsenic"}}) as made:
+        await made.embed_batch(words(40))
+        made["a"].fault = Fault.REFUSE
+        began = anyio.current_time()
+        done_at: dict[int, float] = {}
+
+        def on_progress(done: int, total: int) -> None:
+            done_at[done] = anyio.current_time() - began
+
+        texts = [*words(40), "with arsenic"]
+        found = await made.embed_batch(texts, on_progress=on_progress)
+        assert list(found.errors) == [40]
+        assert done_at[40] < 2 * USUAL
+        assert 10.0 <= done_at[41] < 11.0
 
 
 @pytest.mark.parametrize("seconds", [1.0, 3.0, 20.0])

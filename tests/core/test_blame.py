@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiosollol.core.blame import REPEATS, Refusal, RequestEvidence, judge, may_pass, patience
+from aiosollol.core.blame import REPEATS, Refusal, RequestEvidence, judge, live_patience, may_pass
 from aiosollol.errors import (
     BadRequest,
     ConnectionLost,
@@ -96,6 +96,26 @@ def test_verdicts(
     known = {name: Refusal(*each) for name, each in refusals.items()}
     verdict = judge(known, list(able), answered)
     assert (verdict.fault, "".join(sorted(verdict.ask))) == (fault, ask)
+
+
+@pytest.mark.parametrize(
+    ("refusals", "absent", "fault"),
+    [
+        ({"a": Refusal(REFUSED, 1)}, "b", "awaiting"),
+        ({"a": Refusal(DIED, 1, REPEATS)}, "b", "awaiting"),
+        ({"a": Refusal(REFUSED, 1), "b": Refusal(REFUSED, 1)}, "b", "item"),
+        ({"a": Refusal(REFUSED, 1), "b": Refusal(REFUSED, 1)}, "c", "item"),
+        ({"a": Refusal(REFUSED, 1)}, "", "item"),
+        ({}, "b", "awaiting"),
+    ],
+    ids=["refused", "failed", "that refused it too", "two refused it", "none", "no other"],
+)
+def test_a_node_that_is_down_is_waited_for(
+    refusals: dict[str, Refusal], absent: str, fault: str
+) -> None:
+    answered = {"a": 5.0, "b": 5.0}
+    able = [name for name in refusals if name not in absent]
+    assert judge(refusals, able, answered, absent).fault == fault
 
 
 @pytest.mark.parametrize(
@@ -198,7 +218,9 @@ PATIENCES = [
     (RunnerFailed("a", 500, "something new"), True, 3.0),
     (NodeUnreachable("a", "refused"), True, 3.0),
     (NodeTimeout("a", "no answer"), True, 0.0),
-    (ProtocolError("a", "answered HTML"), True, 0.0),
+    (ProtocolError("a", "answered HTML", is_foreign=True), True, 60.0),
+    (ProtocolError("a", "answered HTML", is_foreign=True), False, 3.0),
+    (ProtocolError("a", "answered 0 vectors to 1 texts"), True, 0.0),
     (BadRequest("a", 400, "no"), True, 0.0),
 ]
 
@@ -207,5 +229,5 @@ PATIENCES = [
 def test_how_long_a_live_request_waits(
     error: NodeError, has_answered: bool, expected: float
 ) -> None:
-    assert patience(error, has_answered=has_answered, outage=60.0) == expected
-    assert patience(error, has_answered=has_answered, outage=0.0) == 0.0
+    assert live_patience(error, has_answered=has_answered, outage=60.0) == expected
+    assert live_patience(error, has_answered=has_answered, outage=0.0) == 0.0

@@ -11,10 +11,20 @@ from live_cluster import cluster, gather, strike, vector, virtual_time
 
 from aiosollol.errors import BadRequest, NodeError, NodeTimeout, NoNodeAvailable
 from aiosollol.testing import Fault
+from aiosollol.testing.faults import RETRY_AFTER
 
 pytestmark = pytest.mark.anyio
 
-PASSING = [Fault.ERROR_500, Fault.BUSY_503, Fault.BAD_400_RUNNER, Fault.RESET, Fault.HTML_502]
+PASSING = [
+    Fault.ERROR_500,
+    Fault.BUSY_503,
+    Fault.BAD_400_RUNNER,
+    Fault.RESET,
+    Fault.HTML_502,
+    Fault.HTML,
+    Fault.HTML_404,
+    Fault.CUT_JSON,
+]
 
 
 @pytest.fixture
@@ -46,6 +56,23 @@ async def test_a_restart_is_survived_by_those_who_were_there() -> None:
         made.group.start_soon(strike, made, Fault.REFUSE, "a", 2.0)
         await anyio.sleep(0.0001)
         assert await made.embed() == vector()
+        await made.rest()
+
+
+@pytest.mark.parametrize("fault", [Fault.BUSY_429_SECONDS, Fault.BUSY_429_DATE])
+async def test_a_node_that_says_when_to_come_back_is_asked_then(fault: Fault) -> None:
+    async with cluster(a={}, b={}) as made:
+        await made.warm_up()
+        made.group.start_soon(strike, made, fault, "ab", 0.1)
+        await anyio.sleep(0.0001)
+        began = anyio.current_time()
+        before = [made[name].requests for name in "ab"]
+        assert await made.embed(timeout=30.0) == vector()
+        assert anyio.current_time() - began >= RETRY_AFTER
+        assert [made[name].requests - old for name, old in zip("ab", before, strict=True)] in (
+            [2, 1],
+            [1, 2],
+        )
         await made.rest()
 
 

@@ -94,6 +94,7 @@ class BatchNode:
     is_lost, may_return: whether it gets no work, and whether it is only down.
     retry_at: no request is sent before.
     streak: its failures since its last answer.
+    failing_since: when the first of them was, or it went down; infinity if neither.
     is_hung: whether its answers are far too late, see `core.scheduling.hangs`.
     convictions: how often another node answered items it had failed, since its last own answer.
     """
@@ -108,6 +109,7 @@ class BatchNode:
     may_return: bool = False
     retry_at: float = 0.0
     streak: int = 0
+    failing_since: float = float("inf")
     is_hung: bool = False
     convictions: int = 0
     flights: dict[int, Flight] = field(default_factory=dict)
@@ -219,6 +221,18 @@ class BatchNodes:
                 node for node in present if node.streak < FAILURES_TO_DISREGARD and not node.is_hung
             ]
         return [worker.name for worker in present]
+
+    def absent(self, now: float, patience: float) -> dict[str, float]:
+        """The nodes that are down and may come back: by name, until when they are waited for."""
+        able = set(self.able())
+        return {
+            node.name: node.failing_since + patience
+            for node in self._workers.values()
+            if node.name not in able
+            and (node.may_return or not node.is_lost)
+            and not node.is_hung
+            and now < node.failing_since + patience < float("inf")
+        }
 
     def working(self) -> list[str]:
         """Names of the nodes that can take items."""

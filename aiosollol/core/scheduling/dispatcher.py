@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from heapq import heappop, heapreplace
 from typing import NamedTuple, TypeAlias
 
+from aiosollol.core.blame import RETURN_PATIENCE
 from aiosollol.core.routing.retry import FIRST_PAUSE
 from aiosollol.core.scheduling.batch_nodes import (
     BatchNode,
@@ -40,6 +41,7 @@ class ScheduleOptions:
     first_pause: pause after a node's first failure that may pass; doubled after each further one.
     longest_pause: bound of the pauses while the failure may pass, or while no node works.
     longest_refusal: bound of the pauses of a node that refuses what other nodes answer.
+    return_patience: how long an item that one node refused waits for another node that is down.
     """
 
     chunk_seconds: float = 0.5
@@ -48,6 +50,7 @@ class ScheduleOptions:
     first_pause: float = FIRST_PAUSE
     longest_pause: float = 0.4
     longest_refusal: float = 8.0
+    return_patience: float = RETURN_PATIENCE
 
 
 class Send(NamedTuple):

@@ -111,9 +111,9 @@ class Evidence:
         """The nodes that failed a request with any of `items`."""
         return set().union(*(self._culprits.get(item, ()) for item in items))
 
-    def judge(self, item: int, able: Collection[str]) -> Verdict:
-        """The verdict on an item that failed alone. able: the nodes that could take it."""
-        return judge(self._refusals.get(item, {}), able, self._last_success)
+    def judge(self, item: int, able: Collection[str], absent: Collection[str]) -> Verdict:
+        """The verdict on an item that failed alone. able, absent: see `core.blame.judge`."""
+        return judge(self._refusals.get(item, {}), able, self._last_success, absent)
 
     def error_of(self, item: int) -> SollolError:
         """The latest failure of an item that failed alone."""

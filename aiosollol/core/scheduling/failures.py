@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,7 @@ class Failures:
     wrong_refusals: nodes, once for each request that they refused as invalid and others answered.
     splits: number of failed chunks that were halved.
     silent_since: since when no node works; None while one does.
+    review_at: when items have waited long enough for a node that is down; infinity if none waits.
     rng: for the jitter of pauses; None for none.
     """
 
@@ -59,6 +61,7 @@ class Failures:
         self.wrong_refusals: list[str] = []
         self.splits = 0
         self.silent_since: float | None = None
+        self.review_at = math.inf
 
     @property
     def refusal(self) -> BadRequest | None:
@@ -75,6 +78,7 @@ class Failures:
     def punish(self, node: BatchNode, failure: Failure, error: SollolError, now: float) -> None:
         """A request of `node` failed."""
         node.streak += 1
+        node.failing_since = min(node.failing_since, now)
         node.is_hung = False
         self.last_errors[node.name] = error
         if failure is Failure.MODEL:
@@ -87,7 +91,7 @@ class Failures:
             self._find_replacement()
             self._note_silence(now)
             if node.streak in (FAILURES_TO_CHECK, FAILURES_TO_DISREGARD):
-                self.review()
+                self.review(now)
 
     def _pause(self, node: BatchNode, error: SollolError) -> float:
         """Seconds without requests after a failure: growing, with jitter."""
@@ -109,6 +113,7 @@ class Failures:
         self.silent_since = None
         if node.streak or node.is_hung:
             node.streak, node.retry_at, node.is_hung = 0, 0.0, False
+            node.failing_since = math.inf
             self._fleet.update(node)
             self._dispatcher.stir()
 
@@ -129,6 +134,7 @@ class Failures:
         failure: Failure,
         error: SollolError,
         culprit: str,
+        now: float,
         *,
         is_alone: bool,
     ) -> None:
@@ -141,7 +147,7 @@ class Failures:
             return
         self._evidence.failed(items, culprit, error, is_alone=is_alone)
         if is_alone:
-            self._decide(items[0])
+            self._decide(items[0], now)
             return
         is_again = self._ledger.attempt(items) >= 2 or failure is Failure.INPUT
         avoid = self._avoid(items, culprit)
@@ -161,10 +167,10 @@ class Failures:
             return culprits
         return {culprit} if able != {culprit} else set()
 
-    def _decide(self, item: int) -> None:
+    def _decide(self, item: int, now: float) -> None:
         """Give up an item that failed alone, queue it for other nodes, or hold it back."""
-        able = self._fleet.able()
-        verdict = self._evidence.judge(item, able)
+        absent = self._fleet.absent(now, self._options.return_patience)
+        verdict = self._evidence.judge(item, self._fleet.able(), absent)
         if verdict.fault == "item":
             self._ledger.give_up(item, self._evidence.error_of(item))
             self._evidence.gave_up(item)
@@ -172,17 +178,20 @@ class Failures:
         nodes = [self._fleet[name] for name in verdict.ask]
         if nodes and all(node.is_standby for node in nodes):
             self.set_standby(nodes[0], False)
+        if verdict.fault == "awaiting":
+            self.review_at = min(self.review_at, *absent.values())
         if any(node.is_working for node in nodes):
             self._queue.put_back([item], avoid=set(self._fleet.names()).difference(verdict.ask))
         else:
             self._evidence.held.append(item)
 
-    def review(self) -> None:
+    def review(self, now: float) -> None:
         """Decide again about items that failed alone: nodes answered, failed, joined or left."""
+        self.review_at = math.inf
         held, self._evidence.held = self._evidence.held, []
         held += self._queue.forget_culprits(self._fleet.working(), self._evidence.is_suspect)
         for item in self._ledger.unsettled(held):
-            self._decide(item)
+            self._decide(item, now)
         self._dispatcher.stir()
 
     def lose(
@@ -199,20 +208,21 @@ class Failures:
         if node.is_lost:
             return
         node.is_lost, node.may_return = True, may_return
+        node.failing_since = min(node.failing_since, now)
         self._fleet.update(node)
         self._dispatcher.rest(node)
         if self._trials.concerns(node.name):
             self._trials.drop()
         self._find_replacement()
         self._note_silence(now)
-        self.review()
+        self.review(now)
 
-    def hangs(self, nodes: Iterable[BatchNode]) -> None:
+    def hangs(self, nodes: Iterable[BatchNode], now: float) -> None:
         """The answers of these nodes are far too late: leave work to others."""
         for node in nodes:
             node.is_hung = True
             self._fleet.update(node)
-        self.review()
+        self.review(now)
 
     def _note_silence(self, now: float) -> None:
         if self._fleet.any_working():

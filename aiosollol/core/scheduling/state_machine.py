@@ -152,10 +152,10 @@ class BatchState:
     def next_tick(self, now: float) -> float | None:
         """When `tick` must be called if no event comes first; None if never."""
         tick = self._dispatcher.next_tick(now)
-        if not self._flights:
-            return tick
-        look_at = max(now, self._look_at)
-        return look_at if tick is None else min(tick, look_at)
+        at = min(self.failures.review_at, math.inf if tick is None else tick)
+        if self._flights:
+            at = min(at, max(now, self._look_at))
+        return None if at == math.inf else at
 
     # Events.
 
@@ -184,7 +184,7 @@ class BatchState:
         self._fleet.put(node)
         self._dispatcher.rest(node)
         self._dispatcher.stir()
-        self.failures.review()
+        self.failures.review(now)
         return self._dispatcher.dispatch(now)
 
     def start(self, now: float) -> list[Instruction]:
@@ -220,10 +220,12 @@ class BatchState:
     def tick(self, now: float) -> list[Instruction]:
         """Dispatch after time has passed: pauses may be over, chunks late, nodes may hang."""
         instructions: list[Instruction] = []
+        if now >= self.failures.review_at:
+            self.failures.review(now)
         if now >= self._look_at:
             self._look_at = now + hangs.LOOK_SECONDS
             hung = {node: what for node in self._fleet if (what := hangs.look(node, now))}
-            self.failures.hangs(hung)
+            self.failures.hangs(hung, now)
             for node, what in hung.items():
                 if what == "replace":
                     instructions.append(self._take_back(hangs.newest(node), now))
@@ -254,7 +256,7 @@ class BatchState:
             self._note(flight, now, "done" if won else "late")
         self.failures.convict(self._evidence.answered(chunk.items, node.name), now)
         if self._evidence.held:
-            self.failures.review()
+            self.failures.review(now)
         worked_from = max(flight.sent_at, node.last_done)
         node.last_done = now
         node.foresee(now)
@@ -295,7 +297,7 @@ class BatchState:
         self._dispatcher.rest(node)
         if items:
             is_alone = len(chunk.items) == 1
-            self.failures.retry(items, failure, error, node.name, is_alone=is_alone)
+            self.failures.retry(items, failure, error, node.name, now, is_alone=is_alone)
         self._dispatcher.stir()
         return self._cancel_settled(now) + self._dispatcher.dispatch(now)
 

@@ -117,7 +117,8 @@ def load(node: str, body: bytes) -> dict[str, Any]:
     try:
         value = loads(body)
     except orjson.JSONDecodeError as error:
-        raise ProtocolError(node, f"answered {shown(body)}, which is not JSON") from error
+        words = f"answered {shown(body)}, which is not JSON"
+        raise ProtocolError(node, words, is_foreign=True) from error
     if not isinstance(value, dict):
         raise ProtocolError(node, f"answered {shown(body)}, which is not a JSON object")
     return value
@@ -148,7 +149,7 @@ def error_for(
         message = message or f"answered {shown(body)}"
     elif message is None or not (words is not None or 400 <= status < 600):
         detail = f"answered status {status} with {shown(body)}"
-        return ProtocolError(node, f"{detail}; {hint}" if hint else detail)
+        return ProtocolError(node, f"{detail}; {hint}" if hint else detail, is_foreign=True)
     if words is not None:
         hint = ""  # Ollama answered, so the address is right
     fault = fault_of(status, message)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiosollol import errors
-from aiosollol.core.blame import patience
+from aiosollol.core.blame import live_patience
 from aiosollol.core.routing.retry import (
     RetryBudget,
     RetryDecision,
@@ -37,7 +37,7 @@ def error_of(case: dict[str, Any]) -> NodeError:
 def decision_of(case: dict[str, Any], budget: RetryBudget) -> RetryDecision:
     error = error_of(case)
     has_answered = case.get("has_answered", True)
-    waits = patience(error, has_answered=has_answered, outage=60.0) - case.get("waited", 0.0)
+    waits = live_patience(error, has_answered=has_answered, outage=60.0) - case.get("waited", 0.0)
     return decide(
         error,
         failures=case.get("failures", 1),
