@@ -8,7 +8,8 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Generic, NamedTuple
 
 from aiosollol.core.routing.strategies import RouteRequest
-from aiosollol.live.streaming import OnEnd, Part, ReplyStream, tokens_of
+from aiosollol.core.timings import ServerTimings
+from aiosollol.live.streaming import OnEnd, Part, ReplyStream, timings_of, tokens_of
 from aiosollol.wire.ollama.client import dump
 from aiosollol.wire.ollama.embeddings import NATIVE_PATH
 
@@ -83,6 +84,10 @@ class TalkCall(NamedTuple, Generic[Part]):
     def tokens_of(self, part: Part) -> int:
         """Tokens of prompt and answer, as counted by the server; 0 if it does not say."""
         return tokens_of(part)
+
+    def timings_of(self, part: Part) -> ServerTimings | None:
+        """The server's timings of a whole answer; None if it does not report them."""
+        return timings_of(part)
 
     def load_request(self) -> tuple[str, bytes]:
         """Path and body of a request that loads the model for this call and computes nothing."""

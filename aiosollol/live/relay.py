@@ -10,12 +10,14 @@ import anyio
 import orjson
 
 from aiosollol.core.routing.explain import Setback
+from aiosollol.core.timings import ServerTimings
 from aiosollol.errors import NodeError, ProtocolError
 from aiosollol.live.calls import EmbedCall, TalkCall
 from aiosollol.live.streaming import OnEnd, ReplyStream, counted
 from aiosollol.wire.ollama.chat import cut_off, load_part
 from aiosollol.wire.ollama.client import outline, shown, without_mark
 from aiosollol.wire.ollama.embeddings import check_one
+from aiosollol.wire.ollama.timings import read_timings
 
 _END_SECONDS = 1.0
 """How long to wait for the end of a stream after its last line, to keep the connection."""
@@ -31,12 +33,14 @@ class Relayed(NamedTuple):
     node: the name of the node that answered.
     setbacks: attempts before it that failed or were late.
     tokens: of prompt and answer, as counted by the server; 0 if it does not say.
+    timings: None if the server does not report them.
     """
 
     node: str
     body: bytes
     setbacks: Sequence[Setback] = ()
     tokens: int = 0
+    timings: ServerTimings | None = None
 
 
 class RelayCall(TalkCall[Any]):
@@ -59,6 +63,10 @@ class RelayCall(TalkCall[Any]):
     def tokens_of(self, part: Relayed) -> int:
         """See `Relayed`."""
         return part.tokens
+
+    def timings_of(self, part: Relayed) -> ServerTimings | None:
+        """See `Relayed`."""
+        return part.timings
 
     def load_request(self) -> tuple[str, bytes]:
         """Path and body of a request that loads the model for this call and computes nothing."""
@@ -103,7 +111,7 @@ def _has_entry(fields: Mapping[str, Any]) -> bool:
 def _relayed(node: str, body: bytes, fields: Mapping[str, Any]) -> Relayed:
     usage = fields.get("usage")  # where OpenAI's endpoints report tokens
     tokens = counted(usage if isinstance(usage, dict) else fields)
-    return Relayed(node, without_mark(body), (), tokens)
+    return Relayed(node, without_mark(body), (), tokens, read_timings(fields))
 
 
 def _are_ordinary(lines: bytes, count: int) -> bool:
@@ -225,6 +233,7 @@ class RelayStream(ReplyStream[Any]):
             if fields.get("done") is True:
                 self._is_done = True
                 self.tokens = counted(fields)
+                self.timings = read_timings(fields)
                 self.parts += 1
                 return lines[:end]
             self.parts += bool(fields)

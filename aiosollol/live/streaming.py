@@ -8,9 +8,11 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from aiosollol.core.reply import ChatReply, GeneratedText
+from aiosollol.core.timings import ServerTimings
 from aiosollol.errors import NodeError, StreamCutOff
 from aiosollol.wire.ollama.chat import cut_off, is_last
 from aiosollol.wire.ollama.client import LineSplitter
+from aiosollol.wire.ollama.timings import read_timings
 
 Part = TypeVar("Part", bound=ChatReply | GeneratedText)
 
@@ -25,6 +27,11 @@ OnEnd: TypeAlias = "Callable[[ReplyStream[Part], BaseException | None], None]"
 def tokens_of(part: ChatReply | GeneratedText) -> int:
     """Tokens of prompt and answer, as counted by the server; 0 if it does not say."""
     return counted(part if isinstance(part, ChatReply) else part.answer)
+
+
+def timings_of(part: ChatReply | GeneratedText) -> ServerTimings | None:
+    """The server's timings of a whole answer or a last part; None if it does not report them."""
+    return read_timings(part if isinstance(part, ChatReply) else part.answer)
 
 
 def counted(answer: Mapping[str, Any]) -> int:
@@ -45,7 +52,7 @@ class ReplyStream(Generic[Part]):
 
     node: the name of the node that answers.
     parts: how many parts were delivered so far.
-    tokens: see `tokens_of`; 0 until the stream is over.
+    tokens, timings: see `tokens_of` and `timings_of`; 0 and None until the stream is over.
     is_waiting: whether a task is waiting for the next part.
     """
 
@@ -59,6 +66,7 @@ class ReplyStream(Generic[Part]):
         self.node = node
         self.parts = 0
         self.tokens = 0
+        self.timings: ServerTimings | None = None
         self._response = response
         self._load = load
         self._on_end = on_end
@@ -133,6 +141,7 @@ class ReplyStream(Generic[Part]):
         self.parts += 1
         if is_last(part):
             self.tokens = tokens_of(part)
+            self.timings = timings_of(part)
             await self._end(None)
         return part
 

@@ -20,6 +20,7 @@ from operator import eq
 from typing import Any
 
 from aiosollol.core.request import EmbedSettings
+from aiosollol.core.timings import ServerTimings
 from aiosollol.errors import NodeError, ProtocolError, ResponseError
 from aiosollol.wire.ollama.client import (
     dump,
@@ -27,6 +28,7 @@ from aiosollol.wire.ollama.client import (
     load,
     shown,
 )
+from aiosollol.wire.ollama.timings import read_timings
 
 NATIVE_PATH = "/api/embed"
 BASE64_PATH = "/v1/embeddings"
@@ -35,6 +37,7 @@ _FLOAT_BYTES = 4
 _NOT_FINITE = "answered NaN or a number too large for float32"
 _WORDS_FOR_NAN = ("json: unsupported value: ", "embedding contains NaN or Inf values")
 """What Go says of a number that JSON has no word for, and Ollama of a vector of them."""
+_COUNTERS = ("prompt_eval_count", "total_duration", "load_duration")
 MOST_TOKENS = 2**40
 """More tokens than any request has."""
 
@@ -57,6 +60,7 @@ class EmbedAnswer:
     tokens: the server's count of prompt tokens for the whole request, 0 if not given.
     is_base64: whether the vectors came in base64.
     node: name of the node that answered.
+    timings: only `NATIVE_PATH` reports them.
     """
 
     floats: memoryview[float]
@@ -65,6 +69,7 @@ class EmbedAnswer:
     tokens: int = 0
     is_base64: bool = False
     node: str = ""
+    timings: ServerTimings | None = None
 
 
 def fits_base64(settings: EmbedSettings) -> bool:
@@ -133,8 +138,10 @@ def load_embeddings(node: str, body: bytes, count: int) -> EmbedAnswer:
         floats, dim = _from_base64(node, texts)
         answer = EmbedAnswer(floats, count, dim, _count(node, _usage(rest)), True, node)
     elif (numbers := read_numbers(body, count)) is not None:
-        floats, dim, tokens = numbers
-        answer = EmbedAnswer(floats, count, dim, _count(node, tokens), node=node)
+        floats, dim, rest = numbers
+        tokens = _count(node, rest.get("prompt_eval_count"))
+        timings = read_timings(rest)
+        answer = EmbedAnswer(floats, count, dim, tokens, node=node, timings=timings)
     else:
         answer = _from_json(node, body, count)
     if not _are_finite(answer.floats):
@@ -191,7 +198,8 @@ def _from_json(node: str, body: bytes, count: int) -> EmbedAnswer:
         raise ProtocolError(node, f"answered {len(vectors)} vectors to {count} texts")
     is_base64 = isinstance(entries, list) and count > 0 and isinstance(vectors[0], str)
     floats, dim = _from_base64(node, vectors) if is_base64 else _from_lists(node, vectors, body)
-    return EmbedAnswer(floats, count, dim, _count(node, tokens), is_base64, node)
+    timings = read_timings(answer)
+    return EmbedAnswer(floats, count, dim, _count(node, tokens), is_base64, node, timings)
 
 
 def _count(node: str, tokens: object) -> int:
@@ -322,8 +330,8 @@ def _parser() -> Any:
     return Parser
 
 
-def read_numbers(body: bytes, count: int) -> tuple[memoryview[float], int, object] | None:
-    """Floats, their number per vector, and the token count of an ``/api/embed`` answer.
+def read_numbers(body: bytes, count: int) -> tuple[memoryview[float], int, dict[str, Any]] | None:
+    """Floats, their number per vector, and the counts and durations of an ``/api/embed`` answer.
 
     None unless the answer is exactly `count` vectors of numbers of equal length: the ordinary
     reader then says what is wrong. Also None if numpy is not imported yet: importing it takes
@@ -343,9 +351,9 @@ def read_numbers(body: bytes, count: int) -> tuple[memoryview[float], int, objec
         if body.count(b"[") != count + 1:
             return None
         doubles = numpy.frombuffer(rows.as_buffer(of_type="d"), dtype=numpy.float64)
-        tokens = answer.get("prompt_eval_count")
+        rest = {name: answer.get(name) for name in _COUNTERS}
     except (KeyError, TypeError, ValueError, RuntimeError):
         return None
     with numpy.errstate(over="ignore"):  # an overflow becomes infinity, which is checked later
         floats = doubles.astype(numpy.float32)
-    return memoryview(floats), lengths.pop(), tokens
+    return memoryview(floats), lengths.pop(), rest
