@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 
 from aiosollol.core.model_names import full_name
+from aiosollol.core.routing.load_times import LoadTimes
 from aiosollol.core.scheduling.colocation import Finding
 from aiosollol.core.scheduling.cost import TokenRatio
 
@@ -18,10 +19,13 @@ class ModelFacts:
     """Lengths of tokens, and nodes of one machine that slow each other down, by model.
 
     A base of `ClusterState`.
+
+    load_times: seconds of model loads.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.load_times = LoadTimes()
         self._ratios: dict[str, TokenRatio] = {}
         self._verdicts: dict[str, dict[frozenset[str], bool]] = {}
 

@@ -15,6 +15,7 @@ from aiosollol.core.routing import circuit_breaker as breakers
 from aiosollol.core.routing import concurrency_limit
 from aiosollol.core.routing.circuit_breaker import Breaker
 from aiosollol.core.routing.concurrency_limit import Concurrency, LatencySample
+from aiosollol.core.routing.load_times import LoadTimes
 from aiosollol.core.routing.node_health import Backlog, NodeHealth
 from aiosollol.core.routing.strategies import RouteRequest
 from aiosollol.core.stats import NodeCounters, NodeStats
@@ -49,9 +50,13 @@ class Node(NodeCosts):
     )
 
     def __init__(
-        self, spec: NodeSpec, room: Room | None = None, source: Source | None = None
+        self,
+        spec: NodeSpec,
+        room: Room | None = None,
+        source: Source | None = None,
+        load_times: LoadTimes | None = None,
     ) -> None:
-        super().__init__(spec, room)
+        super().__init__(spec, room, load_times)
         self.counters = NodeCounters()
         self.speaks_base64: bool | None = None
         self.source = source

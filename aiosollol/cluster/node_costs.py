@@ -7,11 +7,10 @@ from typing import NamedTuple
 from aiosollol.cluster.slots import NodeSlots, Room
 from aiosollol.core.model_names import full_name
 from aiosollol.core.node import NodeSpec, NodeState
+from aiosollol.core.routing.load_times import LoadTimes
 from aiosollol.core.routing.node_health import Steady
 from aiosollol.core.routing.strategies import RouteRequest
 from aiosollol.core.scheduling.cost import Cost
-
-_GUESSED_LOAD_SECONDS = 5.0
 
 
 class WorkKind(NamedTuple):
@@ -24,6 +23,7 @@ class WorkKind(NamedTuple):
 class NodeCosts(NodeSlots):
     """The base of `Node` that predicts and learns how long requests and model loads take.
 
+    load_times: those of the whole cluster.
     state: the node's known state.
     costs: costs of embedding, by full model name.
     talk_costs: costs of other requests.
@@ -36,7 +36,7 @@ class NodeCosts(NodeSlots):
     """
 
     __slots__ = (
-        "_load_seconds",
+        "_load_times",
         "_options",
         "_steady",
         "_warmed",
@@ -50,7 +50,7 @@ class NodeCosts(NodeSlots):
         "talk_costs",
     )
 
-    def __init__(self, spec: NodeSpec, room: Room | None) -> None:
+    def __init__(self, spec: NodeSpec, room: Room | None, load_times: LoadTimes | None) -> None:
         super().__init__(spec.name, spec.max_concurrency, room)
         self.state = NodeState(spec)
         self.costs: dict[str, Cost] = {}
@@ -63,7 +63,7 @@ class NodeCosts(NodeSlots):
         self._steady: dict[tuple[str, str], Steady] = {}
         self._warmed: set[str] = set()
         self._options: dict[str, object] = {}
-        self._load_seconds: dict[str, float] = {}
+        self._load_times = LoadTimes() if load_times is None else load_times
 
     def cost(self, model: str) -> Cost:
         """The known or assumed cost of embedding with `model` on this node."""
@@ -99,24 +99,29 @@ class NodeCosts(NodeSlots):
         loaded = self.state.loaded
         if loaded is None or name in self._warmed or name in loaded or name in self.loading:
             return 0.0
-        return self._load_seconds.get(name, _GUESSED_LOAD_SECONDS)
+        return self._load_times.seconds(self.name, name, self._size(name))
 
-    def learn(self, model: str, tokens: float, sent_at: float, now: float) -> Cost:
+    def learn(
+        self, model: str, tokens: float, sent_at: float, now: float, load: float = 0.0
+    ) -> Cost:
         """Learn the cost of an embedding of `tokens`, sent at `sent_at` and answered now.
 
         Only the time that the node worked on it counts. A node computes one request after another,
         so work began at the end of the previous one. If a request failed or was cancelled since
-        `sent_at`, that time is unknown, and nothing is learned.
+        `sent_at`, that time is unknown, and nothing is learned. An answer for which the server had
+        to load the model shows the cost only until another one does.
+
+        load: seconds of that load.
         """
         name = full_name(model)
         if name not in self.embeds:
             self.embeds[name] = now
             self.has_news = True
         known = self.costs.get(name) or Cost.unknown()
-        if sent_at < self.disturbed_at:
+        if sent_at < self.disturbed_at or (load and name in self.costs):
             return known
         worked_from = max(sent_at, self.last_done)
-        self.costs[name] = cost = known.observe(tokens, now - worked_from)
+        self.costs[name] = cost = known.observe(tokens, now - worked_from - load)
         self._follow(WorkKind(name, "embed"), cost)
         return cost
 
@@ -148,7 +153,12 @@ class NodeCosts(NodeSlots):
 
     def learn_load(self, model: str, seconds: float) -> None:
         """Record that loading `model` and answering took `seconds`."""
-        self._load_seconds[full_name(model)] = seconds
+        name = full_name(model)
+        self._load_times.observe(self.name, name, self._size(name), seconds)
+
+    def _size(self, name: str) -> int:
+        known = self.state.find_model(name)
+        return 0 if known is None else known.size
 
     def forget_warmed(self) -> None:
         """Drop the inferred loaded models, after the node reported the actual ones."""

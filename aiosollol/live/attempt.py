@@ -11,8 +11,10 @@ from aiosollol.core.events import AttemptFailed
 from aiosollol.core.model_names import full_name
 from aiosollol.core.routing import circuit_breaker as breakers
 from aiosollol.core.routing.concurrency_limit import LatencySample
+from aiosollol.core.routing.load_times import LEAST_LOAD
 from aiosollol.core.routing.retry import Failure, classify
 from aiosollol.core.routing.strategies import RouteRequest
+from aiosollol.core.timings import ServerTimings
 from aiosollol.errors import BadRequest, ModelMissing, NodeError, NodeTimeout, ServerBusy
 from aiosollol.ports import CANCELLED, Span
 
@@ -121,20 +123,32 @@ class Attempt:
         """Seconds until its answer, as predicted when it was sent; 0 if unknown."""
         return self._ahead + self._seconds if self._seconds else 0.0
 
-    def answered(self, work: float, *, tokens: int = 0, vectors: int = 0) -> None:
+    def answered(
+        self,
+        work: float,
+        *,
+        tokens: int = 0,
+        vectors: int = 0,
+        timings: ServerTimings | None = None,
+    ) -> None:
         """Record the answer.
 
         work: tokens to learn the cost from.
         tokens: as counted by the server.
         vectors: how many it returned.
+        timings: None if the server reports none.
         """
         node, request, now = self.node, self._request, self._cluster.clock()
-        seconds = now - self.sent_at
+        load = 0.0  # of a model that had left the memory unnoticed
+        if timings is not None and timings.load >= LEAST_LOAD:
+            load = timings.load
+            node.learn_load(request.model, load)
+        seconds = max(0.0, now - self.sent_at - load)
         if request.kind == "embed":
-            node.learn(request.model, work, self.sent_at, now)
+            node.learn(request.model, work, self.sent_at, now, load)
         else:
             node.learn_talk(WorkKind(full_name(request.model), request.kind), work, seconds)
-        if self._is_live:
+        if self._is_live and not load:
             self._adapt(seconds, work)
         node.succeed(self.sent_at, now, vectors=vectors, tokens=tokens)
         node.warmed(request.model, self._options)

@@ -29,6 +29,8 @@ from aiosollol.ports import CANCELLED, Span, Trace, Tracing, Transport
 from aiosollol.wire.ollama import embeddings as wire
 from aiosollol.wire.ollama.client import load as load_json
 
+_FEW_TEXTS = 8  # for which JSON numbers cost little more than base64
+
 
 class NodeClient:
     """Sends requests to nodes on which they already have a slot (`Node.try_enter`).
@@ -83,10 +85,16 @@ class NodeClient:
             if load is not None:
                 left = await self._loaded(load, timeout, attempt)
                 timeout = left if is_live else timeout
-            answer = await _ask(self._way_to(node), call, node, timeout, headers, dim)
+            is_timed = load is None and full_name(call.model) not in node.costs
+            answer = await _ask(
+                self._way_to(node), call, node, timeout, headers, dim, is_timed=is_timed
+            )
             _check_dim(node, answer.dim, dim)
         attempt.answered(
-            _tokens(answer.tokens, call.tokens), tokens=answer.tokens, vectors=answer.count
+            _tokens(answer.tokens, call.tokens),
+            tokens=answer.tokens,
+            vectors=answer.count,
+            timings=answer.timings,
         )
         return answer
 
@@ -120,7 +128,7 @@ class NodeClient:
             part = call.load(node.name, data)
             if call.kind == "embed":
                 call.check(part, promised_dim(node, call.model, call.dimensions))
-        attempt.answered(call.tokens, tokens=call.tokens_of(part))
+        attempt.answered(call.tokens, tokens=call.tokens_of(part), timings=call.timings_of(part))
         return part
 
     async def open_stream(
@@ -152,7 +160,7 @@ class NodeClient:
 
         def account(stream: ReplyStream[Part], error: BaseException | None) -> None:
             if error is None:
-                attempt.answered(call.tokens, tokens=stream.tokens)
+                attempt.answered(call.tokens, tokens=stream.tokens, timings=stream.timings)
             elif first_part.cancel_called and not isinstance(error, NodeError):
                 attempt.failed(late)
             else:
@@ -299,10 +307,15 @@ async def _ask(
     timeout: float,
     headers: Mapping[str, str] | None,
     dim: int,
+    *,
+    is_timed: bool = False,
 ) -> wire.EmbedAnswer:
+    """The answer of one node. is_timed: whether the server should report its timings."""
     count = len(call.texts)
     most = wire.longest_answer(count, dim)
-    if call.fits_base64 and node.speaks_base64 is not False:
+    # Only the native endpoint reports whether it had to load the model.
+    is_timed = is_timed and count <= _FEW_TEXTS
+    if call.fits_base64 and node.speaks_base64 is not False and not is_timed:
         try:
             body = await transport.request(
                 "POST", wire.BASE64_PATH, call.body, timeout=timeout, headers=headers, most=most

@@ -235,7 +235,9 @@ async def test_hedging_can_be_turned_off() -> None:
 
 
 async def test_no_second_node_is_made_to_load_for_it() -> None:
-    async with cluster(a={"seconds_per_item": 0.1}, b={"load_seconds": 5.0}) as made:
+    async with cluster(
+        a={"seconds_per_item": 0.1, "load_seconds": 5.0}, b={"load_seconds": 5.0}
+    ) as made:
         made.node("b").is_draining = True
         made.registry.wake()
         for _ in range(60):
