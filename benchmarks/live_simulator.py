@@ -85,6 +85,14 @@ class Known:
     def ahead(self, now: float) -> float:
         return self.backlog.ahead(now)
 
+    def wait(self, request: RouteRequest, now: float) -> float:
+        # All requests are of one kind, and about as long.
+        queued = self.queued * (self.seconds(request) or 0.0) if self.queued else 0.0
+        return self.backlog.ahead(now) + queued
+
+    def has_slot(self, request: RouteRequest) -> bool:
+        return self.in_flight < self.limit
+
     def load_seconds(self, model: str) -> float:
         return 0.0
 

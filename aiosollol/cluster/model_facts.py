@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
+from aiosollol.cluster.node_costs import SharedBeliefs
 from aiosollol.core.model_names import full_name
 from aiosollol.core.routing.load_times import LoadTimes
 from aiosollol.core.scheduling.colocation import Finding
@@ -20,12 +21,12 @@ class ModelFacts:
 
     A base of `ClusterState`.
 
-    load_times: seconds of model loads.
+    shared: what the nodes learned together.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.load_times = LoadTimes()
+        self.shared = SharedBeliefs(LoadTimes(), {})
         self._ratios: dict[str, TokenRatio] = {}
         self._verdicts: dict[str, dict[frozenset[str], bool]] = {}
 

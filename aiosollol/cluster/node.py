@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 
-from aiosollol.cluster.node_costs import NodeCosts, WorkKind
+from aiosollol.cluster.node_costs import NodeCosts, SharedBeliefs
 from aiosollol.cluster.slots import Room
+from aiosollol.cluster.workload import Workload
 from aiosollol.core import node as memory
 from aiosollol.core.model_names import full_name
 from aiosollol.core.networks import Source
@@ -14,9 +15,9 @@ from aiosollol.core.node import NodeSpec
 from aiosollol.core.routing import circuit_breaker as breakers
 from aiosollol.core.routing import concurrency_limit
 from aiosollol.core.routing.circuit_breaker import Breaker
-from aiosollol.core.routing.concurrency_limit import Concurrency, LatencySample
-from aiosollol.core.routing.load_times import LoadTimes
+from aiosollol.core.routing.concurrency_limit import Begin, LatencySample
 from aiosollol.core.routing.node_health import Backlog, NodeHealth
+from aiosollol.core.routing.running_chats import RunningChat
 from aiosollol.core.routing.strategies import RouteRequest
 from aiosollol.core.stats import NodeCounters, NodeStats
 
@@ -35,7 +36,6 @@ class Node(NodeCosts):
     """
 
     __slots__ = (
-        "_concurrency",
         "backlog",
         "breaker",
         "counters",
@@ -54,9 +54,9 @@ class Node(NodeCosts):
         spec: NodeSpec,
         room: Room | None = None,
         source: Source | None = None,
-        load_times: LoadTimes | None = None,
+        shared: SharedBeliefs | None = None,
     ) -> None:
-        super().__init__(spec, room, load_times)
+        super().__init__(spec, room, shared)
         self.counters = NodeCounters()
         self.speaks_base64: bool | None = None
         self.source = source
@@ -68,7 +68,6 @@ class Node(NodeCosts):
         self.standing = NodeHealth()
         self.breaker: Breaker = breakers.CLOSED
         self.distrusted: set[str] = set()
-        self._concurrency: dict[WorkKind, Concurrency] = {}
 
     def __repr__(self) -> str:
         condition = "down" if self.state.is_down else "up" if self.is_known else "unknown"
@@ -127,8 +126,22 @@ class Node(NodeCosts):
     # Predicted costs.
 
     def ahead(self, now: float) -> float:
-        """Seconds until it has finished this program's requests in flight."""
-        return self.backlog.ahead(now)
+        """Seconds until it has finished this program's requests in flight, or could begin more."""
+        ahead = self.backlog.ahead(now)
+        for work in self._workloads:
+            if work.chats:
+                ahead += work.chats.ahead(now)
+        return ahead
+
+    def wait(self, request: RouteRequest, now: float) -> float:
+        """Seconds until it would begin `request`, behind those in flight and waiting."""
+        wait = self.backlog.ahead(now)
+        for work in self._workloads:
+            if work.chats is None:
+                wait += work.queued_seconds
+            elif work.in_flight or work.queued:
+                wait += work.chats.ahead(now, work.queued_seconds)
+        return wait
 
     def fits(self, model: str) -> bool | None:
         """Whether `model` is in GPU memory or fits there; None if unknown."""
@@ -139,21 +152,25 @@ class Node(NodeCosts):
     def teach(self, model: str, tokens: float, sent_at: float, now: float) -> None:
         """Record an embedding of `tokens` as if sent at `sent_at` and answered now."""
         self.standing.asked(sent_at)
-        self.learn(model, tokens, sent_at, now)
+        self.learn(RouteRequest(model, tokens), tokens, sent_at, now)
 
     def adopt_answers(self, other: Node) -> None:
         """Adopt the costs and counters of another `Node` of the same server."""
         self.costs = other.costs
         self.counters = other.counters
 
-    def learn_limit(self, work: WorkKind, sample: LatencySample) -> None:
+    def learn_limit(self, work: Workload, sample: LatencySample) -> None:
         """Adapt the concurrency limit to a finished live request."""
-        known = self._concurrency.get(work) or concurrency_limit.start(self.spec.max_concurrency)
-        self._concurrency[work] = adapted = concurrency_limit.adapt(known, sample)
-        if len(self._concurrency) == 1:
-            self.adapt(adapted.allowed)
-        else:
-            self.adapt(max(each.allowed for each in self._concurrency.values()))
+        work.adapt(concurrency_limit.adapt(work.concurrency, sample))
+
+    def learn_begin(self, work: Workload, begin: Begin) -> None:
+        """Adapt the concurrency limit to a chat that has begun."""
+        work.adapt(concurrency_limit.after_begin(work.concurrency, begin))
+        if work.chats is not None:
+            has_waited = concurrency_limit.has_waited(begin.waited, begin.seconds)
+            work.chats.saw(max(1, begin.active), are_all=has_waited)
+        if self.queued:
+            self.call_waiting()
 
     def learn_base64(self, is_base64: bool) -> None:
         """Record whether it returned vectors in base64 when asked to."""
@@ -174,10 +191,41 @@ class Node(NodeCosts):
         self.backlog.enter(seconds, now)
         self.standing.asked(now)
 
-    def end(self, seconds: float, now: float, *, is_live: bool) -> None:
-        """Record the end of a request, with any outcome. `seconds`: as passed to `begin`."""
-        self.backlog.leave(seconds, now)
-        self.leave(is_live=is_live)
+    def begin_chat(self, request: RouteRequest, load: float, now: float) -> RunningChat | None:
+        """Record the send of a chat. Pair with `end`.
+
+        load: seconds until the model is loaded. None if it is no chat.
+        """
+        work = self.workload(request)
+        if work.chats is None:
+            return None
+        seconds = work.chat_seconds(request, is_home=request.home == self.name)
+        if seconds is None:
+            prefill, per_token = self.seconds(request) or 0.0, 0.0
+        else:
+            prefill = seconds.prefill
+            per_token = seconds.decode / max(1.0, work.lengths.expected(request.max_output))
+        begins_at = now + load + work.chats.ahead(now) + prefill
+        self.standing.asked(now)
+        chat = RunningChat(now, begins_at, per_token, request.max_output, work.lengths)
+        work.chats.enter(chat)
+        return chat
+
+    def end(
+        self, work: Workload | None, seconds: float, now: float, chat: RunningChat | None = None
+    ) -> None:
+        """Record the end of a request, with any outcome.
+
+        work: None for a chunk. seconds: as passed to `begin`. chat: as returned by `begin_chat`.
+        """
+        if chat is None or work is None or work.chats is None:
+            self.backlog.leave(seconds, now)
+        else:
+            work.chats.leave(chat, now)
+        if work is None:
+            self.leave_chunk()
+        else:
+            self.leave(work)
 
     def succeed(self, sent_at: float, now: float, *, vectors: int = 0, tokens: int = 0) -> None:
         """Count an answered request. tokens: as counted by the server."""

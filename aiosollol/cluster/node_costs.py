@@ -5,28 +5,36 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from aiosollol.cluster.slots import NodeSlots, Room
+from aiosollol.cluster.workload import CHATS, Workload
 from aiosollol.core.model_names import full_name
-from aiosollol.core.node import NodeSpec, NodeState
+from aiosollol.core.node import ONE_SLOT_FAMILIES, NodeSpec, NodeState
+from aiosollol.core.routing.chat_cost import ChatSeconds
+from aiosollol.core.routing.concurrency_limit import start
 from aiosollol.core.routing.load_times import LoadTimes
-from aiosollol.core.routing.node_health import Steady
+from aiosollol.core.routing.output_lengths import OutputLengths
 from aiosollol.core.routing.strategies import RouteRequest
 from aiosollol.core.scheduling.cost import Cost
+from aiosollol.core.timings import ServerTimings
+
+_MOST_SPELLINGS = 1000  # of model names, which are kept to find a workload fast
 
 
-class WorkKind(NamedTuple):
-    """The key of a learned cost or limit: a model by its full name, and a kind of request."""
+class SharedBeliefs(NamedTuple):
+    """What was learned on all nodes of a cluster together.
 
-    model: str
-    kind: str
+    load_times: seconds of model loads.
+    output_lengths: lengths of answers, by model and kind of request.
+    """
+
+    load_times: LoadTimes
+    output_lengths: dict[tuple[str, str], OutputLengths]
 
 
 class NodeCosts(NodeSlots):
     """The base of `Node` that predicts and learns how long requests and model loads take.
 
-    load_times: those of the whole cluster.
     state: the node's known state.
     costs: costs of embedding, by full model name.
-    talk_costs: costs of other requests.
     last_done: time of its last answer.
     disturbed_at: time of the last request that failed or was cancelled.
     loading: models that a request of this program is loading.
@@ -36,9 +44,9 @@ class NodeCosts(NodeSlots):
     """
 
     __slots__ = (
-        "_load_times",
+        "_by_request",
         "_options",
-        "_steady",
+        "_shared",
         "_warmed",
         "costs",
         "disturbed_at",
@@ -47,23 +55,44 @@ class NodeCosts(NodeSlots):
         "last_done",
         "loading",
         "state",
-        "talk_costs",
     )
 
-    def __init__(self, spec: NodeSpec, room: Room | None, load_times: LoadTimes | None) -> None:
+    def __init__(self, spec: NodeSpec, room: Room | None, shared: SharedBeliefs | None) -> None:
         super().__init__(spec.name, spec.max_concurrency, room)
         self.state = NodeState(spec)
         self.costs: dict[str, Cost] = {}
-        self.talk_costs: dict[WorkKind, Cost] = {}
         self.last_done = 0.0
         self.disturbed_at = 0.0
         self.loading: set[str] = set()
         self.embeds: dict[str, float] = {}
         self.has_news = False
-        self._steady: dict[tuple[str, str], Steady] = {}
+        self._by_request: dict[tuple[str, str], Workload] = {}
         self._warmed: set[str] = set()
         self._options: dict[str, object] = {}
-        self._load_times = LoadTimes() if load_times is None else load_times
+        self._shared = SharedBeliefs(LoadTimes(), {}) if shared is None else shared
+
+    def workload(self, request: RouteRequest) -> Workload:
+        """The requests of the same kind for the same model here."""
+        work = self._by_request.get((request.model, request.kind))
+        return self._new_workload(request) if work is None else work
+
+    def _new_workload(self, request: RouteRequest) -> Workload:
+        name, kind = full_name(request.model), request.kind
+        work = next((w for w in self._workloads if (w.model, w.kind) == (name, kind)), None)
+        if work is None:
+            model = self.state.find_model(name)
+            has_one_slot = kind in CHATS and model is not None and model.family in ONE_SLOT_FAMILIES
+            limit = start(self.state.spec.max_concurrency, has_one_slot=has_one_slot)
+            lengths = self._shared.output_lengths.setdefault((name, kind), OutputLengths())
+            work = Workload(self.name, name, kind, limit, lengths)
+            self._workloads.append(work)
+        if len(self._by_request) < _MOST_SPELLINGS:
+            self._by_request[request.model, kind] = work
+        return work
+
+    def has_slot(self, request: RouteRequest) -> bool:
+        """Whether a slot is free for `request`."""
+        return self.has_room(self.workload(request))
 
     def cost(self, model: str) -> Cost:
         """The known or assumed cost of embedding with `model` on this node."""
@@ -71,8 +100,16 @@ class NodeCosts(NodeSlots):
 
     def seconds(self, request: RouteRequest) -> float | None:
         """Predicted seconds for a request alone; None if it never answered one of its kind."""
-        steady = self._steady.get((full_name(request.model), request.kind))
-        return None if steady is None else steady.seconds(request.tokens)
+        work = self.workload(request)
+        if work.chats is not None:
+            chat = self.chat_seconds(request)
+            if chat is not None:
+                return chat.prefill + chat.decode
+        return None if work.steady is None else work.steady.seconds(request.tokens)
+
+    def chat_seconds(self, request: RouteRequest) -> ChatSeconds | None:
+        """The same for a chat, in parts, from the server's own timings; None if there are none."""
+        return self.workload(request).chat_seconds(request, is_home=request.home == self.name)
 
     def is_cold(self, model: str, options: object = None) -> bool:
         """Whether it must load `model` first, as far as is known.
@@ -99,10 +136,10 @@ class NodeCosts(NodeSlots):
         loaded = self.state.loaded
         if loaded is None or name in self._warmed or name in loaded or name in self.loading:
             return 0.0
-        return self._load_times.seconds(self.name, name, self._size(name))
+        return self._shared.load_times.seconds(self.name, name, self._size(name))
 
     def learn(
-        self, model: str, tokens: float, sent_at: float, now: float, load: float = 0.0
+        self, request: RouteRequest, tokens: float, sent_at: float, now: float, load: float = 0.0
     ) -> Cost:
         """Learn the cost of an embedding of `tokens`, sent at `sent_at` and answered now.
 
@@ -113,7 +150,8 @@ class NodeCosts(NodeSlots):
 
         load: seconds of that load.
         """
-        name = full_name(model)
+        work = self.workload(request)
+        name = work.model
         if name not in self.embeds:
             self.embeds[name] = now
             self.has_news = True
@@ -122,7 +160,7 @@ class NodeCosts(NodeSlots):
             return known
         worked_from = max(sent_at, self.last_done)
         self.costs[name] = cost = known.observe(tokens, now - worked_from - load)
-        self._follow(WorkKind(name, "embed"), cost)
+        work.learn_cost(cost)
         return cost
 
     def adopt_cost(self, model: str, cost: Cost) -> bool:
@@ -132,18 +170,16 @@ class NodeCosts(NodeSlots):
         self.costs[model] = cost
         return True
 
-    def learn_talk(self, work: WorkKind, tokens: float, seconds: float) -> None:
-        """Learn from a chat or generate with a prompt of `tokens`, answered in `seconds`."""
-        known = self.talk_costs.get(work) or Cost.unknown()
-        self.talk_costs[work] = cost = known.observe(tokens, seconds)
-        self._follow(work, cost)
+    def learn_talk(self, work: Workload, tokens: float, seconds: float) -> None:
+        """Learn from another request with a prompt of `tokens`, answered in `seconds`."""
+        work.learn_cost(work.cost.observe(tokens, seconds))
 
-    def _follow(self, work: WorkKind, cost: Cost) -> None:
-        steady = self._steady.get(work)
-        if steady is None:
-            self._steady[work] = Steady(cost)
-        else:
-            steady.follow(cost)
+    def learn_chat(self, request: RouteRequest, timings: ServerTimings, active: float) -> None:
+        """Learn from a chat. The arguments are those of `ChatCost.observe`."""
+        work = self.workload(request)
+        is_home = request.home == self.name
+        work.chat_cost.observe(request.tokens, timings, active, is_home=is_home)
+        work.lengths.observe(timings.output_tokens)
 
     def warmed(self, model: str, options: object) -> None:
         """Record that `model` answered, so it is in memory with these options."""
@@ -154,7 +190,7 @@ class NodeCosts(NodeSlots):
     def learn_load(self, model: str, seconds: float) -> None:
         """Record that loading `model` and answering took `seconds`."""
         name = full_name(model)
-        self._load_times.observe(self.name, name, self._size(name), seconds)
+        self._shared.load_times.observe(self.name, name, self._size(name), seconds)
 
     def _size(self, name: str) -> int:
         known = self.state.find_model(name)

@@ -9,7 +9,8 @@ from typing import Protocol
 
 import anyio
 
-from aiosollol.core.routing import concurrency_limit
+from aiosollol.cluster.workload import Workload
+from aiosollol.core.routing.concurrency_limit import START
 from aiosollol.core.routing.wait_queue import Ticket, WaitingRoom
 
 BATCH_WINDOW = 2
@@ -33,14 +34,18 @@ class Gate(Protocol):
 class Waiter:
     """A request that waits for a slot.
 
-    until: when to look for another node, by the registry's clock. gives_up: when not to wait any
-    longer. has_place: he has one.
+    work, seconds: what it is, and how long it is expected to take. until: when to look for another
+    node, by the registry's clock. gives_up: when not to wait any longer. has_place: he has one.
     """
 
-    __slots__ = ("arrived", "gives_up", "has_place", "until")
+    __slots__ = ("arrived", "gives_up", "has_place", "seconds", "until", "work")
 
-    def __init__(self, arrived: Gate, until: float, gives_up: float) -> None:
+    def __init__(
+        self, arrived: Gate, work: Workload, seconds: float, until: float, gives_up: float
+    ) -> None:
         self.arrived = arrived
+        self.work = work
+        self.seconds = seconds
         self.until = until
         self.gives_up = gives_up
         self.has_place = False
@@ -53,15 +58,14 @@ class NodeSlots:
     """The base of `Node` that counts requests. One request has one place, from first to last.
 
     in_flight: requests of this process under way. queued: live requests that wait in `room`.
-    limit: how many live requests there should be at once, as was learned. cap: how many of any kind
-    there may be here, as the user, `allow` and `lend` say. slots: places for chunks of batches.
-    far_using, far_wants: requests that workers of this program have under way, or would have.
-    lent: places that these may use without asking again. ends_at: no request in its line gives
-    up before.
+    cap: how many of any kind there may be here, as the user, `allow` and `lend` say; how many live
+    ones of each kind there should be was learned, see `Workload.allowed`. slots: places for chunks
+    of batches. far_using, far_wants: requests that workers of this program have under way, or would
+    have. lent: places that these may use without asking again. ends_at: no request in its line
+    gives up before.
     """
 
     __slots__ = (
-        "_adapted",
         "_chunks",
         "_kept",
         "_left",
@@ -69,13 +73,13 @@ class NodeSlots:
         "_own_cap",
         "_room",
         "_waiting_chunks",
+        "_workloads",
         "cap",
         "ends_at",
         "far_using",
         "far_wants",
         "in_flight",
         "lent",
-        "limit",
         "name",
         "queued",
         "share",
@@ -93,7 +97,7 @@ class NodeSlots:
         self._on_pressure: Callable[[NodeSlots], object] | None = None
         self._waiting_chunks: deque[anyio.Event] = deque()
         self._own_cap = math.inf if max_concurrency is None else max_concurrency
-        self._adapted = concurrency_limit.start(max_concurrency).allowed
+        self._workloads: list[Workload] = []
         self._kept = math.inf
         self.share = self._own_cap
         self.lend(None)
@@ -150,7 +154,6 @@ class NodeSlots:
 
     def _set_cap(self) -> None:
         self.cap = min(self.share, self._kept)
-        self._bound()
         self._call_chunks()
         self.call_waiting()
 
@@ -158,31 +161,37 @@ class NodeSlots:
         if self._on_pressure is not None:
             self._on_pressure(self)
 
-    def adapt(self, limit: int) -> None:
-        """Set the adaptive concurrency limit of live requests."""
-        self._adapted = limit
-        self._bound()
-
-    def _bound(self) -> None:
-        # The cap also bounds `limit`, so that requests go to nodes with free slots instead.
-        self.limit = int(min(self._adapted, self.cap))
+    @property
+    def limit(self) -> int:
+        """How many live requests there should be at once, of the kinds that there are now."""
+        works = self._workloads
+        limit = sum(each.allowed for each in works if each.in_flight or each.queued)
+        limit = limit or max((each.allowed for each in works), default=int(START))
+        return int(min(limit, self.cap))
 
     # Taking and freeing slots.
 
-    def try_enter(self) -> bool:
-        """Take a slot for a live request if one is free. Pair with `leave`."""
-        # A batch always has chunks in flight: they must not keep out all live requests.
-        if self.in_flight - self._chunks >= max(1, self.limit - self._chunks):
-            return False
+    def has_room(self, work: Workload) -> bool:
+        """Whether there is a free slot for a live request."""
         if self.in_flight >= self.cap:
             return False
+        if self._chunks and work.kind == "embed":
+            # A batch always has chunks in flight: they must not keep out all live requests.
+            return work.in_flight < max(1, work.allowed - self._chunks)
+        return work.in_flight < work.allowed
+
+    def try_enter(self, work: Workload) -> bool:
+        """Take a slot for a live request if one is free. Pair with `leave`."""
+        if not self.has_room(work):
+            return False
         self.in_flight += 1
+        work.in_flight += 1
         return True
 
     async def enter(self) -> None:
         """Take a slot for a chunk of a batch, as soon as `cap` allows it.
 
-        Pair with ``leave(is_live=False)``.
+        Pair with `leave_chunk`.
         """
         if self.in_flight < self.cap:
             self.in_flight += 1
@@ -195,15 +204,23 @@ class NodeSlots:
             await has_place.wait()
         except BaseException:
             if has_place.is_set():  # cancelled after the slot was assigned: free it again
-                self.leave(is_live=False)
+                self.leave_chunk()
             else:
                 self._waiting_chunks.remove(has_place)
             raise
 
-    def leave(self, *, is_live: bool = True) -> None:
-        """Free the slot of a request. The next waiting request gets it at once."""
+    def leave(self, work: Workload) -> None:
+        """Free the slot of a live request. The next waiting request gets it at once."""
+        work.in_flight -= 1
+        self._free()
+
+    def leave_chunk(self) -> None:
+        """Free the slot of a chunk. The next waiting request gets it at once."""
+        self._chunks -= 1
+        self._free()
+
+    def _free(self) -> None:
         self.in_flight -= 1
-        self._chunks -= not is_live
         if self._waiting_chunks:
             self._call_chunks()
         if self.queued:
@@ -222,9 +239,9 @@ class NodeSlots:
 
     def line_up(self, waiter: Waiter, came: float, priority: int) -> Ticket[Waiter] | None:
         """Queue `waiter` for a slot; None if the room is full. Pair with `step_out`."""
-        ticket = self._room.add(waiter, self.name, came, priority)
+        ticket = self._room.add(waiter, waiter.work.line, came, priority)
         if ticket is not None:
-            self.queued += 1
+            self._count(waiter, 1)
             self.ends_at = min(self.ends_at, waiter.gives_up)
             self._press()
         return ticket
@@ -233,8 +250,16 @@ class NodeSlots:
         """Take it out of the line; False if it was taken out already."""
         if not self._room.remove(ticket):
             return False
-        self.queued -= 1
+        self._count(ticket.item, -1)
         return True
+
+    def _count(self, waiter: Waiter, one: int) -> None:
+        work = waiter.work
+        self.queued += one
+        work.queued += one
+        # Exactly zero when none waits, and never negative from rounding.
+        seconds = work.queued_seconds + one * waiter.seconds
+        work.queued_seconds = max(0.0, seconds) if work.queued else 0.0
 
     def _call_chunks(self) -> None:
         while self._waiting_chunks and self.in_flight < self.cap:
@@ -244,22 +269,37 @@ class NodeSlots:
 
     def call_waiting(self) -> None:
         """Assign free slots to waiting requests."""
-        while self.queued and self.try_enter():
-            waiter = self._room.take(self.name)
+        while self.queued and (work := self._next_line()) is not None:
+            waiter = self._room.take(work.line)
             if waiter is None:
-                self.leave()
                 return
-            self.queued -= 1
+            self._count(waiter, -1)
+            self.in_flight += 1
+            work.in_flight += 1
             waiter.has_place = True
             waiter.arrived.set()
+
+    def _next_line(self) -> Workload | None:
+        """Of the lines for which a slot is free, the one with the foremost request."""
+        works = [each for each in self._workloads if each.queued and self.has_room(each)]
+        if len(works) < 2:
+            return works[0] if works else None
+        first = min(ticket for each in works for ticket in self._room.front(each.line, 1))
+        return first.item.work
 
     def send_late_away(self, now: float) -> None:
         """Wake the requests whose time is over. Of those that have waited for this node longer than
         they should, wake the foremost: they look for another one."""
-        room, line = self._room, self.name
-        late = [ticket for ticket in room.front(line, _LOOKING) if ticket.item.until <= now]
+        room = self._room
+        lines = [each.line for each in self._workloads if each.queued]
+        late = [
+            ticket
+            for line in lines
+            for ticket in room.front(line, _LOOKING)
+            if ticket.item.until <= now
+        ]
         if self.ends_at <= now:
-            waiting = room.tickets(line)
+            waiting = [ticket for line in lines for ticket in room.tickets(line)]
             late += [ticket for ticket in waiting if ticket.item.gives_up <= now]
             ends = (ticket.item.gives_up for ticket in waiting)
             self.ends_at = min((end for end in ends if end > now), default=math.inf)
@@ -269,6 +309,7 @@ class NodeSlots:
 
     def send_away(self) -> None:
         """Reroute all waiting requests."""
-        while (waiter := self._room.take(self.name)) is not None:
-            self.queued -= 1
-            waiter.arrived.set()
+        for work in self._workloads:
+            while (waiter := self._room.take(work.line)) is not None:
+                self._count(waiter, -1)
+                waiter.arrived.set()

@@ -125,7 +125,7 @@ class ClusterState(Changes, ModelFacts):
                 f"two nodes are named {spec.name!r}: "
                 f"{self._nodes[spec.name].spec.url} and {spec.url}"
             )
-        self._nodes[spec.name] = added = Node(spec, self.room, source, self.load_times)
+        self._nodes[spec.name] = added = Node(spec, self.room, source, self.shared)
         self._membership_changed()
         if self.hub.is_watched:
             self.tell(NodeChanged(self.clock(), added.name, "added", spec.url))
@@ -163,7 +163,6 @@ class ClusterState(Changes, ModelFacts):
         self.not_closed.discard(name)
         self.stained.discard(name)
         dropped.send_away()
-        self.load_times.forget(name)
         if self.hub.is_watched:
             self.tell(NodeChanged(self.clock(), name, "removed", dropped.spec.url))
 

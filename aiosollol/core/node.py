@@ -181,6 +181,7 @@ class ModelInfo(NamedTuple):
     size: bytes.
     dim: length of its embeddings; 0 if the server does not report it.
     context_length: tokens of the context that it was trained with; 0 likewise.
+    family: architecture, such as "llama"; "" likewise.
     """
 
     name: str
@@ -188,6 +189,26 @@ class ModelInfo(NamedTuple):
     size: int = 0
     dim: int = 0
     context_length: int = 0
+    family: str = ""
+
+
+ONE_SLOT_FAMILIES = frozenset(
+    (
+        "mllama",
+        "qwen3vl",
+        "qwen3vlmoe",
+        "qwen35",
+        "qwen35moe",
+        "qwen3next",
+        "lfm2",
+        "lfm2moe",
+        "nemotron_h",
+        "nemotron_h_moe",
+        "nemotron_h_omni",
+    )
+)
+"""Families of which Ollama answers one chat at a time, whatever OLLAMA_NUM_PARALLEL says
+(``server/sched.go``)."""
 
 
 class LoadedModel(NamedTuple):

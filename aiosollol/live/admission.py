@@ -75,7 +75,7 @@ class Admission:
             node = self._on_trial(nodes, request)
             if node is None:
                 node = nodes[0] if len(nodes) == 1 else self._choose(nodes, request)
-            if node.try_enter():
+            if node.try_enter(node.workload(request)):
                 return node
         return await self._wait(request, tried, deadline, priority, is_patient, node)
 
@@ -84,14 +84,12 @@ class Admission:
         nodes = [
             node
             for node in self.eligible(request, tried)
-            if node.name not in tried
-            and node.in_flight < node.limit
-            and node.breaker.opens_at is None
+            if node.name not in tried and node.has_slot(request) and node.breaker.opens_at is None
         ]
         if not nodes:
             return None
         node = self._choose(nodes, request)
-        return node if node.try_enter() else None
+        return node if node.try_enter(node.workload(request)) else None
 
     def eligible(self, request: RouteRequest, tried: Collection[str] = ()) -> Sequence[Node]:
         """The nodes that may get `request` now, perhaps none."""
@@ -127,7 +125,7 @@ class Admission:
         now = cluster.clock()
         for node in nodes:
             is_due = node.breaker.opens_at is not None or node.standing.is_due(now)
-            if is_due and node.in_flight < node.limit:
+            if is_due and node.has_slot(request):
                 return node
         return None
 
@@ -167,17 +165,21 @@ class Admission:
                 continue
             if node is None:
                 node = nodes[0] if len(nodes) == 1 else self._choose(nodes, request)
-                if node.try_enter():
+                if node.try_enter(node.workload(request)):
                     return node
             if now >= gives_up:
                 raise saturated(now - came)
             patience = max(_LEAST_PATIENCE, _PATIENCE * node.ahead(now))
-            if await self._in_line(node, came, priority, now + patience, gives_up):
+            work = node.workload(request)
+            waiter = Waiter(
+                cluster.new_gate(), work, node.seconds(request) or 0.0, now + patience, gives_up
+            )
+            if await self._in_line(node, waiter, came, priority):
                 if self._eligibility.is_closed:  # after we got the slot, and before we ran
-                    node.leave()
+                    node.leave(work)
                     raise PoolClosed("the pool was closed during this call")
                 if cluster.clock() >= gives_up:  # the slot came too late
-                    node.leave()
+                    node.leave(work)
                     raise saturated(cluster.clock() - came)
                 return node
             if is_patient:
@@ -192,11 +194,8 @@ class Admission:
                 self._eligibility.conditions(),
             )
 
-    async def _in_line(
-        self, node: Node, came: float, priority: int, until: float, gives_up: float
-    ) -> bool:
+    async def _in_line(self, node: Node, waiter: Waiter, came: float, priority: int) -> bool:
         """Whether we got a slot on `node` before it was time to choose again."""
-        waiter = Waiter(self._cluster.new_gate(), until, gives_up)
         ticket = node.line_up(waiter, came, priority)
         if ticket is None:
             raise PoolSaturated(
@@ -209,7 +208,7 @@ class Admission:
         except BaseException:
             node.step_out(ticket)
             if waiter.has_place:
-                node.leave()
+                node.leave(waiter.work)
             raise
         node.step_out(ticket)
         return waiter.has_place

@@ -5,20 +5,21 @@ from __future__ import annotations
 from types import TracebackType
 
 from aiosollol.cluster.node import Node
-from aiosollol.cluster.node_costs import WorkKind
 from aiosollol.cluster.state import ClusterState
 from aiosollol.core.events import AttemptFailed
-from aiosollol.core.model_names import full_name
 from aiosollol.core.routing import circuit_breaker as breakers
-from aiosollol.core.routing.concurrency_limit import LatencySample
+from aiosollol.core.routing.concurrency_limit import Begin, LatencySample, has_waited
 from aiosollol.core.routing.load_times import LEAST_LOAD
 from aiosollol.core.routing.retry import Failure, classify
+from aiosollol.core.routing.running_chats import RunningChat
 from aiosollol.core.routing.strategies import RouteRequest
 from aiosollol.core.timings import ServerTimings
 from aiosollol.errors import BadRequest, ModelMissing, NodeError, NodeTimeout, ServerBusy
 from aiosollol.ports import CANCELLED, Span
 
 _OVERHEAD_TOKENS = 75.0
+_LATE = 2.0  # times the expected seconds until a first part, which vary with what else is computed
+_NOISE_SECONDS = 0.05  # of the time at which a chat got its slot
 WELL = 2.0
 """Times the predicted seconds, within which an answer to a check clears the node's record of
 failures at once, rather than letting it fade."""
@@ -36,9 +37,12 @@ class Attempt:
     """
 
     __slots__ = (
+        "_active",
         "_ahead",
         "_began_at",
+        "_chat",
         "_cluster",
+        "_first_part",
         "_has_begun",
         "_in_flight",
         "_is_live",
@@ -48,6 +52,7 @@ class Attempt:
         "_request",
         "_seconds",
         "_span",
+        "_work",
         "is_cold",
         "node",
         "sent_at",
@@ -66,6 +71,7 @@ class Attempt:
     ) -> None:
         self._cluster = cluster
         self._request = request
+        self._work = node.workload(request)
         self._options = options
         self._is_live = is_live
         self._span = span
@@ -75,10 +81,17 @@ class Attempt:
         self.is_cold = is_cold
         load = node.load_seconds(request.model) if is_cold else 0.0
         self._seconds = (node.seconds(request) or 0.0) + load
-        self._ahead = node.backlog.ahead(now)
-        self._in_flight = node.in_flight
+        self._in_flight = self._work.in_flight
         self._is_look = node.standing.is_due(now)
-        node.begin(self._seconds, now)
+        self._active = 0
+        self._first_part = 0.0
+        if self._work.chats is None:
+            self._chat = None
+            self._ahead = node.backlog.ahead(now)
+            node.begin(self._seconds, now)
+        else:
+            self._ahead = node.ahead(now)
+            self._chat = node.begin_chat(request, load, now)
         # A live request before the open breaker admits one is the last resort, and a probe too.
         breaker = node.breaker
         self._is_probe = breaker.opens_at is not None and (
@@ -109,10 +122,14 @@ class Attempt:
         """Start the clock again once the model is loaded, to time the request alone."""
         self.is_cold = False
         self.sent_at = self._cluster.clock()
+        if self._chat is not None:
+            self._chat.loaded(self.sent_at)
 
     def began(self) -> None:
         """Record the first part of a stream: the node works, however long the rest takes."""
         self._has_begun = True
+        if self._chat is not None:
+            self._began_answer(self._chat)
         if self._is_probe:
             answered = breakers.CallAnswered(is_probe=True)
             self._cluster.advance_breaker(self.node, answered, self._cluster.clock())
@@ -145,10 +162,12 @@ class Attempt:
             node.learn_load(request.model, load)
         seconds = max(0.0, now - self.sent_at - load)
         if request.kind == "embed":
-            node.learn(request.model, work, self.sent_at, now, load)
+            node.learn(request, work, self.sent_at, now, load)
+        elif self._chat is not None and timings is not None:
+            self._learn_chat(self._chat, seconds, timings, now)
         else:
-            node.learn_talk(WorkKind(full_name(request.model), request.kind), work, seconds)
-        if self._is_live and not load:
+            node.learn_talk(self._work, work, seconds)
+        if self._is_live and not load and (self._chat is None or timings is None):
             self._adapt(seconds, work)
         node.succeed(self.sent_at, now, vectors=vectors, tokens=tokens)
         node.warmed(request.model, self._options)
@@ -202,11 +221,65 @@ class Attempt:
         node = self.node
         if node.outrun:
             node.take_outrun(self._request)  # the mark ends with the attempt
-        node.end(self._seconds, now, is_live=self._is_live)
+        node.end(self._work if self._is_live else None, self._seconds, now, self._chat)
         if self._span is not None:
             self._span.end(problem)
+
+    def _began_answer(self, chat: RunningChat) -> None:
+        """Learn from the first part of a stream whether it had to wait for a slot of the node."""
+        node, request, now = self.node, self._request, self._cluster.clock()
+        assert self._work.chats is not None
+        self._first_part = now - self.sent_at
+        expected = node.chat_seconds(request)
+        waited = seconds = prefill = 0.0
+        if expected is not None:
+            prefill = _LATE * expected.prefill
+            waited = max(0.0, self._first_part - prefill)
+            seconds = expected.prefill + expected.decode
+        self._learn_begin(chat, waited, seconds, now, prefill, self._work.in_flight)
+        chat.began(now)
+
+    def _learn_chat(
+        self, chat: RunningChat, seconds: float, timings: ServerTimings, now: float
+    ) -> None:
+        """Learn the cost of a chat, and from a whole answer whether it had to wait for a slot."""
+        assert self._work.chats is not None
+        took = timings.prefill + timings.decode
+        if self._has_begun:
+            wire = self._first_part - timings.waited - timings.prefill
+        else:
+            wire = seconds - timings.waited - took
+            self._learn_begin(chat, timings.waited, took, now - took, 0.0, self._in_flight)
+            chat.began(now - took)
+        active = (self._active + len(self._work.chats)) / 2.0
+        prefill = timings.prefill + max(0.0, wire)
+        self.node.learn_chat(self._request, timings._replace(prefill=prefill), active)
+
+    def _learn_begin(
+        self,
+        chat: RunningChat,
+        waited: float,
+        seconds: float,
+        at: float,
+        since: float,
+        in_flight: int,
+    ) -> None:
+        """Learn how many slots the node has. at: when `chat` had got one, `since` seconds before.
+
+        The other arguments are those of `Begin`.
+        """
+        work = self._work
+        assert work.chats is not None
+        noise = min(_NOISE_SECONDS, (waited + seconds) / 4)
+        if has_waited(waited, seconds):
+            active = work.chats.active(chat, at - since - noise)
+        else:
+            active = work.chats.active(chat, at + noise) + 1
+        self._active = active
+        may_grow = not work.chat_cost.decode.is_serial
+        self.node.learn_begin(work, Begin(waited, seconds, active, in_flight, may_grow))
 
     def _adapt(self, seconds: float, work: float, *, is_overload: bool = False) -> None:
         # Add the fixed cost of a request, or short texts would look like congestion.
         sample = LatencySample(seconds, work + _OVERHEAD_TOKENS, self._in_flight, is_overload)
-        self.node.learn_limit(WorkKind(full_name(self._request.model), self._request.kind), sample)
+        self.node.learn_limit(self._work, sample)

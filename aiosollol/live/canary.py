@@ -170,7 +170,7 @@ class VectorCanary:
                         return None
                     answer = await self._exchange.sample(call, node, SECONDS)
                 finally:
-                    node.leave(is_live=False)
+                    node.leave_chunk()
             except SollolError as error:
                 return [] if isinstance(error, NodeError) and has_nan(error) else None
             floats = memoryview(answer.floats).cast("B").cast("f").tolist()

@@ -305,7 +305,7 @@ class NodeRace(Race[AnswerT]):
         if (is_cold and not is_very_late) or not (
             is_free or hedger.may_send(len(racing), is_very_late=is_very_late)
         ):
-            other.leave()
+            other.leave(other.workload(request))
             self._try_again_at(max(now + _LOOK_AGAIN_SECONDS, self._very_late_at))
             return None
         racing.append((other, is_cold))

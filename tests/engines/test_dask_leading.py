@@ -208,7 +208,7 @@ async def test_the_client_has_its_share_too() -> None:
                 try:
                     await cluster.nodes.request("client", name, 0.4)
                 finally:
-                    node.leave(is_live=False)
+                    node.leave_chunk()
                 done[name] += 1
 
         await anyio.sleep(2.0)

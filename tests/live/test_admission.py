@@ -10,11 +10,12 @@ from typing import Any
 
 import anyio
 import pytest
-from live_cluster import CHAT, EMBED, MODEL, cluster, gather, vector, virtual_time
+from live_cluster import CHAT, EMBED, MODEL, Cluster, cluster, gather, vector, virtual_time
 
 from aiosollol.cluster.node import Node
 from aiosollol.core.node import NodeSpec
 from aiosollol.core.node_transitions import ProbeFailed
+from aiosollol.core.routing.concurrency_limit import Concurrency
 from aiosollol.core.routing.strategies import NodeLoad, RouteRequest
 from aiosollol.errors import (
     InvalidInput,
@@ -337,13 +338,20 @@ async def test_whether_a_timeout_runs_while_a_request_waits(
         await made.rest()
 
 
+def allow(made: Cluster, name: str, limit: int) -> None:
+    """Set how many embeddings a node may have at once, as if it was learned."""
+    node = made.node(name)
+    work = node.workload(RouteRequest(MODEL))
+    work.adapt(Concurrency(limit=limit, most=limit))
+
+
 @pytest.mark.parametrize("how", ["down", "removed", "drained"])
 async def test_a_line_goes_elsewhere_when_its_node_does(how: str) -> None:
     """`b` is slow, so all wait for `a`; when `a` is gone, they do not wait for it any more."""
     slow = {"seconds_per_item": 3.0, "max_concurrency": 8, "slots": 8}
     async with cluster(a={"seconds_per_item": 1.0, "max_concurrency": 1}, b=slow) as made:
         await made.warm_up()
-        made.node("b").limit = 8
+        allow(made, "b", 8)
         began = anyio.current_time()
 
         async def end() -> None:
@@ -433,7 +441,7 @@ async def test_a_chunk_that_gives_up_leaves_its_place_to_the_next(anyio_backend:
     async def visit(name: str) -> None:
         await node.enter()
         came.append(name)
-        node.leave(is_live=False)
+        node.leave_chunk()
 
     async with anyio.create_task_group() as group:
         group.start_soon(visit, "last")
@@ -451,7 +459,7 @@ async def test_a_chunk_that_gives_up_leaves_its_place_to_the_next(anyio_backend:
 async def test_a_live_call_is_not_starved_by_a_batch_where_the_limit_is_one() -> None:
     async with cluster(a={"seconds_per_item": 0.01}, wait_timeout=5.0) as made:
         await made.warm_up()
-        made.node("a").limit = 1
+        allow(made, "a", 1)
         texts = [f"text {number}" for number in range(2000)]
         async with anyio.create_task_group() as group:
             group.start_soon(made.embed_batch, texts)

@@ -196,6 +196,7 @@ async def test_retries_are_counted_beside() -> None:
 async def test_hedges_are_counted_beside() -> None:
     made = Made(hedge_rate=1.0)
     async with made.pool:
+        await made.pool.warm(MODEL)  # a load that hangs is waited for much longer
         for _ in range(200):
             await made.pool.embed(MODEL, "a text")
         before = made.pool.get_stats()

@@ -95,7 +95,7 @@ class Program:
             self.done += 1
             self.seconds += seconds
         finally:
-            node.leave(is_live=False)
+            node.leave_chunk()
 
     @property
     def caps(self) -> dict[str, float]:

@@ -14,9 +14,14 @@ A delay below `GOOD_DELAY` does not count. It is not noticeable, and if a node a
 that, most of it is the client's own: a busy event loop handles answers late. With fewer requests at
 once such a loop would do less per iteration, at a higher cost per request.
 
-Seconds are per unit of work, so that a long text or a long chat is not mistaken for congestion. The
-caller chooses the unit: prompt tokens of an embedding, tokens of an answer. Only requests of one
-kind can be compared, so keep a state for each (node, model, kind).
+Seconds are per unit of work, so that a long text is not mistaken for congestion. Only requests of
+one kind can be compared, so keep a state for each (node, model, kind).
+
+A chat takes seconds to minutes, depending on its answer, so its latency says little, and late. What
+it waited before it began says more: a server begins requests in order of arrival, at once if a slot
+is free. So `after_begin` doubles the limit while all begin at once, as TCP does in slow start (RFC
+5681). When one had to wait, it sets the limit to those that were being answered, plus one, which
+takes the next slot without a gap.
 """
 
 from __future__ import annotations
@@ -33,6 +38,11 @@ _LEAST, _MOST = 1.0, 512.0
 _BACK_OFF = 0.7
 _ABSURD = 1e12  # seconds per unit of work
 _FAST, _SLOW = 0.3, 0.1
+_LONG_SECONDS = 1.0
+"""An answer that takes longer is not worth a look: requests held back would wait for several."""
+_NO_WAIT, _WAIT, _LONG_WAIT = 0.05, 0.25, 0.5
+"""Of the seconds that a chat takes: a wait that may be noise, and one that is not; and seconds that
+are too long for any."""
 _LOOK_EVERY = 60
 """Rounds (as many answers as the limit) between two measurements of the latency alone."""
 
@@ -53,8 +63,26 @@ class LatencySample(NamedTuple):
     is_overload: bool = False
 
 
+class Begin(NamedTuple):
+    """The begin of one chat or generate.
+
+    waited: seconds that it waited for a slot of the node.
+    seconds: those that it takes alone.
+    active: requests that the node was answering then, including itself; if it had to wait, those
+    just before, without it.
+    in_flight: requests in flight then, or when it was sent, if nothing showed when it began.
+    may_grow: whether more at once would be answered faster than one after another.
+    """
+
+    waited: float
+    seconds: float
+    active: int
+    in_flight: int
+    may_grow: bool = True
+
+
 class Concurrency(NamedTuple):
-    """The limiter state of a node. Immutable: `adapt` returns the next one.
+    """The limiter state of a node. Immutable: `adapt` and `after_begin` return the next one.
 
     limit: the limit, with its fraction.
     alone: seconds per unit of work without contention; 0 before the first answer.
@@ -64,6 +92,7 @@ class Concurrency(NamedTuple):
     looking: answers for which it remains halved.
     settling: answers until an overload counts again.
     most: upper bound of the limit.
+    is_slow_start: whether no chat has waited yet, see `after_begin`.
     """
 
     limit: float = START
@@ -74,6 +103,7 @@ class Concurrency(NamedTuple):
     looking: int = 0
     settling: int = 0
     most: float = _MOST
+    is_slow_start: bool = True
 
     @property
     def allowed(self) -> int:
@@ -82,8 +112,13 @@ class Concurrency(NamedTuple):
         return max(1, int(limit + 1e-9))
 
 
-def start(max_concurrency: int | None = None) -> Concurrency:
-    """The initial state: a limit of 2, or `max_concurrency` if that is lower."""
+def start(max_concurrency: int | None = None, *, has_one_slot: bool = False) -> Concurrency:
+    """The initial state: a limit of 2, or `max_concurrency` if that is lower.
+
+    has_one_slot: whether the node answers such requests one after another, so the limit stays 1.
+    """
+    if has_one_slot:
+        return Concurrency(limit=1.0, most=1.0)
     most = _MOST if max_concurrency is None else float(max_concurrency)
     return Concurrency(limit=min(START, most), most=most)
 
@@ -91,13 +126,13 @@ def start(max_concurrency: int | None = None) -> Concurrency:
 def adapt(state: Concurrency, sample: LatencySample) -> Concurrency:
     """The state after `sample`."""
     seconds, work, in_flight, is_overload = sample
-    limit, alone, busy, seen, until_look, looking, settling, most = state
+    limit, alone, busy, seen, until_look, looking, settling, most, is_slow_start = state
     settling = max(0, settling - 1)
     if is_overload:
         # Count it once for all that were in flight together, since they fail together.
         if not settling:
             settling, limit = int(limit) + 1, max(_LEAST, limit * _BACK_OFF)
-        return Concurrency(limit, alone, busy, seen, until_look, looking, settling, most)
+        return state._replace(limit=limit, settling=settling)
     unit = seconds / work if work > 0.0 else 0.0
     if not 0.0 < unit < _ABSURD:
         return state
@@ -105,9 +140,9 @@ def adapt(state: Concurrency, sample: LatencySample) -> Concurrency:
         looking -= 1
         if in_flight <= state.allowed:
             alone += min(_FAST, 2.0 / limit) * (unit - alone)
-        return Concurrency(limit, alone, busy, seen, until_look, looking, settling, most)
+        return state._replace(alone=alone, looking=looking, settling=settling)
     until_look -= 1.0
-    if until_look <= 0.0 and limit >= 2.0:
+    if until_look <= 0.0 and limit >= 2.0 and seconds < _LONG_SECONDS:
         until_look = _LOOK_EVERY * limit
         # The requests still in flight, and a round at half the limit.
         looking = int(limit) + max(3, int(limit / 2))
@@ -122,7 +157,28 @@ def adapt(state: Concurrency, sample: LatencySample) -> Concurrency:
             ratio = alone / busy if busy > 0.0 else 1.0
             delay = work * (busy - alone)
             limit = min(max(_next(limit, in_flight, ratio, delay), _LEAST), most)
-    return Concurrency(limit, alone, busy, seen, until_look, looking, settling, most)
+    return Concurrency(limit, alone, busy, seen, until_look, looking, settling, most, is_slow_start)
+
+
+def has_waited(waited: float, seconds: float) -> bool:
+    """Whether a chat that takes `seconds` alone waited so long that all slots were taken."""
+    return waited > max(GOOD_DELAY, min(_WAIT * seconds, _LONG_WAIT))
+
+
+def after_begin(state: Concurrency, begin: Begin) -> Concurrency:
+    """The state after a chat began."""
+    waited, seconds, active, in_flight, may_grow = begin
+    if has_waited(waited, seconds):
+        limit = max(_LEAST, min(active + 1.0, state.limit))
+        return state._replace(limit=limit, is_slow_start=False)
+    if not may_grow or waited > max(GOOD_DELAY, _NO_WAIT * seconds):
+        return state
+    limit = state.limit
+    if state.is_slow_start:
+        limit = max(limit, 2.0 * active)
+    elif active >= in_flight >= int(limit):
+        limit += 1.0
+    return state._replace(limit=min(limit, state.most))
 
 
 def _next(limit: float, in_flight: int, ratio: float, delay: float) -> float:

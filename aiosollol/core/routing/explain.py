@@ -71,10 +71,10 @@ def why_not(node: NodeCondition, request: RouteRequest, now: float) -> str:
     return node.breaker.describe(now)
 
 
-def why_less(node: NodeLoad, now: float) -> str:
+def why_less(node: NodeLoad, request: RouteRequest, now: float) -> str:
     """Why an eligible node gets fewer requests, for people to read; "" if it does not."""
     reasons = []
-    if node.in_flight >= node.limit:
+    if not node.has_slot(request):
         waiting = f", {node.queued} waiting" if node.queued else ""
         reasons.append(f"at its limit ({node.in_flight} of {node.limit} in flight{waiting})")
     part = share(node.returned_at, now)
@@ -198,12 +198,12 @@ def explain(
         NodeExplanation(
             node.name,
             not reason,
-            reason or why_less(node, now),
+            reason or why_less(node, request, now),
             {} if reason else _terms(strategy, node, request, now, expected[node.name]),
         )
         for node, reason in zip(every, reasons, strict=True)
     )
-    waits = chosen is not None and chosen.in_flight >= chosen.limit
+    waits = chosen is not None and not chosen.has_slot(request)
     chosen_name = None if chosen is None else chosen.name
     return RouteExplanation(name, request.model, chosen_name, waits, explained)
 

@@ -33,12 +33,6 @@ class LoadTimes:
         self._seen[node, model] = size, seconds
         self._estimates.clear()
 
-    def forget(self, node: str) -> None:
-        """Drop what was seen on `node`."""
-        for key in [key for key in self._seen if key[0] == node]:
-            del self._seen[key]
-        self._estimates.clear()
-
     def seconds(self, node: str, model: str, size: int) -> float:
         """Seconds of a load, as seen or estimated."""
         seen = self._seen.get((node, model))

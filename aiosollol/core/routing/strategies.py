@@ -35,6 +35,7 @@ class RouteRequest(NamedTuple):
     conversation instead would spread conversations evenly over unequal nodes, and send one that had
     to move back to a node without its cache.
     digest: required digest of the model, where vectors must be comparable; None for any.
+    max_output: most tokens of the answer (``num_predict``); 0 if there is no limit.
     can_move: whether the request can move to another node until it is answered. A stream that has
     begun cannot, so it must not be used as a probe of a failed node.
     """
@@ -45,6 +46,7 @@ class RouteRequest(NamedTuple):
     home: str | None = None
     digest: str | None = None
     can_move: bool = True
+    max_output: int = 0
 
 
 class NodeLoad(Protocol):
@@ -53,7 +55,7 @@ class NodeLoad(Protocol):
     priority: lower is preferred.
     in_flight: this program's requests in flight on it.
     queued: this program's requests waiting for a slot on it.
-    limit: maximum number in flight.
+    limit: maximum number in flight, of the kinds in flight now.
     latency: smoothed latency of recent answers; 0 before the first.
     cpu_load: 0 to 1; None if unknown.
     gpu_free_mem: MB; None if unknown.
@@ -62,8 +64,10 @@ class NodeLoad(Protocol):
 
     seconds(request): time for the request alone; None if the node never answered such a request.
     ahead(now): time until the requests in flight are done, without the queued ones.
+    wait(request, now): time until it would begin, behind those in flight and queued.
     load_seconds(model): time of the model load; 0 if it is in memory.
     fits(model): whether the model can be loaded without evicting another; None if unknown.
+    has_slot(request): whether a slot is free for the request.
     """
 
     @property
@@ -88,8 +92,10 @@ class NodeLoad(Protocol):
     def standing(self) -> NodeHealth: ...
     def seconds(self, request: RouteRequest) -> float | None: ...
     def ahead(self, now: float) -> float: ...
+    def wait(self, request: RouteRequest, now: float) -> float: ...
     def load_seconds(self, model: str) -> float: ...
     def fits(self, model: str) -> bool | None: ...
+    def has_slot(self, request: RouteRequest) -> bool: ...
 
 
 class RoutingFunction(Protocol):
@@ -132,7 +138,7 @@ def route(
             return home
     if strategy is performance:
         return cast(NodeT, performance(nodes, request, now, rng))
-    with_room = [node for node in nodes if node.in_flight < node.limit] or nodes
+    with_room = [node for node in nodes if node.has_slot(request)] or nodes
     chosen = strategy(with_room, request, now, rng)
     if not any(chosen is node for node in with_room):
         raise InvalidInput(f"the routing function must return one of its nodes, not {chosen!r}")
@@ -148,9 +154,8 @@ def _stays(home: NodeLoad, nodes: Sequence[NodeLoad], request: RouteRequest, now
 def predict(nodes: Iterable[NodeLoad], request: RouteRequest, now: float) -> list[float]:
     """Predicted seconds until each node would answer.
 
-    (work ahead + (queued + 1) x its own seconds + model load) x `NodeHealth.factor`. Queued
-    requests are assumed to cost as much as this one. The load counts twice if another model must
-    be evicted, because that one will have to be loaded again.
+    (wait + its own seconds + model load) x `NodeHealth.factor`. The load counts twice if another
+    model must be evicted, because that one will have to be loaded again.
 
     An idle node that never answered such a request but has the model in memory gets 0, so it is
     tried first. With a request in flight, or a model load, it counts like the mean of the others,
@@ -169,9 +174,8 @@ def predict(nodes: Iterable[NodeLoad], request: RouteRequest, now: float) -> lis
             untried.append((len(expected), node, load))
             expected.append(0.0)
         else:
-            own = seconds * (node.queued + 1)
             alone += seconds
-            whole = node.ahead(now) + own + load
+            whole = node.wait(request, now) + seconds + load
             expected.append(whole * node.standing.factor(now))
     if untried:
         known = len(expected) - len(untried)
@@ -180,7 +184,7 @@ def predict(nodes: Iterable[NodeLoad], request: RouteRequest, now: float) -> lis
         guess = alone / known if known else _GUESSED_SECONDS
         for index, node, load in untried:
             busy = node.in_flight + node.queued
-            ahead = node.ahead(now)  # other kinds of request, and model loads
+            ahead = node.wait(request, now)  # other kinds of request, and model loads
             if busy or load or ahead:
                 waits = max(busy * guess, ahead) + guess + load
                 expected[index] = waits * node.standing.factor(now)

@@ -210,6 +210,7 @@ def load_tags(node: str, body: bytes) -> dict[str, ModelInfo]:
             _number(entry, "size"),
             _number(details, "embedding_length"),
             max(0, _number(details, "context_length")),
+            _text(details, "family"),
         )
     return models
 

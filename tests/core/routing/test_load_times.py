@@ -32,11 +32,3 @@ def test_estimates(loads: list[Load], asked: tuple[str, str, int], seconds: floa
     for load in loads:
         times.observe(*load)
     assert times.seconds(*asked) == pytest.approx(seconds)
-
-
-def test_a_removed_node_is_forgotten() -> None:
-    times = LoadTimes()
-    times.observe("a", "m", GB, 2.0)
-    times.observe("b", "m", GB, 8.0)
-    times.forget("b")
-    assert times.seconds("b", "m", GB) == 2.0

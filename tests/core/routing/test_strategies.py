@@ -94,6 +94,12 @@ class Node:
     def ahead(self, now: float) -> float:
         return self.ahead_
 
+    def wait(self, request: RouteRequest, now: float) -> float:
+        return self.ahead_ + self.queued * (self.seconds_ or 0.0)
+
+    def has_slot(self, request: RouteRequest) -> bool:
+        return self.in_flight < self.limit
+
     def load_seconds(self, model: str) -> float:
         return self.load
 
@@ -278,10 +284,10 @@ def test_why_not(node: Node, digest: str | None, reason: str) -> None:
 
 
 def test_why_less() -> None:
-    assert why_less(Node("n"), NOW) == ""
+    assert why_less(Node("n"), REQUEST, NOW) == ""
     full = Node("n", in_flight=2, limit=2, queued=3, returned_at=NOW - 2)
     said = "at its limit (2 of 2 in flight, 3 waiting), returning, gets 55% of its share"
-    assert why_less(full, NOW) == said
+    assert why_less(full, REQUEST, NOW) == said
 
 
 # Explanations.

@@ -25,7 +25,8 @@ from aiosollol.wire.ollama.client import (
 def test_the_models_of_a_real_node() -> None:
     models = load_tags("n", captured("03-tags")[1])
     digest = "5cb97c13a7699afe894626b2e2759d6feaa4f5b09cb780313092ac3bc70e44d9"
-    assert models["all-minilm:latest"] == ModelInfo("all-minilm:latest", digest, 46223508, 384, 512)
+    minilm = ModelInfo("all-minilm:latest", digest, 46223508, 384, 512, "bert")
+    assert models["all-minilm:latest"] == minilm
     assert (models["tiny-chat:latest"].dim, models["tiny-chat:latest"].context_length) == (64, 4096)
 
 

@@ -1,0 +1,85 @@
+"""Requests of one kind for one model on one node: how many there are, and what they cost."""
+
+from __future__ import annotations
+
+from aiosollol.core.routing.chat_cost import ChatCost, ChatSeconds
+from aiosollol.core.routing.concurrency_limit import Concurrency
+from aiosollol.core.routing.node_health import Steady
+from aiosollol.core.routing.output_lengths import OutputLengths
+from aiosollol.core.routing.running_chats import RunningChats
+from aiosollol.core.routing.strategies import RouteRequest
+from aiosollol.core.scheduling.cost import Cost
+
+CHATS = frozenset(("chat", "generate"))
+
+
+class Workload:
+    """Live requests of one kind for one model. Only the node that they are for changes it.
+
+    model: its full name.
+    kind: "embed", "chat", "generate" or "load".
+    line: the name of their line in the waiting room.
+    in_flight, queued: how many have a slot and how many wait for one.
+    queued_seconds: what those that wait are expected to take.
+    allowed: how many may have a slot.
+    concurrency: the state of that limit.
+    steady: the cost by wall time; None until one was answered.
+    cost: the same, before smoothing.
+    chats: the chats in flight; None for other kinds.
+    chat_cost, lengths: of chats, as the server reports them.
+    """
+
+    __slots__ = (
+        "allowed",
+        "chat_cost",
+        "chats",
+        "concurrency",
+        "cost",
+        "in_flight",
+        "kind",
+        "lengths",
+        "line",
+        "model",
+        "queued",
+        "queued_seconds",
+        "steady",
+    )
+
+    def __init__(
+        self, node: str, model: str, kind: str, concurrency: Concurrency, lengths: OutputLengths
+    ) -> None:
+        self.model = model
+        self.kind = kind
+        self.line = f"{node} {model} {kind}"
+        self.in_flight = 0
+        self.queued = 0
+        self.queued_seconds = 0.0
+        self.concurrency = concurrency
+        self.allowed = concurrency.allowed
+        self.steady: Steady | None = None
+        self.cost = Cost.unknown()
+        self.chats = RunningChats() if kind in CHATS else None
+        self.chat_cost = ChatCost()
+        self.lengths = lengths
+
+    def chat_seconds(self, request: RouteRequest, *, is_home: bool) -> ChatSeconds | None:
+        """Predicted seconds of a chat that has a slot; None if none was answered here."""
+        prefill = self.chat_cost.prefill(request.tokens, is_home=is_home)
+        if prefill is None or self.chats is None:
+            return None
+        active = min(len(self.chats) + 1, max(self.chats.slots, 1))
+        tokens = self.lengths.expected(request.max_output)
+        return ChatSeconds(prefill, tokens * self.chat_cost.decode.seconds(active))
+
+    def adapt(self, concurrency: Concurrency) -> None:
+        """Set the state of the limit."""
+        self.concurrency = concurrency
+        self.allowed = concurrency.allowed
+
+    def learn_cost(self, cost: Cost) -> None:
+        """Set the cost by wall time."""
+        self.cost = cost
+        if self.steady is None:
+            self.steady = Steady(cost)
+        else:
+            self.steady.follow(cost)
