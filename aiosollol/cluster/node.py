@@ -136,11 +136,12 @@ class Node(NodeCosts):
     def wait(self, request: RouteRequest, now: float) -> float:
         """Seconds until it would begin `request`, behind those in flight and waiting."""
         wait = self.backlog.ahead(now)
-        for work in self._workloads:
-            if work.chats is None:
-                wait += work.queued_seconds
-            elif work.in_flight or work.queued:
-                wait += work.chats.ahead(now, work.queued_seconds)
+        if self.queued or self.has_chats:
+            for work in self._workloads:
+                if work.chats is None:
+                    wait += work.queued_seconds
+                elif work.in_flight or work.queued:
+                    wait += work.chats.ahead(now, work.queued_seconds)
         return wait
 
     def fits(self, model: str) -> bool | None:

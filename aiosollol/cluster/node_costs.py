@@ -40,6 +40,7 @@ class NodeCosts(NodeSlots):
     loading: models that a request of this program is loading.
     embeds: models that it has embedded with, and the time of the first answer, since the model's
     digest and the server's version last changed.
+    has_chats: whether it was asked for a chat or generate.
     has_news: whether `embeds` has grown.
     """
 
@@ -51,6 +52,7 @@ class NodeCosts(NodeSlots):
         "costs",
         "disturbed_at",
         "embeds",
+        "has_chats",
         "has_news",
         "last_done",
         "loading",
@@ -66,6 +68,7 @@ class NodeCosts(NodeSlots):
         self.loading: set[str] = set()
         self.embeds: dict[str, float] = {}
         self.has_news = False
+        self.has_chats = False
         self._by_request: dict[tuple[str, str], Workload] = {}
         self._warmed: set[str] = set()
         self._options: dict[str, object] = {}
@@ -86,6 +89,7 @@ class NodeCosts(NodeSlots):
             lengths = self._shared.output_lengths.setdefault((name, kind), OutputLengths())
             work = Workload(self.name, name, kind, limit, lengths)
             self._workloads.append(work)
+            self.has_chats = self.has_chats or work.chats is not None
         if len(self._by_request) < _MOST_SPELLINGS:
             self._by_request[request.model, kind] = work
         return work
@@ -100,7 +104,8 @@ class NodeCosts(NodeSlots):
 
     def seconds(self, request: RouteRequest) -> float | None:
         """Predicted seconds for a request alone; None if it never answered one of its kind."""
-        work = self.workload(request)
+        # As `workload`, without the call: this is asked of each node for each request.
+        work = self._by_request.get((request.model, request.kind)) or self._new_workload(request)
         if work.chats is not None:
             chat = self.chat_seconds(request)
             if chat is not None:

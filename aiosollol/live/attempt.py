@@ -136,6 +136,11 @@ class Attempt:
             self._is_probe = False
 
     @property
+    def is_first(self) -> bool:
+        """Whether the node has answered no such request before."""
+        return self._work.steady is None
+
+    @property
     def predicted(self) -> float:
         """Seconds until its answer, as predicted when it was sent; 0 if unknown."""
         return self._ahead + self._seconds if self._seconds else 0.0

@@ -85,7 +85,8 @@ class NodeClient:
             if load is not None:
                 left = await self._loaded(load, timeout, attempt)
                 timeout = left if is_live else timeout
-            is_timed = load is None and full_name(call.model) not in node.costs
+            # The first answer may include a load that was not foreseen.
+            is_timed = load is None and attempt.is_first
             answer = await _ask(
                 self._way_to(node), call, node, timeout, headers, dim, is_timed=is_timed
             )
