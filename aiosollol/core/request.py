@@ -127,6 +127,12 @@ def reload_key(options: Mapping[str, Any] | None) -> tuple[tuple[str, str], ...]
     return tuple((name, repr(options[name])) for name in _RELOADING if name in options) or None
 
 
+def most_output(options: Mapping[str, Any] | None) -> int:
+    """The limit of the tokens of an answer in `options`; 0 if there is none."""
+    limit = options.get("num_predict") if options else None
+    return limit if type(limit) is int and limit > 0 else 0
+
+
 def options_of(key: object) -> dict[str, Any] | None:
     """The options that `reload_key` made `key` of; None if they cannot be told from it."""
     if not isinstance(key, tuple):

@@ -135,6 +135,14 @@ class Attempt:
             self._cluster.advance_breaker(self.node, answered, self._cluster.clock())
             self._is_probe = False
 
+    def timings_of_parts(self, parts: int) -> ServerTimings | None:
+        """The timings of a stream of `parts` by the client's clock, a part for a token."""
+        if parts < 2 or not self._has_begun:
+            return None
+        total = self._cluster.clock() - self.sent_at
+        decode = total - self._first_part
+        return ServerTimings(total, 0.0, 0, self._first_part, parts, decode)
+
     @property
     def is_first(self) -> bool:
         """Whether the node has answered no such request before."""

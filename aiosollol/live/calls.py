@@ -53,6 +53,7 @@ class TalkCall(NamedTuple, Generic[Part]):
 
     kind: "chat" or "generate", for costs and spans; "embed" if one text is forwarded.
     load: decodes the answer; takes the node's name and the bytes.
+    max_output: see `RouteRequest`.
     """
 
     path: str
@@ -64,10 +65,11 @@ class TalkCall(NamedTuple, Generic[Part]):
     options: object = None
     loading: Mapping[str, Any] | None = None
     dimensions: int | None = None
+    max_output: int = 0
 
     def request(self) -> RouteRequest:
         """The request for the router, as far as the call knows it."""
-        return RouteRequest(self.model, self.tokens, self.kind)
+        return RouteRequest(self.model, self.tokens, self.kind, max_output=self.max_output)
 
     def check(self, part: Part, dim: int) -> None:
         """Check the vector in an answer, of which `dim` numbers are due; 0 if that is unknown."""

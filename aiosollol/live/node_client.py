@@ -161,7 +161,8 @@ class NodeClient:
 
         def account(stream: ReplyStream[Part], error: BaseException | None) -> None:
             if error is None:
-                attempt.answered(call.tokens, tokens=stream.tokens, timings=stream.timings)
+                timings = stream.timings or attempt.timings_of_parts(stream.parts)
+                attempt.answered(call.tokens, tokens=stream.tokens, timings=timings)
             elif first_part.cancel_called and not isinstance(error, NodeError):
                 attempt.failed(late)
             else:

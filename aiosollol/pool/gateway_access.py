@@ -9,7 +9,13 @@ from typing import Any, Literal, Unpack, cast
 from aiosollol.cluster.eligibility import Eligibility
 from aiosollol.cluster.state import ClusterState
 from aiosollol.core.arguments import LiveArguments
-from aiosollol.core.request import check_timeout, loading_of, plain_settings, reload_key
+from aiosollol.core.request import (
+    check_timeout,
+    loading_of,
+    most_output,
+    plain_settings,
+    reload_key,
+)
 from aiosollol.core.routing.explain import Setback, after
 from aiosollol.core.routing.wait_queue import USUAL, check_priority
 from aiosollol.core.scheduling.cost import CHARACTERS_PER_TOKEN
@@ -222,5 +228,6 @@ class GatewayAccess:
             reload_key(options),
             loading_of(options, keep_alive),
             dimensions,
+            most_output(options),
         )
         return call, CallOptions(seconds, check_priority(priority), sticky, timeout is None)

@@ -12,6 +12,7 @@ from aiosollol.core.request import (
     check_text,
     check_timeout,
     loading_of,
+    most_output,
     reload_key,
 )
 from aiosollol.core.routing.wait_queue import USUAL, check_priority
@@ -132,6 +133,7 @@ class Generation:
             tokens,
             reload_key(options),
             loading_of(options, payload["keep_alive"]),
+            max_output=most_output(options),
         )
 
     def _wishes(self, timeout: float | None, priority: int, sticky: str | None) -> CallOptions:

@@ -25,7 +25,7 @@ from aiosollol.cluster.state import ClusterState
 from aiosollol.core.embeddings import Embeddings
 from aiosollol.core.events import PoolEvent
 from aiosollol.core.reply import ChatReply
-from aiosollol.core.request import EmbedSettings, loading_of, reload_key
+from aiosollol.core.request import EmbedSettings, loading_of, most_output, reload_key
 from aiosollol.core.routing.strategies import RoutingFunction, strategy_of
 from aiosollol.core.scheduling.planner import PlanOptions
 from aiosollol.core.stats import pool_stats
@@ -210,6 +210,7 @@ class Cluster:
             20.0,
             reload_key(options),
             loading_of(options, None),
+            max_output=most_output(options),
         )
 
     async def chat(
