@@ -214,12 +214,14 @@ def _entry_as_dict(entry: ParallelismEntry) -> dict[str, Any]:
 
 KINDS = ("embed", "chat", "generate")
 
-_NEUTRAL = {"ahead": 0.0, "load": 0.0, "success rate": 1.0, "pace": 1.0}
+_NEUTRAL = {"queue": 0.0, "load": 0.0, "success rate": 1.0, "pace": 1.0}
 _MEANINGS = {
     "expected": "seconds until the answer",
-    "ahead": "until its running requests are done",
-    "own": "the request alone",
+    "queue": "until it could begin",
     "load": "the model load",
+    "own": "the request alone",
+    "prefill": "of the prompt, as far as it is not cached",
+    "decode": "of the expected answer",
 }
 
 
@@ -317,7 +319,8 @@ def _legend(terms: Sequence[str], measurement: Measurement | None) -> list[str]:
     parts = [f"{term}: {_MEANINGS[term]}" for term in terms if term in _MEANINGS]
     lines = ["; ".join(parts) + "."]
     if measurement is None:
-        lines.append("A new process knows no speeds: a node whose own is 0 is untried.")
+        own = "own" if "own" in terms else "decode"
+        lines.append(f"A new process knows no speeds: a node whose {own} is 0 is untried.")
     return lines
 
 

@@ -21,6 +21,7 @@ from aiosollol.cli import (
     nodes as stats,
 )
 from aiosollol.cli.base import seconds_text
+from aiosollol.core.routing.strategies import RouteRequest
 from aiosollol.testing import FakeModel, Fault
 
 MODEL = "nomic-embed-text"
@@ -65,7 +66,7 @@ async def test_a_slow_node_is_known_by_what_it_did_in_time(
     async def slow(nodes: NodeRegistry, model: str, texts: Any) -> None:
         if len(texts) > 1:
             for node in nodes:
-                node.learn(model, 10.0, 0.0, 1.0)
+                node.learn(RouteRequest(model), 10.0, 0.0, 1.0)
             answered.append(texts)
             raise TimeoutError
 

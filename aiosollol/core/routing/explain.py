@@ -33,6 +33,8 @@ from aiosollol.errors import (
 if TYPE_CHECKING:
     from random import Random
 
+    from aiosollol.core.routing.chat_cost import ChatSeconds
+
 
 class NodeCondition(NodeLoad, Protocol):
     """What eligibility needs to know about a node.
@@ -40,6 +42,7 @@ class NodeCondition(NodeLoad, Protocol):
     error: why it is down.
     digest(model): the model's digest; "" if unknown.
     is_distrusted(model): whether its vectors were found to differ from those of the other nodes.
+    chat_seconds(request): the seconds of a chat alone, in parts; None if unknown.
     """
 
     @property
@@ -53,6 +56,7 @@ class NodeCondition(NodeLoad, Protocol):
     def has_model(self, model: str) -> bool: ...
     def digest(self, model: str) -> str: ...
     def is_distrusted(self, model: str) -> bool: ...
+    def chat_seconds(self, request: RouteRequest) -> ChatSeconds | None: ...
 
 
 def why_not(node: NodeCondition, request: RouteRequest, now: float) -> str:
@@ -208,16 +212,31 @@ def explain(
     return RouteExplanation(name, request.model, chosen_name, waits, explained)
 
 
+def _own_terms(node: NodeCondition, request: RouteRequest) -> dict[str, float]:
+    """What the request itself takes; 0 if unknown."""
+    seconds = node.seconds(request) or 0.0
+    if request.kind == "embed":
+        return {"own": seconds}
+    chat = node.chat_seconds(request)
+    if chat is None:  # only whole answers by the client's clock
+        return {"prefill": 0.0, "decode": seconds}
+    return {"prefill": chat.prefill, "decode": chat.decode}
+
+
 def _terms(
-    strategy: RoutingFunction, node: NodeLoad, request: RouteRequest, now: float, expected: float
+    strategy: RoutingFunction,
+    node: NodeCondition,
+    request: RouteRequest,
+    now: float,
+    expected: float,
 ) -> dict[str, float]:
     if strategy is score:
         terms = score_terms(node, now)
         return {"score": sum(terms), **terms._asdict()}
     terms_by_name = {
         "expected": expected,
-        "ahead": node.ahead(now),
-        "own": node.seconds(request) or 0.0,
+        "queue": node.wait(request, now),
+        **_own_terms(node, request),
         "load": node.load_seconds(request.model),
         "success rate": node.standing.success_rate(now),
         "pace": node.standing.pace(now),

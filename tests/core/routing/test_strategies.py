@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aiosollol.core.routing.chat_cost import ChatSeconds
 from aiosollol.core.routing.circuit_breaker import (
     CLOSED,
     Breaker,
@@ -96,6 +97,9 @@ class Node:
 
     def wait(self, request: RouteRequest, now: float) -> float:
         return self.ahead_ + self.queued * (self.seconds_ or 0.0)
+
+    def chat_seconds(self, request: RouteRequest) -> ChatSeconds | None:
+        return None if self.seconds_ is None else ChatSeconds(0.02, self.seconds_ - 0.02)
 
     def has_slot(self, request: RouteRequest) -> bool:
         return self.in_flight < self.limit
@@ -306,10 +310,22 @@ def test_explain_performance() -> None:
     assert said.nodes[2].terms == {}
     assert str(said).splitlines() == [
         "m waits for fast, by the strategy 'performance'",
-        "-> fast  expected 0.3, ahead 0.2, own 0.1, load 0, success rate 1, pace 1; "
+        "-> fast  expected 0.3, queue 0.2, own 0.1, load 0, success rate 1, pace 1; "
         "at its limit (2 of 2 in flight)",
-        "   slow  expected 0.9, ahead 0, own 0.9, load 0, success rate 1, pace 1",
+        "   slow  expected 0.9, queue 0, own 0.9, load 0, success rate 1, pace 1",
         "   gone  down: refused",
+    ]
+
+
+def test_explain_a_chat() -> None:
+    nodes = [Node("known", 0.1, 0.2, load=1.0), Node("untried", None)]
+    request = REQUEST._replace(kind="chat")
+    said = explain(performance, "performance", nodes, request, NOW, random.Random(1))
+    assert str(said).splitlines() == [
+        "m goes to untried, by the strategy 'performance'",
+        "   known    expected 1.3, queue 0.2, prefill 0.02, decode 0.08, load 1, success rate 1, "
+        "pace 1",
+        "-> untried  expected 0, queue 0, prefill 0, decode 0, load 0, success rate 1, pace 1",
     ]
 
 
