@@ -169,7 +169,9 @@ class Node(NodeCosts):
         work.adapt(concurrency_limit.after_begin(work.concurrency, begin))
         if work.chats is not None:
             has_waited = concurrency_limit.has_waited(begin.waited, begin.seconds)
-            work.chats.saw(max(1, begin.active), are_all=has_waited)
+            # The limit goes down in steps where it is not known how many were active.
+            active = max(begin.active, work.allowed - 1) if has_waited else begin.active
+            work.chats.saw(max(1, active), are_all=has_waited)
         if self.queued:
             self.call_waiting()
 

@@ -262,7 +262,8 @@ class Attempt:
             wire = self._first_part - timings.waited - timings.prefill
         else:
             wire = seconds - timings.waited - took
-            self._learn_begin(chat, timings.waited, took, now - took, 0.0, self._in_flight)
+            if self._work.chats.remembers(now - took):
+                self._learn_begin(chat, timings.waited, took, now - took, 0.0, self._in_flight)
             chat.began(now - took)
         active = (self._active + len(self._work.chats)) / 2.0
         prefill = timings.prefill + max(0.0, wire)
@@ -290,7 +291,8 @@ class Attempt:
             active = work.chats.active(chat, at + noise) + 1
         self._active = active
         may_grow = not work.chat_cost.decode.is_serial
-        self.node.learn_begin(work, Begin(waited, seconds, active, in_flight, may_grow))
+        begin = Begin(waited, seconds, active, in_flight, may_grow, is_exact=self._has_begun)
+        self.node.learn_begin(work, begin)
 
     def _adapt(self, seconds: float, work: float, *, is_overload: bool = False) -> None:
         # Add the fixed cost of a request, or short texts would look like congestion.

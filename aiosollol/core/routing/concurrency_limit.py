@@ -72,6 +72,7 @@ class Begin(NamedTuple):
     just before, without it.
     in_flight: requests in flight then, or when it was sent, if nothing showed when it began.
     may_grow: whether more at once would be answered faster than one after another.
+    is_exact: whether `active` is known rather than estimated, as for a whole answer.
     """
 
     waited: float
@@ -79,6 +80,7 @@ class Begin(NamedTuple):
     active: int
     in_flight: int
     may_grow: bool = True
+    is_exact: bool = True
 
 
 class Concurrency(NamedTuple):
@@ -167,10 +169,18 @@ def has_waited(waited: float, seconds: float) -> bool:
 
 def after_begin(state: Concurrency, begin: Begin) -> Concurrency:
     """The state after a chat began."""
-    waited, seconds, active, in_flight, may_grow = begin
+    waited, seconds, active, in_flight, may_grow, is_exact = begin
+    if not is_exact and state.settling:
+        state = state._replace(settling=state.settling - 1)
     if has_waited(waited, seconds):
-        limit = max(_LEAST, min(active + 1.0, state.limit))
-        return state._replace(limit=limit, is_slow_start=False)
+        if is_exact:
+            limit = max(_LEAST, min(active + 1.0, state.limit))
+            return state._replace(limit=limit, is_slow_start=False)
+        # As far as an estimate justifies, and once for all that were in flight together.
+        if state.settling:
+            return state
+        limit = max(_LEAST, _BACK_OFF * state.limit, min(active + 1.0, state.limit))
+        return state._replace(limit=limit, is_slow_start=False, settling=int(limit))
     if not may_grow or waited > max(GOOD_DELAY, _NO_WAIT * seconds):
         return state
     limit = state.limit

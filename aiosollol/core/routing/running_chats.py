@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from aiosollol.core.routing.output_lengths import OutputLengths
 
-_MOST_ENDED = 256
+_MOST_ENDED = 1024
 _UNCERTAIN = 0.5  # the chance that a node with free slots so far has no more
 _TOGETHER = 0.005  # seconds within which chats may arrive at the node in another order than sent
 
@@ -100,6 +100,10 @@ class RunningChats:
             self.may_have_more = False
         else:
             self.slots = max(self.slots, active)
+
+    def remembers(self, at: float) -> bool:
+        """Whether all chats that were in flight at `at` are still known."""
+        return len(self._ended) < _MOST_ENDED or self._ended[0].ended_at < at
 
     def active(self, chat: RunningChat, at: float) -> int:
         """How many other chats the node was answering at `at`.

@@ -61,6 +61,16 @@ def test_what_counts_as_a_wait(waited: float, seconds: float, expected: bool) ->
     assert has_waited(waited, seconds) is expected
 
 
+def test_an_estimate_lowers_the_limit_in_steps_and_once_for_those_in_flight_together() -> None:
+    waited = Begin(9.0, 10.0, 8, 20, is_exact=False)
+    state = after_begin(Concurrency(limit=20.0), waited)
+    assert state.limit == 14.0
+    for _ in range(13):
+        state = after_begin(state, waited)
+        assert state.limit == 14.0
+    assert after_begin(state, waited).limit == pytest.approx(9.8)
+
+
 def test_a_wait_ends_slow_start() -> None:
     state = after_begin(Concurrency(limit=16.0), Begin(9.0, 10.0, 8, 16))
     assert after_begin(state, Begin(0.0, 10.0, 9, 9)).limit == 10.0
