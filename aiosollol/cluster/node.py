@@ -202,15 +202,16 @@ class Node(NodeCosts):
         work = self.workload(request)
         if work.chats is None:
             return None
+        lengths = work.lengths.of(request.max_output)
         seconds = work.chat_seconds(request, is_home=request.home == self.name)
         if seconds is None:
             prefill, per_token = self.seconds(request) or 0.0, 0.0
         else:
             prefill = seconds.prefill
-            per_token = seconds.decode / max(1.0, work.lengths.expected(request.max_output))
+            per_token = seconds.decode / max(1.0, lengths.expected(request.max_output))
         begins_at = now + load + work.chats.ahead(now) + prefill
         self.standing.asked(now)
-        chat = RunningChat(now, begins_at, per_token, request.max_output, work.lengths)
+        chat = RunningChat(now, begins_at, per_token, request.max_output, lengths)
         work.chats.enter(chat)
         return chat
 

@@ -11,7 +11,7 @@ from aiosollol.core.node import ONE_SLOT_FAMILIES, NodeSpec, NodeState
 from aiosollol.core.routing.chat_cost import ChatSeconds
 from aiosollol.core.routing.concurrency_limit import start
 from aiosollol.core.routing.load_times import LoadTimes
-from aiosollol.core.routing.output_lengths import OutputLengths
+from aiosollol.core.routing.output_lengths import LengthsByLimit
 from aiosollol.core.routing.strategies import RouteRequest
 from aiosollol.core.scheduling.cost import Cost
 from aiosollol.core.timings import ServerTimings
@@ -27,7 +27,7 @@ class SharedBeliefs(NamedTuple):
     """
 
     load_times: LoadTimes
-    output_lengths: dict[tuple[str, str], OutputLengths]
+    output_lengths: dict[tuple[str, str], LengthsByLimit]
 
 
 class NodeCosts(NodeSlots):
@@ -86,7 +86,7 @@ class NodeCosts(NodeSlots):
             model = self.state.find_model(name)
             has_one_slot = kind in CHATS and model is not None and model.family in ONE_SLOT_FAMILIES
             limit = start(self.state.spec.max_concurrency, has_one_slot=has_one_slot)
-            lengths = self._shared.output_lengths.setdefault((name, kind), OutputLengths())
+            lengths = self._shared.output_lengths.setdefault((name, kind), LengthsByLimit())
             work = Workload(self.name, name, kind, limit, lengths)
             self._workloads.append(work)
             self.has_chats = self.has_chats or work.chats is not None
@@ -184,7 +184,7 @@ class NodeCosts(NodeSlots):
         work = self.workload(request)
         is_home = request.home == self.name
         work.chat_cost.observe(request.tokens, timings, active, is_home=is_home)
-        work.lengths.observe(timings.output_tokens)
+        work.lengths.observe(timings.output_tokens, request.max_output)
 
     def warmed(self, model: str, options: object) -> None:
         """Record that `model` answered, so it is in memory with these options."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiosollol.core.routing.chat_cost import ChatCost, ChatSeconds
 from aiosollol.core.routing.concurrency_limit import Concurrency
 from aiosollol.core.routing.node_health import Steady
-from aiosollol.core.routing.output_lengths import OutputLengths
+from aiosollol.core.routing.output_lengths import LengthsByLimit
 from aiosollol.core.routing.running_chats import RunningChats
 from aiosollol.core.routing.strategies import RouteRequest
 from aiosollol.core.scheduling.cost import Cost
@@ -46,7 +46,7 @@ class Workload:
     )
 
     def __init__(
-        self, node: str, model: str, kind: str, concurrency: Concurrency, lengths: OutputLengths
+        self, node: str, model: str, kind: str, concurrency: Concurrency, lengths: LengthsByLimit
     ) -> None:
         self.model = model
         self.kind = kind
@@ -68,7 +68,7 @@ class Workload:
         if prefill is None or self.chats is None:
             return None
         active = min(len(self.chats) + 1, max(self.chats.slots, 1))
-        tokens = self.lengths.expected(request.max_output)
+        tokens = self.lengths.of(request.max_output).expected(request.max_output)
         return ChatSeconds(prefill, tokens * self.chat_cost.decode.seconds(active))
 
     def adapt(self, concurrency: Concurrency) -> None:

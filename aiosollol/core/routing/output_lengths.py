@@ -1,4 +1,8 @@
-"""Lengths of answers of one model, as a distribution: of a new one, and of what is left of one."""
+"""Lengths of answers of one model, as distributions: of a new one, and of what is left of one.
+
+There is one distribution for each order of magnitude of the limit in the request (``num_predict``),
+because requests with different limits are mostly those of different applications.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ _BUCKETS = _PER_OCTAVE * 20  # up to a million tokens
 _FADE = 1.01  # each answer counts 1 % more than the one before
 _LARGEST_WEIGHT = 1e9
 _GUESS = 200.0  # tokens, until an answer was seen
+_ENOUGH = 3  # answers to requests with such a limit, before they count instead of all answers
 
 
 class OutputLengths:
@@ -77,6 +82,26 @@ class OutputLengths:
                 self._longest = total / count
         self._tail = tails[::-1]
         return self._tail
+
+
+class LengthsByLimit:
+    """The lengths of answers of one model and kind of request, by the limits in the requests."""
+
+    __slots__ = ("_all", "_by_limit")
+
+    def __init__(self) -> None:
+        self._all = OutputLengths()
+        self._by_limit: dict[int, OutputLengths] = {}
+
+    def observe(self, tokens: float, most: int) -> None:
+        """Record an answer of `tokens` to a request with the limit `most`, 0 if it had none."""
+        self._all.observe(tokens)
+        self._by_limit.setdefault(most.bit_length(), OutputLengths()).observe(tokens)
+
+    def of(self, most: int) -> OutputLengths:
+        """The distribution for a request with the limit `most`."""
+        known = self._by_limit.get(most.bit_length())
+        return self._all if known is None or known.observations < _ENOUGH else known
 
 
 def _bucket(tokens: float) -> int:

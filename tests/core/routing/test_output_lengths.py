@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aiosollol.core.routing.output_lengths import OutputLengths
+from aiosollol.core.routing.output_lengths import LengthsByLimit, OutputLengths
 
 
 def lengths(*tokens: float) -> OutputLengths:
@@ -57,3 +57,17 @@ def test_old_answers_fade_and_weights_stay_finite() -> None:
     for _ in range(5000):
         known.observe(50.0)
     assert known.expected() == pytest.approx(50.0)
+
+
+def test_requests_with_different_limits_are_those_of_different_applications() -> None:
+    known = LengthsByLimit()
+    assert known.of(1000).expected(1000) == 200.0
+    for _ in range(50):
+        known.observe(10.0, 10)
+    assert known.of(1000).expected(1000) == pytest.approx(10.0), "as all answers so far"
+    for _ in range(5):
+        known.observe(900.0, 1000)
+    assert known.of(1000).expected(1000) == pytest.approx(900.0)
+    assert known.of(800).expected(800) == pytest.approx(800.0), "of the same order"
+    assert known.of(10).expected(10) == pytest.approx(10.0)
+    assert 10.0 < known.of(0).expected() < 900.0
