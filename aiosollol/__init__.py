@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from aiosollol._version import __version__
+from aiosollol.batch.prompts import PromptStream
 from aiosollol.cluster.event_hub import EventStream
 from aiosollol.config.settings import PoolSettings
 from aiosollol.core.agreement import Agreement, NodeAgreement
@@ -23,8 +24,8 @@ from aiosollol.core.events import (
 from aiosollol.core.networks import Discovered
 from aiosollol.core.node import ClusterView, NodeSpec, NodeState
 from aiosollol.core.offload.write_report import WriteReport
-from aiosollol.core.reply import ChatReply, GeneratedText
-from aiosollol.core.report import BatchReport, EngineNote, NodeShare
+from aiosollol.core.reply import ChatReply, GeneratedText, Replies
+from aiosollol.core.report import BatchReport, EngineNote, NodeShare, ReplyReport
 from aiosollol.core.routing.explain import NodeExplanation, RouteExplanation
 from aiosollol.core.routing.strategies import NodeLoad, RouteRequest, RoutingFunction
 from aiosollol.core.scheduling.parallelism import ParallelismEntry
@@ -50,6 +51,7 @@ from aiosollol.errors import (
     PoolSaturated,
     ProtocolError,
     QueueFull,
+    ReplyBatchError,
     RequestFailed,
     ResponseError,
     RunnerFailed,
@@ -114,9 +116,13 @@ __all__ = [
     "PoolEvent",
     "PoolSaturated",
     "PoolSettings",
+    "PromptStream",
     "ProtocolError",
     "QueueFull",
     "Reason",
+    "Replies",
+    "ReplyBatchError",
+    "ReplyReport",
     "ReplyStream",
     "RequestFailed",
     "ResponseError",

@@ -29,7 +29,8 @@
         ├── ModelNotFound              no node has the model
         ├── PoolSaturated              too many requests are waiting already
         ├── QueueFull                  too many documents are queued already
-        └── BatchError                 some items of a batch have no vector
+        ├── BatchError                 some items of a batch have no vector
+        └── ReplyBatchError            some prompts of a batch have no reply
 
 Attributes hold the data; the message says what to do next if that is known.
 A `NodeError` concerns one attempt on one node, a `RequestFailed` the caller's whole request.
@@ -42,6 +43,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from aiosollol.core.embeddings import Embeddings
+    from aiosollol.core.reply import Replies
 
 
 class SollolError(Exception):
@@ -345,18 +347,32 @@ class BatchError(RequestFailed):
     """
 
     def __init__(self, embeddings: Embeddings, errors: Mapping[int, SollolError]) -> None:
-        shown = [f"item {index}: {error}" for index, error in list(errors.items())[:3]]
-        more = len(errors) - len(shown)
-        message = (
-            f"{len(errors)} of {len(embeddings)} items have no vector; "
-            "the others are in .embeddings, the errors in .errors"
-        )
-        lines = [message, *(f"  {line}" for line in shown)]
-        if more:
-            lines.append(f"  and {more} more")
-        super().__init__("\n".join(lines))
+        missing = f"{len(errors)} of {len(embeddings)} items have no vector"
+        super().__init__(_listing(missing, "embeddings", "item", errors))
         self.embeddings = embeddings
         self.errors = dict(errors)
+
+
+class ReplyBatchError(RequestFailed):
+    """Some prompts of a batch have no reply.
+
+    replies: every reply, in the order of the prompts, None for the missing ones.
+    errors: errors of the missing replies, by position.
+    """
+
+    def __init__(self, replies: Replies[Any]) -> None:
+        missing = f"{len(replies.errors)} of {len(replies)} prompts have no reply"
+        super().__init__(_listing(missing, "replies", "prompt", replies.errors))
+        self.replies = replies
+        self.errors = replies.errors
+
+
+def _listing(missing: str, others: str, item: str, errors: Mapping[int, SollolError]) -> str:
+    """The message of a batch with errors: how many, and the first of them on lines of their own."""
+    lines = [f"  {item} {index}: {error}" for index, error in list(errors.items())[:3]]
+    if len(errors) > len(lines):
+        lines.append(f"  and {len(errors) - len(lines)} more")
+    return "\n".join([f"{missing}; the others are in .{others}, the errors in .errors", *lines])
 
 
 def summary(error: BaseException) -> str:

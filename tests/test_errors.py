@@ -14,6 +14,8 @@ import pytest
 import aiosollol
 from aiosollol import errors
 from aiosollol.core.embeddings import Embeddings
+from aiosollol.core.reply import GeneratedText, Replies
+from aiosollol.core.report import ReplyReport
 from aiosollol.errors import (
     BadRequest,
     BatchError,
@@ -34,6 +36,7 @@ from aiosollol.errors import (
     PoolSaturated,
     ProtocolError,
     QueueFull,
+    ReplyBatchError,
     RequestFailed,
     ResponseError,
     RunnerFailed,
@@ -48,6 +51,9 @@ from aiosollol.errors import (
 CRASHED = RunnerFailed("gpu", 500, "out of memory")
 LATE = NodeTimeout("cpu", "no answer in 5 s")
 PARTIAL = Embeddings(array("f", [1.0, float("nan")]), 1, errors={1: CRASHED})
+REPLIES: Replies[GeneratedText] = Replies(
+    [GeneratedText.of({"response": "yes"}), None], {1: CRASHED}, ReplyReport(1, 1, 2.0)
+)
 
 # One of each: the error, its attributes, and what its message has to say.
 EACH: list[tuple[SollolError, dict[str, Any], str]] = [
@@ -167,6 +173,12 @@ EACH: list[tuple[SollolError, dict[str, Any], str]] = [
         {"embeddings": PARTIAL, "errors": {1: CRASHED}, "attempts": ()},
         "1 of 2 items have no vector; the others are in .embeddings, the errors in .errors\n"
         "  item 1: gpu: out of memory (status 500)",
+    ),
+    (
+        ReplyBatchError(REPLIES),
+        {"replies": REPLIES, "errors": {1: CRASHED}, "attempts": ()},
+        "1 of 2 prompts have no reply; the others are in .replies, the errors in .errors\n"
+        "  prompt 1: gpu: out of memory (status 500)",
     ),
 ]
 one_of_each = pytest.mark.parametrize(

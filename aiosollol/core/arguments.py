@@ -94,36 +94,22 @@ class SingleEmbedArguments(CallArguments, total=False):
     on_truncate: OnTruncate
 
 
-class LiveArguments(CallArguments, ModelArguments, total=False):
-    """How a live request and its model are handled."""
-
-    sticky: str | None
-
-
-class TalkArguments(LiveArguments, total=False):
-    """Arguments of both `OllamaPool.chat` and `generate`, streamed or not."""
+class TalkFields(ModelArguments, total=False):
+    """Fields of requests for both chat and generate."""
 
     think: bool | str | None
     format: str | Mapping[str, Any] | None
 
 
-class _Chat(TalkArguments, total=False):
+class ChatFields(TalkFields, total=False):
+    """A chat without its model and messages, as in Ollama's API."""
+
     tools: Iterable[Any] | None
 
 
-class ChatArguments(_Chat, total=False):
-    """Arguments of `OllamaPool.chat`, without streaming."""
+class GenerateFields(TalkFields, total=False):
+    """A generate without its model, prompt and suffix, as in Ollama's API."""
 
-    stream: Literal[False]
-
-
-class StreamChatArguments(_Chat, total=False):
-    """Arguments of `OllamaPool.chat`, with streaming."""
-
-    stream: Required[Literal[True]]
-
-
-class _Generate(TalkArguments, total=False):
     system: str | None
     template: str | None
     context: Sequence[int] | None
@@ -131,13 +117,60 @@ class _Generate(TalkArguments, total=False):
     images: Sequence[str | bytes] | None
 
 
-class GenerateArguments(_Generate, total=False):
+class LiveArguments(CallArguments, ModelArguments, total=False):
+    """How a chat or generate and its model are handled."""
+
+    sticky: str | None
+
+
+class ChatArguments(ChatFields, LiveArguments, total=False):
+    """Arguments of `OllamaPool.chat`, without streaming."""
+
+    stream: Literal[False]
+
+
+class StreamChatArguments(ChatFields, LiveArguments, total=False):
+    """Arguments of `OllamaPool.chat`, with streaming."""
+
+    stream: Required[Literal[True]]
+
+
+class GenerateArguments(GenerateFields, LiveArguments, total=False):
     """Arguments of `OllamaPool.generate`, without streaming."""
 
     stream: Literal[False]
 
 
-class StreamGenerateArguments(_Generate, total=False):
+class StreamGenerateArguments(GenerateFields, LiveArguments, total=False):
     """Arguments of `OllamaPool.generate`, with streaming."""
 
     stream: Required[Literal[True]]
+
+
+class PromptArguments(CallArguments, total=False):
+    """How many prompts are handled."""
+
+    on_error: OnError
+    on_progress: Callable[[int, int | None], object] | None
+
+
+class ChatBatchArguments(ChatFields, PromptArguments, total=False):
+    """Arguments of `OllamaPool.chat_batch`."""
+
+
+class GenerateBatchArguments(GenerateFields, PromptArguments, total=False):
+    """Arguments of `OllamaPool.generate_batch`."""
+
+
+class ChatMapArguments(ChatBatchArguments, total=False):
+    """Arguments of `OllamaPool.map` for chats."""
+
+    kind: Required[Literal["chat"]]
+    ordered: bool
+
+
+class GenerateMapArguments(GenerateBatchArguments, total=False):
+    """Arguments of `OllamaPool.map` for generate, the default."""
+
+    kind: Literal["generate"]
+    ordered: bool

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from aiosollol.core.report import ReplyReport
+    from aiosollol.errors import SollolError
+
+_MOST_TOKENS = 10**9  # a larger count is a server's mistake
 
 
 class Record(Mapping[str, Any]):
@@ -86,7 +92,41 @@ class GeneratedText(str):
         text.answer = Record(fields)
         return text
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return GeneratedText.of, (dict(self.answer),)
+
     @property
     def response(self) -> str:
         """The text, under Ollama's name."""
         return str(self)
+
+
+_Reply = TypeVar("_Reply", bound="ChatReply | GeneratedText")
+
+
+class Replies(list["_Reply | None"]):
+    """The replies to many prompts, in their order: a list, with None where there is no reply.
+
+    errors: errors by position, of the prompts without a reply.
+    report: how many were answered, by which nodes, and at which rate.
+    """
+
+    def __init__(
+        self,
+        replies: Iterable[_Reply | None],
+        errors: Mapping[int, SollolError],
+        report: ReplyReport,
+    ) -> None:
+        super().__init__(replies)
+        self.errors = dict(errors)
+        self.report = report
+
+
+def token_counts(reply: ChatReply | GeneratedText) -> tuple[int, int]:
+    """Tokens of the prompt and of the answer, as counted by the server; 0 if it does not say."""
+    fields = reply if isinstance(reply, ChatReply) else reply.answer
+    return _tokens(fields.get("prompt_eval_count")), _tokens(fields.get("eval_count"))
+
+
+def _tokens(count: object) -> int:
+    return count if isinstance(count, int) and 0 < count < _MOST_TOKENS else 0

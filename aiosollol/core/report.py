@@ -1,4 +1,4 @@
-"""The report of a finished batch: `Embeddings.report`."""
+"""Reports of batches: `Embeddings.report`, and `ReplyReport` of many prompts."""
 
 from __future__ import annotations
 
@@ -148,6 +148,38 @@ def report_of_one(
         tokens_are_exact=tokens > 0,
         truncated=truncated,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyReport:
+    """The report of many prompts. ``str(report)`` summarises it in a line.
+
+    replies: prompts that were answered.
+    failed: prompts that were not.
+    seconds: total duration.
+    prompt_tokens, reply_tokens: as counted by the nodes.
+    nodes: number of replies of each node, by name.
+    """
+
+    replies: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+    prompt_tokens: int = 0
+    reply_tokens: int = 0
+    nodes: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens of replies per second, of all nodes together."""
+        return self.reply_tokens / self.seconds if self.seconds > 0 else 0.0
+
+    def __str__(self) -> str:
+        shares = ", ".join(f"{name} {count}" for name, count in self.nodes.items())
+        line = (
+            f"{self.replies} replies in {self.seconds:.2f} s "
+            f"({self.tokens_per_second:.0f} tokens/s): {shares or 'no node'}"
+        )
+        return f"{line}, {self.failed} failed" if self.failed else line
 
 
 Outcome = Literal["done", "late", "failed", "cancelled"]

@@ -129,6 +129,7 @@ def assemble(
         registry, exchange, roster, carriage, settings.embed_timeout, settings.outage_patience
     )
     embedder = Embedder(registry, live, batches, planning, settings.embed_timeout, state.check)
+    generation = Generation(live, roster, registry.clock, settings.chat_timeout, state.check)
     lifecycle = Lifecycle(
         state,
         registry,
@@ -138,6 +139,7 @@ def assemble(
         live,
         batches,
         embedder,
+        generation,
         carriage,
         sharing,
         canary,
@@ -147,7 +149,7 @@ def assemble(
         registry,
         lifecycle,
         embedder,
-        Generation(live, settings.chat_timeout, state.check),
+        generation,
         CollectionBatches(batches, carriage, roster, planning, state.check, live.calls),
         PoolAdmin(registry, roster, exchange, batches, strategy, planning, rng, state, live.calls),
         carriage,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Unpack, overload
 
+from aiosollol.batch.prompts import PromptStream
 from aiosollol.batch.stream import EmbedStream
 from aiosollol.cluster.event_hub import EventStream
 from aiosollol.config.settings import PoolSettings, RoutingStrategy
@@ -12,8 +13,12 @@ from aiosollol.core.agreement import Agreement
 from aiosollol.core.arguments import (
     BatchArguments,
     ChatArguments,
+    ChatBatchArguments,
+    ChatMapArguments,
     FilePath,
     GenerateArguments,
+    GenerateBatchArguments,
+    GenerateMapArguments,
     PlanArguments,
     SingleEmbedArguments,
     SizeArguments,
@@ -25,7 +30,7 @@ from aiosollol.core.arguments import (
 from aiosollol.core.embeddings import Embeddings, Vector
 from aiosollol.core.node import ClusterView, NodeLike, NodeSpec, NodeState
 from aiosollol.core.offload.write_report import WriteReport
-from aiosollol.core.reply import ChatReply, GeneratedText
+from aiosollol.core.reply import ChatReply, GeneratedText, Replies
 from aiosollol.core.routing.explain import RouteExplanation
 from aiosollol.core.routing.strategies import RoutingFunction
 from aiosollol.core.scheduling.parallelism import DEFAULT_SIZES, ParallelismEntry
@@ -290,6 +295,62 @@ class OllamaPool:
         ``/api/generate``. timeout, priority, sticky, failover and errors: as for `chat`.
         """
         return await self._conversations.generate(model, prompt, suffix, **given)
+
+    @overload
+    def map(
+        self,
+        model: str,
+        prompts: Iterable[Any] | AsyncIterable[Any],
+        **given: Unpack[GenerateMapArguments],
+    ) -> PromptStream[GeneratedText]: ...
+    @overload
+    def map(
+        self,
+        model: str,
+        prompts: Iterable[Any] | AsyncIterable[Any],
+        **given: Unpack[ChatMapArguments],
+    ) -> PromptStream[ChatReply]: ...
+    def map(
+        self, model: str, prompts: Iterable[Any] | AsyncIterable[Any], **given: Any
+    ) -> PromptStream[Any]:
+        """The replies to any number of prompts, as an async iterator.
+
+        prompts: each is a str, a mapping of arguments of `generate` (or of `chat`, with
+        ``kind="chat"``), or for a chat a list of messages. The source is read no faster than the
+        nodes answer and the replies are consumed.
+        ordered: deliver replies in the order of their prompts, else as they come;
+        ``PromptStream.index`` is the position of each.
+        on_error: with "raise" the first error of a prompt ends the iteration; with "return" None is
+        delivered for that prompt, and ``PromptStream.errors`` has the error.
+        on_progress: called with (settled, total); total is None if the source has no length.
+        timeout: seconds for each reply. priority: 3 by default, so that other requests go first.
+        Other arguments are those of `generate` and `chat`, and hold for all prompts.
+
+        ``PromptStream.report`` counts replies, tokens and nodes. Raises InvalidInput here, and from
+        the iteration the errors of `chat`, but PoolSaturated only after an hour.
+        """
+        return self._conversations.map(model, prompts, **given)
+
+    async def chat_batch(
+        self,
+        model: str,
+        conversations: Iterable[Any] | AsyncIterable[Any],
+        **given: Unpack[ChatBatchArguments],
+    ) -> Replies[ChatReply]:
+        """The replies to many conversations, as a list in their order: see `map`.
+
+        With ``on_error="raise"``, ReplyBatchError comes at the end and carries the other replies.
+        """
+        return await self._conversations.batch(model, conversations, "chat", **given)
+
+    async def generate_batch(
+        self,
+        model: str,
+        prompts: Iterable[Any] | AsyncIterable[Any],
+        **given: Unpack[GenerateBatchArguments],
+    ) -> Replies[GeneratedText]:
+        """The texts generated for many prompts, as a list in their order: see `chat_batch`."""
+        return await self._conversations.batch(model, prompts, "generate", **given)
 
     @property
     def view(self) -> ClusterView:

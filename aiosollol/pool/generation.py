@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, TypeAlias, Unpack
+from weakref import WeakSet
 
-from aiosollol.core.reply import ChatReply, GeneratedText
+from aiosollol.batch.prompts import Answered, PromptStream
+from aiosollol.cluster.eligibility import Eligibility
+from aiosollol.core.arguments import ChatFields, GenerateFields, OnError
+from aiosollol.core.reply import ChatReply, GeneratedText, Replies
 from aiosollol.core.request import (
     check_model,
     check_options,
@@ -15,28 +20,48 @@ from aiosollol.core.request import (
     most_output,
     reload_key,
 )
-from aiosollol.core.routing.wait_queue import USUAL, check_priority
+from aiosollol.core.routing.wait_queue import LOW, USUAL, check_priority
 from aiosollol.core.scheduling.cost import CHARACTERS_PER_TOKEN
-from aiosollol.errors import InvalidInput
+from aiosollol.errors import InvalidInput, PoolClosed, ReplyBatchError
 from aiosollol.live.calls import TalkCall
 from aiosollol.live.router import CallOptions, RequestRouter
 from aiosollol.live.streaming import Part, ReplyStream
 from aiosollol.wire.ollama import chat as chat_wire
 from aiosollol.wire.ollama.client import dump
 
+TalkKind: TypeAlias = Literal["chat", "generate"]
+
+_FIELDS: Mapping[TalkKind, frozenset[str]] = {
+    "chat": frozenset({"messages", *ChatFields.__annotations__}),
+    "generate": frozenset({"prompt", "suffix", *GenerateFields.__annotations__}),
+}
+
 
 class Generation:
-    """chat and generate on the nodes of a pool: see `OllamaPool.chat` and `generate`.
+    """chat and generate on the nodes of a pool: see `OllamaPool.chat`, `generate` and `map`.
 
     live: sends the requests.
+    eligibility: says which nodes have a model.
+    clock: seconds.
     timeout: default seconds for a request.
     check_open: raises PoolClosed.
     """
 
-    def __init__(self, live: RequestRouter, timeout: float, check_open: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        live: RequestRouter,
+        eligibility: Eligibility,
+        clock: Callable[[], float],
+        timeout: float,
+        check_open: Callable[[], None],
+    ) -> None:
         self._live = live
+        self._eligibility = eligibility
+        self._clock = clock
         self._timeout = timeout
         self._check_open = check_open
+        # Weak: a stream that its reader drops without closing it is not kept.
+        self._maps: WeakSet[PromptStream[Any]] = WeakSet()
 
     async def chat(
         self,
@@ -44,26 +69,14 @@ class Generation:
         messages: Iterable[Any] | None,
         *,
         stream: bool = False,
-        tools: Iterable[Any] | None = None,
-        think: bool | str | None = None,
-        format: str | Mapping[str, Any] | None = None,
-        options: Mapping[str, Any] | None = None,
-        keep_alive: str | float | None = None,
         timeout: float | None = None,
         priority: int = USUAL,
         sticky: str | None = None,
+        **fields: Unpack[ChatFields],
     ) -> ChatReply | ReplyStream[ChatReply]:
         """A chat answer, or with `stream` an iterator over its parts."""
-        payload = {
-            "messages": chat_wire.messages_to_send(messages),
-            "tools": chat_wire.tools_to_send(tools),
-            "think": think,
-            "format": format,
-            "options": options,
-            "keep_alive": keep_alive,
-        }
         wishes = self._wishes(timeout, priority, sticky)
-        call = self._talk("chat", model, payload, chat_wire.load_chat, stream)
+        call = self._chat_call(model, messages, stream=stream, **fields)
         if stream:
             return await self._live.open_stream(call, wishes)
         return await self._live.converse(call, wishes)
@@ -75,6 +88,132 @@ class Generation:
         suffix: str | None,
         *,
         stream: bool = False,
+        timeout: float | None = None,
+        priority: int = USUAL,
+        sticky: str | None = None,
+        **fields: Unpack[GenerateFields],
+    ) -> GeneratedText | ReplyStream[GeneratedText]:
+        """Generated text, or with `stream` an iterator over its parts."""
+        wishes = self._wishes(timeout, priority, sticky)
+        call = self._generate_call(model, prompt, suffix, stream=stream, **fields)
+        if stream:
+            return await self._live.open_stream(call, wishes)
+        return await self._live.converse(call, wishes)
+
+    def map(
+        self,
+        model: str,
+        prompts: Iterable[Any] | AsyncIterable[Any],
+        *,
+        kind: TalkKind = "generate",
+        ordered: bool = True,
+        on_error: OnError = "raise",
+        on_progress: Callable[[int, int | None], object] | None = None,
+        timeout: float | None = None,
+        priority: int = LOW,
+        **fields: Any,
+    ) -> PromptStream[Any]:
+        """The replies to many prompts, as an async iterator."""
+        if kind not in ("chat", "generate"):
+            raise InvalidInput(f"kind must be 'chat' or 'generate', not {kind!r}")
+        if on_error not in ("raise", "return"):
+            raise InvalidInput(f"on_error must be 'raise' or 'return', not {on_error!r}")
+        make = partial(self._prompt_call, kind, model, fields)
+        make("")  # raises for what is wrong with the fields
+        total = len(prompts) if isinstance(prompts, Sequence) else None
+        stream: PromptStream[Any] = PromptStream(
+            prompts,
+            partial(self._ask, make, self._wishes(timeout, priority)),
+            partial(self._window, model),
+            self._clock,
+            is_ordered=ordered,
+            stops_at_error=on_error == "raise",
+            on_progress=None if on_progress is None else lambda done: on_progress(done, total),
+        )
+        self._maps.add(stream)
+        return stream
+
+    async def batch(
+        self,
+        model: str,
+        prompts: Iterable[Any] | AsyncIterable[Any],
+        kind: TalkKind,
+        *,
+        on_error: OnError = "raise",
+        **given: Any,
+    ) -> Replies[Any]:
+        """The replies to all prompts, in their order. Raises ReplyBatchError."""
+        async with self.map(model, prompts, kind=kind, on_error="return", **given) as stream:
+            received = [reply async for reply in stream]
+        replies = Replies(received, stream.errors, stream.report)
+        if replies.errors and on_error == "raise":
+            raise ReplyBatchError(replies)
+        return replies
+
+    async def aclose(self) -> None:
+        """End open streams of prompts: their readers raise PoolClosed."""
+        for stream in list(self._maps):
+            await stream.aclose(PoolClosed("the pool was closed during this stream"))
+
+    async def _ask(
+        self, make: Callable[[object], TalkCall[Part]], wishes: CallOptions, prompt: object
+    ) -> Answered[Part]:
+        call = make(prompt)
+        answered_by = ""
+
+        def load(node: str, body: bytes) -> Part:
+            nonlocal answered_by
+            part = call.load(node, body)
+            answered_by = node
+            return part
+
+        reply = await self._live.converse(call._replace(load=load), wishes)
+        return Answered(reply, answered_by)
+
+    def _window(self, model: str) -> int:
+        """How many requests the nodes can work on, and one for each to go on with."""
+        return sum(node.limit + 1 for node in self._eligibility.ready(model))
+
+    # Requests.
+
+    def _prompt_call(
+        self, kind: TalkKind, model: str, fields: Mapping[str, Any], prompt: object
+    ) -> TalkCall[Any]:
+        """The request for one of many prompts. fields: those of all of them."""
+        merged = {**fields, **_prompt_fields(kind, prompt)}
+        if kind == "chat":
+            return self._chat_call(model, **merged)
+        return self._generate_call(model, **merged)
+
+    def _chat_call(
+        self,
+        model: str,
+        messages: Iterable[Any] | None,
+        *,
+        stream: bool = False,
+        tools: Iterable[Any] | None = None,
+        think: bool | str | None = None,
+        format: str | Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+        keep_alive: str | float | None = None,
+    ) -> TalkCall[ChatReply]:
+        payload = {
+            "messages": chat_wire.messages_to_send(messages),
+            "tools": chat_wire.tools_to_send(tools),
+            "think": think,
+            "format": format,
+            "options": options,
+            "keep_alive": keep_alive,
+        }
+        return self._talk("chat", model, payload, chat_wire.load_chat, stream)
+
+    def _generate_call(
+        self,
+        model: str,
+        prompt: str,
+        suffix: str | None = None,
+        *,
+        stream: bool = False,
         system: str | None = None,
         template: str | None = None,
         context: Sequence[int] | None = None,
@@ -84,11 +223,7 @@ class Generation:
         images: Sequence[str | bytes] | None = None,
         options: Mapping[str, Any] | None = None,
         keep_alive: str | float | None = None,
-        timeout: float | None = None,
-        priority: int = USUAL,
-        sticky: str | None = None,
-    ) -> GeneratedText | ReplyStream[GeneratedText]:
-        """Generated text, or with `stream` an iterator over its parts."""
+    ) -> TalkCall[GeneratedText]:
         check_text(prompt)
         payload = {
             "prompt": prompt,
@@ -103,15 +238,11 @@ class Generation:
             "options": options,
             "keep_alive": keep_alive,
         }
-        wishes = self._wishes(timeout, priority, sticky)
-        call = self._talk("generate", model, payload, chat_wire.load_text, stream)
-        if stream:
-            return await self._live.open_stream(call, wishes)
-        return await self._live.converse(call, wishes)
+        return self._talk("generate", model, payload, chat_wire.load_text, stream)
 
     def _talk(
         self,
-        kind: Literal["chat", "generate"],
+        kind: TalkKind,
         model: str,
         payload: Mapping[str, Any],
         load: Callable[[str, bytes], Part],
@@ -136,8 +267,28 @@ class Generation:
             max_output=most_output(options),
         )
 
-    def _wishes(self, timeout: float | None, priority: int, sticky: str | None) -> CallOptions:
+    def _wishes(
+        self, timeout: float | None, priority: int, sticky: str | None = None
+    ) -> CallOptions:
         if sticky is not None and not isinstance(sticky, str):
             raise InvalidInput(f"sticky must be the name of a conversation, not {sticky!r}")
         seconds = self._timeout if timeout is None else check_timeout(timeout)
         return CallOptions(seconds, check_priority(priority), sticky, timeout is None)
+
+
+def _prompt_fields(kind: TalkKind, prompt: object) -> Mapping[str, Any]:
+    """The fields of a request for one of many prompts. Raises InvalidInput."""
+    name = "messages" if kind == "chat" else "prompt"
+    if isinstance(prompt, Mapping):
+        if name not in prompt:
+            raise InvalidInput(f"a prompt that is a mapping needs {name!r}")
+        if unknown := prompt.keys() - _FIELDS[kind]:
+            known = ", ".join(sorted(_FIELDS[kind]))
+            raise InvalidInput(f"a prompt has no {min(map(str, unknown))!r}: it can have {known}")
+        return prompt
+    if isinstance(prompt, str):
+        return {name: [{"role": "user", "content": prompt}] if kind == "chat" else prompt}
+    if kind == "chat" and isinstance(prompt, Sequence):
+        return {"messages": prompt}
+    due = "a str, a list of messages" if kind == "chat" else "a str"
+    raise InvalidInput(f"a prompt must be {due} or a mapping, not {type(prompt).__name__}")

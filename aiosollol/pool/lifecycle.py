@@ -18,6 +18,7 @@ from aiosollol.live.router import RequestRouter
 from aiosollol.net.primitives import finish
 from aiosollol.pool.background import CLOSE_SECONDS, BackgroundTasks
 from aiosollol.pool.embedding import Embedder
+from aiosollol.pool.generation import Generation
 from aiosollol.sharing import LeaseClient
 
 _LOOK_SECONDS = 0.01  # between checks for calls to end, which is rare and brief
@@ -62,6 +63,7 @@ class Lifecycle:
         live: RequestRouter,
         batches: BatchRunner,
         embedder: Embedder,
+        generation: Generation,
         carriage: EngineBatches,
         sharing: LeaseClient | None,
         canary: VectorCanary | None,
@@ -75,6 +77,7 @@ class Lifecycle:
         self._live = live
         self._batches = batches
         self._embedder = embedder
+        self._generation = generation
         self._carriage = carriage
         self._sharing = sharing
         self._canary = canary
@@ -126,6 +129,7 @@ class Lifecycle:
         self._batches.close()
         with anyio.move_on_after(CLOSE_SECONDS):
             await self._embedder.aclose()
+            await self._generation.aclose()
             await self._live.aclose()
             if tasks:
                 await asyncio.wait(tasks)

@@ -43,8 +43,10 @@ def test_each_argument_is_typed_taken_and_documented(
     names = set(typed.__annotations__)
     parameters = inspect.signature(part).parameters.values()
     taken = {each.name for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY}
-    if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters):
-        taken |= set(arguments.EmbedArguments.__annotations__)
+    for each in parameters:
+        if each.kind is inspect.Parameter.VAR_KEYWORD:  # "Unpack[EmbedArguments]"
+            unpacked = getattr(arguments, each.annotation.removeprefix("Unpack[").rstrip("]"))
+            taken |= set(unpacked.__annotations__)
     assert taken == names
     assert names <= set(re.findall(r"\w+", inspect.getdoc(method) or ""))
 

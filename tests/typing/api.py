@@ -41,7 +41,11 @@ from aiosollol import (
     Plan,
     PoolEvent,
     PoolSettings,
+    PromptStream,
     Reason,
+    Replies,
+    ReplyBatchError,
+    ReplyReport,
     ReplyStream,
     RequestFailed,
     ResponseError,
@@ -303,6 +307,37 @@ async def chat(pool: OllamaPool, tool: Callable[..., Any]) -> None:
         assert_type(part, ChatReply)
     iterator: AsyncIterator[ChatReply] = parts
     assert_type(await anext(iterator), ChatReply)
+
+
+async def many_prompts(pool: OllamaPool, prompts: AsyncIterator[str]) -> None:
+    def on_progress(settled: int, total: int | None) -> None: ...
+
+    assert_type(pool.map("llama3.2", ["a"]), PromptStream[GeneratedText])
+    stream = pool.map("llama3.2", prompts, kind="chat", ordered=False, on_error="return", tools=[])
+    async with stream:
+        async for reply in stream:
+            assert_type(reply, ChatReply | None)
+    assert_type(stream.index, int)
+    assert_type(stream.errors, dict[int, SollolError])
+    assert_type(stream.report, ReplyReport)
+    texts = await pool.generate_batch(
+        "llama3.2", ["a", {"prompt": "b"}], timeout=5, priority=1, on_progress=on_progress
+    )
+    assert_type(texts, Replies[GeneratedText])
+    assert_type(texts[0], GeneratedText | None)
+    assert_type(await pool.chat_batch("llama3.2", [[{}]], format="json"), Replies[ChatReply])
+    report: ReplyReport = texts.report
+    numbers: tuple[int, int, int, int] = (
+        report.replies,
+        report.failed,
+        report.prompt_tokens,
+        report.reply_tokens,
+    )
+    shares: Mapping[str, int] = report.nodes
+    rates: tuple[float, float] = (report.seconds, report.tokens_per_second)
+    error: ReplyBatchError = ReplyBatchError(texts)
+    assert_type(error.errors, dict[int, SollolError])
+    print(numbers, shares, rates, error.replies)
 
 
 async def generate(pool: OllamaPool) -> None:

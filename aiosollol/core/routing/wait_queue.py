@@ -13,7 +13,8 @@ from typing import Generic, TypeVar
 
 from aiosollol.errors import InvalidInput, PoolSaturated
 
-LOWEST, USUAL, HIGHEST = 1, 5, 10
+LOWEST, LOW, USUAL, HIGHEST = 1, 3, 5, 10
+"""`LOW` is the default of many prompts at once."""
 AGING_SECONDS = 5.0
 """A request of priority 1 is overtaken by those of priority 10 that arrive up to 45 s later."""
 
