@@ -20,6 +20,7 @@ from aiosollol.core.request import (
     most_output,
     reload_key,
 )
+from aiosollol.core.routing.strategies import RouteRequest
 from aiosollol.core.routing.wait_queue import LOW, USUAL, check_priority
 from aiosollol.core.scheduling.cost import CHARACTERS_PER_TOKEN
 from aiosollol.errors import InvalidInput, PoolClosed, ReplyBatchError
@@ -124,7 +125,7 @@ class Generation:
         stream: PromptStream[Any] = PromptStream(
             prompts,
             partial(self._ask, make, self._wishes(timeout, priority)),
-            partial(self._window, model),
+            partial(self._window, RouteRequest(model, 0.0, kind)),
             self._clock,
             is_ordered=ordered,
             stops_at_error=on_error == "raise",
@@ -170,9 +171,10 @@ class Generation:
         reply = await self._live.converse(call._replace(load=load), wishes)
         return Answered(reply, answered_by)
 
-    def _window(self, model: str) -> int:
+    def _window(self, request: RouteRequest) -> int:
         """How many requests the nodes can work on, and one for each to go on with."""
-        return sum(node.limit + 1 for node in self._eligibility.ready(model))
+        nodes = self._eligibility.ready(request.model)
+        return sum(int(min(node.workload(request).allowed, node.cap)) + 1 for node in nodes)
 
     # Requests.
 
