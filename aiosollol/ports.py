@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
@@ -50,11 +51,15 @@ class Transport(Protocol):
         *,
         timeout: float,
         headers: Mapping[str, str] | None = None,
+        stall_timeout: float = math.inf,
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """The body of the response to a POST, in pieces of any size, as they arrive.
 
         Entering waits for the status line, and raises for a status other than 200. Leaving early
-        closes the connection. timeout: seconds for everything until the last piece.
+        closes the connection.
+
+        timeout: seconds for everything until the last piece.
+        stall_timeout: seconds that the reader waits for a piece after the first one.
         """
         ...
 

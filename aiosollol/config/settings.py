@@ -40,6 +40,7 @@ class PoolSettings(TypedDict, total=False):
     embed_timeout: float | None
     chat_timeout: float | None
     first_byte_timeout: float | None
+    stall_timeout: float | None
     policy: Policy | None
     min_gain: float | None
     same_machine: SameMachine | None
@@ -140,6 +141,7 @@ class Settings:
     first_byte_timeout: float = _setting(
         SECONDS, 120.0, "for the first part of a streamed answer, once the model is loaded"
     )
+    stall_timeout: float = _setting(SECONDS, 60.0, "for each further part of a streamed answer")
     policy: Policy = _setting(
         one_of(Policy), "adaptive", "how to spread a batch: by predicted times, or by thresholds"
     )

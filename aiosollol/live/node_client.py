@@ -142,11 +142,13 @@ class NodeClient:
         *,
         on_end: Callable[[ReplyStream[Part]], None],
         first_byte_timeout: float,
+        stall_timeout: float,
     ) -> ReplyStream[Part]:
         """A streamed answer whose first part has arrived. Raises NodeError, PoolClosed.
 
         on_end: called once when the stream ends, with any outcome.
         first_byte_timeout: seconds until the first part, once the model is loaded.
+        stall_timeout: seconds that a later part may take.
         The other arguments are those of `embed`.
         """
         attempt, load, headers = self._begin(call, node, request, trace, is_live=True)
@@ -154,7 +156,11 @@ class NodeClient:
             if load is not None:
                 timeout = await self._loaded(load, timeout, attempt)
             response = self._way_to(node).stream(
-                call.path, call.body, timeout=timeout, headers=headers
+                call.path,
+                call.body,
+                timeout=timeout,
+                headers=headers,
+                stall_timeout=stall_timeout,
             )
         first_part = anyio.CancelScope()
         late = NodeTimeout(node.name, f"sent nothing within {first_byte_timeout:g} s")

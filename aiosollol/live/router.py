@@ -52,6 +52,7 @@ class LiveOptions(NamedTuple):
     hedge_rate: float = 0.05
     first_byte_timeout: float = 120.0
     outage_patience: float = OUTAGE_PATIENCE
+    stall_timeout: float = 60.0
 
 
 class CallOptions(NamedTuple):
@@ -99,6 +100,7 @@ class RequestRouter:
         self._admission = admission
         self._node_client = node_client
         self._first_byte_timeout = options.first_byte_timeout
+        self._stall_timeout = options.stall_timeout
         self._budget = RetryBudget(options.retry_budget)
         policy = Hedging(options.hedge_rate)
         self._hedger = Hedger(
@@ -273,6 +275,7 @@ class RequestRouter:
             timeout,
             on_end=self._streams.discard,
             first_byte_timeout=self._first_byte_timeout,
+            stall_timeout=self._stall_timeout,
         )
         self._streams.add(stream)
         return stream

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -86,9 +87,10 @@ class HttpTransport:
         *,
         timeout: float,
         headers: Mapping[str, str] | None = None,
+        stall_timeout: float = math.inf,
     ) -> _Pieces:
         """See `Transport.stream`."""
-        return _Pieces(self, path, body, timeout, headers)
+        return _Pieces(self, path, body, timeout, headers, stall_timeout)
 
     async def aclose(self) -> None:
         """Close every connection. Idempotent."""
@@ -138,6 +140,11 @@ class HttpTransport:
                     connection = None
                     continue
             return exchange
+
+    def _wait_until(self, exchange: HttpExchange, at: float) -> None:
+        """Change the deadline of an exchange."""
+        exchange.at = at
+        self._deadlines.add(exchange)
 
     def _end(self, exchange: HttpExchange) -> None:
         """Abandon the exchange: unless it is over, close its connection.
@@ -208,7 +215,9 @@ class HttpTransport:
         hint = "; it speaks TLS, is it https://?" if "\\x15\\x03" in str(error) else ""
         return ProtocolError(self._node, f"does not speak HTTP: {error}{hint}")
 
-    def _late(self, timeout: float) -> NodeTimeout:
+    def _late(self, timeout: float, *, is_stalled: bool = False) -> NodeTimeout:
+        if is_stalled:
+            return NodeTimeout(self._node, f"sent nothing for {timeout:g} s (see stall_timeout)")
         return NodeTimeout(self._node, f"no answer within {timeout:g} s")
 
 
@@ -218,7 +227,16 @@ class _Pieces:
     A class, because nested generators cost more per piece than reading it.
     """
 
-    __slots__ = ("_body", "_exchange", "_headers", "_path", "_timeout", "_transport")
+    __slots__ = (
+        "_body",
+        "_ends_at",
+        "_exchange",
+        "_headers",
+        "_path",
+        "_stall_timeout",
+        "_timeout",
+        "_transport",
+    )
 
     def __init__(
         self,
@@ -227,12 +245,15 @@ class _Pieces:
         body: bytes,
         timeout: float,
         headers: Mapping[str, str] | None,
+        stall_timeout: float,
     ) -> None:
         self._transport = transport
         self._path = path
         self._body = body
         self._timeout = timeout
         self._headers = headers
+        self._stall_timeout = stall_timeout
+        self._ends_at = 0.0  # 0 before the first piece
         self._exchange: HttpExchange | None = None
 
     async def __aenter__(self) -> _Pieces:
@@ -261,14 +282,26 @@ class _Pieces:
     async def __anext__(self) -> bytes:
         exchange = self._exchange
         assert exchange is not None
+        if self._ends_at and not exchange.is_readable:
+            at = min(self._ends_at, time.monotonic() + self._stall_timeout)
+            self._transport._wait_until(exchange, at)
         while not exchange.is_readable:
             await exchange.changed()
         try:
             piece = exchange.read()
-        except (OSError, ValueError, Late) as error:
+        except Late as error:
+            is_stalled = exchange.at < (self._ends_at or exchange.at)
+            raise self._transport._late(
+                self._stall_timeout if is_stalled else self._timeout, is_stalled=is_stalled
+            ) from error
+        except (OSError, ValueError) as error:
             raise self._transport._ours(error, self._timeout) from error
         if not piece:
             raise StopAsyncIteration
+        if self._ends_at:
+            exchange.at = self._ends_at  # the reader may take its time
+        else:
+            self._ends_at = exchange.at
         return piece
 
 

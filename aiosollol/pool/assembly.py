@@ -117,6 +117,7 @@ def assemble(
         settings.hedge_rate,
         settings.first_byte_timeout,
         settings.outage_patience,
+        settings.stall_timeout,
     )
     live = RequestRouter(registry, roster, admission, exchange, live_options, upkeep.spawn, rng)
     engines = load_engines(settings, registry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -57,7 +58,7 @@ class FakeTransport(FakeNode):
         most: int | None = None,
     ) -> bytes:
         deadline = anyio.current_time() + timeout
-        with self._wait(deadline, timeout):
+        with self._wait(deadline, f"no answer within {timeout:g} s"):
             self._connect()
             async with self.exchange(method, path, body or b"", headers) as reply:
                 content = b"".join([piece async for piece in _FakePieces(self, reply)])
@@ -73,17 +74,18 @@ class FakeTransport(FakeNode):
         *,
         timeout: float,
         headers: Mapping[str, str] | None = None,
+        stall_timeout: float = math.inf,
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         deadline = anyio.current_time() + timeout
         async with AsyncExitStack() as stack:
-            with self._wait(deadline, timeout):
+            with self._wait(deadline, f"no answer within {timeout:g} s"):
                 self._connect()
                 exchange = self.exchange("POST", path, body, headers)
                 reply = await stack.enter_async_context(exchange)
                 if reply.status != 200:
                     content = b"".join([piece async for piece in _FakePieces(self, reply)])
                     raise self._failure(reply, path, content)
-            yield _FakePieces(self, reply, deadline, timeout)
+            yield _FakePieces(self, reply, deadline, timeout, stall_timeout)
 
     async def aclose(self) -> None:
         self.is_closed = True
@@ -121,7 +123,7 @@ class FakeTransport(FakeNode):
             scope.cancel()
 
     @contextmanager
-    def _wait(self, deadline: float, timeout: float) -> Iterator[None]:
+    def _wait(self, deadline: float, problem: str) -> Iterator[None]:
         """Bound a wait by the deadline, and end it if the connection breaks."""
         with anyio.CancelScope(deadline=deadline) as scope:
             self._under_way.add(scope)
@@ -134,7 +136,7 @@ class FakeTransport(FakeNode):
         if scope.cancelled_caught:
             if is_broken:
                 raise ConnectionLost(self.name, "connection reset by peer") from None
-            raise NodeTimeout(self.name, f"no answer within {timeout:g} s") from None
+            raise NodeTimeout(self.name, problem) from None
 
 
 class _FakePieces:
@@ -146,11 +148,14 @@ class _FakePieces:
         reply: Reply,
         deadline: float | None = None,
         timeout: float = 0.0,
+        stall_timeout: float = math.inf,
     ) -> None:
         self._transport = transport
         self._reply = reply
         self._deadline = deadline
         self._timeout = timeout
+        self._stall_timeout = stall_timeout
+        self._has_begun = False
         self._is_over = False
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -165,8 +170,14 @@ class _FakePieces:
         try:
             if self._deadline is None:
                 return await anext(self._reply.parts)
-            with self._transport._wait(self._deadline, self._timeout):
-                return await anext(self._reply.parts)
+            deadline, problem = self._deadline, f"no answer within {self._timeout:g} s"
+            stalls_at = anyio.current_time() + self._stall_timeout
+            if self._has_begun and stalls_at < deadline:
+                deadline, problem = stalls_at, f"sent nothing for {self._stall_timeout:g} s"
+            with self._transport._wait(deadline, problem):
+                piece = await anext(self._reply.parts)
+                self._has_begun = True
+                return piece
             raise AssertionError("unreachable: a wait that is cut short raises")
         except StopAsyncIteration:
             self._is_over = True

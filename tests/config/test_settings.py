@@ -52,6 +52,7 @@ WRONG: dict[str, list[Any]] = {
     "close_timeout": NUMBERS,
     "metrics_interval": [*NUMBERS, 0],
     "first_byte_timeout": [*NUMBERS, 0],
+    "stall_timeout": [*NUMBERS, 0],
     "check_interval": [*NUMBERS, 0],
     "enable_dask": [0, 1, "true", "", []],
     "dask_address": TEXTS,

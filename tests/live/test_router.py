@@ -265,6 +265,25 @@ async def test_a_stream_takes_no_longer_than_the_call_may() -> None:
         await made.rest()
 
 
+async def test_a_stream_that_stalls_ends_long_before_its_timeout() -> None:
+    async with cluster(a={"seconds_per_chat_token": 100.0}) as made:
+        stream = await made.stream("one two three", timeout=300.0)
+        await anext(stream)
+        began = anyio.current_time()
+        with pytest.raises(StreamCutOff, match="sent nothing for 60 s, after 1 parts"):
+            await anext(stream)
+        assert anyio.current_time() == pytest.approx(began + 60.0)
+        await made.rest()
+
+
+async def test_a_stream_whose_reader_is_slow_does_not_stall() -> None:
+    async with cluster(a={"seconds_per_chat_token": 1.0}) as made:
+        stream = await made.stream("one two three", timeout=1000.0)
+        async for _ in stream:
+            await anyio.sleep(100.0)
+        await made.rest()
+
+
 async def test_a_stream_whose_reader_is_cancelled_does_not_look_whole_afterwards() -> None:
     async with cluster(a={"seconds_per_chat_token": 1.0}) as made:
         stream = await made.stream("one two three")
@@ -422,6 +441,7 @@ def test_the_options_have_the_defaults_of_the_settings() -> None:
         held.hedge_rate,
         held.first_byte_timeout,
         held.outage_patience,
+        held.stall_timeout,
     )
 
 

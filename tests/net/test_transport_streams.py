@@ -10,6 +10,7 @@ from transport_servers import EMBED, connected, http, raw_server, serving, turns
 
 from aiosollol.errors import (
     ConnectionLost,
+    NodeTimeout,
     NodeUnreachable,
 )
 from aiosollol.net.connection import SLICE_BYTES
@@ -45,6 +46,48 @@ async def test_pieces_come_as_they_are_sent_and_those_before_the_end_are_not_los
             async for piece in pieces:
                 rest += piece
         assert rest == b"twoth"
+
+
+async def test_a_stream_that_stalls_ends_with_the_name_of_the_setting() -> None:
+    answer = http("200 OK", b"{}")[:-1]
+    async with (
+        raw_server(answer, hang=True) as url,
+        connected(url) as transport,
+        transport.stream("/x", b"{}", timeout=60, stall_timeout=0.01) as pieces,
+    ):
+        assert await anext(pieces) == b"{"
+        with pytest.raises(NodeTimeout, match=r"sent nothing for 0\.01 s \(see stall_timeout\)"):
+            await anext(pieces)
+
+
+async def test_only_a_wait_for_a_piece_is_a_stall() -> None:
+    """Not one for the first piece, and no pause of the reader."""
+    steps = [asyncio.Event(), asyncio.Event()]
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for step, piece in zip(steps, (b"one", b"two"), strict=True):
+            await step.wait()
+            writer.write(b"3\r\n%b\r\n" % piece)
+        writer.write(b"0\r\n\r\n")
+
+    async with (
+        serving(handle) as url,
+        connected(url) as transport,
+        transport.stream("/x", b"{}", timeout=600, stall_timeout=60) as pieces,
+    ):
+        exchange = pieces._exchange
+        assert exchange is not None
+        ends_at = exchange.at
+        for step, waits_until_end in zip(steps, (True, False), strict=True):
+            reading = asyncio.ensure_future(anext(pieces))
+            await turns()
+            assert (exchange.at == ends_at) is waits_until_end
+            step.set()
+            await reading
+            assert exchange.at == ends_at
+        assert [piece async for piece in pieces] == []
 
 
 async def test_a_stream_that_was_read_gives_its_connection_back() -> None:
