@@ -194,26 +194,30 @@ class Node(NodeCosts):
         self.backlog.enter(seconds, now)
         self.standing.asked(now)
 
-    def begin_chat(self, request: RouteRequest, load: float, now: float) -> RunningChat | None:
-        """Record the send of a chat. Pair with `end`.
+    def begin_chat(
+        self, request: RouteRequest, load: float, now: float
+    ) -> tuple[RunningChat | None, float]:
+        """Record the send of a chat, and return it and its predicted seconds. Pair with `end`.
 
         load: seconds until the model is loaded. None if it is no chat.
         """
         work = self.workload(request)
         if work.chats is None:
-            return None
-        lengths = work.lengths.of(request.max_output)
-        seconds = work.chat_seconds(request, is_home=request.home == self.name)
-        if seconds is None:
-            prefill, per_token = self.seconds(request) or 0.0, 0.0
-        else:
-            prefill = seconds.prefill
-            per_token = seconds.decode / max(1.0, lengths.expected(request.max_output))
-        begins_at = now + load + work.chats.ahead(now) + prefill
+            return None, 0.0
         self.standing.asked(now)
+        lengths = work.lengths.of(request.max_output)
+        parts = work.chat_seconds(request, is_home=request.home == self.name)
+        if parts is None:
+            prefill, per_token = self.seconds(request) or 0.0, 0.0
+            seconds = prefill
+        else:
+            prefill, decode = parts
+            per_token = decode / max(1.0, lengths.expected(request.max_output))
+            seconds = prefill + decode
+        begins_at = now + load + work.chats.ahead(now) + prefill
         chat = RunningChat(now, begins_at, per_token, request.max_output, lengths)
         work.chats.enter(chat)
-        return chat
+        return chat, seconds
 
     def end(
         self, work: Workload | None, seconds: float, now: float, chat: RunningChat | None = None

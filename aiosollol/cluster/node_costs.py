@@ -179,11 +179,13 @@ class NodeCosts(NodeSlots):
         """Learn from another request with a prompt of `tokens`, answered in `seconds`."""
         work.learn_cost(work.cost.observe(tokens, seconds))
 
-    def learn_chat(self, request: RouteRequest, timings: ServerTimings, active: float) -> None:
+    def learn_chat(
+        self, request: RouteRequest, prefill: float, timings: ServerTimings, active: float
+    ) -> None:
         """Learn from a chat. The arguments are those of `ChatCost.observe`."""
         work = self.workload(request)
         is_home = request.home == self.name
-        work.chat_cost.observe(request.tokens, timings, active, is_home=is_home)
+        work.chat_cost.observe(request.tokens, prefill, timings, active, is_home=is_home)
         work.lengths.observe(timings.output_tokens, request.max_output)
 
     def warmed(self, model: str, options: object) -> None:

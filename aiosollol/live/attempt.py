@@ -80,7 +80,6 @@ class Attempt:
         self.sent_at = self._began_at = now = cluster.clock()
         self.is_cold = is_cold
         load = node.load_seconds(request.model) if is_cold else 0.0
-        self._seconds = (node.seconds(request) or 0.0) + load
         self._in_flight = self._work.in_flight
         self._is_look = node.standing.is_due(now)
         self._active = 0
@@ -88,10 +87,12 @@ class Attempt:
         if self._work.chats is None:
             self._chat = None
             self._ahead = node.backlog.ahead(now)
+            self._seconds = (node.seconds(request) or 0.0) + load
             node.begin(self._seconds, now)
         else:
             self._ahead = node.ahead(now)
-            self._chat = node.begin_chat(request, load, now)
+            self._chat, seconds = node.begin_chat(request, load, now)
+            self._seconds = seconds + load
         # A live request before the open breaker admits one is the last resort, and a probe too.
         breaker = node.breaker
         self._is_probe = breaker.opens_at is not None and (
@@ -267,7 +268,7 @@ class Attempt:
             chat.began(now - took)
         active = (self._active + len(self._work.chats)) / 2.0
         prefill = timings.prefill + max(0.0, wire)
-        self.node.learn_chat(self._request, timings._replace(prefill=prefill), active)
+        self.node.learn_chat(self._request, prefill, timings, active)
 
     def _learn_begin(
         self,

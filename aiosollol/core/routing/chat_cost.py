@@ -83,17 +83,23 @@ class ChatCost:
         self._cached = 0.0  # the part of the prefill that a conversation saves where it is at home
 
     def observe(
-        self, tokens: float, timings: ServerTimings, active: float, *, is_home: bool
+        self,
+        tokens: float,
+        prefill: float,
+        timings: ServerTimings,
+        active: float,
+        *,
+        is_home: bool,
     ) -> None:
         """Learn from an answer.
 
         tokens: estimated for the prompt.
-        timings: with the time on the wire as a part of `prefill`.
+        prefill: seconds from a slot to the first part, on the wire too.
         active: requests that the node was answering at once, on average.
         is_home: whether earlier parts of the prompt may be in the node's cache.
         """
         self.observations += 1
-        self._observe_prefill(tokens, timings.prefill, is_home=is_home)
+        self._observe_prefill(tokens, prefill, is_home=is_home)
         if timings.output_tokens and timings.decode:
             self.decode.observe(timings.decode / timings.output_tokens, active)
 

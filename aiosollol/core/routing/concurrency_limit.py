@@ -188,7 +188,8 @@ def after_begin(state: Concurrency, begin: Begin) -> Concurrency:
         limit = max(limit, 2.0 * active)
     elif active >= in_flight >= int(limit):
         limit += 1.0
-    return state._replace(limit=min(limit, state.most))
+    limit = min(limit, state.most)
+    return state if limit == state.limit else state._replace(limit=limit)
 
 
 def _next(limit: float, in_flight: int, ratio: float, delay: float) -> float:

@@ -12,6 +12,7 @@ _PER_OCTAVE = 4
 _BUCKETS = _PER_OCTAVE * 20  # up to a million tokens
 _FADE = 1.01  # each answer counts 1 % more than the one before
 _LARGEST_WEIGHT = 1e9
+_REFRESH_EVERY = 16  # answers
 _GUESS = 200.0  # tokens, until an answer was seen
 _ENOUGH = 3  # answers to requests with such a limit, before they count instead of all answers
 
@@ -22,7 +23,16 @@ class OutputLengths:
     observations: answers seen.
     """
 
-    __slots__ = ("_counts", "_longest", "_sums", "_tail", "_weight", "observations")
+    __slots__ = (
+        "_counts",
+        "_expected",
+        "_longest",
+        "_refresh_at",
+        "_sums",
+        "_tail",
+        "_weight",
+        "observations",
+    )
 
     def __init__(self) -> None:
         self.observations = 0
@@ -32,6 +42,8 @@ class OutputLengths:
         # Count and sum of the answers in and above each bucket; None while outdated.
         self._tail: list[tuple[float, float]] | None = None
         self._longest = 0.0  # mean of the highest bucket in use
+        self._refresh_at = 1
+        self._expected: dict[float, float] = {}  # by limit
 
     def observe(self, tokens: float) -> None:
         """Record an answer of `tokens`."""
@@ -44,18 +56,24 @@ class OutputLengths:
         bucket = _bucket(tokens)
         self._counts[bucket] += self._weight
         self._sums[bucket] += self._weight * tokens
-        self._tail = None
+        if self.observations >= self._refresh_at:
+            self._tail = None
 
     def expected(self, most: float = 0.0) -> float:
         """Expected tokens of a new answer. most: its limit (``num_predict``), 0 for none."""
         if not self.observations:
             return min(_GUESS, most) if most else _GUESS
         tail = self._tail or self._tails()
-        count, total = tail[0]
-        if most:
-            above, above_total = tail[_bucket(most)]
-            total += min(0.0, most * above - above_total)
-        return total / count
+        expected = self._expected.get(most)
+        if expected is None:
+            count, total = tail[0]
+            if most:
+                above, above_total = tail[_bucket(most)]
+                total += min(0.0, most * above - above_total)
+            expected = total / count
+            if len(self._expected) < _BUCKETS:
+                self._expected[most] = expected
+        return expected
 
     def left(self, produced: float, most: float = 0.0) -> float:
         """Expected further tokens of an answer that has `produced` some.
@@ -81,6 +99,9 @@ class OutputLengths:
             if count and not self._longest:
                 self._longest = total / count
         self._tail = tails[::-1]
+        self._expected.clear()
+        # One more answer of many changes little.
+        self._refresh_at = self.observations + min(_REFRESH_EVERY, 1 + self.observations // 8)
         return self._tail
 
 

@@ -7,9 +7,7 @@ import pytest
 from aiosollol.core.routing.chat_cost import ChatCost, DecodeCost
 from aiosollol.core.timings import ServerTimings
 
-
-def timings(prefill: float, tokens: int = 0, decode: float = 0.0) -> ServerTimings:
-    return ServerTimings(prefill + decode, 0.0, 50, prefill, tokens, decode)
+TIMINGS = ServerTimings(3.0, 0.0, 50, 1.0, 20, 2.0)
 
 
 @pytest.mark.parametrize("slope", [0.0, 0.002, 0.05])
@@ -34,15 +32,15 @@ def test_prefill_is_proportional_to_the_prompt() -> None:
     cost = ChatCost()
     assert cost.prefill(10.0) is None
     for tokens in [100, 1000, 300, 2000] * 10:
-        cost.observe(tokens, timings(0.01 + tokens * 1e-3), 1, is_home=False)
+        cost.observe(tokens, 0.01 + tokens * 1e-3, TIMINGS, 1, is_home=False)
     assert cost.prefill(500.0) == pytest.approx(0.51, rel=0.05)
 
 
 def test_a_conversation_at_home_saves_most_of_its_prefill() -> None:
     cost = ChatCost()
     for _ in range(10):
-        cost.observe(1000.0, timings(1.0), 1, is_home=False)
+        cost.observe(1000.0, 1.0, TIMINGS, 1, is_home=False)
     for _ in range(30):
-        cost.observe(1000.0, timings(0.1), 1, is_home=True)
+        cost.observe(1000.0, 0.1, TIMINGS, 1, is_home=True)
     assert cost.prefill(1000.0) == pytest.approx(1.0, rel=0.01)
     assert cost.prefill(1000.0, is_home=True) == pytest.approx(0.1, rel=0.05)

@@ -70,4 +70,6 @@ def test_requests_with_different_limits_are_those_of_different_applications() ->
     assert known.of(1000).expected(1000) == pytest.approx(900.0)
     assert known.of(800).expected(800) == pytest.approx(800.0), "of the same order"
     assert known.of(10).expected(10) == pytest.approx(10.0)
+    for _ in range(20):
+        known.observe(10.0, 10)
     assert 10.0 < known.of(0).expected() < 900.0
