@@ -107,7 +107,7 @@ class NodeCosts(NodeSlots):
         # As `workload`, without the call: this is asked of each node for each request.
         work = self._by_request.get((request.model, request.kind)) or self._new_workload(request)
         if work.chats is not None:
-            chat = self.chat_seconds(request)
+            chat = work.chat_seconds(request, is_home=request.home == self.name)
             if chat is not None:
                 return chat.prefill + chat.decode
         return None if work.steady is None else work.steady.seconds(request.tokens)

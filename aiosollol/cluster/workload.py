@@ -30,6 +30,8 @@ class Workload:
     """
 
     __slots__ = (
+        "_predicted",
+        "_predicted_for",
         "allowed",
         "chat_cost",
         "chats",
@@ -60,16 +62,26 @@ class Workload:
         self.cost = Cost.unknown()
         self.chats = RunningChats() if kind in CHATS else None
         self.chat_cost = ChatCost()
+        self._predicted_for: tuple[float, ...] | None = None
+        self._predicted: ChatSeconds | None = None
         self.lengths = lengths
 
     def chat_seconds(self, request: RouteRequest, *, is_home: bool) -> ChatSeconds | None:
         """Predicted seconds of a chat that has a slot; None if none was answered here."""
-        prefill = self.chat_cost.prefill(request.tokens, is_home=is_home)
-        if prefill is None or self.chats is None:
+        if self.chats is None:
             return None
-        active = min(len(self.chats) + 1, max(self.chats.slots, 1))
-        tokens = self.lengths.of(request.max_output).expected(request.max_output)
-        return ChatSeconds(prefill, tokens * self.chat_cost.decode.seconds(active))
+        chats, limit = self.chats, request.max_output
+        key = (request.tokens, limit, is_home, len(chats), chats.slots, self.lengths.answers)
+        if key == self._predicted_for:  # asked again on the way of the same request
+            return self._predicted
+        prefill = self.chat_cost.prefill(request.tokens, is_home=is_home)
+        if prefill is None:
+            return None
+        active = min(len(chats) + 1, chats.slots)
+        tokens = self.lengths.of(limit).expected(limit)
+        self._predicted_for = key
+        self._predicted = ChatSeconds(prefill, tokens * self.chat_cost.decode.seconds(active))
+        return self._predicted
 
     def adapt(self, concurrency: Concurrency) -> None:
         """Set the state of the limit."""

@@ -22,6 +22,11 @@ class ServerTimings(NamedTuple):
     decode: float = 0.0
 
     @property
+    def tokens(self) -> int:
+        """Tokens of prompt and answer."""
+        return self.prompt_tokens + self.output_tokens
+
+    @property
     def waited(self) -> float:
         """The wait for a slot on the server, of a chat or generate."""
         return max(0.0, self.total - self.load - self.prefill - self.decode)

@@ -129,7 +129,9 @@ class NodeClient:
             part = call.load(node.name, data)
             if call.kind == "embed":
                 call.check(part, promised_dim(node, call.model, call.dimensions))
-        attempt.answered(call.tokens, tokens=call.tokens_of(part), timings=call.timings_of(part))
+        timings = call.timings_of(part)
+        tokens = call.tokens_of(part) if timings is None else timings.tokens
+        attempt.answered(call.tokens, tokens=tokens, timings=timings)
         return part
 
     async def open_stream(

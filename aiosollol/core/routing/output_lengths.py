@@ -106,16 +106,21 @@ class OutputLengths:
 
 
 class LengthsByLimit:
-    """The lengths of answers of one model and kind of request, by the limits in the requests."""
+    """The lengths of answers of one model and kind of request, by the limits in the requests.
 
-    __slots__ = ("_all", "_by_limit")
+    answers: how many were seen.
+    """
+
+    __slots__ = ("_all", "_by_limit", "answers")
 
     def __init__(self) -> None:
+        self.answers = 0
         self._all = OutputLengths()
         self._by_limit: dict[int, OutputLengths] = {}
 
     def observe(self, tokens: float, most: int) -> None:
         """Record an answer of `tokens` to a request with the limit `most`, 0 if it had none."""
+        self.answers += 1
         self._all.observe(tokens)
         self._by_limit.setdefault(most.bit_length(), OutputLengths()).observe(tokens)
 
