@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Awaitable, Callable
+from statistics import median
 from typing import Any
 
 import anyio
@@ -143,3 +145,28 @@ async def test_the_seconds_of_a_chat_follow_from_its_parts() -> None:
         short = made.node("a").chat_seconds(RouteRequest(TALKER, 20.0, "chat", max_output=10))
         assert short is not None
         assert short.decode == pytest.approx(1.0, rel=0.1)
+
+
+async def test_the_first_token_is_predicted() -> None:
+    """Streams of one length at 70 % of what two nodes of four slots can do."""
+    node = {"seconds_per_chat_token": 0.1, "seconds_per_token": 0.01, "slots": 4}
+    rng, errors = random.Random(3), []
+    async with cluster(a=node, b=node) as made:
+        await made.care.warm(TALKER, None)
+
+        async def read() -> None:
+            explained = await made.care.route(TALKER, "chat", 20.0)
+            terms = next(n.terms for n in explained.nodes if n.name == explained.chosen)
+            predicted = terms["queue"] + terms["load"] + terms["prefill"]
+            began = anyio.current_time()
+            stream = await made.stream(TEXT)
+            errors.append(abs(predicted / (anyio.current_time() - began) - 1.0))
+            async for _ in stream:
+                pass
+
+        async with anyio.create_task_group() as group:
+            for _ in range(200):
+                group.start_soon(read)
+                await anyio.sleep(rng.expovariate(0.5))
+        assert median(errors[20:]) < 0.2
+        await made.rest()
