@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from aiosollol.cluster.slots import NodeSlots, Room
@@ -10,7 +11,7 @@ from aiosollol.core.model_names import full_name
 from aiosollol.core.node import ONE_SLOT_FAMILIES, NodeSpec, NodeState
 from aiosollol.core.routing.chat_cost import ChatSeconds
 from aiosollol.core.routing.concurrency_limit import start
-from aiosollol.core.routing.load_times import LoadTimes
+from aiosollol.core.routing.load_times import HUNG_LOADS, LoadTimes
 from aiosollol.core.routing.output_lengths import LengthsByLimit
 from aiosollol.core.routing.strategies import RouteRequest
 from aiosollol.core.scheduling.cost import Cost
@@ -142,6 +143,12 @@ class NodeCosts(NodeSlots):
         if loaded is None or name in self._warmed or name in loaded or name in self.loading:
             return 0.0
         return self._shared.load_times.seconds(self.name, name, self._size(name))
+
+    def hung_load_seconds(self, model: str) -> float:
+        """Seconds after which a load of `model` hangs; infinity if none was seen on any node."""
+        name = full_name(model)
+        known = self._shared.load_times.known(name, self._size(name))
+        return math.inf if known is None else HUNG_LOADS * known
 
     def learn(
         self, request: RouteRequest, tokens: float, sent_at: float, now: float, load: float = 0.0

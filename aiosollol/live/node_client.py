@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -83,7 +84,7 @@ class NodeClient:
         attempt, load, headers = self._begin(call, node, request, trace, is_live=is_live)
         with attempt:
             if load is not None:
-                left = await self._loaded(load, timeout, attempt)
+                left = await self._loaded(load, node, timeout, attempt)
                 timeout = left if is_live else timeout
             # The first answer may include a load that was not foreseen.
             is_timed = load is None and attempt.is_first
@@ -122,7 +123,7 @@ class NodeClient:
         attempt, load, headers = self._begin(call, node, request, trace, is_live=True)
         with attempt:
             if load is not None:
-                timeout = await self._loaded(load, timeout, attempt)
+                timeout = await self._loaded(load, node, timeout, attempt)
             data = await self._way_to(node).request(
                 "POST", call.path, call.body, timeout=timeout, headers=headers
             )
@@ -156,7 +157,7 @@ class NodeClient:
         attempt, load, headers = self._begin(call, node, request, trace, is_live=True)
         with attempt:
             if load is not None:
-                timeout = await self._loaded(load, timeout, attempt)
+                timeout = await self._loaded(load, node, timeout, attempt)
             response = self._way_to(node).stream(
                 call.path,
                 call.body,
@@ -240,13 +241,21 @@ class NodeClient:
             return None
         return self._start_load(node, (call,), trace)
 
-    async def _loaded(self, load: Load, timeout: float, attempt: Attempt) -> float:
+    async def _loaded(self, load: Load, node: Node, timeout: float, attempt: Attempt) -> float:
         """Wait for `load`, and return what is left of `timeout`. Raises NodeError, PoolClosed."""
         began = self._cluster.clock()
         with contextlib.suppress(BadRequest):  # the request itself will raise it
-            await load.wait(timeout)
+            await load.wait(timeout, partial(self._hung_after, node, load.model))
         attempt.restart()
         return max(1e-3, timeout - (self._cluster.clock() - began))
+
+    def _hung_after(self, node: Node, model: str) -> float:
+        """Seconds after which a request leaves a load for another node; infinity without one."""
+        has_other = any(
+            other is not node and not other.is_down and other.has_model(model)
+            for other in self._cluster
+        )
+        return node.hung_load_seconds(model) if has_other else math.inf
 
     def _start_load(
         self, node: Node, calls: Sequence[EmbedCall | TalkCall[Any]], trace: Trace | None
@@ -258,14 +267,19 @@ class NodeClient:
         if load is None:
             seconds = node.begin_load(name, now)
             load = Load(node.name, call.model, partial(self._end_load, node, name, seconds))
-            self._loads.start(key, load, partial(self._send_load, node, calls, trace))
+            load.bound(node.hung_load_seconds(name))
+            self._loads.start(key, load, partial(self._send_load, load, node, calls, trace))
         return load
 
     def _end_load(self, node: Node, name: str, seconds: float) -> None:
         node.end_load(name, seconds, self._cluster.clock())
 
     async def _send_load(
-        self, node: Node, calls: Sequence[EmbedCall | TalkCall[Any]], trace: Trace | None
+        self,
+        load: Load,
+        node: Node,
+        calls: Sequence[EmbedCall | TalkCall[Any]],
+        trace: Trace | None,
     ) -> None:
         cluster, model = self._cluster, calls[0].model
         began = cluster.clock()
@@ -273,18 +287,11 @@ class NodeClient:
         span, headers = _follow(trace, calls[0].request()._replace(kind="load"), node)
         problem = CANCELLED
         try:
-            for call in calls:
-                path, body = call.load_request()
-                try:
-                    way = self._way_to(node)
-                    data = await way.request(
-                        "POST", path, body, timeout=LOAD_SECONDS, headers=headers
-                    )
-                    load_json(node.name, data)  # a web page is no load
-                    break
-                except BadRequest:
-                    if call is calls[-1]:
-                        raise
+            with load.scope:
+                await self._request_load(node, calls, headers)
+            if load.scope.cancelled_caught:
+                seconds = cluster.clock() - began
+                raise NodeTimeout(node.name, f"was still loading {model} after {seconds:.0f} s")
             problem = ""
         except NodeError as error:
             problem = type(error).__name__
@@ -297,7 +304,27 @@ class NodeClient:
         now = cluster.clock()
         node.learn_load(model, now - began)
         node.warmed(model, calls[0].options)
+        for other in self._loads.of(model):
+            if other is not load and other.node in cluster:
+                other.bound(cluster[other.node].hung_load_seconds(model))
         cluster.tell(Loading(now, model, node.name, now - began))
+
+    async def _request_load(
+        self,
+        node: Node,
+        calls: Sequence[EmbedCall | TalkCall[Any]],
+        headers: Mapping[str, str] | None,
+    ) -> None:
+        for call in calls:
+            path, body = call.load_request()
+            try:
+                way = self._way_to(node)
+                data = await way.request("POST", path, body, timeout=LOAD_SECONDS, headers=headers)
+                load_json(node.name, data)  # a web page is no load
+                return
+            except BadRequest:
+                if call is calls[-1]:
+                    raise
 
 
 def _follow(

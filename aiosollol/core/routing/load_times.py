@@ -9,6 +9,9 @@ LEAST_LOAD = 0.1
 """Seconds of `load_duration` from which a server had to load the model. It reports some for every
 answer, because it reads the model's metadata again: 0.6 to 49 ms in tests/captures."""
 
+HUNG_LOADS = 3.0
+"""A load that takes this multiple of the longest one that was seen hangs."""
+
 _GUESS = 5.0  # seconds, until any load was seen
 _SMOOTHING = 0.5
 
@@ -42,6 +45,11 @@ class LoadTimes:
         if key not in self._estimates:
             self._estimates[key] = self._estimate(node, model, size)
         return self._estimates[key]
+
+    def known(self, model: str, size: int) -> float | None:
+        """The longest load of `model` that was seen on any node; None if none was."""
+        seen = [load for key, load in self._seen.items() if key[1] == model]
+        return max(_scaled(seen, size), default=None)
 
     def _estimate(self, node: str, model: str, size: int) -> float:
         seen = self._seen
