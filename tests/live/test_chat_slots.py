@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -169,4 +170,28 @@ async def test_the_first_token_is_predicted() -> None:
                 group.start_soon(read)
                 await anyio.sleep(rng.expovariate(0.5))
         assert median(errors[20:]) < 0.2
+        await made.rest()
+
+
+async def test_a_slot_goes_to_the_foremost_of_all_lines() -> None:
+    node = {"seconds_per_chat_token": 1.0, "seconds_per_item": 1.0, "max_concurrency": 1}
+    order: list[str] = []
+
+    async def note(name: str, call: Callable[[], Awaitable[Any]]) -> None:
+        await call()
+        order.append(name)
+
+    async with cluster(a=node) as made:
+        await made.warm_up()
+        calls = {
+            "first": made.chat,
+            "embedding": made.embed,
+            "urgent chat": partial(made.chat, priority=9),
+            "urgent embedding": partial(made.embed, priority=10),
+        }
+        for name, call in calls.items():
+            made.group.start_soon(note, name, call)
+            await anyio.sleep(0.1)
+        await anyio.sleep(30.0)
+        assert order == ["first", "urgent embedding", "urgent chat", "embedding"]
         await made.rest()

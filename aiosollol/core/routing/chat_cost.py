@@ -14,6 +14,7 @@ _SERIAL = 0.8
 """Of the seconds per token alone: from this slowdown by each further stream, streams together are
 hardly faster than one after another."""
 _SMOOTHING = 0.2
+_CACHED_FROM = 0.5  # of the prefill saved; less is noise, or the prompt was not cached
 
 
 class ChatSeconds(NamedTuple):
@@ -107,8 +108,10 @@ class ChatCost:
         if is_home and self._prefill is not None:
             known = self._prefill.seconds(tokens)
             saved = max(0.0, 1.0 - seconds / known) if known else 0.0
-            self._cached += _SMOOTHING * (saved - self._cached)
-            return
+            is_cached = saved > _CACHED_FROM
+            self._cached += _SMOOTHING * ((saved if is_cached else 0.0) - self._cached)
+            if is_cached:
+                return
         self._cost = self._cost.observe(tokens, seconds)
         if self._prefill is None:
             self._prefill = Steady(self._cost)

@@ -44,3 +44,10 @@ def test_a_conversation_at_home_saves_most_of_its_prefill() -> None:
         cost.observe(1000.0, 0.1, TIMINGS, 1, is_home=True)
     assert cost.prefill(1000.0) == pytest.approx(1.0, rel=0.01)
     assert cost.prefill(1000.0, is_home=True) == pytest.approx(0.1, rel=0.05)
+
+
+def test_a_prompt_that_is_not_cached_at_home_counts_as_any_other() -> None:
+    cost = ChatCost()
+    for seconds in [1.0] * 5 + [2.0] * 60:  # requests with options always have a home
+        cost.observe(1000.0, seconds, TIMINGS, 1, is_home=True)
+    assert cost.prefill(1000.0, is_home=True) == pytest.approx(2.0, rel=0.05)

@@ -104,6 +104,18 @@ def test_it_starts_at_two_and_reaches_sixteen_soon() -> None:
     assert max(server.limits) >= 12
 
 
+@pytest.mark.parametrize(("seconds", "looks"), [(0.05, True), (5.0, False)])
+def test_nothing_is_held_back_for_a_look_while_answers_take_seconds(
+    seconds: float, looks: bool
+) -> None:
+    server = Server(4, work=(seconds, seconds))
+    found = False
+    for _ in range(2000):
+        server.run(1)
+        found = found or server.state.looking > 0
+    assert found is looks
+
+
 def test_what_the_user_allows_is_never_passed() -> None:
     for most in (1, 3):
         server = Server(16, state=start(most))
