@@ -210,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.inside:
         _inside(given.inside)
         return 0
-    sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests"))
+    sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests" / "support"))
     readings = asyncio.run(measure(SCENES, given.runs))
     print(table(readings))
     print(f"\nseconds: medians of {given.runs} runs (worst); timeout {TIMEOUT} s")

@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kinds = {(scene.is_lab, scene.work) for scene in scenes if scene.blow}
     scenes = [scene for scene in scenes if (scene.is_lab, scene.work) in kinds]
     if any(scene.is_lab for scene in scenes):
-        sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "tests"))
+        sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "tests" / "support"))
         from netlab import why_no_lab
 
         if reason := why_no_lab():
