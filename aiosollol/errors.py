@@ -375,28 +375,6 @@ def _listing(missing: str, others: str, item: str, errors: Mapping[int, SollolEr
     return "\n".join([f"{missing}; the others are in .{others}, the errors in .errors", *lines])
 
 
-def summary(error: BaseException) -> str:
-    """`error` for a log: its kind and node, without content of requests or answers.
-
-    A node's error message, or a malformed answer, may quote a prompt.
-    """
-    match error:
-        case StreamCutOff():
-            return f"{error.node}: StreamCutOff after {error.delivered} parts"
-        case ResponseError():
-            return f"{error.node}: {type(error).__name__} (status {error.status})"
-        case ProtocolError():
-            return f"{error.node}: ProtocolError"
-        case NodeError():
-            return f"{type(error).__name__}: {error}"
-        case RequestFailed():
-            attempts = dict.fromkeys(map(summary, error.attempts))
-            head = str(error).partition("\n")[0]
-            return "; ".join([f"{type(error).__name__}: {head}", *attempts])
-        case _:
-            return type(error).__name__
-
-
 def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """The first exception of a group that is not itself a group."""
     error: BaseException = group

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from aiosollol.autobatch.pacing import DOCUMENT_BACKOFF, delay
 from aiosollol.core.embeddings import Embeddings, Vector
+from aiosollol.core.redaction import summary
 from aiosollol.core.routing.retry import Failure, classify
 from aiosollol.errors import (
     InvalidInput,
@@ -17,7 +18,6 @@ from aiosollol.errors import (
     NoNodeAvailable,
     PoolClosed,
     PoolSaturated,
-    summary,
 )
 
 State = Literal["pending", "running", "completed", "failed", "cancelled"]

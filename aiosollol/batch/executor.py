@@ -15,6 +15,7 @@ from anyio.abc import TaskGroup
 from aiosollol.cluster.node import Node, has_same_vectors
 from aiosollol.cluster.state import ClusterState
 from aiosollol.core.blame import OUTAGE_PATIENCE, RETURN_PATIENCE, patience
+from aiosollol.core.redaction import summary
 from aiosollol.core.report import NodeShare
 from aiosollol.core.request import EmbedSettings, loading_of, reload_key
 from aiosollol.core.routing.retry import classify
@@ -38,7 +39,6 @@ from aiosollol.errors import (
     RequestFailed,
     SollolError,
     first_of,
-    summary,
 )
 from aiosollol.live.calls import EmbedCall
 from aiosollol.live.node_client import NodeClient, promised_dim

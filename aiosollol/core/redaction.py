@@ -1,4 +1,4 @@
-"""Redact passwords and tokens in values shown in errors."""
+"""Redact passwords and tokens in values shown in errors, and content in errors that are logged."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Set
 from itertools import islice
 from urllib.parse import unquote
+
+from aiosollol.errors import NodeError, ProtocolError, RequestFailed, ResponseError, StreamCutOff
 
 _LEFT_OUT = "..."
 _MOST_LAYERS = 8  # of percent-encoding that are decoded
@@ -81,3 +83,25 @@ def _decoded(text: str) -> str:
         if text == before:
             break
     return unicodedata.normalize("NFKC", text)
+
+
+def summary(error: BaseException) -> str:
+    """`error` for a log: its kind and node, without content of requests or answers.
+
+    A node's error message, or a malformed answer, may quote a prompt.
+    """
+    match error:
+        case StreamCutOff():
+            return f"{error.node}: StreamCutOff after {error.delivered} parts"
+        case ResponseError():
+            return f"{error.node}: {type(error).__name__} (status {error.status})"
+        case ProtocolError():
+            return f"{error.node}: ProtocolError"
+        case NodeError():
+            return f"{type(error).__name__}: {error}"
+        case RequestFailed():
+            attempts = dict.fromkeys(map(summary, error.attempts))
+            head = str(error).partition("\n")[0]
+            return "; ".join([f"{type(error).__name__}: {head}", *attempts])
+        case _:
+            return type(error).__name__

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
-from aiosollol.errors import SollolError, summary
+from aiosollol.core.redaction import summary
+from aiosollol.errors import SollolError
 from aiosollol.gateway.bodies import (
     REQUEST_ID,
     STATE,

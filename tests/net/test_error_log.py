@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from aiosollol.core.redaction import summary
 from aiosollol.errors import (
     BadRequest,
     ConnectionLost,
@@ -20,7 +21,6 @@ from aiosollol.errors import (
     ProtocolError,
     RunnerFailed,
     StreamCutOff,
-    summary,
 )
 from aiosollol.net.error_log import (
     INTERVAL,
