@@ -1,4 +1,4 @@
-"""The embedding commands: demo, embed, plan, node. Each is implemented in its own module."""
+"""Commands for many texts: demo, embed, generate, plan, node. Each has a module of its own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from aiosollol.cli.base import Json, Nodes, Policy, SameMachine, app, examples
+from aiosollol.cli.base import Json, Model, Nodes, Policy, SameMachine, app, examples
 from aiosollol.config.settings import DEFAULTS
 
 
@@ -109,6 +109,57 @@ def embed(
         as_json=as_json,
     )
     raise typer.Exit(embed_files(options))
+
+
+@app.command(
+    epilog=examples(
+        "aiosollol generate --model llama3.2 --prompts questions.jsonl --out answers.jsonl",
+        "aiosollol generate --model llama3.2 --prompts questions.jsonl --out answers.jsonl "
+        "--resume",
+    )
+)
+def generate(
+    model: Model,
+    prompts: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE",
+            help="JSON Lines: objects with 'prompt', or with 'messages' for chats, or strings. "
+            "Other fields are kept. Default or -: stdin.",
+        ),
+    ] = "-",
+    node: Nodes = None,
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Output file. Default: JSON Lines on stdout."),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with --out: ask only what has no reply in it."),
+    ] = False,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="The system prompt of all prompts.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Answer many prompts with a model, over all nodes that have it.
+
+    Writes a line for each prompt, in order, as soon as its reply has come: its fields, 'line' and
+    'response', or 'error'. What is in the file when the command ends is not asked again with
+    --resume.
+    """
+    from aiosollol.cli.generate import GenerateOptions, generate_file
+
+    options = GenerateOptions(
+        model=model,
+        prompts=prompts,
+        nodes=node or (),
+        out=out,
+        resume=resume,
+        system=system,
+        as_json=as_json,
+    )
+    raise typer.Exit(generate_file(options))
 
 
 @app.command(

@@ -136,7 +136,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 COMMANDS = [
-    *("demo", "embed", "plan", "node"),
+    *("demo", "embed", "generate", "plan", "node"),
     *("nodes", "stats", "route", "verify", "warm"),
     *("discover", "advertise", "agent", "config"),
     *("up", "key"),
