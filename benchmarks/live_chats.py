@@ -132,7 +132,7 @@ def _closed(slots: int, streams: int, spread: float) -> Scenario:
         firsts: list[float] = []
         done = 0.0
         async with cluster(**_nodes(1, slots), wait_timeout=3600.0) as made:
-            await made.care.warm(TALKER, None)
+            await made.admin.warm(TALKER, None)
             began = anyio.current_time()
             until = began + FIVE_MINUTES
 
@@ -166,7 +166,7 @@ def _rounds(nodes: int, slots: int, streams: int) -> Scenario:
 
         rows = []
         async with cluster(**_nodes(nodes, slots), wait_timeout=3600.0) as made:
-            await made.care.warm(TALKER, None)
+            await made.admin.warm(TALKER, None)
             for number in range(1, 6):
                 firsts = await gather(*[lambda: _read(made, TOKENS)] * streams)
                 rows.append(Row("", f"round {number}, worst first token, s", max(firsts), most=0.5))
@@ -202,7 +202,7 @@ async def short_beside_long() -> list[Row]:
 
     slots = {f"n{number}": {"seconds_per_chat_token": pace} for number in range(nodes)}
     async with cluster(**slots, wait_timeout=300.0) as made:
-        await made.care.warm(TALKER, None)
+        await made.admin.warm(TALKER, None)
         began = anyio.current_time()
         async with anyio.create_task_group() as group:
             for at, tokens in arrivals:
@@ -234,10 +234,10 @@ def _predicted(load: float) -> Scenario:
         rng, errors = random.Random(3), []
         rate = load * 2 * 4 / (TOKENS * SECONDS_PER_TOKEN)
         async with cluster(**_nodes(2, 4), wait_timeout=300.0) as made:
-            await made.care.warm(TALKER, None)
+            await made.admin.warm(TALKER, None)
 
             async def read() -> None:
-                explained = await made.care.route(TALKER, "chat", 20.0)
+                explained = await made.admin.route(TALKER, "chat", 20.0)
                 terms = next(n.terms for n in explained.nodes if n.name == explained.chosen)
                 expected = terms["queue"] + terms["load"] + terms["prefill"]
                 first = await _read(made, TOKENS)

@@ -38,9 +38,9 @@ class EngineBatches:
     """The engines of a pool. threshold: minimum number of items for which "auto" uses one."""
 
     def __init__(
-        self, registry: ClusterState, engines: Mapping[str, Engine], threshold: int
+        self, cluster: ClusterState, engines: Mapping[str, Engine], threshold: int
     ) -> None:
-        self._registry = registry
+        self._cluster = cluster
         self._engines = engines
         self._threshold = threshold
         self._complaints: dict[str, str] = {}
@@ -75,10 +75,10 @@ class EngineBatches:
             and predicted_seconds >= _LEAST_SECONDS
             and (engine is None or engine.start_seconds == 0.0)
         )
-        began = self._registry.clock()
+        began = self._cluster.clock()
         yield
         if is_telling:
-            pace = min(_MOST_PACE, (self._registry.clock() - began) / predicted_seconds)
+            pace = min(_MOST_PACE, (self._cluster.clock() - began) / predicted_seconds)
             known = self._paces.get(name, pace)
             self._paces[name] = known + _SMOOTHING * (pace - known)
 
@@ -107,7 +107,7 @@ class EngineBatches:
         self, name: str, job: EngineJob, buffer: VectorBuffer, tell: Callable[[int], None] | None
     ) -> Delivery:
         """Prepare a batch for the engine `name`. tell: called with the number of settled texts."""
-        return Delivery(self._registry, self._engines[name], job, buffer, tell)
+        return Delivery(self._cluster, self._engines[name], job, buffer, tell)
 
 
 class Delivery:
@@ -115,13 +115,13 @@ class Delivery:
 
     def __init__(
         self,
-        registry: ClusterState,
+        cluster: ClusterState,
         engine: Engine,
         job: EngineJob,
         buffer: VectorBuffer,
         tell: Callable[[int], None] | None,
     ) -> None:
-        self._registry = registry
+        self._cluster = cluster
         self._engine = engine
         self._job = job
         self._buffer = buffer
@@ -134,7 +134,7 @@ class Delivery:
         """Wait until the engine is done. Raises EngineError if it could not start."""
         self.outcome = await self._engine.carry(self._job, self._put)
         self.errors.update(self.outcome.errors)
-        self._registry.merge_counters(self.outcome.counters)
+        self._cluster.merge_counters(self.outcome.counters)
         self.give_up(EngineError(self._engine.name, "returned no vector for this text"))
 
     def give_up(self, error: SollolError) -> None:

@@ -84,7 +84,7 @@ class BatchJob(NamedTuple):
 class Executor:
     """One running batch. Create one, await `run` once, then read `state`.
 
-    exchange: sends a request to a node.
+    node_client: sends a request to a node.
     on_progress: called with the number of settled texts, whenever it has grown.
     """
 
@@ -92,8 +92,8 @@ class Executor:
         self,
         job: BatchJob,
         buffer: VectorBuffer,
-        registry: ClusterState,
-        exchange: NodeClient,
+        cluster: ClusterState,
+        node_client: NodeClient,
         on_progress: Callable[[int], None] | None = None,
         rng: random.Random | None = None,
     ) -> None:
@@ -104,8 +104,8 @@ class Executor:
         self._loading = loading_of(job.settings.options, job.settings.keep_alive)
         self._fits_base64 = wire.fits_base64(job.settings)
         self._buffer = buffer
-        self._registry = registry
-        self._exchange = exchange
+        self._cluster = cluster
+        self._node_client = node_client
         self._on_progress = on_progress
         self.state = BatchState(
             job.tokens,
@@ -133,19 +133,19 @@ class Executor:
 
     async def _run(self) -> None:
         state = self.state
-        version = self._registry.version
+        version = self._cluster.version
         self._admit_nodes()
         async with anyio.create_task_group() as group:
-            self._follow(group, state.start(self._registry.clock()))
-            group.start_soon(self._watch_registry, group, version)
+            self._follow(group, state.start(self._cluster.clock()))
+            group.start_soon(self._watch_cluster, group, version)
             while not state.is_finished:
-                tick = state.next_tick(self._registry.clock())
+                tick = state.next_tick(self._cluster.clock())
                 give_up_at = self._give_up_at()
                 deadline = min(math.inf if tick is None else tick, give_up_at)
                 with anyio.CancelScope(deadline=deadline) as wait:
                     await self._wake.wait()
                 if wait.cancelled_caught:
-                    now = self._registry.clock()
+                    now = self._cluster.clock()
                     late = now >= give_up_at
                     self._follow(
                         group, state.abandon(self._outage(), now) if late else state.tick(now)
@@ -157,19 +157,19 @@ class Executor:
 
     def give_up(self, error: SollolError) -> None:
         """Fail the texts without a vector with `error`."""
-        self.state.abandon(error, self._registry.clock())
+        self.state.abandon(error, self._cluster.clock())
 
     # Node changes.
 
-    async def _watch_registry(self, group: TaskGroup, version: int) -> None:
+    async def _watch_cluster(self, group: TaskGroup, version: int) -> None:
         while True:
-            await self._registry.wait_changed(version)
-            version = self._registry.version
-            for node in list(self._registry):
+            await self._cluster.wait_changed(version)
+            version = self._cluster.version
+            for node in list(self._cluster):
                 why = self._why_lost(node)
                 if why and self.state.has_node(node.name):
                     lost = NodeUnreachable(node.name, why)
-                    now = self._registry.clock()
+                    now = self._cluster.clock()
                     self._follow(
                         group,
                         self.state.node_lost(node.name, now, lost, may_return=node.is_down),
@@ -188,9 +188,9 @@ class Executor:
 
     def _admit_nodes(self) -> list[Instruction]:
         """Add every usable node: up, with the model, and with comparable vectors."""
-        now = self._registry.clock()
+        now = self._cluster.clock()
         instructions: list[Instruction] = []
-        for node in self._registry:
+        for node in self._cluster:
             if (
                 self._is_usable(node)
                 and not self.state.has_node(node.name)
@@ -221,10 +221,10 @@ class Executor:
         if any(node.name == second for _, second in planned.trials):
             return False
         names = {node.name, *planned.shares}
-        nodes = [each for each in self._registry if each.name in names]
+        nodes = [each for each in self._cluster if each.name in names]
         batch = BatchShape(len(self._job.texts), sum(self._job.tokens))
-        view = self._registry.candidates(self._model, nodes)
-        verdicts = self._registry.verdicts(self._model)
+        view = self._cluster.candidates(self._model, nodes)
+        verdicts = self._cluster.verdicts(self._model)
         return node.name in plan(view, batch, self._job.options, verdicts).shares
 
     def _may_return(self, node: Node) -> bool:
@@ -248,13 +248,13 @@ class Executor:
         if self.state.failures.refusal is not None:
             return -math.inf
         has_answered = any(
-            name in self._registry and self._registry[name].counters.succeeded
+            name in self._cluster and self._cluster[name].counters.succeeded
             for name in self.state.tallies
         )
         if not has_answered and self.state.has_flights:
             return math.inf
         seconds = patience(has_answered=has_answered, outage=self._job.patience)
-        is_late = self._registry.clock() - since >= WARN_SECONDS
+        is_late = self._cluster.clock() - since >= WARN_SECONDS
         if has_answered and is_late and not self._has_warned:
             self._has_warned = True
             reasons = "; ".join(map(summary, self.state.failures.last_errors.values()))
@@ -288,7 +288,7 @@ class Executor:
             try:
                 instructions = await self._deliver(chunk)
             except NodeError as error:
-                now = self._registry.clock()
+                now = self._cluster.clock()
                 instructions = self.state.failed(chunk, now, classify(error), error)
             self._follow(group, instructions)
         del self._scopes[chunk.id]
@@ -296,9 +296,9 @@ class Executor:
     async def _deliver(self, chunk: Chunk) -> list[Instruction]:
         """Send a chunk and store its vectors. Raises NodeError."""
         job = self._job
-        if chunk.node not in self._registry:
+        if chunk.node not in self._cluster:
             raise NodeUnreachable(chunk.node, "was removed")
-        node = self._registry[chunk.node]
+        node = self._cluster[chunk.node]
         texts = [job.texts[item] for item in chunk.items] or [CHECK_TEXT]
         call = EmbedCall(
             model=self._model,
@@ -315,9 +315,9 @@ class Executor:
             # Read only now: the first answer of the batch may have arrived during the wait.
             dim = self._buffer.dim or promised_dim(node, self._model, job.settings.dimensions)
             await node.enter()
-            self.state.began(chunk, self._registry.clock())
-            request, trace = call.request(), self._exchange.trace()
-            answer = await self._exchange.embed(
+            self.state.began(chunk, self._cluster.clock())
+            request, trace = call.request(), self._node_client.trace()
+            answer = await self._node_client.embed(
                 call, node, request, trace, job.timeout, dim=dim, is_live=False
             )
         if self._buffer.dim not in (0, answer.dim):
@@ -329,16 +329,16 @@ class Executor:
             self.counts.answered(node.name, chunk.items, answer.tokens)
         if answer.tokens:
             characters = sum(map(len, texts))
-            self._registry.learn_ratio(self._model, characters, len(texts), answer.tokens)
-        now = self._registry.clock()
+            self._cluster.learn_ratio(self._model, characters, len(texts), answer.tokens)
+        now = self._cluster.clock()
         cost = node.cost(self._model)
         found, refused = len(self.state.findings), len(self.state.failures.wrong_refusals)
         instructions = self.state.done(chunk, now, cost)
         for name in self.state.failures.wrong_refusals[refused:]:
-            if name in self._registry:
-                self._registry.refused_wrongly(self._registry[name], now)
+            if name in self._cluster:
+                self._cluster.refused_wrongly(self._cluster[name], now)
         for finding in self.state.findings[found:]:
-            self._registry.remember(self._model, finding)
+            self._cluster.remember(self._model, finding)
         return instructions
 
     # Results.

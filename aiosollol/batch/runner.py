@@ -66,9 +66,9 @@ class _Done(NamedTuple):
 class BatchRunner:
     """Runs batches on the nodes of a pool, any number concurrently.
 
-    exchange: sends a request to a node.
-    roster: the eligible nodes for a model.
-    carriage: the engines for batches that are not computed in this process.
+    node_client: sends a request to a node.
+    eligibility: the eligible nodes for a model.
+    engine_batches: the engines for batches that are not computed in this process.
     timeout: seconds for one request.
     outage_patience: seconds to wait while no node answers.
     plans: number of batches by mode of their plan.
@@ -76,18 +76,18 @@ class BatchRunner:
 
     def __init__(
         self,
-        registry: ClusterState,
-        exchange: NodeClient,
-        roster: Eligibility,
-        carriage: EngineBatches,
+        cluster: ClusterState,
+        node_client: NodeClient,
+        eligibility: Eligibility,
+        engine_batches: EngineBatches,
         timeout: float,
         outage_patience: float = OUTAGE_PATIENCE,
     ) -> None:
         self._outage_patience = outage_patience
-        self._registry = registry
-        self._exchange = exchange
-        self._roster = roster
-        self._carriage = carriage
+        self._cluster = cluster
+        self._node_client = node_client
+        self._eligibility = eligibility
+        self._engine_batches = engine_batches
         self._timeout = timeout
         self.plans: Counter[str] = Counter()
         self._running: set[anyio.CancelScope] = set()
@@ -104,13 +104,13 @@ class BatchRunner:
 
     async def plan(self, model: str, shape: BatchShape, options: PlanOptions) -> Plan:
         """The plan for a batch on the current nodes."""
-        view = self._registry.candidates(model, await self.ready_nodes(model))
-        return plan(view, shape, options, self._registry.verdicts(model))
+        view = self._cluster.candidates(model, await self.ready_nodes(model))
+        return plan(view, shape, options, self._cluster.verdicts(model))
 
     async def ready_nodes(self, model: str) -> Sequence[Node]:
         """The nodes eligible for a batch: up, with `model`, and with comparable vectors."""
-        await self._roster.wait_ready(model, patient=True)
-        return self._roster.comparable(model)
+        await self._eligibility.wait_ready(model, patient=True)
+        return self._eligibility.comparable(model)
 
     async def embed(
         self,
@@ -133,7 +133,7 @@ class BatchRunner:
 
         Raises PoolClosed, ModelNotFound, NoNodeAvailable or EngineError.
         """
-        began = self._registry.clock()
+        began = self._cluster.clock()
         unique = unique_texts(texts, invalid)
         buffer = VectorBuffer(len(texts), unique.places, unique.repeats, on_vectors)
         errors: dict[int, SollolError] = dict(invalid)
@@ -151,29 +151,29 @@ class BatchRunner:
             buffer.finish(),
             buffer.dim,
             errors=dict(sorted(errors.items())),
-            report=replace(report, seconds=self._registry.clock() - began),
+            report=replace(report, seconds=self._cluster.clock() - began),
             count=len(texts),
         )
 
     async def _compute(self, batch: _Batch, engine: str) -> _Done:
         job = batch.job
-        note = self._carriage.choose(engine, len(job.texts), job.plan.predicted_seconds)
+        note = self._engine_batches.choose(engine, len(job.texts), job.plan.predicted_seconds)
         if note.name != LOCAL:
             try:
                 return await self._carry(batch, note)
             except EngineError as error:
                 if engine != "auto":
                     raise
-                note = self._carriage.instead(note, error)
-        executor = Executor(job, batch.buffer, self._registry, self._exchange, batch.tell)
-        with self._carriage.timing(LOCAL, len(job.texts), job.plan.predicted_seconds):
+                note = self._engine_batches.instead(note, error)
+        executor = Executor(job, batch.buffer, self._cluster, self._node_client, batch.tell)
+        with self._engine_batches.timing(LOCAL, len(job.texts), job.plan.predicted_seconds):
             await self._run(batch, executor.run, executor.give_up)
         state = executor.state
         report = BatchReport(
             items=0,
             unique=0,
             seconds=0.0,
-            nodes=executor.shares(self._registry.clock() - batch.began),
+            nodes=executor.shares(self._cluster.clock() - batch.began),
             plan=executor.plan,
             splits=state.failures.splits,
             copies=state.copies,
@@ -198,8 +198,8 @@ class BatchRunner:
             job.timeout,
             job.digest,
         )
-        delivery = self._carriage.begin(note.name, order, batch.buffer, batch.tell)
-        with self._carriage.timing(note.name, len(job.texts), job.plan.predicted_seconds):
+        delivery = self._engine_batches.begin(note.name, order, batch.buffer, batch.tell)
+        with self._engine_batches.timing(note.name, len(job.texts), job.plan.predicted_seconds):
             await self._run(batch, delivery.run, delivery.give_up)
         outcome = delivery.outcome
         counted = sum(share.tokens for share in outcome.nodes.values())
@@ -230,7 +230,7 @@ class BatchRunner:
                 by_node.setdefault(answer.node, []).append(answer)
         cut = 0
         for name, counted in by_node.items():
-            state = self._registry[name].state if name in self._registry else None
+            state = self._cluster[name].state if name in self._cluster else None
             limit = context_limit(state, settings.model, num_ctx) if state is not None else 0
             requests = [
                 Counted([job.texts[item] for item in answer.items], round(answer.tokens))
@@ -241,12 +241,12 @@ class BatchRunner:
         return cut
 
     async def _job(self, settings: EmbedSettings, unique: Unique, options: PlanOptions) -> BatchJob:
-        ratio = self._registry.ratio(settings.model)
+        ratio = self._cluster.ratio(settings.model)
         tokens = ratio.tokens_each(unique.texts)
         shape = BatchShape(len(tokens), sum(tokens))
         planned = await self.plan(settings.model, shape, options)
         self.plans[planned.mode.value] += 1
-        digest = self._roster.digest_in_use(settings.model)
+        digest = self._eligibility.digest_in_use(settings.model)
         times = {entry: 1 + len(rows) for entry, rows in unique.repeats.items()}
         return BatchJob(
             settings,
@@ -271,7 +271,7 @@ class BatchRunner:
         deadline = math.inf if timeout is None else batch.began + timeout
 
         async def in_time() -> None:
-            with anyio.move_on_after(deadline - self._registry.clock()) as limit:
+            with anyio.move_on_after(deadline - self._cluster.clock()) as limit:
                 await work()
             if limit.cancelled_caught:
                 give_up(RequestFailed(f"the batch was not done within {timeout:g} s"))

@@ -33,11 +33,11 @@ class Eligibility:
 
     def __init__(
         self,
-        registry: ClusterState,
+        cluster: ClusterState,
         probe: Callable[[str], Coroutine[Any, Any, None]],
         require_digest: Mapping[str, str] | None = None,
     ) -> None:
-        self._registry = registry
+        self._cluster = cluster
         self._probe = probe
         self._ready: dict[str, tuple[int, list[Node]]] = {}
         self._required = {full_name(m): digest for m, digest in (require_digest or {}).items()}
@@ -55,20 +55,20 @@ class Eligibility:
         """Make all callers that wait for a node raise PoolClosed."""
         self.is_closed = True
         self._closed.set()
-        self._registry.wake()
+        self._cluster.wake()
 
     def ready(self, model: str) -> list[Node]:
         """The nodes known to be up and to have `model`; may be empty."""
         version, nodes = self._ready.get(model, (-1, []))
-        if version != self._registry.version:
+        if version != self._cluster.version:
             nodes = [
                 node
-                for node in self._registry
+                for node in self._cluster
                 if not node.state.is_down and node.state.has_model(model) and not node.is_draining
             ]
             if len(self._ready) > _MAX_NAMES:
                 self._ready.clear()
-            self._ready[model] = (self._registry.version, nodes)
+            self._ready[model] = (self._cluster.version, nodes)
         return nodes
 
     def comparable(self, model: str) -> Sequence[Node]:
@@ -79,11 +79,11 @@ class Eligibility:
         NoNodeAvailable if there are ready nodes, but none with such vectors.
         """
         version, nodes = self._comparable.get(model, (-1, ()))
-        if version != self._registry.version:
+        if version != self._cluster.version:
             nodes = self._find_comparable(model, self.ready(model))
             if len(self._comparable) > _MAX_NAMES:
                 self._comparable.clear()
-            self._comparable[model] = (self._registry.version, nodes)
+            self._comparable[model] = (self._cluster.version, nodes)
         return nodes
 
     def _find_comparable(self, model: str, nodes: Sequence[Node]) -> Sequence[Node]:
@@ -170,32 +170,32 @@ class Eligibility:
         Waits until one has answered. patient: in a new pool, also wait `PATIENCE_SECONDS` for the
         others. Raises PoolClosed, ModelNotFound or NoNodeAvailable.
         """
-        registry = self._registry
+        cluster = self._cluster
         if self._patience_until is None:
-            self._patience_until = registry.clock() + PATIENCE_SECONDS
+            self._patience_until = cluster.clock() + PATIENCE_SECONDS
         while True:
             if self.is_closed:
                 raise PoolClosed("the pool was closed")
-            version = registry.version
+            version = cluster.version
             nodes = self.ready(model)
-            is_complete = not registry.is_searching and all(node.is_known for node in registry)
-            patience = self._patience_until - registry.clock()
+            is_complete = not cluster.is_searching and all(node.is_known for node in cluster)
+            patience = self._patience_until - cluster.clock()
             if nodes and (is_complete or not patient or patience <= 0):
                 return nodes
             if not nodes and is_complete:
                 return await self._look_again(model)
             with anyio.move_on_after(patience if nodes else None):
-                await registry.wait_changed(version)
+                await cluster.wait_changed(version)
 
     async def _look_again(self, model: str) -> list[Node]:
         """Probe every node again: `model` may have been pulled, or a node may be back."""
         sought_at = self._sought_at.get(model, -math.inf)
         # Calls during a round of probes wait for its result.
-        if self._probing is not None or self._registry.clock() - sought_at > _LOOK_AGAIN_SECONDS:
+        if self._probing is not None or self._cluster.clock() - sought_at > _LOOK_AGAIN_SECONDS:
             await self.probe_all()
             if len(self._sought_at) > _MAX_NAMES:
                 self._sought_at.clear()
-            self._sought_at[model] = self._registry.clock()
+            self._sought_at[model] = self._cluster.clock()
         if self.is_closed:
             raise PoolClosed("the pool was closed")
         nodes = self.ready(model)
@@ -213,7 +213,7 @@ class Eligibility:
         self._probing = done = anyio.Event()
         try:
             async with anyio.create_task_group() as group:
-                for node in self._registry:
+                for node in self._cluster:
                     group.start_soon(self._look_at, node.name)
             self._rounds += 1
         finally:
@@ -222,7 +222,7 @@ class Eligibility:
 
     async def _look_at(self, name: str) -> None:
         # Before the task's first step the node may be removed, or the pool closed.
-        if name in self._registry and not self.is_closed:
+        if name in self._cluster and not self.is_closed:
             await self._probe(name)
 
     def conditions(self) -> dict[str, str]:
@@ -235,19 +235,19 @@ class Eligibility:
             else "is up"
             if node.is_known
             else "has not answered yet"
-            for node in self._registry
+            for node in self._cluster
         }
 
     def no_node_error(self, model: str) -> ModelNotFound | NoNodeAvailable:
         """The error to raise if no node is `ready`."""
         drained = {
             node.name: "is being drained"
-            for node in self._registry
+            for node in self._cluster
             if node.is_draining and node.has_model(model) and not node.is_down
         }
         if drained:
             return NoNodeAvailable(f"every node that has {model!r} is being drained", drained)
-        states = self._registry.view.nodes
+        states = self._cluster.view.nodes
         silent = {
             name: f"{state.error} ({state.spec.url})"
             for name, state in states.items()

@@ -43,7 +43,7 @@ class HealthMonitor:
 
     def __init__(
         self,
-        registry: ClusterState,
+        cluster: ClusterState,
         transport_of: Callable[[str], Transport],
         *,
         agent_of: Callable[[str], Transport | None] = lambda name: None,
@@ -51,7 +51,7 @@ class HealthMonitor:
         check_interval: float = CHECK_INTERVAL,
         rng: random.Random | None = None,
     ) -> None:
-        self._registry = registry
+        self._cluster = cluster
         self._transport_of = transport_of
         self._agent_of = agent_of
         self._metrics_interval = metrics_interval
@@ -65,13 +65,13 @@ class HealthMonitor:
         """
         checked_at = -float("inf")
         looks = 0
-        while name in self._registry:
+        while name in self._cluster:
             # Slightly less than the interval, so that jitter does not defer the check to the next
             # poll.
-            since_check = self._registry.clock() - checked_at
+            since_check = self._cluster.clock() - checked_at
             if self._is_troubled(name) or since_check > 0.75 * self._check_interval:
                 await self.probe(name)
-                checked_at = self._registry.clock()
+                checked_at = self._cluster.clock()
             else:
                 await self.measure(name)
             looks = looks + 1 if self._is_troubled(name) else 0
@@ -79,8 +79,8 @@ class HealthMonitor:
             jitter = self._rng.uniform(0.8, 1.2)
             if not looks:
                 with anyio.move_on_after(self._metrics_interval * jitter):
-                    while name in self._registry and not self._is_troubled(name):
-                        await self._registry.wait_changed(self._registry.version)
+                    while name in self._cluster and not self._is_troubled(name):
+                        await self._cluster.wait_changed(self._cluster.version)
             if self._is_troubled(name):
                 # It may be back in a moment, or only in days.
                 soon = _FIRST_LOOK * 2 ** min(looks, 16)
@@ -88,9 +88,9 @@ class HealthMonitor:
 
     def _is_troubled(self, name: str) -> bool:
         """Whether a node is down, or its last probe failed."""
-        if name not in self._registry:
+        if name not in self._cluster:
             return False
-        node = self._registry[name]
+        node = self._cluster[name]
         return node.state.is_down or node.state.missed > 0
 
     async def probe(self, name: str) -> None:
@@ -106,9 +106,9 @@ class HealthMonitor:
             self._start_agent(group, name)
             try:
                 body = await transport.request("GET", "/api/tags", timeout=PROBE_SECONDS)
-                self._registry.apply(name, Probed(None, client.load_tags(name, body)))
+                self._cluster.apply(name, Probed(None, client.load_tags(name, body)))
             except NodeError as error:
-                self._registry.apply(name, ProbeFailed(error))
+                self._cluster.apply(name, ProbeFailed(error))
 
     async def measure(self, name: str) -> None:
         """Request a node's loaded models and its agent's measurements. Never raises NodeError.
@@ -119,7 +119,7 @@ class HealthMonitor:
             self._start_agent(group, name)
             error = await self._ask_loaded(name, self._transport_of(name))
             if error is not None and classify(error) is Failure.NODE:
-                self._registry.apply(name, ProbeFailed(error))
+                self._cluster.apply(name, ProbeFailed(error))
 
     async def ask_loaded(self, name: str) -> NodeError | None:
         """Request a node's loaded models. Returns why it did not tell them, if so."""
@@ -128,7 +128,7 @@ class HealthMonitor:
     async def _ask_loaded(self, name: str, transport: Transport) -> NodeError | None:
         try:
             body = await transport.request("GET", "/api/ps", timeout=PS_SECONDS)
-            self._registry.apply(name, Described(None, client.load_ps(name, body)))
+            self._cluster.apply(name, Described(None, client.load_ps(name, body)))
         except NodeError as error:
             return error
         return None
@@ -136,7 +136,7 @@ class HealthMonitor:
     async def _ask_version(self, name: str, transport: Transport) -> None:
         with contextlib.suppress(NodeError):
             body = await transport.request("GET", "/api/version", timeout=PROBE_SECONDS)
-            self._registry.apply(name, Described(client.load_version(name, body), None))
+            self._cluster.apply(name, Described(client.load_version(name, body), None))
 
     def _start_agent(self, group: TaskGroup, name: str) -> None:
         agent = self._agent_of(name)
@@ -149,9 +149,9 @@ class HealthMonitor:
             report = load_report(name, body)
         except NodeError:
             # Its earlier measurements are outdated.
-            self._registry.apply(name, Measured(None, None, None))
+            self._cluster.apply(name, Measured(None, None, None))
             return
-        self._registry.apply(
+        self._cluster.apply(
             name,
             Measured(
                 report.cpu_load,

@@ -54,12 +54,12 @@ class VectorCanary:
 
     def __init__(
         self,
-        registry: ClusterState,
-        exchange: NodeClient,
+        cluster: ClusterState,
+        node_client: NodeClient,
         ask_loaded: Callable[[str], Awaitable[NodeError | None]],
     ) -> None:
-        self._registry = registry
-        self._exchange = exchange
+        self._cluster = cluster
+        self._node_client = node_client
         self._ask_loaded = ask_loaded
         self._samples: dict[str, dict[Node, Sample]] = {}
         self._left_out: set[tuple[Node, str]] = set()
@@ -68,27 +68,27 @@ class VectorCanary:
 
     async def run(self) -> None:
         """Watch the nodes until cancelled."""
-        registry = self._registry
+        cluster = self._cluster
         async with anyio.create_task_group() as group:
             while True:
-                version, first_uses = registry.version, registry.first_uses
+                version, first_uses = cluster.version, cluster.first_uses
                 self._look(group)
-                await registry.wait_news(version, first_uses)
+                await cluster.wait_news(version, first_uses)
                 await anyio.sleep(PAUSE)
 
     def _look(self, group: TaskGroup) -> None:
         """Ask each node that is due. A node with samples due of several models is asked in turn."""
         self._forget()
-        models = dict.fromkeys(model for node in self._registry for model in node.embeds)
+        models = dict.fromkeys(model for node in self._cluster for model in node.embeds)
         for model in models:
             samples = {node.name: it for node, it in self._samples.get(model, {}).items()}
             uses = {
                 node.name: Use(node.digest(model), node.embeds[model], self._may_ask(node, model))
-                for node in self._registry
+                for node in self._cluster
                 if model in node.embeds and not node.is_down
             }
             for name in due(uses, samples):
-                node = self._registry[name]
+                node = self._cluster[name]
                 if node not in self._asking:
                     self._asking[node] = (model, node.digest(model))
                     group.start_soon(self._ask, node, model)
@@ -112,7 +112,7 @@ class VectorCanary:
                 del self._failures[node, model]
 
     def _is_gone(self, node: Node) -> bool:
-        return node.name not in self._registry or self._registry[node.name] is not node
+        return node.name not in self._cluster or self._cluster[node.name] is not node
 
     def _may_ask(self, node: Node, model: str) -> bool:
         _, retry_at = self._failures.get((node, model), (0, 0.0))
@@ -121,7 +121,7 @@ class VectorCanary:
             and not node.is_draining
             and node.breaker.opens_at is None
             and (not node.is_distrusted(model) or (node, model) in self._left_out)
-            and self._registry.clock() >= retry_at
+            and self._cluster.clock() >= retry_at
         )
 
     async def _ask(self, node: Node, model: str) -> None:
@@ -136,13 +136,13 @@ class VectorCanary:
         if vectors is None:
             count = self._failures.get((node, model), (0, 0.0))[0]
             pause = min(RETRY_SECONDS * 2.0 ** min(count, 16), _MAX_RETRY_SECONDS)
-            self._failures[node, model] = (count + 1, self._registry.clock() + pause)
+            self._failures[node, model] = (count + 1, self._cluster.clock() + pause)
         else:
             self._failures.pop((node, model), None)
             if (node.digest(model), node.embeds.get(model)) == (digest, since):
                 self._samples.setdefault(model, {})[node] = Sample(digest, since, vectors)
         self._compare(model, digest)
-        self._registry.note_use()  # other models of this node may be due
+        self._cluster.note_use()  # other models of this node may be due
 
     async def _vectors(self, node: Node, model: str) -> Vectors | None:
         """The vectors of the canaries, empty for NaN; None if the node gave none."""
@@ -168,7 +168,7 @@ class VectorCanary:
                 try:
                     if node.is_cold(model, node.last_options(model)) or node.is_draining:
                         return None
-                    answer = await self._exchange.sample(call, node, SECONDS)
+                    answer = await self._node_client.sample(call, node, SECONDS)
                 finally:
                     node.leave_chunk()
             except SollolError as error:
@@ -182,7 +182,7 @@ class VectorCanary:
         nodes: dict[str, Node] = {}
         samples: dict[str, Sample] = {}
         known = self._samples.get(model, {})
-        for node in self._registry:
+        for node in self._cluster:
             sample = known.get(node)
             is_by_verify = node.is_distrusted(model) and (node, model) not in self._left_out
             if sample is not None and sample.digest == digest and not is_by_verify:
@@ -197,13 +197,13 @@ class VectorCanary:
         for name in verdict.agreeing:
             if name not in trusted:
                 self._left_out.discard((nodes[name], model))
-                self._registry.trust(nodes[name], model, is_right=True)
+                self._cluster.trust(nodes[name], model, is_right=True)
                 log.info("vectors of %s on %s agree with those of other nodes", model, name)
         for name in verdict.differing:
             if name in trusted:
                 self._left_out.add((nodes[name], model))
                 why = explain_difference(name, verdict)
-                self._registry.trust(nodes[name], model, is_right=False, detail=why)
+                self._cluster.trust(nodes[name], model, is_right=False, detail=why)
                 log.warning(
                     "vectors of %s on %s %s: left out of embeddings with it until the model or "
                     "the server there changes, or verify finds them equal",

@@ -73,7 +73,7 @@ class Strategy(NamedTuple):
 class PoolAdmin:
     """Operations on the nodes of a pool: see the methods of the same names on `OllamaPool`.
 
-    roster, exchange, batches: shared with the pool's calls.
+    eligibility, node_client, batches: shared with the pool's calls.
     strategy: routes live requests.
     planning: options for planning batches.
     state: whether the pool is open.
@@ -83,8 +83,8 @@ class PoolAdmin:
     def __init__(
         self,
         registry: NodeRegistry,
-        roster: Eligibility,
-        exchange: NodeClient,
+        eligibility: Eligibility,
+        node_client: NodeClient,
         batches: BatchRunner,
         strategy: Strategy,
         planning: PlanOptions,
@@ -94,8 +94,8 @@ class PoolAdmin:
     ) -> None:
         self._calls = calls
         self._registry = registry
-        self._roster = roster
-        self._exchange = exchange
+        self._eligibility = eligibility
+        self._node_client = node_client
         self._batches = batches
         self._strategy = strategy
         self._planning = planning
@@ -138,7 +138,7 @@ class PoolAdmin:
     async def refresh(self) -> None:
         """Probe every node."""
         self._check_open()
-        await self._roster.probe_all()
+        await self._eligibility.probe_all()
 
     async def drain(self, name: str, on_wait: Callable[[int], None] | None = None) -> None:
         """Give a node no more work, and return when nothing is in flight on it."""
@@ -176,8 +176,8 @@ class PoolAdmin:
         self._check_open()
         check_model(model)
         if names is None:
-            await self._roster.probe_all()  # so that slower nodes are included too
-            nodes: Sequence[Node] = await self._roster.wait_ready(model, patient=True)
+            await self._eligibility.probe_all()  # so that slower nodes are included too
+            nodes: Sequence[Node] = await self._eligibility.wait_ready(model, patient=True)
         elif isinstance(names, str):
             shown = safe_repr(names)
             raise InvalidInput(f"nodes must be a list, even of one node: nodes=[{shown}]")
@@ -192,7 +192,7 @@ class PoolAdmin:
             try:
                 # Loaded for generation, or for embedding if the model can do nothing else.
                 talk = TalkCall(GENERATE_PATH, "generate", model, b"", load_text, 0.0)
-                await self._exchange.load(node, talk, self._call(model, []))
+                await self._node_client.load(node, talk, self._call(model, []))
                 results[node.name] = self._registry.clock() - began
             except SollolError as error:  # a task group would wrap it in an ExceptionGroup
                 results[node.name] = error
@@ -210,11 +210,11 @@ class PoolAdmin:
         """
         self._check_open()
         check_model(model)
-        nodes = await self._roster.wait_ready(model, patient=True)
+        nodes = await self._eligibility.wait_ready(model, patient=True)
         name = full_name(model)
         in_use: Collection[Node] = ()
         with contextlib.suppress(NoNodeAvailable):
-            in_use = self._roster.comparable(model)
+            in_use = self._eligibility.comparable(model)
         # Of two nodes that differ, the one used first is the reference.
         by_use = sorted(in_use, key=lambda node: node.embeds.get(name, math.inf))
         alone: dict[str, Vectors] = {}
@@ -255,7 +255,7 @@ class PoolAdmin:
 
     def _check_still_open(self) -> None:
         # Errors caused by closing the pool say nothing about the nodes.
-        if self._roster.is_closed:
+        if self._eligibility.is_closed:
             raise PoolClosed("the pool was closed during this call")
 
     def _distrust(self, name: str, nodes: Iterable[Node], agreement: Agreement) -> None:
@@ -271,9 +271,9 @@ class PoolAdmin:
             )
 
     async def _vectors(self, node: Node, model: str, texts: Sequence[str]) -> Vectors:
-        call, trace = self._call(model, texts), self._exchange.trace()
+        call, trace = self._call(model, texts), self._node_client.trace()
         await node.enter()
-        answer = await self._exchange.embed(
+        answer = await self._node_client.embed(
             call, node, call.request(), trace, _VERIFY_SECONDS, is_live=False
         )
         floats = memoryview(answer.floats).cast("B").cast("f").tolist()
@@ -300,12 +300,12 @@ class PoolAdmin:
         if not isinstance(tokens, int | float) or not 0 <= tokens < math.inf:
             raise InvalidInput(f"tokens must be a number of at least 0, not {tokens!r}")
         with contextlib.suppress(RequestFailed):
-            await self._roster.wait_ready(model, patient=True)
+            await self._eligibility.wait_ready(model, patient=True)
         digest = None
         if kind == "embed":
             with contextlib.suppress(RequestFailed):
-                self._roster.comparable(model)
-            digest = self._roster.digest_in_use(model)
+                self._eligibility.comparable(model)
+            digest = self._eligibility.digest_in_use(model)
         return explain(
             self._strategy.function,
             self._strategy.name,

@@ -42,10 +42,10 @@ class PoolParts(NamedTuple):
     registry: NodeRegistry
     lifecycle: Lifecycle
     embedder: Embedder
-    conversations: Generation
-    far_batches: CollectionBatches
+    generation: Generation
+    collections: CollectionBatches
     operations: PoolAdmin
-    carriage: EngineBatches
+    engine_batches: EngineBatches
     gateway_access: GatewayAccess
     worker_access: WorkerAccess
 
@@ -97,7 +97,7 @@ def assemble(
     state = OpenState()
     rng = Random()
     tracing = PassOn() if tracing is None else tracing
-    upkeep = BackgroundTasks(
+    background = BackgroundTasks(
         registry,
         transport_factory,
         search=search,
@@ -105,11 +105,11 @@ def assemble(
         metrics_interval=settings.metrics_interval,
         check_interval=settings.check_interval,
     )
-    roster = Eligibility(registry, upkeep.monitor.probe, _checked_digests(require_digest))
-    loads = ModelLoader(upkeep.spawn)
-    exchange = NodeClient(registry, upkeep.transport_of, loads, tracing)
+    eligibility = Eligibility(registry, background.monitor.probe, _checked_digests(require_digest))
+    loads = ModelLoader(background.spawn)
+    node_client = NodeClient(registry, background.transport_of, loads, tracing)
     admission = Admission(
-        registry, roster, strategy.function, settings.wait_timeout, rng, upkeep.spawn
+        registry, eligibility, strategy.function, settings.wait_timeout, rng, background.spawn
     )
     live_options = LiveOptions(
         settings.max_retries,
@@ -119,29 +119,38 @@ def assemble(
         settings.outage_patience,
         settings.stall_timeout,
     )
-    live = RequestRouter(registry, roster, admission, exchange, live_options, upkeep.spawn, rng)
+    live = RequestRouter(
+        registry, eligibility, admission, node_client, live_options, background.spawn, rng
+    )
     engines = load_engines(settings, registry)
-    carriage = EngineBatches(registry, engines, settings.dask_threshold)
-    sharing = load_sharing(engines, settings, registry, upkeep.monitor.probe)
+    engine_batches = EngineBatches(registry, engines, settings.dask_threshold)
+    sharing = load_sharing(engines, settings, registry, background.monitor.probe)
     canary = (
-        VectorCanary(registry, exchange, upkeep.monitor.ask_loaded) if settings.canary else None
+        VectorCanary(registry, node_client, background.monitor.ask_loaded)
+        if settings.canary
+        else None
     )
     batches = BatchRunner(
-        registry, exchange, roster, carriage, settings.embed_timeout, settings.outage_patience
+        registry,
+        node_client,
+        eligibility,
+        engine_batches,
+        settings.embed_timeout,
+        settings.outage_patience,
     )
     embedder = Embedder(registry, live, batches, planning, settings.embed_timeout, state.check)
-    generation = Generation(live, roster, registry.clock, settings.chat_timeout, state.check)
+    generation = Generation(live, eligibility, registry.clock, settings.chat_timeout, state.check)
     lifecycle = Lifecycle(
         state,
         registry,
-        upkeep,
-        roster,
+        background,
+        eligibility,
         loads,
         live,
         batches,
         embedder,
         generation,
-        carriage,
+        engine_batches,
         sharing,
         canary,
         settings.close_timeout,
@@ -151,14 +160,16 @@ def assemble(
         lifecycle,
         embedder,
         generation,
-        CollectionBatches(batches, carriage, roster, planning, state.check, live.calls),
-        PoolAdmin(registry, roster, exchange, batches, strategy, planning, rng, state, live.calls),
-        carriage,
+        CollectionBatches(batches, engine_batches, eligibility, planning, state.check, live.calls),
+        PoolAdmin(
+            registry, eligibility, node_client, batches, strategy, planning, rng, state, live.calls
+        ),
+        engine_batches,
         GatewayAccess(
             registry,
-            roster,
+            eligibility,
             live,
-            upkeep.transport_of,
+            background.transport_of,
             tracing,
             strategy.name,
             settings.embed_timeout,
@@ -167,7 +178,7 @@ def assemble(
             state.check,
             embedder,
         ),
-        WorkerAccess(batches, roster, state.check),
+        WorkerAccess(batches, eligibility, state.check),
     )
 
 

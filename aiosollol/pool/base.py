@@ -44,10 +44,10 @@ class PoolBase:
         self._registry = parts.registry
         self._lifecycle = parts.lifecycle
         self._embedder = parts.embedder
-        self._conversations = parts.conversations
-        self._far_batches = parts.far_batches
+        self._generation = parts.generation
+        self._collections = parts.collections
         self._operations = parts.operations
-        self._carriage = parts.carriage
+        self._engine_batches = parts.engine_batches
         self.gateway_access = parts.gateway_access  # for aiosollol.gateway alone; it may change
 
     def __repr__(self) -> str:
@@ -85,7 +85,7 @@ class PoolBase:
     def get_stats(self) -> dict[str, Any]:
         """Exact statistics so far. See `core.stats.pool_stats` for the keys; each enabled engine
         adds one of its own name."""
-        return self._operations.stats() | self._carriage.stats()
+        return self._operations.stats() | self._engine_batches.stats()
 
     async def refresh(self) -> ClusterView:
         """Probe every node, and return the new view. Takes at most 7 s."""

@@ -38,16 +38,16 @@ class CollectionBatches:
     def __init__(
         self,
         batches: BatchRunner,
-        carriage: EngineBatches,
-        roster: Eligibility,
+        engine_batches: EngineBatches,
+        eligibility: Eligibility,
         planning: PlanOptions,
         check_open: Callable[[], None],
         calls: CallCounters,
     ) -> None:
         self._calls = calls
         self._batches = batches
-        self._carriage = carriage
-        self._roster = roster
+        self._engine_batches = engine_batches
+        self._eligibility = eligibility
         self._planning = planning
         self._check_open = check_open
 
@@ -97,7 +97,7 @@ class CollectionBatches:
         self._check_open()
         if on_error not in ("raise", "return"):
             raise InvalidInput(f"on_error must be 'raise' or 'return', not {on_error!r}")
-        engine = self._carriage.writing_engine()
+        engine = self._engine_batches.writing_engine()
         dump_embed(settings, ())  # options may hold what JSON cannot carry
         with self._calls.counting():
             sample = await self._batches.embed(
@@ -112,7 +112,7 @@ class CollectionBatches:
                 column=column,
                 on_error=on_error,
                 dim=sample.dim,
-                digest=self._roster.digest_in_use(settings.model),
+                digest=self._eligibility.digest_in_use(settings.model),
                 run=uuid4().hex[:8],
                 overwrite=overwrite,
             )
@@ -132,10 +132,10 @@ class WorkerAccess:
     """
 
     def __init__(
-        self, batches: BatchRunner, roster: Eligibility, check_open: Callable[[], None]
+        self, batches: BatchRunner, eligibility: Eligibility, check_open: Callable[[], None]
     ) -> None:
         self._batches = batches
-        self._roster = roster
+        self._eligibility = eligibility
         self._check_open = check_open
 
     async def embed_partition(
@@ -151,6 +151,6 @@ class WorkerAccess:
         """
         self._check_open()
         if digest:
-            self._roster.require(settings.model, digest)
+            self._eligibility.require(settings.model, digest)
         items, invalid = collect_texts(texts)
         return await self._batches.embed(settings, items, invalid, planning, engine=LOCAL)

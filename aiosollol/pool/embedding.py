@@ -56,14 +56,14 @@ class Embedder:
 
     def __init__(
         self,
-        registry: ClusterState,
+        cluster: ClusterState,
         live: RequestRouter,
         batches: BatchRunner,
         planning: PlanOptions,
         timeout: float,
         check_open: Callable[[], None],
     ) -> None:
-        self._registry = registry
+        self._cluster = cluster
         self._live = live
         self._batches = batches
         self._planning = planning
@@ -71,7 +71,7 @@ class Embedder:
         self._usual = CallOptions(timeout, is_patient=True)
         self._check_open = check_open
         self._calls = live.calls
-        self.truncations = TruncationWatch(registry)
+        self.truncations = TruncationWatch(cluster)
         self._streams: WeakSet[EmbedStream] = WeakSet()
 
     async def embed(
@@ -182,9 +182,9 @@ class Embedder:
         on_truncate: OnTruncate = "warn",
     ) -> Embeddings:
         """The vectors of a list, by one request to one node."""
-        began = self._registry.clock()
+        began = self._cluster.clock()
         answer = await self._send(settings, texts, wishes)
-        seconds = self._registry.clock() - began
+        seconds = self._cluster.clock() - began
         tokens = answer.tokens
         cut = self.truncations.look(settings, texts, answer.node, tokens, on_truncate)
         report = report_of_one(answer.node, len(texts), tokens, seconds, cut)
@@ -199,7 +199,7 @@ class Embedder:
             texts=texts,
             body=dump_embed(settings, texts),
             fits_base64=fits_base64(settings),
-            tokens=self._registry.ratio(settings.model).tokens_of(texts),
+            tokens=self._cluster.ratio(settings.model).tokens_of(texts),
             dimensions=settings.dimensions,
             options=None if options is None else reload_key(options),
             loading=loading_of(options, settings.keep_alive),

@@ -165,7 +165,7 @@ class OllamaPool(PoolBase):
         ModelNotFound, NoNodeAvailable, RequestFailed, and EngineError if Dask is not enabled
         (``enable_dask=True``) or cannot be used.
         """
-        return await self._far_batches.embed_bag(model, bag, path, **given)
+        return await self._collections.embed_bag(model, bag, path, **given)
 
     async def embed_dataframe(
         self, model: str, df: Any, column: str, path: FilePath, **given: Unpack[WriteArguments]
@@ -174,7 +174,7 @@ class OllamaPool(PoolBase):
 
         The files have the columns of the dataframe, plus ``embedding`` and ``error``.
         """
-        return await self._far_batches.embed_dataframe(model, df, column, path, **given)
+        return await self._collections.embed_dataframe(model, df, column, path, **given)
 
     @overload
     async def chat(
@@ -203,7 +203,7 @@ class OllamaPool(PoolBase):
         error in it, the iteration raises StreamCutOff with the number of parts delivered and the
         failure as its cause.
         """
-        return await self._conversations.chat(model, messages, **given)
+        return await self._generation.chat(model, messages, **given)
 
     @overload
     async def generate(
@@ -230,7 +230,7 @@ class OllamaPool(PoolBase):
         system, template, context, think, raw, format, images, options, keep_alive: as for Ollama's
         ``/api/generate``. timeout, priority, sticky, failover and errors: as for `chat`.
         """
-        return await self._conversations.generate(model, prompt, suffix, **given)
+        return await self._generation.generate(model, prompt, suffix, **given)
 
     @overload
     def map(
@@ -265,7 +265,7 @@ class OllamaPool(PoolBase):
         ``PromptStream.report`` counts replies, tokens and nodes. Raises InvalidInput here, and from
         the iteration the errors of `chat`, but PoolSaturated only after an hour.
         """
-        return self._conversations.map(model, prompts, **given)
+        return self._generation.map(model, prompts, **given)
 
     async def chat_batch(
         self,
@@ -277,7 +277,7 @@ class OllamaPool(PoolBase):
 
         With ``on_error="raise"``, ReplyBatchError comes at the end and carries the other replies.
         """
-        return await self._conversations.batch(model, conversations, "chat", **given)
+        return await self._generation.batch(model, conversations, "chat", **given)
 
     async def generate_batch(
         self,
@@ -286,4 +286,4 @@ class OllamaPool(PoolBase):
         **given: Unpack[GenerateBatchArguments],
     ) -> Replies[GeneratedText]:
         """The texts generated for many prompts, as a list in their order: see `chat_batch`."""
-        return await self._conversations.batch(model, prompts, "generate", **given)
+        return await self._generation.batch(model, prompts, "generate", **given)

@@ -53,8 +53,8 @@ class GatewayAccess:
 
     def __init__(
         self,
-        registry: ClusterState,
-        roster: Eligibility,
+        cluster: ClusterState,
+        eligibility: Eligibility,
         live: RequestRouter,
         transport_of: Callable[[str], Transport],
         tracing: Tracing,
@@ -70,8 +70,8 @@ class GatewayAccess:
         self._truncations = embedder.truncations
         self.calls = live.calls
         self.wait_timeout = wait_timeout
-        self._registry = registry
-        self._roster = roster
+        self._cluster = cluster
+        self._eligibility = eligibility
         self._live = live
         self._transport_of = transport_of
         self._strategy = strategy
@@ -105,8 +105,8 @@ class GatewayAccess:
         call, wishes = self._call(kind, path, model, body, texts, dimensions, **arguments)
         setbacks: list[Setback] = []
         relayed: Relayed = await self._live.converse(call, wishes, setbacks)
-        if texts and relayed.node in self._registry:
-            self._registry[relayed.node].count_vectors(1)
+        if texts and relayed.node in self._cluster:
+            self._cluster[relayed.node].count_vectors(1)
             settings = plain_settings(model)
             self._truncations.look(settings, texts, relayed.node, relayed.tokens)
         return relayed._replace(setbacks=tuple(setbacks)) if setbacks else relayed
@@ -132,7 +132,7 @@ class GatewayAccess:
 
         dimensions: as requested; 0 for all.
         """
-        known = (node.find_model(model) for node in self._registry.view.having(model))
+        known = (node.find_model(model) for node in self._cluster.view.having(model))
         dim = max((each.dim or 0 for each in known if each is not None), default=0)
         return min(dimensions or dim, dim)
 
@@ -141,7 +141,7 @@ class GatewayAccess:
 
         setbacks: those of its `Relayed` or `RelayStream`.
         """
-        reason = f"{self._strategy}, 1 of {len(self._roster.ready(model))}"
+        reason = f"{self._strategy}, 1 of {len(self._eligibility.ready(model))}"
         return f"{reason}, {after(setbacks)}" if setbacks else reason
 
     async def ask(
@@ -152,7 +152,7 @@ class GatewayAccess:
         Not counted, takes no slot, and is not retried.
         """
         self._check_open()
-        if node not in self._registry:
+        if node not in self._cluster:
             raise NodeUnreachable(node, "was removed")
         transport, seconds = self._transport_of(node), check_timeout(timeout)
         return await transport.request(
@@ -164,7 +164,7 @@ class GatewayAccess:
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """Like `ask`, for a POST whose answer is streamed. Leaving early cancels it."""
         self._check_open()
-        if node not in self._registry:
+        if node not in self._cluster:
             raise NodeUnreachable(node, "was removed")
         transport, seconds = self._transport_of(node), check_timeout(timeout)
         return transport.stream(path, body, timeout=seconds, headers=self._trace_headers())
@@ -179,7 +179,7 @@ class GatewayAccess:
         self._check_open()
         failed: dict[str, str] = {}
         attempts: list[NodeError] = []
-        for node in await self._roster.wait_ready(model):
+        for node in await self._eligibility.wait_ready(model):
             try:
                 answer = await self.ask(node.name, method, path, body, timeout=timeout)
             except NodeError as error:
@@ -212,7 +212,7 @@ class GatewayAccess:
     ) -> tuple[RelayCall, CallOptions]:
         self._check_open()
         if "embed" in path:
-            seconds, tokens = self._embed_timeout, self._registry.ratio(model).tokens_of(texts)
+            seconds, tokens = self._embed_timeout, self._cluster.ratio(model).tokens_of(texts)
             read = _READERS.get(path, read_vector) if texts else read_vector
         else:
             seconds, tokens = self._chat_timeout, len(body) / CHARACTERS_PER_TOKEN

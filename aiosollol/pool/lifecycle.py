@@ -56,29 +56,29 @@ class Lifecycle:
     def __init__(
         self,
         state: OpenState,
-        registry: ClusterState,
-        upkeep: BackgroundTasks,
-        roster: Eligibility,
+        cluster: ClusterState,
+        background: BackgroundTasks,
+        eligibility: Eligibility,
         loads: ModelLoader,
         live: RequestRouter,
         batches: BatchRunner,
         embedder: Embedder,
         generation: Generation,
-        carriage: EngineBatches,
+        engine_batches: EngineBatches,
         sharing: LeaseClient | None,
         canary: VectorCanary | None,
         close_timeout: float,
     ) -> None:
         self.state = state
-        self._registry = registry
-        self._upkeep = upkeep
-        self._roster = roster
+        self._cluster = cluster
+        self._background = background
+        self._eligibility = eligibility
         self._loads = loads
         self._live = live
         self._batches = batches
         self._embedder = embedder
         self._generation = generation
-        self._carriage = carriage
+        self._engine_batches = engine_batches
         self._sharing = sharing
         self._canary = canary
         self._close_timeout = close_timeout
@@ -92,11 +92,11 @@ class Lifecycle:
         if self.state.name == "open":
             return
         self.state.open()
-        self._upkeep.start()
+        self._background.start()
         if self._sharing is not None:
-            self._upkeep.spawn(self._sharing.run(), "share the nodes")
+            self._background.spawn(self._sharing.run(), "share the nodes")
         if self._canary is not None:
-            self._upkeep.spawn(self._canary.run(), "compare vectors")
+            self._background.spawn(self._canary.run(), "compare vectors")
 
     async def aclose(self, wait: float | None) -> None:
         """Wait for calls in progress, end the rest, and close every connection. Idempotent.
@@ -121,10 +121,10 @@ class Lifecycle:
                 if idle >= looks:
                     break
                 await asyncio.sleep(_LOOK_SECONDS)
-        tasks = self._upkeep.cancel()
-        self._roster.close()
+        tasks = self._background.cancel()
+        self._eligibility.close()
         self._loads.close()
-        for node in self._registry:
+        for node in self._cluster:
             node.send_away()
         self._batches.close()
         with anyio.move_on_after(CLOSE_SECONDS):
@@ -134,6 +134,6 @@ class Lifecycle:
             if tasks:
                 await asyncio.wait(tasks)
         with anyio.move_on_after(CLOSE_SECONDS):
-            await self._carriage.aclose()
-        await self._upkeep.aclose()
-        self._registry.hub.close()
+            await self._engine_batches.aclose()
+        await self._background.aclose()
+        self._cluster.hub.close()

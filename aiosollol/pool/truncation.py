@@ -20,8 +20,8 @@ _FEW = 64
 class TruncationWatch:
     """What a pool knows of texts that were cut. One warning for each model."""
 
-    def __init__(self, registry: ClusterState) -> None:
-        self._registry = registry
+    def __init__(self, cluster: ClusterState) -> None:
+        self._cluster = cluster
         self._warned: set[str] = set()
 
     def look(
@@ -36,10 +36,10 @@ class TruncationWatch:
 
         node: that answered it, by name. tokens: that it counted.
         """
-        if tokens < _FEW or settings.truncate is False or not texts or node not in self._registry:
+        if tokens < _FEW or settings.truncate is False or not texts or node not in self._cluster:
             return 0
         num_ctx = None if settings.options is None else settings.options.get("num_ctx")
-        limit = context_limit(self._registry[node].state, settings.model, num_ctx)
+        limit = context_limit(self._cluster[node].state, settings.model, num_ctx)
         (places,) = cut_texts([Counted(texts, tokens)], limit)
         self.warn(settings.model, len(places), len(texts), on_truncate)
         return len(places)

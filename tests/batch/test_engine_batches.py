@@ -152,7 +152,7 @@ async def test_who_leaves_or_closes_ends_it_at_the_engine() -> None:
             with pytest.raises(PoolClosed):
                 await made.embed_batch(TEXTS)
         assert engine.was_cancelled
-        await made.carriage.aclose()
+        await made.engine_batches.aclose()
         assert engine.is_closed
 
 

@@ -39,7 +39,7 @@ class Cluster:
         self.transports = {
             name: FakeTransport(name, models=[MODEL], **options) for name, options in nodes.items()
         }
-        self.registry = ClusterState(
+        self.state = ClusterState(
             {"url": f"http://{name}.test", "name": name} for name in self.transports
         )
 
@@ -47,22 +47,22 @@ class Cluster:
         return self.transports[name]
 
     async def probe(self) -> None:
-        monitor = HealthMonitor(self.registry, self.transports.__getitem__)
+        monitor = HealthMonitor(self.state, self.transports.__getitem__)
         for name in self.transports:
             await monitor.probe(name)
 
-    def exchange(self, group: anyio.abc.TaskGroup) -> NodeClient:
+    def node_client(self, group: anyio.abc.TaskGroup) -> NodeClient:
         async def run(work: Any) -> None:
             await work
 
         loads = ModelLoader(lambda work, name: group.start_soon(run, work))
-        return NodeClient(self.registry, self.transports.__getitem__, loads)
+        return NodeClient(self.state, self.transports.__getitem__, loads)
 
     def job(self, texts: list[str], timeout: float = 60.0) -> BatchJob:
         tokens = [len(text) / 4 + 2 for text in texts]
         options = PlanOptions()
-        up = [node for node in self.registry if node.state.has_model(MODEL.name)]
-        view = self.registry.candidates(MODEL.name, up)
+        up = [node for node in self.state if node.state.has_model(MODEL.name)]
+        view = self.state.candidates(MODEL.name, up)
         planned = plan(view, BatchShape(len(tokens), sum(tokens)), options)
         settings = EmbedSettings(model="nomic-embed-text")
         return BatchJob(settings, texts, tokens, timeout, planned, options)
@@ -79,7 +79,7 @@ class Cluster:
         job = self.job(texts, timeout)
         began = anyio.current_time()
         async with anyio.create_task_group() as group:
-            executor = Executor(job, buffer, self.registry, self.exchange(group), on_progress)
+            executor = Executor(job, buffer, self.state, self.node_client(group), on_progress)
             await executor.run()
             group.cancel_scope.cancel()
         return Batch(executor, buffer, texts, anyio.current_time() - began)
@@ -257,9 +257,9 @@ async def test_the_batch_goes_on_when_a_dead_cluster_returns_in_time() -> None:
             cluster["a"].fault = Fault.REFUSE
             await anyio.sleep(2.0)
             cluster["a"].fault = None
-            cluster.registry.apply("a", ProbeFailed(NodeUnreachable("a", "refused")))
-            state = cluster.registry["a"].state
-            cluster.registry.apply("a", Probed("0.13.0", state.models or {}))
+            cluster.state.apply("a", ProbeFailed(NodeUnreachable("a", "refused")))
+            state = cluster.state["a"].state
+            cluster.state.apply("a", Probed("0.13.0", state.models or {}))
 
         group.start_soon(blink)
         batch = await cluster.embed(words(200))
@@ -274,7 +274,7 @@ async def test_cancelling_the_batch_cancels_its_requests() -> None:
     assert scope.cancelled_caught
     assert cluster["a"].in_flight == cluster["b"].in_flight == 0
     assert cluster["a"].cancelled + cluster["b"].cancelled >= 2
-    for node in cluster.registry:
+    for node in cluster.state:
         assert node.in_flight == 0
         assert node.counters.cancelled >= 1
 
@@ -295,10 +295,10 @@ async def test_a_model_that_vanished_from_a_node_is_not_held_against_it() -> Non
     buffer = VectorBuffer(50, range(50))
     async with anyio.create_task_group() as group:
         executor = Executor(
-            cluster.job(words(50)), buffer, cluster.registry, cluster.exchange(group)
+            cluster.job(words(50)), buffer, cluster.state, cluster.node_client(group)
         )
         await executor.run()
     Batch(executor, buffer, words(50), 0.0).check()
     assert not executor.state.errors
-    assert not cluster.registry["b"].state.is_down
-    assert not cluster.registry["b"].state.has_model("nomic-embed-text")
+    assert not cluster.state["b"].state.is_down
+    assert not cluster.state["b"].state.has_model("nomic-embed-text")

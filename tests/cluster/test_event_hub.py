@@ -126,12 +126,12 @@ async def test_every_kind_of_event_of_a_request() -> None:
         watcher = Watcher(made)
         made["a"].fault = Fault.ERROR_500
         made.node("b").is_draining = True
-        made.registry.wake()
+        made.state.wake()
         async with anyio.create_task_group() as group:
 
             async def resume() -> None:
                 await anyio.sleep(0.1)
-                made.care.resume("b")
+                made.admin.resume("b")
 
             group.start_soon(resume)
             made["a"].fault = None
@@ -156,12 +156,12 @@ async def test_nodes_that_come_go_fall_and_rise() -> None:
         watcher = Watcher(made)
         made.add("b")
         await made.monitor.probe("b")
-        made.registry.apply("b", ProbeFailed(NodeUnreachable("b", "refused")))
+        made.state.apply("b", ProbeFailed(NodeUnreachable("b", "refused")))
         await made.monitor.probe("b")
-        await made.care.drain("b")
-        await made.care.drain("b")
-        made.care.resume("b")
-        made.care.resume("b")
+        await made.admin.drain("b")
+        await made.admin.drain("b")
+        made.admin.resume("b")
+        made.admin.resume("b")
         await made.remove("b")
         seen = watcher.of(NodeChanged)
         assert [each.change for each in seen] == [
@@ -213,6 +213,6 @@ async def test_a_hedged_request_is_told() -> None:
 
 async def test_nothing_is_made_while_nobody_watches() -> None:
     async with cluster(a={}) as made:
-        assert not made.registry.hub.is_watched
+        assert not made.state.hub.is_watched
         await made.embed()
         assert Watcher(made).seen() == []

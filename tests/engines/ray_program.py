@@ -69,7 +69,7 @@ async def use(address: str, name: str, weight: str, kind: str, *nodes: str) -> N
     ) as pool:
         while not connected(pool):
             await asyncio.sleep(0.05)
-        engine: Any = pool._carriage._engines["ray"]
+        engine: Any = pool._engine_batches._engines["ray"]
         say(
             connected=True,
             sidecar=engine._link.pid,

@@ -44,7 +44,7 @@ async def test_a_batch_comes_back_whole_and_in_order(cluster: str) -> None:
         assert told[-1] == (3000, 3000)
         assert len(told) > 4
         assert pool.get_stats()["vectors"] == one.items + two.items == 3000
-        stats = pool._carriage.stats()["dask"]
+        stats = pool._engine_batches.stats()["dask"]
         assert stats["running"]
         assert stats["workers"] == 2
         assert stats["scheduler"] == cluster
@@ -217,7 +217,7 @@ async def test_small_batches_stay_here_and_large_ones_do_not(cluster: str) -> No
         texts = [f"passage {index}" for index in range(100)]
         embeddings = await pool.embed_batch(NAME, texts[:99])
         assert report_of(embeddings).engine.name == "local"
-        assert not pool._carriage.stats()["dask"]["running"]
+        assert not pool._engine_batches.stats()["dask"]["running"]
         await pool.embed_batch(NAME, ["a"], engine="dask")  # now it runs, and costs no start
         embeddings = await pool.embed_batch(NAME, texts)
         assert report_of(embeddings).engine.name == "dask"

@@ -119,7 +119,7 @@ async def test_a_worker_that_is_killed_while_it_writes(tmp_path: pathlib.Path) -
         OllamaPool([node.url], enable_dask=True, dask_address=address) as pool,
     ):
         await pool.embed_batch(NAME, ["first"], engine="dask")
-        engine: Any = pool._carriage._engines["dask"]
+        engine: Any = pool._engine_batches._engines["dask"]
         workers = await engine._session.link.client.run(os.getpid)
         doomed = list(workers.values())[:1]
 

@@ -59,7 +59,7 @@ async def test_200_000_passages_and_a_worker_that_is_killed() -> None:
         ) as pool,
     ):
         await pool.embed_batch(NAME, ["first"], engine="dask")
-        link: Any = pool._carriage._engines["dask"]._session.link  # type: ignore[attr-defined]
+        link: Any = pool._engine_batches._engines["dask"]._session.link  # type: ignore[attr-defined]
         workers = await link.client.run(os.getpid)
         doomed = next(iter(workers.values()))
 
@@ -87,7 +87,7 @@ async def test_a_worker_that_dies_costs_its_partitions_a_rerun() -> None:
         OllamaPool([node.url], enable_dask=True, dask_address=address) as pool,
     ):
         await pool.embed_batch(NAME, ["first"], engine="dask")
-        link: Any = pool._carriage._engines["dask"]._session.link  # type: ignore[attr-defined]
+        link: Any = pool._engine_batches._engines["dask"]._session.link  # type: ignore[attr-defined]
         doomed = [*(await link.client.run(os.getpid)).values()][:1]
 
         def kill(*_: int) -> None:  # the node is slow: both have always something under way
@@ -107,7 +107,7 @@ async def test_a_cluster_that_dies_and_the_next_batch(tmp_path: pathlib.Path) ->
         FakeOllama(models=[MODEL]) as node,
         OllamaPool([node.url], enable_dask=True, dask_workers=1) as pool,
     ):
-        engine: Any = pool._carriage._engines["dask"]
+        engine: Any = pool._engine_batches._engines["dask"]
         assert engine.start_seconds > 0
         embeddings = await pool.embed_batch(NAME, texts, engine="dask")
         assert [each.tobytes() for each in embeddings] == [vector(text) for text in texts]
@@ -131,7 +131,7 @@ async def test_no_scheduler(unused_port: int, monkeypatch: pytest.MonkeyPatch) -
         FakeOllama(models=[MODEL]) as node,
         OllamaPool([node.url], enable_dask=True, dask_address=address, dask_threshold=1) as pool,
     ):
-        engine: Any = pool._carriage._engines["dask"]
+        engine: Any = pool._engine_batches._engines["dask"]
         with pytest.raises(EngineError, match=f"{address}.*dask scheduler"):
             await pool.embed_batch(NAME, ["a"], engine="dask")
         engine._start_seconds = 0.0

@@ -69,7 +69,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def engine_of(pool: OllamaPool) -> Any:
-    return pool._carriage._engines["ray"]
+    return pool._engine_batches._engines["ray"]
 
 
 def is_sharing(pool: OllamaPool) -> bool:

@@ -105,7 +105,7 @@ async def test_only_nodes_that_are_fit_are_asked() -> None:
     async with cluster(lacks=lacking, down={}, drained={}, fit={}, strategy="round_robin") as made:
         made["down"].fault = Fault.REFUSE
         await made.monitor.probe("down")
-        await made.care.drain("drained")
+        await made.admin.drain("drained")
         for _ in range(4):
             assert await made.embed() == vector()
         assert made["fit"].items == 4

@@ -39,13 +39,13 @@ async def test_a_call_does_not_wait_for_a_silent_cluster_longer_than_it_may() ->
 
 async def test_where_all_that_have_a_model_are_drained_the_error_says_so() -> None:
     async with cluster(a={}, b={"models": [CHAT]}) as made:
-        await made.care.drain("a")
+        await made.admin.drain("a")
         with pytest.raises(NoNodeAvailable, match="drained") as caught:
             await made.embed()
         assert caught.value.nodes == {"a": "is being drained"}
         with pytest.raises(ModelNotFound):
             await made.embed(model="typo")
-        made.care.resume("a")
+        made.admin.resume("a")
         assert await made.embed() == vector()
 
 
@@ -109,7 +109,7 @@ async def test_when_the_last_of_its_group_is_gone_the_change_is_told(
     async with cluster(a={}, b={}, x={"models": [OTHER]}, strategy="round_robin") as made:
         assert await made.embed() == vector()
         for name in "ab":
-            made.registry.apply(name, ProbeFailed(NodeUnreachable(name, "refused")))
+            made.state.apply(name, ProbeFailed(NodeUnreachable(name, "refused")))
         assert await made.embed() == vector(model=OTHER)
         assert "are not comparable with earlier ones" in caplog.text
         await made.probe()

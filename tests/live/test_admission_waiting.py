@@ -242,11 +242,11 @@ async def test_a_line_goes_elsewhere_when_its_node_does(how: str) -> None:
             await anyio.sleep(0.5)
             assert made.node("a").queued >= 2
             if how == "down":
-                made.registry.apply("a", ProbeFailed(NodeUnreachable("a", "refused")))
+                made.state.apply("a", ProbeFailed(NodeUnreachable("a", "refused")))
             elif how == "removed":
                 await made.remove("a")
             else:
-                await made.care.drain("a")
+                await made.admin.drain("a")
 
         first, *rest, _ = await gather(*[made.embed] * 4, end)
         assert [first, *rest] == [vector()] * 4

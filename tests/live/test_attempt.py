@@ -24,16 +24,16 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
 async def fail(made: Cluster, name: str, times: int = 5) -> None:
     """Let live requests to `name` fail until its breaker opens."""
     made[name].fault = Fault.ERROR_500
-    others = [node for node in made.registry if node.name != name]
+    others = [node for node in made.state if node.name != name]
     for node in others:
         node.is_draining = True
-    made.registry.wake()
+    made.state.wake()
     for _ in range(times):
         with pytest.raises(NoNodeAvailable):
             await made.embed(timeout=1e-3)
     for node in others:
         node.is_draining = False
-    made.registry.wake()
+    made.state.wake()
 
 
 async def test_five_failures_in_a_row_take_a_node_out_and_two_answers_bring_it_back() -> None:
@@ -132,9 +132,9 @@ async def test_what_the_caller_got_wrong_is_not_held_against_the_node() -> None:
         for _ in range(10):
             with pytest.raises(BadRequest):
                 await made.embed("arsenic")
-        assert all(node.breaker.opens_at is None for node in made.registry)
-        assert all(node.counters.success_rate == 1.0 for node in made.registry)
-        assert sum(node.counters.rejected for node in made.registry) == 20
+        assert all(node.breaker.opens_at is None for node in made.state)
+        assert all(node.counters.success_rate == 1.0 for node in made.state)
+        assert sum(node.counters.rejected for node in made.state) == 20
         await made.rest()
 
 

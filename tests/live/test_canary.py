@@ -76,10 +76,10 @@ async def test_a_node_with_nan_is_left_out_even_if_it_was_first() -> None:
             await use(made, "b")
             assert left_out(made) == "a"
             assert await made.embed() == vector()
-            found = await made.care.verify(MODEL)
+            found = await made.admin.verify(MODEL)
             assert found.outliers == ("a",)
             made["a"].fault = None
-            assert (await made.care.verify(MODEL)).outliers == ()
+            assert (await made.admin.verify(MODEL)).outliers == ()
             assert left_out(made) == ""
 
 
@@ -91,7 +91,7 @@ async def test_if_every_node_gives_nan_none_is_left_out() -> None:
             made[name].fault = Fault.NAN
         await anyio.sleep(1.0)
         assert left_out(made) == ""
-        agreement = await made.care.verify(MODEL)
+        agreement = await made.admin.verify(MODEL)
         assert (agreement.outliers, set(agreement.failed)) == ((), {"a", "b"})
 
 
@@ -152,9 +152,9 @@ async def test_random_clusters(seed: int) -> None:
         for _ in range(4):
             await gather(*[made.embed] * 3 * count)
             await anyio.sleep(10.0)
-        used = {node.name for node in made.registry if node.embeds}
+        used = {node.name for node in made.state if node.embeds}
         wrong = {f"n{at}" for at in bad}
-        out = {node.name for node in made.registry if node.is_distrusted(MODEL)}
+        out = {node.name for node in made.state if node.is_distrusted(MODEL)}
         if 2 * len(used - wrong) > len(used):
             assert out == used & wrong
         assert out < used

@@ -127,7 +127,7 @@ async def test_one_that_is_mended_comes_back(mends: Any) -> None:
         await anyio.sleep(100.0)
         assert left_out(made) == "b", "it still says what it said before"
         if mends == "verify":
-            assert (await made.care.verify(MODEL)).outliers == ()
+            assert (await made.admin.verify(MODEL)).outliers == ()
         elif isinstance(mends, str):
             await alter(made, "b", mends)
         else:
@@ -222,12 +222,12 @@ async def test_nodes_leave_in_the_middle_of_it() -> None:
         await gather(*[made.embed] * 3)
         await anyio.sleep(PAUSE + 0.5)
         assert {made.node(name).in_flight for name in "abc"} == {1}
-        made.registry.apply("b", ProbeFailed(NodeUnreachable("b", "refused")))
+        made.state.apply("b", ProbeFailed(NodeUnreachable("b", "refused")))
         await made.remove("c")
-        made.registry.apply("a", Described("0.99.0", None))
+        made.state.apply("a", Described("0.99.0", None))
         await anyio.sleep(100.0)
         assert left_out(made) == ""
-        assert [node.in_flight for node in made.registry] == [0, 0]
+        assert [node.in_flight for node in made.state] == [0, 0]
 
 
 async def test_a_slot_is_waited_for_and_not_for_ever() -> None:
@@ -255,7 +255,7 @@ async def test_closing_ends_it() -> None:
         await anyio.sleep(PAUSE + 1.0)
         assert {made.node(name).in_flight for name in "ab"} == {1}
         await made.close()
-    for node in made.registry:
+    for node in made.state:
         assert (node.in_flight, node.wanted) == (0, 0)
 
 
@@ -263,6 +263,6 @@ async def test_if_those_that_agree_are_down_nothing_is_embedded() -> None:
     async with watched(a=EMBED, b=WRONG, c=EMBED) as made:
         await use(made)
         for name in "ac":
-            made.registry.apply(name, ProbeFailed(NodeUnreachable(name, "refused")))
+            made.state.apply(name, ProbeFailed(NodeUnreachable(name, "refused")))
         with pytest.raises(NoNodeAvailable, match="different vectors"):
             await made.embed()

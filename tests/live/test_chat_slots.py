@@ -47,7 +47,7 @@ async def first_parts(made: Cluster, streams: int) -> list[float]:
 )
 async def test_as_many_streams_as_slots_begin_at_once(nodes: int, slots: int) -> None:
     async with cluster(**{f"n{at}": {**PACE, "slots": slots} for at in range(nodes)}) as made:
-        await made.care.warm(TALKER, None)
+        await made.admin.warm(TALKER, None)
         for at in range(4):
             seconds = await first_parts(made, nodes * slots)
             assert max(seconds) <= (0.75 if at == 0 else 0.15)
@@ -75,7 +75,7 @@ async def test_twice_as_many_callers_as_slots_keep_them_all_busy(
     slots: int, is_stream: bool
 ) -> None:
     async with cluster(a={**PACE, "slots": slots}, wait_timeout=300.0) as made:
-        await made.care.warm(TALKER, None)
+        await made.admin.warm(TALKER, None)
         chats = await in_five_minutes(
             2 * slots, lambda: first_parts(made, 1) if is_stream else made.chat(TEXT)
         )
@@ -90,8 +90,8 @@ async def test_twice_as_many_callers_as_slots_keep_them_all_busy(
 async def test_embeddings_do_not_raise_the_limit_of_chats() -> None:
     nodes = {name: {"seconds_per_item": 3e-4, "seconds_per_chat_token": 1.0} for name in "ab"}
     async with cluster(**nodes, wait_timeout=300.0) as made:
-        await made.care.warm(MODEL, None)
-        await made.care.warm(TALKER, None)
+        await made.admin.warm(MODEL, None)
+        await made.admin.warm(TALKER, None)
 
         async def embeds() -> None:
             for _ in range(20):
@@ -115,7 +115,7 @@ async def test_a_family_with_one_slot_gets_one_chat_at_a_time() -> None:
     async with cluster(a={**PACE, "slots": 4}) as made:
         models = made.node("a").state.models or {}
         family = {name: model._replace(family="qwen3vl") for name, model in models.items()}
-        made.registry.apply("a", Probed(None, family, {}))
+        made.state.apply("a", Probed(None, family, {}))
         await gather(*[lambda: made.chat("one two")] * 8)
         assert made["a"].max_in_flight == 1
         await made.rest()
@@ -128,7 +128,7 @@ async def test_a_queued_request_counts_for_what_it_is() -> None:
         for _ in range(3):
             made.group.start_soon(made.chat)
         await anyio.sleep(0.1)
-        now = made.registry.clock()
+        now = made.state.clock()
         assert made.node("a").wait(RouteRequest(MODEL, 4.0), now) == pytest.approx(11.9, rel=0.1)
         await made.rest()
 
@@ -153,10 +153,10 @@ async def test_the_first_token_is_predicted() -> None:
     node = {"seconds_per_chat_token": 0.1, "seconds_per_token": 0.01, "slots": 4}
     rng, errors = random.Random(3), []
     async with cluster(a=node, b=node) as made:
-        await made.care.warm(TALKER, None)
+        await made.admin.warm(TALKER, None)
 
         async def read() -> None:
-            explained = await made.care.route(TALKER, "chat", 20.0)
+            explained = await made.admin.route(TALKER, "chat", 20.0)
             terms = next(n.terms for n in explained.nodes if n.name == explained.chosen)
             predicted = terms["queue"] + terms["load"] + terms["prefill"]
             began = anyio.current_time()

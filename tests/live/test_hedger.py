@@ -161,7 +161,7 @@ async def test_a_node_in_trouble_is_looked_at_soon_whatever_its_prospects(fault:
             await made.embed()
         assert made["a"].requests == failed + 3
         assert not made.node("a").standing.is_stained
-        assert not made.registry.stained
+        assert not made.state.stained
         await made.rest()
 
 

@@ -239,11 +239,11 @@ async def test_no_second_node_is_made_to_load_for_it() -> None:
         a={"seconds_per_item": 0.1, "load_seconds": 5.0}, b={"load_seconds": 5.0}
     ) as made:
         made.node("b").is_draining = True
-        made.registry.wake()
+        made.state.wake()
         for _ in range(60):
             await made.embed()
         made.node("b").is_draining = False
-        made.registry.wake()
+        made.state.wake()
         made["a"].seconds_per_item = 0.5
         for _ in range(5):
             await made.embed()

@@ -27,9 +27,9 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
 
 
 def use_only(made: Cluster, *names: str) -> None:
-    for node in made.registry:
+    for node in made.state:
         node.is_draining = node.name not in names
-    made.registry.wake()
+    made.state.wake()
 
 
 def failed_loads(watcher: Watcher) -> dict[str, float]:

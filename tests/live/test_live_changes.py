@@ -67,9 +67,9 @@ async def test_it_moves_when_its_node_is_much_busier_or_gone_and_then_stays_ther
 
         home = await asked()
         (other,) = {"a", "b"} - {home}
-        await made.care.drain(home)
+        await made.admin.drain(home)
         assert await asked() == other
-        made.care.resume(home)
+        made.admin.resume(home)
         await anyio.sleep(25.0)
         assert await asked() == other
 
@@ -166,27 +166,27 @@ TROUBLES = st.lists(
 
 async def _trouble(made: Cluster, kind: Any, name: str) -> None:
     if kind == "add":
-        if name not in made.registry:
+        if name not in made.state:
             made.add(name, **_NODE)
         await made.monitor.probe(name)
-    elif name not in made.registry:
+    elif name not in made.state:
         return
     elif kind == "remove":
         await made.remove(name)
     elif kind == "drain":
         with anyio.move_on_after(1.0):
-            await made.care.drain(name)
+            await made.admin.drain(name)
     elif kind == "resume":
-        made.care.resume(name)
+        made.admin.resume(name)
     elif kind == "probe":
         await made.monitor.probe(name)
     elif kind in ("verify", "warm"):
         with anyio.move_on_after(1.0):
             try:
                 if kind == "verify":
-                    await made.care.verify("nomic-embed-text")
+                    await made.admin.verify("nomic-embed-text")
                 else:
-                    await made.care.warm("llama3.2", [name])
+                    await made.admin.warm("llama3.2", [name])
             except RequestFailed:
                 pass
     else:
@@ -260,14 +260,14 @@ async def _storm(
             await made.close()
             assert anyio.current_time() == began
         else:
-            for name in made.registry.view.nodes:
+            for name in made.state.view.nodes:
                 made[name].fault = None
             await anyio.sleep(LOAD_SECONDS + 60.0)  # a load goes on though nobody waits for it
             made.check_rest()
             await made.probe()
-            for node in list(made.registry):
-                made.care.resume(node.name)
-            if len(made.registry):
+            for node in list(made.state):
+                made.admin.resume(node.name)
+            if len(made.state):
                 for _ in range(3):
                     assert await made.embed() == vector()
                 await made.rest()

@@ -144,7 +144,7 @@ async def test_what_is_wrong_with_a_request_is_held_against_no_node() -> None:
         for _ in range(20):
             with pytest.raises(BadRequest):
                 await made.embed("arsenic")
-        for node in made.registry:
+        for node in made.state:
             assert node.breaker.opens_at is None
             assert not node.standing.is_stained
 

@@ -104,7 +104,7 @@ async def test_right_after_the_start_nobody_knows_what_is_loaded_and_all_is_the_
     async with cluster(a=COLD, probed=False) as made:
         made["a"].faults_probes = True
         body = await made["a"].request("GET", "/api/tags", timeout=1.0)
-        made.registry.apply("a", Probed(None, load_tags("a", body)))
+        made.state.apply("a", Probed(None, load_tags("a", body)))
         assert made.node("a").state.loaded is None
         with anyio.move_on_after(1.0):
             await made.embed()
@@ -116,11 +116,11 @@ async def test_right_after_the_start_nobody_knows_what_is_loaded_and_all_is_the_
 async def test_while_a_node_loads_others_go_where_it_is_warm() -> None:
     async with cluster(a={"seconds_per_item": 0.1}, b=COLD) as made:
         made.node("b").is_draining = True
-        made.registry.wake()
+        made.state.wake()
         await made.embed()
         made.node("b").is_draining = False
-        made.registry.wake()
-        made.group.start_soon(made.care.warm, MODEL, ["b"])
+        made.state.wake()
+        made.group.start_soon(made.admin.warm, MODEL, ["b"])
         await anyio.sleep(0.5)
         began = anyio.current_time()
         assert await made.embed() == vector()
@@ -332,7 +332,7 @@ async def test_the_events_of_loads() -> None:
         watcher = Watcher(made)
         await made.embed()
         made["a"].fault = Fault.ERROR_500
-        results = await made.care.warm(TALKER, ["a"])
+        results = await made.admin.warm(TALKER, ["a"])
         assert isinstance(results["a"], NodeError)
         began, done, again, failed = watcher.of(Loading)
         assert (began.node, began.model, began.seconds) == ("a", MODEL, None)

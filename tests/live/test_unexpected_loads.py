@@ -23,8 +23,8 @@ async def test_the_first_answer_of_a_node_included_its_load() -> None:
     async with cluster(a=NODE) as made:
         await made.embed()  # another program, as far as the next pool knows
         await made.chat()
-        made.registry.remove("a")
-        made.registry.add({"url": "http://a.test", "name": "a"})
+        made.state.remove("a")
+        made.state.add({"url": "http://a.test", "name": "a"})
         await made.probe()
         made["a"].memory.unload(EMBED.name)
         made["a"].memory.unload(CHAT.name)
@@ -48,5 +48,5 @@ async def test_a_later_answer_that_included_a_load_changes_no_cost() -> None:
         made["a"].memory.unload(EMBED.name)
         await made.embed(options=options)
         assert node.costs == before
-        assert node.standing.pace(made.registry.clock()) == 1.0, "it is not slow either"
+        assert node.standing.pace(made.state.clock()) == 1.0, "it is not slow either"
         assert node.limit >= 2

@@ -85,12 +85,12 @@ async def test_warm_loads_on_every_node_that_has_it_and_says_how_long_it_took() 
     nodes = {"a": 1.0, "b": 3.0}
     given: dict[str, Mapping[str, Any]] = {n: {"load_seconds": s} for n, s in nodes.items()}
     async with cluster(**given, lacks={"models": ["other"]}) as made:
-        assert await made.care.warm(MODEL, None) == pytest.approx(nodes)
+        assert await made.admin.warm(MODEL, None) == pytest.approx(nodes)
         assert anyio.current_time() == pytest.approx(3.0)
         began = anyio.current_time()
         await gather(*[made.embed] * 4)
         assert anyio.current_time() - began < 1e-6, "nobody had to load again"
-        assert await made.care.warm(TALKER, ["b", "http://b.test"]) == pytest.approx({"b": 3.0})
+        assert await made.admin.warm(TALKER, ["b", "http://b.test"]) == pytest.approx({"b": 3.0})
         await made.chat()
         await made.rest()
 
@@ -98,7 +98,7 @@ async def test_warm_loads_on_every_node_that_has_it_and_says_how_long_it_took() 
 async def test_warm_tells_of_each_node_that_cannot() -> None:
     async with cluster(a={}, b={"models": ["other"]}, c={}) as made:
         made["c"].fault = Fault.REFUSE
-        results = await made.care.warm(MODEL, ["a", "b", "c"])
+        results = await made.admin.warm(MODEL, ["a", "b", "c"])
         assert results["a"] == pytest.approx(0.0)
         assert isinstance(results["b"], ModelMissing)
         assert isinstance(results["c"], NodeUnreachable)
@@ -107,7 +107,7 @@ async def test_warm_tells_of_each_node_that_cannot() -> None:
 
 async def test_warm_and_callers_share_one_load() -> None:
     async with cluster(a={"load_seconds": 5.0}) as made:
-        results = await gather(partial(made.care.warm, MODEL, None), *[made.embed] * 10)
+        results = await gather(partial(made.admin.warm, MODEL, None), *[made.embed] * 10)
         assert results[1:] == [vector()] * 10
         assert results[0] == pytest.approx({"a": 5.0})
         paths = [each.path for each in made["a"].log if each.seconds > 1.0]
@@ -119,16 +119,16 @@ async def test_warm_and_callers_share_one_load() -> None:
 async def test_names_that_are_none_are_refused_before_anything_is_sent(names: Any) -> None:
     async with cluster(a={}) as made:
         with pytest.raises(InvalidInput):
-            await made.care.warm(MODEL, names)
+            await made.admin.warm(MODEL, names)
         assert made["a"].requests == 0
 
 
 async def test_a_model_that_nobody_has_cannot_be_warmed() -> None:
     async with cluster(a={}) as made:
         with pytest.raises(ModelNotFound):
-            await made.care.warm("typo", None)
+            await made.admin.warm("typo", None)
         with pytest.raises(ModelNotFound):
-            await made.care.verify("typo")
+            await made.admin.verify("typo")
 
 
 # Comparing. "It must show" 4.
@@ -138,7 +138,7 @@ async def test_verify_finds_a_node_whose_vectors_were_rotated() -> None:
     async with cluster(a={}, b={}, c={}, d={}, strategy="round_robin") as made:
         made.transports["c"] = Rotated("c", models=[EMBED, CHAT])
         assert len({await made.embed() for _ in range(4)}) == 2, "nobody noticed"
-        agreement = await made.care.verify(MODEL)
+        agreement = await made.admin.verify(MODEL)
         assert agreement.outliers == ("c",)
         assert agreement.reference != "c"
         assert [node.is_enough for node in agreement.nodes] == [True, True, False, True]
@@ -149,7 +149,7 @@ async def test_verify_finds_a_node_whose_vectors_were_rotated() -> None:
         assert batch.report is not None
         assert "c" not in batch.report.nodes
         made.transports["c"] = FakeTransport("c", models=[EMBED])
-        assert (await made.care.verify(MODEL)).outliers == ()
+        assert (await made.admin.verify(MODEL)).outliers == ()
         for _ in range(4):
             await made.embed()
         assert made["c"].items > 8, "it takes part again"
@@ -160,7 +160,7 @@ async def test_verify_finds_a_node_whose_lists_are_wrong() -> None:
     async with cluster(a={}, b={}, c={}) as made:
         made.transports["b"] = Rotated("b", models=[EMBED])
         made["b"].wrong_lists = True  # type: ignore[attr-defined]
-        agreement = await made.care.verify(MODEL)
+        agreement = await made.admin.verify(MODEL)
         assert agreement.outliers == ("b",)
         assert agreement.nodes[1].alone > 0.999 > agreement.nodes[1].listed
 
@@ -168,8 +168,8 @@ async def test_verify_finds_a_node_whose_lists_are_wrong() -> None:
 async def test_verify_finds_another_digest_and_says_which() -> None:
     old: dict[str, Any] = {"models": [OTHER]}
     async with cluster(a={}, b={}, x=old, y=old) as made:
-        agreement = await made.care.verify(MODEL)
-        in_use = made.roster.digest_in_use(MODEL)
+        agreement = await made.admin.verify(MODEL)
+        in_use = made.eligibility.digest_in_use(MODEL)
         expected = ("x", "y") if in_use == EMBED.digest else ("a", "b")
         assert agreement.outliers == expected
         assert {node.node: node.digest for node in agreement.nodes} == {
@@ -183,7 +183,7 @@ async def test_the_required_digest_is_the_reference_though_most_have_another() -
     old: dict[str, Any] = {"models": [OTHER]}
     pinned = {MODEL: EMBED.digest}
     async with cluster(x=old, y=old, z=old, a={}, require_digest=pinned) as made:
-        agreement = await made.care.verify(MODEL)
+        agreement = await made.admin.verify(MODEL)
         assert agreement.reference == "a"
         assert agreement.outliers == ("x", "y", "z")
         assert await made.embed() == vector()
@@ -191,7 +191,7 @@ async def test_the_required_digest_is_the_reference_though_most_have_another() -
 
 async def test_what_was_found_of_one_version_does_not_hold_for_the_next() -> None:
     async with cluster(a={}, b={}, x={"models": [OTHER]}, strategy="round_robin") as made:
-        await made.care.verify(MODEL)
+        await made.admin.verify(MODEL)
         made["x"].add_model(SAME_NAME)
         await made.probe()
         for _ in range(6):
@@ -202,7 +202,7 @@ async def test_what_was_found_of_one_version_does_not_hold_for_the_next() -> Non
 async def test_a_node_that_gives_no_vectors_is_named_and_keeps_its_standing() -> None:
     async with cluster(a={}, b={}, c={}) as made:
         made["b"].fault = Fault.ERROR_500
-        agreement = await made.care.verify(MODEL)
+        agreement = await made.admin.verify(MODEL)
         assert set(agreement.failed) == {"b"}
         assert agreement.outliers == ()
         assert MODEL + ":latest" not in made.node("b").distrusted
@@ -211,9 +211,9 @@ async def test_a_node_that_gives_no_vectors_is_named_and_keeps_its_standing() ->
 async def test_if_only_nodes_with_wrong_vectors_are_left_nothing_is_embedded() -> None:
     async with cluster(a={}, b={}, c={}) as made:
         made.transports["c"] = Rotated("c", models=[EMBED])
-        await made.care.verify(MODEL)
+        await made.admin.verify(MODEL)
         for name in "ab":
-            made.registry.apply(name, ProbeFailed(NodeUnreachable(name, "refused")))
+            made.state.apply(name, ProbeFailed(NodeUnreachable(name, "refused")))
         for call in (made.embed, partial(made.embed_batch, ["a", "b"])):
             with pytest.raises(NoNodeAvailable, match="verify") as caught:
                 await call()
@@ -254,7 +254,7 @@ async def test_drain_waits_for_what_is_under_way_and_gives_no_more() -> None:
                 group.start_soon(made.embed)
             await anyio.sleep(1.0)
             items, began = made["a"].items, anyio.current_time()
-            await made.care.drain("a", told.append)
+            await made.admin.drain("a", told.append)
             assert anyio.current_time() - began == pytest.approx(3.0), "one after another"
             assert made.node("a").in_flight == 0
             assert made["a"].items == items + 2
@@ -262,7 +262,7 @@ async def test_drain_waits_for_what_is_under_way_and_gives_no_more() -> None:
                 group.start_soon(made.embed)
         assert made["a"].items == items + 2
         assert told == [2, 1]
-        made.care.resume("http://a.test")
+        made.admin.resume("http://a.test")
         for _ in range(40):
             await made.embed()
         assert made["a"].items > items + 2
@@ -279,7 +279,7 @@ async def test_drain_takes_a_node_out_of_a_batch_too() -> None:
 
         async def drain() -> None:
             await anyio.sleep(1.0)
-            await made.care.drain("a")
+            await made.admin.drain("a")
             items, began = made["a"].items, anyio.current_time()
             assert began < 2.0
             assert made.node("a").in_flight == 0
@@ -298,10 +298,10 @@ async def test_a_drained_node_comes_back_to_a_batch_that_is_still_running() -> N
 
         async def pause() -> None:
             await anyio.sleep(0.5)
-            await made.care.drain("a")
+            await made.admin.drain("a")
             await anyio.sleep(0.5)
             items = made["a"].items
-            made.care.resume("a")
+            made.admin.resume("a")
             await anyio.sleep(1.5)
             assert made["a"].items > items + 20
 
@@ -318,9 +318,9 @@ async def test_a_drain_that_is_cancelled_leaves_the_node_draining() -> None:
         made.group.start_soon(made.embed)
         await anyio.sleep(0.1)
         with anyio.move_on_after(1.0):
-            await made.care.drain("a")
+            await made.admin.drain("a")
         assert made.node("a").is_draining
-        await made.care.drain("a")
+        await made.admin.drain("a")
         assert anyio.current_time() == pytest.approx(5.0)
 
 
@@ -328,15 +328,15 @@ async def test_a_drain_that_is_cancelled_leaves_the_node_draining() -> None:
 async def test_a_node_that_is_not_there(name: Any) -> None:
     async with cluster(a={}, b={}) as made:
         with pytest.raises(InvalidInput):
-            await made.care.drain(name)
+            await made.admin.drain(name)
         with pytest.raises(InvalidInput):
-            made.care.resume(name)
+            made.admin.resume(name)
 
 
 @pytest.mark.parametrize("name", ["a", "http://a.test", "http://a.test/", "HTTP://A.test:80"])
 async def test_a_node_is_found_by_its_name_and_its_url(name: str) -> None:
     async with cluster(a={}, b={}) as made:
-        assert made.registry.find(name).name == "a"
+        assert made.state.find(name).name == "a"
 
 
 # The pool is closed meanwhile.
@@ -357,8 +357,8 @@ async def test_what_is_under_way_when_the_pool_closes_says_so() -> None:
                         raise
 
             for call in (
-                partial(made.care.warm, MODEL, None),
-                partial(made.care.verify, MODEL),
+                partial(made.admin.warm, MODEL, None),
+                partial(made.admin.verify, MODEL),
                 made.embed,
                 made.chat,
                 made.stream,

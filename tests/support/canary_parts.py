@@ -35,14 +35,14 @@ async def watched(**given: Any) -> AsyncIterator[Cluster]:
 async def use(made: Cluster, *names: str) -> None:
     """Let these nodes answer an embedding, in this order, and then the canary do its work."""
     for name in names or list(made.transports):
-        for node in made.registry:
+        for node in made.state:
             node.is_draining = node.name != name
-        made.registry.wake()
+        made.state.wake()
         await made.embed()
         await anyio.sleep(0.001)
-    for node in made.registry:
+    for node in made.state:
         node.is_draining = False
-    made.registry.wake()
+    made.state.wake()
     await anyio.sleep(1.0)
 
 
@@ -57,4 +57,4 @@ def asked(made: Cluster) -> dict[str, int]:
 
 
 def left_out(made: Cluster) -> str:
-    return "".join(node.name for node in made.registry if node.is_distrusted(MODEL))
+    return "".join(node.name for node in made.state if node.is_distrusted(MODEL))

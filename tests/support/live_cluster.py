@@ -69,39 +69,41 @@ class Cluster:
         seed: int = 1,
         **options: Any,
     ) -> None:
-        self.registry = ClusterState(max_waiting=max_waiting)
+        self.state = ClusterState(max_waiting=max_waiting)
         self.transports: dict[str, FakeTransport] = {}
         self.group = group
         self.is_closed = False
         for name, given in nodes.items():
             self.add(name, **given)
-        self.monitor = HealthMonitor(self.registry, self.transport_of, rng=random.Random(seed))
-        self.roster = Eligibility(self.registry, self.monitor.probe, require_digest)
+        self.monitor = HealthMonitor(self.state, self.transport_of, rng=random.Random(seed))
+        self.eligibility = Eligibility(self.state, self.monitor.probe, require_digest)
         self.loads = ModelLoader(self.spawn)
-        self.exchange = NodeClient(self.registry, self.transport_of, self.loads)
-        self.canary = VectorCanary(self.registry, self.exchange, self.monitor.ask_loaded)
+        self.node_client = NodeClient(self.state, self.transport_of, self.loads)
+        self.canary = VectorCanary(self.state, self.node_client, self.monitor.ask_loaded)
         rng = random.Random(seed)
         function = strategy_of(strategy)
         self.admission = Admission(
-            self.registry, self.roster, function, wait_timeout, rng, self.spawn
+            self.state, self.eligibility, function, wait_timeout, rng, self.spawn
         )
         self.live = RequestRouter(
-            self.registry,
-            self.roster,
+            self.state,
+            self.eligibility,
             self.admission,
-            self.exchange,
+            self.node_client,
             LiveOptions(**options),
             self.spawn,
             rng,
         )
         self.engines: dict[str, Engine] = {}
-        self.carriage = EngineBatches(self.registry, self.engines, threshold=100)
-        self.batches = BatchRunner(self.registry, self.exchange, self.roster, self.carriage, 60.0)
+        self.engine_batches = EngineBatches(self.state, self.engines, threshold=100)
+        self.batches = BatchRunner(
+            self.state, self.node_client, self.eligibility, self.engine_batches, 60.0
+        )
         state: Any = SimpleNamespace(name="open", check=lambda: None)  # not bound to an event loop
-        self.care = PoolAdmin(
-            cast(Any, self.registry),
-            self.roster,
-            self.exchange,
+        self.admin = PoolAdmin(
+            cast(Any, self.state),
+            self.eligibility,
+            self.node_client,
             self.batches,
             Strategy(function, "test"),
             PlanOptions(),
@@ -113,7 +115,7 @@ class Cluster:
         return self.transports[name]
 
     def node(self, name: str) -> Node:
-        return self.registry[name]
+        return self.state[name]
 
     def add(self, name: str, **given: Any) -> None:
         """Add a node that was not probed yet. Spec fields and fake options may be mixed."""
@@ -124,7 +126,7 @@ class Cluster:
         }
         given.setdefault("models", [EMBED, CHAT])
         self.transports[name] = FakeTransport(name, **given)
-        self.registry.add({"url": f"http://{name}.test", "name": name, **spec})
+        self.state.add({"url": f"http://{name}.test", "name": name, **spec})
 
     def transport_of(self, name: str) -> FakeTransport:
         if self.is_closed:
@@ -142,28 +144,28 @@ class Cluster:
         self.group.start_soon(run)
 
     async def probe(self) -> None:
-        for name in list(self.registry.view.nodes):
+        for name in list(self.state.view.nodes):
             await self.monitor.probe(name)
 
     async def remove(self, name: str) -> None:
         """Remove a node, then its connections, as a pool does."""
-        self.registry.remove(name)
+        self.state.remove(name)
         await self.transports.pop(name).aclose()
 
     async def close(self) -> None:
         """Close like `OllamaPool.aclose`, except that the tasks end with their group."""
         self.is_closed = True
         self.group.cancel_scope.cancel()
-        self.roster.close()
+        self.eligibility.close()
         self.loads.close()
-        for node in self.registry:
+        for node in self.state:
             node.send_away()
         self.batches.close()
         with anyio.CancelScope(shield=True):
             await self.live.aclose()
             for transport in self.transports.values():
                 await transport.aclose()
-        self.registry.hub.close()
+        self.state.hub.close()
 
     # Calls, made as by the pool.
 
@@ -185,7 +187,7 @@ class Cluster:
             texts=[text],
             body=dump_embed(settings, [text]),
             fits_base64=fits_base64(settings),
-            tokens=self.registry.ratio(model).tokens_of([text]),
+            tokens=self.state.ratio(model).tokens_of([text]),
             options=reload_key(options),
             loading=loading_of(options, keep_alive),
         )
@@ -249,25 +251,25 @@ class Cluster:
     async def warm_up(self, *, times: int = 1) -> None:
         """Let each node answer an embedding and a chat, so that its costs are known."""
         for name in self.transports:
-            for other in self.registry:
+            for other in self.state:
                 other.is_draining = other.name != name
-            self.registry.wake()
+            self.state.wake()
             for _ in range(times):
                 await self.embed()
                 await self.chat()
-        for other in self.registry:
+        for other in self.state:
             other.is_draining = False
-        self.registry.wake()
+        self.state.wake()
 
     # Checks at the end.
 
     def stats(self) -> dict[str, Any]:
-        nodes = [node.stats(self.registry.clock()) for node in self.registry]
+        nodes = [node.stats(self.state.clock()) for node in self.state]
         return pool_stats(nodes, strategy="test")
 
     def check_rest(self) -> None:
         """Check that nothing is in flight and all counters balance."""
-        nodes = list(self.registry)
+        nodes = list(self.state)
         for node in nodes:
             assert node.in_flight == 0, node
             assert node.queued == 0, node
@@ -275,17 +277,17 @@ class Cluster:
             assert not node.loading, node
             assert not node.outrun, node
             assert not node.breaker.is_probing, node
-            assert node.ahead(self.registry.clock()) == 0.0, node
+            assert node.ahead(self.state.clock()) == 0.0, node
             assert node.slots.value == node.window, node
             assert node.wanted == 0, node
             assert self[node.name].in_flight == 0, node
-        assert len(self.registry.room) == 0
+        assert len(self.state.room) == 0
         stats = self.stats()
         assert stats["total_requests"] == (
             stats["successful_requests"] + stats["failed_requests"] + stats["cancelled_requests"]
         )
         open_ones = {node.name for node in nodes if node.breaker.opens_at is not None}
-        assert self.registry.not_closed == open_ones
+        assert self.state.not_closed == open_ones
 
     async def rest(self) -> None:
         """Let abandoned requests and model loads end, then check the counters."""
@@ -336,7 +338,7 @@ class Watcher:
     """Records the events of a cluster."""
 
     def __init__(self, made: Cluster) -> None:
-        self._stream = made.registry.hub.watch()
+        self._stream = made.state.hub.watch()
 
     def seen(self) -> list[PoolEvent]:
         return list(self._stream._waiting)

@@ -41,6 +41,7 @@ async def pool_of(recorded: Recorded, *nodes: FakeTransport) -> AsyncIterator[Ol
         [{"url": f"http://{name}.test", "name": name} for name in named],
         transport_factory=lambda spec: named[spec.name],
         tracing=recorded.tracing,
+        canary=False,  # its requests would be taken for hedges
     )
     async with pool:
         await pool.refresh()

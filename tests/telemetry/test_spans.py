@@ -80,7 +80,7 @@ async def followed(**given: Any) -> AsyncIterator[tuple[Cluster, list[Followed]]
         await made.warm_up()
         spans: list[Followed] = []
         before = made.stats()["total_requests"]
-        made.exchange._tracing = Follower(spans)
+        made.node_client._tracing = Follower(spans)
         CALLER.set("first")
         yield made, spans
         for name in made.transports:
@@ -239,5 +239,5 @@ async def test_setbacks_tell_who_failed_and_who_was_late() -> None:
 async def test_nothing_is_followed_where_nobody_asks_for_it() -> None:
     async with cluster(**NODES) as made:
         await made.embed(model=MODEL)
-        assert made.exchange.trace() is None
+        assert made.node_client.trace() is None
         assert all(not record.headers for name in made.transports for record in made[name].log)
