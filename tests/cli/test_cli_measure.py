@@ -29,7 +29,7 @@ MODEL = "nomic-embed-text"
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    monkeypatch.setattr("aiosollol.batch.executor.UNKNOWN_PATIENCE", 0.0)
+    monkeypatch.setattr("aiosollol.core.blame.UNKNOWN_PATIENCE", 0.0)
     return use(monkeypatch, (embed, measure, plan, stats))
 
 

@@ -30,7 +30,7 @@ SLOW = Cost(0.0, 0.1, observations=5)
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    monkeypatch.setattr("aiosollol.batch.executor.UNKNOWN_PATIENCE", 0.0)
+    monkeypatch.setattr("aiosollol.core.blame.UNKNOWN_PATIENCE", 0.0)
     return use(monkeypatch, (embed, measure, plan, stats))
 
 
