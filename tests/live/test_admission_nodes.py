@@ -24,7 +24,7 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
     return virtual_time()
 
 
-# Nobody is there.
+# No node is there.
 
 
 async def test_a_call_does_not_wait_for_a_silent_cluster_longer_than_it_may() -> None:

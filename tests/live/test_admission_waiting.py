@@ -53,7 +53,7 @@ async def test_those_who_wait_are_served_in_order() -> None:
         await made.rest()
 
 
-async def test_who_has_priority_goes_first_and_nobody_waits_for_ever() -> None:
+async def test_high_priority_goes_first_and_low_priority_still_gets_its_turn() -> None:
     done: list[tuple[int, int]] = []
     async with cluster(a=ONE, wait_timeout=1000.0) as made:
         await made.warm_up()
@@ -137,7 +137,7 @@ async def test_a_full_waiting_room_says_so_at_once() -> None:
 
 
 @pytest.mark.parametrize(("wait_timeout", "timeout"), [(1.5, 60.0), (60.0, 1.5)])
-async def test_nobody_waits_longer_than_was_said(wait_timeout: float, timeout: float) -> None:
+async def test_no_request_waits_beyond_its_timeout(wait_timeout: float, timeout: float) -> None:
     async with cluster(a={"seconds_per_item": 5.0, "max_concurrency": 1}) as made:
         await made.warm_up()
         made.admission._wait_timeout = wait_timeout

@@ -262,7 +262,7 @@ async def _storm(
         else:
             for name in made.state.view.nodes:
                 made[name].fault = None
-            await anyio.sleep(LOAD_SECONDS + 60.0)  # a load goes on though nobody waits for it
+            await anyio.sleep(LOAD_SECONDS + 60.0)  # a load goes on after its callers have left
             made.check_rest()
             await made.probe()
             for node in list(made.state):

@@ -23,7 +23,7 @@ NOW = 1.0
 
 @dataclass
 class Node:
-    """A node that knows what it is told. failures and peak are those of a moment ago."""
+    """A node with given values. failures and peak are those of a moment ago."""
 
     name: str
     seconds_: float | None = 0.1

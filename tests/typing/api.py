@@ -1,4 +1,4 @@
-"""The public signatures, as a type checker sees them. mypy reads this file; nobody runs it."""
+"""The public signatures, as a type checker sees them. mypy reads this file; it is never run."""
 
 from __future__ import annotations
 

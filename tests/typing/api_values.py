@@ -1,4 +1,4 @@
-"""Values of the public API, as a type checker sees them. mypy reads this file; nobody runs it."""
+"""Values of the public API, as a type checker sees them. mypy reads this file; it is never run."""
 
 from __future__ import annotations
 
@@ -81,11 +81,11 @@ def limits(error: aiosollol.LimitExceeded) -> None:
 
 
 def errors(
-    batch: BatchError, nobody: NoNodeAvailable, missing: ModelNotFound, failed: RequestFailed
+    batch: BatchError, none_left: NoNodeAvailable, missing: ModelNotFound, failed: RequestFailed
 ) -> None:
     assert_type(batch.embeddings, Embeddings)
     assert_type(batch.errors, dict[int, SollolError])
-    assert_type(nobody.nodes, dict[str, str])
+    assert_type(none_left.nodes, dict[str, str])
     assert_type(missing.nodes, dict[str, tuple[str, ...]])
     assert_type(failed.attempts, tuple[NodeError, ...])
 

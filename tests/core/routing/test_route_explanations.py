@@ -100,7 +100,7 @@ def test_explain_score() -> None:
     ]
 
 
-def test_explain_others_and_nobody() -> None:
+def test_explain_other_strategies_and_no_eligible_node() -> None:
     function = strategy_of("least_loaded")
     said = explain(
         function, "least_loaded", [Node("a", in_flight=3)], REQUEST, NOW, random.Random(1)
