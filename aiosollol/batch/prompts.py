@@ -10,7 +10,6 @@ from typing import Any, Generic, NamedTuple
 
 import anyio
 
-from aiosollol.core.reply import token_counts
 from aiosollol.core.report import ReplyReport
 from aiosollol.errors import (
     InvalidInput,
@@ -20,7 +19,7 @@ from aiosollol.errors import (
     SollolError,
     first_of,
 )
-from aiosollol.live.streaming import Part
+from aiosollol.live.streaming import Part, token_counts
 
 _AHEAD = 4
 """Prompts in flight or answered, but not delivered, as a multiple of the window."""

@@ -17,9 +17,10 @@ from aiosollol import OllamaPool
 from aiosollol.cli.base import Screen, run, write_json
 from aiosollol.cli.embed_files import STDIN, Replacing
 from aiosollol.cli.measure import registry_of
-from aiosollol.core.reply import ChatReply, GeneratedText, token_counts
+from aiosollol.core.reply import ChatReply, GeneratedText
 from aiosollol.core.report import ReplyReport
 from aiosollol.errors import InvalidInput, SollolError
+from aiosollol.live.streaming import token_counts
 
 ERRORS_SHOWN = 3
 _OWN_FIELDS = ("line", "response", "error", "prompt_tokens", "reply_tokens")

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 from aiosollol.cluster.node_costs import SharedBeliefs
 from aiosollol.core.model_names import full_name
-from aiosollol.core.routing.load_times import LoadTimes
 from aiosollol.core.scheduling.colocation import Finding
 from aiosollol.core.scheduling.cost import TokenRatio
 
@@ -26,7 +25,7 @@ class ModelFacts:
 
     def __init__(self) -> None:
         super().__init__()
-        self.shared = SharedBeliefs(LoadTimes(), {})
+        self.shared = SharedBeliefs()
         self._ratios: dict[str, TokenRatio] = {}
         self._verdicts: dict[str, dict[frozenset[str], bool]] = {}
 

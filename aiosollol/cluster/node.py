@@ -196,14 +196,13 @@ class Node(NodeCosts):
 
     def begin_chat(
         self, request: RouteRequest, load: float, now: float
-    ) -> tuple[RunningChat | None, float]:
+    ) -> tuple[RunningChat, float]:
         """Record the send of a chat, and return it and its predicted seconds. Pair with `end`.
 
-        load: seconds until the model is loaded. None if it is no chat.
+        load: seconds until the model is loaded.
         """
         work = self.workload(request)
-        if work.chats is None:
-            return None, 0.0
+        assert work.chats is not None
         self.standing.asked(now)
         lengths = work.lengths.of(request.max_output)
         parts = work.chat_seconds(request, is_home=request.home == self.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 from aiosollol.cluster.slots import NodeSlots, Room
 from aiosollol.cluster.workload import CHATS, Workload
@@ -20,15 +20,16 @@ from aiosollol.core.timings import ServerTimings
 _MOST_SPELLINGS = 1000  # of model names, which are kept to find a workload fast
 
 
-class SharedBeliefs(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class SharedBeliefs:
     """What was learned on all nodes of a cluster together.
 
     load_times: seconds of model loads.
     output_lengths: lengths of answers, by model and kind of request.
     """
 
-    load_times: LoadTimes
-    output_lengths: dict[tuple[str, str], LengthsByLimit]
+    load_times: LoadTimes = field(default_factory=LoadTimes)
+    output_lengths: dict[tuple[str, str], LengthsByLimit] = field(default_factory=dict)
 
 
 class NodeCosts(NodeSlots):
@@ -73,7 +74,7 @@ class NodeCosts(NodeSlots):
         self._by_request: dict[tuple[str, str], Workload] = {}
         self._warmed: set[str] = set()
         self._options: dict[str, object] = {}
-        self._shared = SharedBeliefs(LoadTimes(), {}) if shared is None else shared
+        self._shared = SharedBeliefs() if shared is None else shared
 
     def workload(self, request: RouteRequest) -> Workload:
         """The requests of the same kind for the same model here."""

@@ -9,8 +9,6 @@ if TYPE_CHECKING:
     from aiosollol.core.report import ReplyReport
     from aiosollol.errors import SollolError
 
-_MOST_TOKENS = 10**9  # a larger count is a server's mistake
-
 
 class Record(Mapping[str, Any]):
     """One JSON object of an answer: ``record["done"]`` and ``record.done`` are the same.
@@ -120,13 +118,3 @@ class Replies(list["_Reply | None"]):
         super().__init__(replies)
         self.errors = dict(errors)
         self.report = report
-
-
-def token_counts(reply: ChatReply | GeneratedText) -> tuple[int, int]:
-    """Tokens of the prompt and of the answer, as counted by the server; 0 if it does not say."""
-    fields = reply if isinstance(reply, ChatReply) else reply.answer
-    return _tokens(fields.get("prompt_eval_count")), _tokens(fields.get("eval_count"))
-
-
-def _tokens(count: object) -> int:
-    return count if isinstance(count, int) and 0 < count < _MOST_TOKENS else 0

@@ -97,6 +97,12 @@ def _is_keep_alive(value: object) -> bool:
         return False
 
 
+def check_on_error(on_error: object) -> None:
+    """Raise InvalidInput unless it is "raise" or "return"."""
+    if on_error not in ("raise", "return"):
+        raise InvalidInput(f"on_error must be 'raise' or 'return', not {on_error!r}")
+
+
 def check_timeout(seconds: object) -> float:
     """`seconds` as a float. Raises InvalidInput unless it is a number above 0."""
     is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)

@@ -85,7 +85,7 @@ class Attempt:
         self._active = 0
         self._first_part = 0.0
         if self._work.chats is None:
-            self._chat = None
+            self._chat: RunningChat | None = None
             self._ahead = node.backlog.ahead(now)
             self._seconds = (node.seconds(request) or 0.0) + load
             node.begin(self._seconds, now)

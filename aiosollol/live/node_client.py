@@ -84,7 +84,7 @@ class NodeClient:
         attempt, load, headers = self._begin(call, node, request, trace, is_live=is_live)
         with attempt:
             if load is not None:
-                left = await self._loaded(load, node, timeout, attempt)
+                left = await self._loaded(load, timeout, attempt)
                 timeout = left if is_live else timeout
             # The first answer may include a load that was not foreseen.
             is_timed = load is None and attempt.is_first
@@ -123,7 +123,7 @@ class NodeClient:
         attempt, load, headers = self._begin(call, node, request, trace, is_live=True)
         with attempt:
             if load is not None:
-                timeout = await self._loaded(load, node, timeout, attempt)
+                timeout = await self._loaded(load, timeout, attempt)
             data = await self._way_to(node).request(
                 "POST", call.path, call.body, timeout=timeout, headers=headers
             )
@@ -157,7 +157,7 @@ class NodeClient:
         attempt, load, headers = self._begin(call, node, request, trace, is_live=True)
         with attempt:
             if load is not None:
-                timeout = await self._loaded(load, node, timeout, attempt)
+                timeout = await self._loaded(load, timeout, attempt)
             response = self._way_to(node).stream(
                 call.path,
                 call.body,
@@ -241,11 +241,11 @@ class NodeClient:
             return None
         return self._start_load(node, (call,), trace)
 
-    async def _loaded(self, load: Load, node: Node, timeout: float, attempt: Attempt) -> float:
+    async def _loaded(self, load: Load, timeout: float, attempt: Attempt) -> float:
         """Wait for `load`, and return what is left of `timeout`. Raises NodeError, PoolClosed."""
         began = self._cluster.clock()
         with contextlib.suppress(BadRequest):  # the request itself will raise it
-            await load.wait(timeout, partial(self._hung_after, node, load.model))
+            await load.wait(timeout, partial(self._hung_after, attempt.node, load.model))
         attempt.restart()
         return max(1e-3, timeout - (self._cluster.clock() - began))
 

@@ -16,7 +16,6 @@ from aiosollol.wire.ollama.timings import read_timings
 
 Part = TypeVar("Part", bound=ChatReply | GeneratedText)
 
-_COUNTS = ("prompt_eval_count", "eval_count", "prompt_tokens")
 _MOST_TOKENS = 10**9
 
 
@@ -26,22 +25,33 @@ OnEnd: TypeAlias = "Callable[[ReplyStream[Part], BaseException | None], None]"
 
 def tokens_of(part: ChatReply | GeneratedText) -> int:
     """Tokens of prompt and answer, as counted by the server; 0 if it does not say."""
-    return counted(part if isinstance(part, ChatReply) else part.answer)
+    return counted(_fields_of(part))
+
+
+def token_counts(part: ChatReply | GeneratedText) -> tuple[int, int]:
+    """Tokens of the prompt and of the answer, as counted by the server; 0 if it does not say."""
+    fields = _fields_of(part)
+    return _count(fields, "prompt_eval_count"), _count(fields, "eval_count")
 
 
 def timings_of(part: ChatReply | GeneratedText) -> ServerTimings | None:
     """The server's timings of a whole answer or a last part; None if it does not report them."""
-    return read_timings(part if isinstance(part, ChatReply) else part.answer)
+    return read_timings(_fields_of(part))
 
 
 def counted(answer: Mapping[str, Any]) -> int:
     """As `tokens_of`, of an undecoded answer."""
-    tokens = 0
-    for name in _COUNTS:
-        count = answer.get(name)
-        if isinstance(count, int) and 0 < count < _MOST_TOKENS:
-            tokens += count
-    return tokens
+    tokens = _count(answer, "prompt_eval_count") + _count(answer, "eval_count")
+    return tokens + _count(answer, "prompt_tokens")  # of OpenAI's endpoints
+
+
+def _count(answer: Mapping[str, Any], name: str) -> int:
+    count = answer.get(name)
+    return count if isinstance(count, int) and 0 < count < _MOST_TOKENS else 0
+
+
+def _fields_of(part: ChatReply | GeneratedText) -> Mapping[str, Any]:
+    return part if isinstance(part, ChatReply) else part.answer
 
 
 class ReplyStream(Generic[Part]):

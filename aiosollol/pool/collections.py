@@ -16,7 +16,7 @@ from aiosollol.core.arguments import EmbedArguments, FilePath, OnError, OnProgre
 from aiosollol.core.embeddings import Embeddings
 from aiosollol.core.offload.engine_choice import LOCAL
 from aiosollol.core.offload.write_report import WriteOrder, WriteReport
-from aiosollol.core.request import EmbedSettings, collect_texts
+from aiosollol.core.request import EmbedSettings, check_on_error, collect_texts
 from aiosollol.core.scheduling.planner import PlanOptions
 from aiosollol.core.stats import CallCounters
 from aiosollol.errors import BatchError, InvalidInput
@@ -95,8 +95,7 @@ class CollectionBatches:
         overwrite: bool,
     ) -> WriteReport:
         self._check_open()
-        if on_error not in ("raise", "return"):
-            raise InvalidInput(f"on_error must be 'raise' or 'return', not {on_error!r}")
+        check_on_error(on_error)
         engine = self._engine_batches.writing_engine()
         dump_embed(settings, ())  # options may hold what JSON cannot carry
         with self._calls.counting():

@@ -16,6 +16,7 @@ from aiosollol.core.offload.engine_choice import LOCAL, EngineName, check_engine
 from aiosollol.core.report import BatchReport, report_of_one
 from aiosollol.core.request import (
     EmbedSettings,
+    check_on_error,
     check_text,
     check_timeout,
     collect_texts,
@@ -30,7 +31,6 @@ from aiosollol.core.truncation import OnTruncate, check_on_truncate
 from aiosollol.errors import (
     BadRequest,
     BatchError,
-    InvalidInput,
     PoolClosed,
     SollolError,
     TextTooLong,
@@ -288,6 +288,5 @@ class Embedder:
 
 def check_settings(settings: EmbedSettings, on_error: str) -> None:
     """Raise InvalidInput for settings that would only fail with the first chunk."""
-    if on_error not in ("raise", "return"):
-        raise InvalidInput(f"on_error must be 'raise' or 'return', not {on_error!r}")
+    check_on_error(on_error)
     dump_embed(settings, ())  # options may hold what JSON cannot carry

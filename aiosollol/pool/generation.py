@@ -13,6 +13,7 @@ from aiosollol.core.arguments import ChatFields, GenerateFields, OnError
 from aiosollol.core.reply import ChatReply, GeneratedText, Replies
 from aiosollol.core.request import (
     check_model,
+    check_on_error,
     check_options,
     check_text,
     check_timeout,
@@ -117,8 +118,7 @@ class Generation:
         """The replies to many prompts, as an async iterator."""
         if kind not in ("chat", "generate"):
             raise InvalidInput(f"kind must be 'chat' or 'generate', not {kind!r}")
-        if on_error not in ("raise", "return"):
-            raise InvalidInput(f"on_error must be 'raise' or 'return', not {on_error!r}")
+        check_on_error(on_error)
         make = partial(self._prompt_call, kind, model, fields)
         make("")  # raises for what is wrong with the fields
         total = len(prompts) if isinstance(prompts, Sequence) else None

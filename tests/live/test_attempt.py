@@ -24,16 +24,11 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
 async def fail(made: Cluster, name: str, times: int = 5) -> None:
     """Let live requests to `name` fail until its breaker opens."""
     made[name].fault = Fault.ERROR_500
-    others = [node for node in made.state if node.name != name]
-    for node in others:
-        node.is_draining = True
-    made.state.wake()
+    made.use_only(name)
     for _ in range(times):
         with pytest.raises(NoNodeAvailable):
             await made.embed(timeout=1e-3)
-    for node in others:
-        node.is_draining = False
-    made.state.wake()
+    made.use_only()
 
 
 async def test_five_failures_in_a_row_take_a_node_out_and_two_answers_bring_it_back() -> None:

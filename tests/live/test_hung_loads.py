@@ -7,7 +7,7 @@ from typing import Any
 
 import anyio
 import pytest
-from live_cluster import Cluster, Watcher, cluster, gather, vector, virtual_time
+from live_cluster import Watcher, cluster, gather, vector, virtual_time
 
 from aiosollol.core.events import Loading
 from aiosollol.core.routing.load_times import HUNG_LOADS
@@ -26,12 +26,6 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
     return virtual_time()
 
 
-def use_only(made: Cluster, *names: str) -> None:
-    for node in made.state:
-        node.is_draining = node.name not in names
-    made.state.wake()
-
-
 def failed_loads(watcher: Watcher) -> dict[str, float]:
     """Seconds of the loads that failed, by node."""
     return {each.node: each.seconds or 0.0 for each in watcher.of(Loading) if each.error}
@@ -39,9 +33,9 @@ def failed_loads(watcher: Watcher) -> dict[str, float]:
 
 async def test_a_request_leaves_a_load_that_hangs_if_another_node_has_the_model() -> None:
     async with cluster(a=COLD, b=HUNG) as made:
-        use_only(made, "a")
+        made.use_only("a")
         await made.embed()
-        use_only(made, "b")
+        made.use_only("b")
         began = anyio.current_time()
         async with anyio.create_task_group() as group:
 
@@ -51,7 +45,7 @@ async def test_a_request_leaves_a_load_that_hangs_if_another_node_has_the_model(
 
             group.start_soon(call)
             await anyio.sleep(1.0)
-            use_only(made, "a", "b")
+            made.use_only("a", "b")
 
 
 async def test_a_request_waits_for_a_slow_load_if_there_is_no_other_node() -> None:
@@ -66,13 +60,13 @@ async def test_a_load_that_hangs_is_ended_once_another_shows_how_long_one_takes(
     async with cluster(a=COLD, b=HUNG) as made:
         watcher = Watcher(made)
         if is_known:
-            use_only(made, "a")
+            made.use_only("a")
             await made.embed()
-        use_only(made, "b")
+        made.use_only("b")
         with pytest.raises(NodeTimeout):
             await made.embed(timeout=1.0)
         if not is_known:
-            use_only(made, "a")
+            made.use_only("a")
             await made.embed()
         await anyio.sleep(2 * HUNG_LOAD_SECONDS)
         (seconds,) = failed_loads(watcher).values()
@@ -83,9 +77,9 @@ async def test_a_load_that_hangs_is_ended_once_another_shows_how_long_one_takes(
 
 async def test_a_load_of_a_model_that_takes_long_everywhere_is_not_ended() -> None:
     async with cluster(a={"load_seconds": 100.0}, b={"load_seconds": 250.0}) as made:
-        use_only(made, "a")
+        made.use_only("a")
         await made.embed(timeout=300.0)
-        use_only(made, "b")
+        made.use_only("b")
         assert await made.embed(timeout=300.0) == vector()
 
 

@@ -15,7 +15,7 @@ from live_cluster import (
     vector,
     virtual_time,
 )
-from router_parts import PASSING
+from passing_faults import PASSING
 
 from aiosollol.core.routing.retry import FIRST_PAUSE, RETRY_FLOOR
 from aiosollol.errors import (

@@ -35,14 +35,10 @@ async def watched(**given: Any) -> AsyncIterator[Cluster]:
 async def use(made: Cluster, *names: str) -> None:
     """Let these nodes answer an embedding, in this order, and then the canary do its work."""
     for name in names or list(made.transports):
-        for node in made.state:
-            node.is_draining = node.name != name
-        made.state.wake()
+        made.use_only(name)
         await made.embed()
         await anyio.sleep(0.001)
-    for node in made.state:
-        node.is_draining = False
-    made.state.wake()
+    made.use_only()
     await anyio.sleep(1.0)
 
 

@@ -248,18 +248,20 @@ class Cluster:
             settings, texts, {}, PlanOptions(), on_progress, timeout, engine
         )
 
+    def use_only(self, *names: str) -> None:
+        """Drain the other nodes. Without names, drain none."""
+        for node in self.state:
+            node.is_draining = bool(names) and node.name not in names
+        self.state.wake()
+
     async def warm_up(self, *, times: int = 1) -> None:
         """Let each node answer an embedding and a chat, so that its costs are known."""
         for name in self.transports:
-            for other in self.state:
-                other.is_draining = other.name != name
-            self.state.wake()
+            self.use_only(name)
             for _ in range(times):
                 await self.embed()
                 await self.chat()
-        for other in self.state:
-            other.is_draining = False
-        self.state.wake()
+        self.use_only()
 
     # Checks at the end.
 

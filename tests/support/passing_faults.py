@@ -1,10 +1,8 @@
-"""Faults for tests of the router."""
+"""Faults of a node that pass by themselves."""
 
 from __future__ import annotations
 
 from aiosollol.testing import Fault
-
-# Tried again.
 
 PASSING = [
     Fault.ERROR_500,
