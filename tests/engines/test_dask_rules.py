@@ -56,6 +56,7 @@ from aiosollol.testing import FakeModel, FakeOllama, fake_vector
 MODEL = FakeModel("nomic-embed-text", dim=4)
 HERE = WorkerState("here", 1, up=frozenset({"a", "b"}))
 CUT_OFF = WorkerState("cut off", 1, up=frozenset(), down={"a": "refused", "x": "other"})
+BEFORE = WorkerState("before", 1, up=frozenset({"x"}), down={"y": "refused"})
 OLD = WorkerState("old", 1, problem="has aiosollol 0")
 SILENT = WorkerState("silent", 1)
 
@@ -69,6 +70,8 @@ SILENT = WorkerState("silent", 1)
         ([SILENT], [], [], False),
         ([CUT_OFF, OLD], [], ["cut off", "old"], True),
         ([OLD, HERE, CUT_OFF], ["here"], ["old", "cut off"], True),
+        ([BEFORE], [], ["before"], False),  # "a" was added after its report
+        ([HERE, BEFORE], ["here"], ["before"], False),
     ],
 )
 def test_who_can_do_a_batch(
@@ -92,6 +95,7 @@ def test_a_worker_that_reaches_other_nodes_only_is_none() -> None:
         ([SILENT], "start one with"),
         ([OLD], "has no worker that can do it: worker old has aiosollol 0"),
         ([CUT_OFF], "127.0.0.1 mean the worker's own machine"),
+        ([BEFORE], "it has not tried them yet"),
         ([OLD._replace(name=f"old {index}") for index in range(5)], "; and 2 more"),
     ],
 )

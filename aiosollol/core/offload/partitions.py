@@ -47,7 +47,7 @@ class Fitness(NamedTuple):
 
     fit: workers that can do it.
     unfit: reasons of those that cannot, by worker.
-    is_final: whether every worker has reported.
+    is_final: whether every worker has reported on these nodes.
     """
 
     fit: tuple[WorkerState, ...]
@@ -65,7 +65,11 @@ def fitness(workers: Iterable[WorkerState], nodes: Collection[str]) -> Fitness:
             is_final = False
         elif worker.up.isdisjoint(nodes):
             reasons = [why for name, why in worker.down.items() if name in nodes]
-            unfit[worker.name] = f"reaches no node that has the model: {'; '.join(reasons)}"
+            if reasons:
+                unfit[worker.name] = f"reaches no node that has the model: {'; '.join(reasons)}"
+            else:  # its report is older than these nodes
+                unfit[worker.name] = "reaches no node that has the model: it has not tried them yet"
+                is_final = False
         else:
             fit.append(worker)
     return Fitness(tuple(fit), unfit, is_final)
