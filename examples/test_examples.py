@@ -34,6 +34,9 @@ TEXTS = [f"text number {number}, about {number % 7} things" for number in range(
 PATIENCE = 60.0
 SIGNS_OF_TROUBLE = ("Traceback", "ResourceWarning", "RuntimeWarning", "never", "Unclosed")
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts background jobs
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.fixture(scope="module")
 def anyio_backend() -> str:
