@@ -113,7 +113,7 @@ async def test_encoded_bodies_count_decoded() -> None:
 def test_small_bodies(held: tuple[int, int], size: int, fits: bool) -> None:
     memory = BodyMemory()
     memory.small, memory.large = held
-    assert memory.take_small(size, 100) is fits
+    assert memory.take_small("a", size, 100) is fits
     assert memory.small == held[0] + (size if fits else 0)
 
 
@@ -130,18 +130,30 @@ def test_small_bodies(held: tuple[int, int], size: int, fits: bool) -> None:
 def test_bodies_that_grow(small: int, large: int, held: int, fits: bool) -> None:
     memory = BodyMemory()
     memory.small, memory.large = small, large
-    assert memory.grow(10, held, 100) is fits
+    assert memory.grow("a", 10, 0, held, 100) is fits
     assert memory.large == large + (10 if fits else 0)
+
+
+@pytest.mark.parametrize(
+    ("others", "size", "fits"), [(0, 90, True), (10, 30, True), (10, 31, False), (55, 1, False)]
+)
+def test_bodies_that_grow_beyond_half(others: int, size: int, fits: bool) -> None:
+    """It holds 10 already, and the client's other bodies `others`."""
+    memory = BodyMemory()
+    assert memory.take_small("a", others, 100)
+    assert memory.grow("a", 10, 0, 0, 100) is (others < 45)
+    own = memory.large
+    assert memory.grow("a", size, 0, own, 100) is fits
 
 
 async def test_only_so_many_wait_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aiosollol.gateway.middleware.limits._MOST_WAITING", 0)
     memory = BodyMemory()
-    assert await memory.wait(100, 100, 0.0)
-    waiting = asyncio.create_task(memory.wait_in_memory(60, 100, 3600.0))
+    assert await memory.wait("a", 100, 100, 0.0)
+    waiting = asyncio.create_task(memory.wait_in_memory("b", 60, 100, 3600.0))
     await asyncio.sleep(0)
     assert memory.waiting == 60
-    assert not await memory.wait_in_memory(41, 100, 3600.0)
-    memory.release(100, 100)
+    assert not await memory.wait_in_memory("c", 41, 100, 3600.0)
+    memory.release("a", 100, 100)
     assert await waiting
     assert (memory.waiting, memory.large) == (0, 60)

@@ -29,12 +29,16 @@ class BodyRefused(SollolError):
 
 
 class BodyReader:
-    """One request's body: `read` it, and `release` its memory when the request has ended."""
+    """One request's body: `read` it, and `release` its memory when the request has ended.
 
-    __slots__ = ("_large", "_limits", "_memory", "_small")
+    client: whose share of the memory it counts for.
+    """
 
-    def __init__(self, memory: BodyMemory, limits: Limits) -> None:
+    __slots__ = ("_client", "_large", "_limits", "_memory", "_small")
+
+    def __init__(self, memory: BodyMemory, limits: Limits, client: str) -> None:
         self._memory = memory
+        self._client = client
         self._limits = limits
         self._small = self._large = 0
 
@@ -49,7 +53,7 @@ class BodyReader:
             size = content.total_bytes
             if size > self._limits.max_body:
                 raise self._too_large()
-            if self._memory.take_small(size, self._limits.max_bodies):
+            if self._memory.take_small(self._client, size, self._limits.max_bodies):
                 self._small = size
             else:
                 await self._admit(size, self._memory.wait_in_memory)
@@ -65,9 +69,10 @@ class BodyReader:
 
     def release(self) -> None:
         """The body is not needed any more."""
-        self._memory.small -= self._small
+        if self._small:
+            self._memory.release_small(self._client, self._small)
         if self._large:
-            self._memory.release(self._large, self._limits.max_bodies)
+            self._memory.release(self._client, self._large, self._limits.max_bodies)
         self._small = self._large = 0
 
     async def _read_large(self, request: web.Request) -> None:
@@ -88,8 +93,11 @@ class BodyReader:
         except TimeoutError:
             raise BodyRefused(408, "the body came too slowly") from None
 
-    async def _admit(self, size: int, wait: Callable[[int, int, float], Awaitable[bool]]) -> None:
-        if not await wait(size, self._limits.max_bodies, self._limits.wait_timeout):
+    async def _admit(
+        self, size: int, wait: Callable[[str, int, int, float], Awaitable[bool]]
+    ) -> None:
+        limits = self._limits
+        if not await wait(self._client, size, limits.max_bodies, limits.wait_timeout):
             raise self._no_room()
         self._large = size
 
@@ -106,7 +114,8 @@ class BodyReader:
 
     def _grow(self, size: int) -> None:
         """Count `size` more bytes, which are there now. Nothing waits here: all might wait."""
-        if not self._memory.grow(size, self._large, self._limits.max_bodies):
+        most = self._limits.max_bodies
+        if not self._memory.grow(self._client, size, self._small, self._large, most):
             raise self._no_room()
         self._large += size
 
@@ -117,7 +126,8 @@ class BodyReader:
     def _no_room(self) -> BodyRefused:
         message = (
             "too many large requests at once: their bodies are over "
-            f"max_bodies={self._limits.max_bodies:,} bytes (--max-bodies); try again later"
+            f"max_bodies={self._limits.max_bodies:,} bytes, or half of it for one client "
+            "(--max-bodies); try again later"
         )
         return BodyRefused(503, message, retry_after=1.0)
 

@@ -220,7 +220,7 @@ class Guard:
         ):
             return self._refuse(path, 429, over.message, retry_after=over.retry_after)
         self.active += 1
-        body = BodyReader(self.bodies, self.limiter.limits)
+        body = BodyReader(self.bodies, self.limiter.limits, name)
         try:
             try:
                 await body.read(request)
