@@ -14,6 +14,7 @@ from aiosollol.wire.ollama.server_responses import HttpResponse
 _WHOLE = 1 << 20  # bytes of an answer that is written in one call
 _PIECE = 256 << 10
 _ALWAYS = 8 << 20  # bytes of an answer that is never refused because of others
+_LATER = "try again later"
 JSON_NUMBER, BASE64_NUMBER = 8.0, 16 / 3
 """Bytes of a number at least, or near it: JSON numbers of float32 have about ten with a comma."""
 
@@ -27,18 +28,38 @@ class AnswerMemory:
     def __init__(self, most: int) -> None:
         self.most = most
         self.held = 0
+        self._by_client: dict[str, int] = {}
 
     def check(self, numbers: float) -> None:
         """Raise Refusal if an answer with this many numbers would be too large."""
         if numbers > self.most:
             raise Refusal(413, f"the answer would be over {self._name()}; send fewer texts")
 
-    def take(self, size: int, own: int) -> None:
-        """Count `size` more bytes of an answer that has `own` already. Raises Refusal."""
+    def take(self, client: str, size: int, own: int) -> None:
+        """Count `size` more bytes of a client's answer that has `own` already. Raises Refusal.
+
+        A client with several answers may hold half of them all.
+        """
         self.check(own + size)
-        if own + size > _ALWAYS and self.held + size > self.most:
-            raise Refusal(503, f"the answers under way are over {self._name()}; try again later")
+        held = self._by_client.get(client, 0)
+        if own + size > _ALWAYS:
+            if self.held + size > self.most:
+                raise Refusal(503, f"the answers under way are over {self._name()}; {_LATER}")
+            if held > own and held + size > self.most // 2:
+                raise Refusal(
+                    503, f"the answers to one client are over half of {self._name()}; {_LATER}"
+                )
         self.held += size
+        self._by_client[client] = held + size
+
+    def release(self, client: str, size: int) -> None:
+        """Remove an answer."""
+        self.held -= size
+        left = self._by_client.get(client, 0) - size
+        if left:
+            self._by_client[client] = left
+        else:
+            self._by_client.pop(client, None)
 
     def _name(self) -> str:
         return f"max_answer_bytes={self.most:,}"

@@ -110,8 +110,36 @@ def test_all_answers_together(held: int, own: int, size: int, status: int) -> No
     memory.held = held
     if status:
         with pytest.raises(Refusal, match="max_answer_bytes") as caught:
-            memory.take(size, own)
+            memory.take("a", size, own)
         assert caught.value.status == status
     else:
-        memory.take(size, own)
+        memory.take("a", size, own)
     assert memory.held == held + (0 if status else size)
+
+
+@pytest.mark.parametrize(
+    ("others", "size", "is_refused"),
+    [
+        (0, 18, False),  # a single one may be as large as the limit
+        (5, 5, False),
+        (5, 6, False),  # small
+        (9, 9, True),
+        (9, 8, False),
+    ],
+)
+def test_answers_to_one_client(others: int, size: int, is_refused: bool) -> None:
+    memory = AnswerMemory(20 * MIB)
+    memory.take("a", others * MIB, 0)
+    if is_refused:
+        with pytest.raises(Refusal, match="half of max_answer_bytes") as caught:
+            memory.take("a", size * MIB, 0)
+        assert caught.value.status == 503
+    else:
+        memory.take("a", size * MIB, 0)
+        memory.release("a", size * MIB)
+    memory.take("b", 9 * MIB, 0)
+    memory.release("a", others * MIB)
+    memory.take("a", 11 * MIB, 0)
+    memory.release("a", 11 * MIB)
+    memory.release("b", 9 * MIB)
+    assert memory.held == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from aiohttp import web
@@ -20,7 +21,7 @@ from aiosollol.gateway.bodies import (
 )
 from aiosollol.gateway.endpoints.ollama import plain_keep_alive
 from aiosollol.gateway.micro_batching import Key, MicroBatcher
-from aiosollol.gateway.middleware.guard import check_model
+from aiosollol.gateway.middleware.guard import check_model, client_name
 from aiosollol.gateway.options import GatewayOptions
 from aiosollol.gateway.vector_answers import (
     BASE64_NUMBER,
@@ -77,13 +78,13 @@ class EmbeddingEndpoints:
         if not wanted.texts and (known := await parse(request, self._as_the_original)):
             self._check(request, known)
             check_model(request, known.model)  # the guard does not know the default model
-            async with self._many(known, server_responses.json_vectors) as vectors:
+            async with self._many(request, known, server_responses.json_vectors) as vectors:
                 frame = _with_first(_native(known, vectors, began), vectors)
                 return await _sent(request, frame, vectors)
         self._check(request, wanted)
         if len(wanted.texts) < 2:
             return await self._one(request, body, wanted, server_responses.json_vectors, began)
-        async with self._many(wanted, server_responses.json_vectors) as vectors:
+        async with self._many(request, wanted, server_responses.json_vectors) as vectors:
             return await _sent(request, _native(wanted, vectors, began), vectors)
 
     async def embeddings(self, request: web.Request) -> web.StreamResponse:
@@ -101,7 +102,7 @@ class EmbeddingEndpoints:
         write = server_responses.base64_vectors if is_base64 else server_responses.json_vectors
         if len(wanted.texts) < 2:
             return await self._one(request, body, wanted, write, 0)
-        async with self._many(wanted, write) as vectors:
+        async with self._many(request, wanted, write) as vectors:
             return await _sent(request, _openai(wanted, vectors), vectors)
 
     def _check(self, request: web.Request, wanted: EmbedAsked) -> None:
@@ -175,12 +176,15 @@ class EmbeddingEndpoints:
     # ---- many texts
 
     @asynccontextmanager
-    async def _many(self, wanted: EmbedAsked, write: Write) -> AsyncIterator[_PooledVectors]:
+    async def _many(
+        self, request: web.Request, wanted: EmbedAsked, write: Write
+    ) -> AsyncIterator[_PooledVectors]:
         """The vectors of a list, which count as memory while the block runs. Raises Refusal."""
+        client = client_name(request)
         count, dim = len(wanted.texts), self._access.dim_of(wanted.model, wanted.dimensions)
         is_base64 = write is server_responses.base64_vectors
         self._answers.check(count * dim * (BASE64_NUMBER if is_base64 else JSON_NUMBER))
-        writer = VectorWriter(count, write, self._answers.take)
+        writer = VectorWriter(count, write, partial(self._answers.take, client))
         try:
             with writer:
                 embeddings = await self._pool.embed_batch(
@@ -202,7 +206,7 @@ class EmbeddingEndpoints:
             reason = f"{report.plan.mode.value}: {report.plan.reason.value}"
             yield _PooledVectors(json, report.tokens, ",".join(shares), reason)
         finally:
-            self._answers.held -= writer.size
+            self._answers.release(client, writer.size)
 
 
 def _native(wanted: EmbedAsked, vectors: _PooledVectors, began: int) -> Frame:

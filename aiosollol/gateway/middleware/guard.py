@@ -144,6 +144,7 @@ def _name_in(url: str) -> str:
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 KEY = web.RequestKey("aiosollol_key", ApiKey)
+CLIENT = web.RequestKey("aiosollol_client", str)
 """The key of a request's `ApiKey`, if it came with one."""
 
 ADMIN_PATHS = frozenset(("/api/pull", "/api/push", "/api/delete", "/api/copy", "/api/create"))
@@ -215,6 +216,7 @@ class Guard:
         ):
             return self._refuse(path, 403, problem)
         name = f"key {key.name}" if key is not None else client_of(request.remote or "")
+        request[CLIENT] = name
         if (over := self.limiter.enter(name, key)) is not None and not (
             over.can_wait and await self.limiter.wait(name)
         ):
@@ -272,6 +274,11 @@ async def _model_problem(request: web.Request, key: ApiKey) -> str:
         if not key.may_use(model):
             return not_allowed(model)
     return "" if models else "a request with this key must name its model"
+
+
+def client_name(request: web.Request) -> str:
+    """The client of a request: its key, or its address."""
+    return request.get(CLIENT) or client_of(request.remote or "")
 
 
 def owner_of(request: web.Request) -> str | None:

@@ -28,7 +28,8 @@ _LINGER_SECONDS = 1.0  # to read the rest of a refused body, so that its sender 
 class ConnectionLimits:
     """Limits on the number of connections, and on the times of each. Times are in seconds.
 
-    max_connections: open connections; others wait in the system's queue.
+    max_connections: open connections; others wait in the system's queue. One address may have
+        three quarters of them; its others are answered 503.
     header_timeout: from the first byte of a request's head to its last.
     idle_timeout: between two requests, and before the first.
     write_timeout: how long a client may leave its response unread once the buffers are full (about
