@@ -7,6 +7,7 @@ import errno
 import importlib.util
 import logging
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -72,9 +73,10 @@ class Server:
         while not condition():
             await asyncio.sleep(0)
 
-    async def ask(self, path: bytes = b"slow") -> bytes:
+    async def ask(self, path: bytes = b"slow", *, source: str = "127.0.0.1") -> bytes:
         """The whole answer on a connection of its own."""
-        reader, writer = await asyncio.open_connection(*self.listener.address)
+        host, port = self.listener.address
+        reader, writer = await asyncio.open_connection(host, port, local_addr=(source, 0))
         try:
             writer.write(HEAD % path)
             return await reader.read()
@@ -271,14 +273,15 @@ async def test_without_files_it_looks_again_and_again_but_not_all_the_time(
 
 
 class File:
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, host: str = "127.0.0.1") -> None:
         self._number = number
+        self._host = host
 
     def fileno(self) -> int:
         return self._number
 
-    def get_extra_info(self, name: str) -> File:
-        return self
+    def get_extra_info(self, name: str) -> File | tuple[str, int]:
+        return self if name == "socket" else (self._host, 0)
 
 
 @pytest.mark.parametrize(
@@ -308,7 +311,7 @@ async def test_when_a_gate_is_full(
         words = "--max-connections" if most == 2 else "ulimit -n"
         assert words in gate.why_full()
         assert not gate.has_room()
-        gate.leave()
+        gate.leave("127.0.0.1")
         assert gate.has_room()
         assert gate.room.is_set()
 
@@ -321,12 +324,50 @@ async def test_a_gate_that_was_full_opens_when_a_sixteenth_has_left() -> None:
     for number in range(160):
         gate.enter(cast(asyncio.BaseTransport, File(number)))
     for _ in range(10):
-        gate.leave()
+        gate.leave("127.0.0.1")
         assert not gate.room.is_set()
-    gate.leave()
+    gate.leave("127.0.0.1")
     assert gate.room.is_set()
     gate.empty()
     assert not gate.room.is_set()
     for number in range(11):
         gate.enter(cast(asyncio.BaseTransport, File(number)))
     assert filled == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("counts", "client", "has_reserve"),
+    [
+        ({"10.0.0.1": 160}, "10.0.0.1", False),
+        ({"10.0.0.1": 160}, "10.0.0.2", True),
+        ({"10.0.0.1": 160, "10.0.0.2": 9}, "10.0.0.2", True),
+        ({"10.0.0.1": 160, "10.0.0.2": 10}, "10.0.0.2", False),  # a sixteenth over the limit
+        ({"10.0.0.1": 160, "10.0.0.2": 10}, "10.0.0.3", False),
+        ({"10.0.0.1": 80, "10.0.0.2": 80}, "10.0.0.1", False),
+        ({"10.0.0.1": 80, "10.0.0.2": 80}, "10.0.0.3", True),
+        ({"2001:db8::1": 160}, "2001:db8::2", False),  # one network of a host
+    ],
+)
+async def test_what_is_kept_for_other_addresses(
+    counts: dict[str, int], client: str, has_reserve: bool
+) -> None:
+    limits = ConnectionLimits(max_connections=160)
+    gate = ConnectionLimiter(limits, ErrorLog("gateway"), lambda: None)
+    for host, count in counts.items():
+        for number in range(count):
+            gate.enter(cast(asyncio.BaseTransport, File(number, host)))
+    assert gate.has_reserve_for(connections.client_at((client, 0))) is has_reserve
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="has no 127.0.0.2")
+async def test_one_address_keeps_no_other_out() -> None:
+    async with serving(max_connections=32, full_timeout=0.01) as server:
+        held = [asyncio.create_task(server.ask()) for _ in range(32)]
+        await server.reaches(lambda: server.running == 32)
+        flood = [asyncio.create_task(server.ask()) for _ in range(50)]
+        other = asyncio.create_task(server.ask(source="127.0.0.2"))
+        await server.reaches(lambda: server.running == 33)
+        assert all(b" 503 " in answer for answer in await asyncio.gather(*flood))
+        server.release.set()
+        assert b" 200 " in await other
+        await asyncio.gather(*held)

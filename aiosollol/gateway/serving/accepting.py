@@ -13,7 +13,12 @@ import math
 import socket
 from collections.abc import Callable
 
-from aiosollol.gateway.serving.connections import ClientConnection, ConnectionLimiter, Refused
+from aiosollol.gateway.serving.connections import (
+    ClientConnection,
+    ConnectionLimiter,
+    Refused,
+    client_at,
+)
 
 log = logging.getLogger("aiosollol")
 
@@ -27,7 +32,7 @@ _IDLE_SECONDS = 10.0
 connections of one program may take seconds to send their first request."""
 _LEAST_SECONDS = 0.01
 _WARN_SECONDS = 60.0  # between two warnings
-_REFUSED_AT_ONCE = 256
+_SORTED_AT_ONCE = 256
 
 
 class Acceptor:
@@ -134,7 +139,7 @@ class Acceptor:
     async def _wait(self) -> None:
         """Accept no connection until there is room, and close idle ones to make room.
 
-        If none has ended for `full_timeout`, refuse the waiting connections.
+        If none has ended for `full_timeout`, serve or refuse the waiting connections.
         """
         loop = asyncio.get_running_loop()
         gate, limits = self._gate, self._gate.limits
@@ -155,7 +160,7 @@ class Acceptor:
             if gate.has_room():
                 break
             if loop.time() - since >= limits.full_timeout:
-                await self._refuse(why)
+                await self._sort(why)
         await self._accept()
         self._waiting = None
         gate.empty()
@@ -168,12 +173,19 @@ class Acceptor:
             if each.idle_for(now) >= _IDLE_SECONDS:
                 each.force_close()
 
-    async def _refuse(self, why: str) -> None:
-        loop = asyncio.get_running_loop()
+    async def _sort(self, why: str) -> None:
+        """Serve the waiting connections of clients that have few, and refuse the others.
+
+        So that one address cannot keep all others out.
+        """
+        loop, gate = asyncio.get_running_loop(), self._gate
         for each in self._sockets:
-            for connection in _take(each, _REFUSED_AT_ONCE):
-                self._gate.refused += 1
+            for connection in _take(each, _SORTED_AT_ONCE):
                 with contextlib.suppress(OSError):
+                    if gate.has_reserve_for(client_at(connection.getpeername())):
+                        await loop.connect_accepted_socket(self._make, connection)
+                        continue
+                    gate.refused += 1
                     await loop.connect_accepted_socket(lambda: Refused(why), connection)
 
 

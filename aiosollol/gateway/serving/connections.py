@@ -16,11 +16,13 @@ import orjson
 from aiohttp import web
 
 from aiosollol.errors import InvalidInput
+from aiosollol.gateway.middleware.limits import client_of
 from aiosollol.net.error_log import ErrorLog
 from aiosollol.net.http_server import HttpConnection
 
 _TOO_LATE = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 _MOST_KEPT_FILES = 1024
+_MOST_RESERVED = 256  # connections over a limit, for those of other addresses
 _LINGER_SECONDS = 1.0  # to read the rest of a refused body, so that its sender can read why
 
 
@@ -28,13 +30,14 @@ _LINGER_SECONDS = 1.0  # to read the rest of a refused body, so that its sender 
 class ConnectionLimits:
     """Limits on the number of connections, and on the times of each. Times are in seconds.
 
-    max_connections: open connections; others wait in the system's queue. One address may have
-        three quarters of them; its others are answered 503.
+    max_connections: open connections; others wait in the system's queue.
     header_timeout: from the first byte of a request's head to its last.
     idle_timeout: between two requests, and before the first.
     write_timeout: how long a client may leave its response unread once the buffers are full (about
         64 kB and those of the system).
     full_timeout: how long connections over the limit wait in the system's queue while none ends.
+        Then, each second, those of addresses with less than half of all are served, up to a few
+        over the limit, and others are answered 503.
 
     Raises InvalidInput for invalid values.
     """
@@ -84,16 +87,25 @@ class ConnectionLimiter:
         self._files = file_limit()
         self._last_file = self._files - min(_MOST_KEPT_FILES, self._files // 4)
         self._full_at = 0  # connections open when it became full; 0 while it is not
+        self._by_client: dict[str, int] = {}
 
-    def enter(self, transport: asyncio.BaseTransport) -> None:
-        """Count a new connection."""
+    def enter(self, transport: asyncio.BaseTransport) -> str:
+        """Count a new connection; return its client, for `leave`."""
         self.open += 1
+        client = client_at(transport.get_extra_info("peername"))
+        self._by_client[client] = self._by_client.get(client, 0) + 1
         if self.open >= self.limits.max_connections or number_of_file(transport) >= self._last_file:
             self.fill()
+        return client
 
-    def leave(self) -> None:
+    def leave(self, client: str) -> None:
         """Count a closed connection."""
         self.open -= 1
+        left = self._by_client[client] - 1
+        if left:
+            self._by_client[client] = left
+        else:
+            del self._by_client[client]
         # Not at once: resuming costs more than accepting a connection.
         if self._full_at and self.open < self._full_at - self._full_at // 16:
             self.room.set()
@@ -101,6 +113,15 @@ class ConnectionLimiter:
     def has_room(self) -> bool:
         """Whether a connection has ended since it was full."""
         return self.open < self._full_at
+
+    def has_reserve_for(self, client: str) -> bool:
+        """Whether a client may have a connection although it is full.
+
+        There are a few for those that have less than half of all.
+        """
+        most = min(_MOST_RESERVED, max(1, self._full_at // 16))
+        is_small = 2 * self._by_client.get(client, 0) < self.open
+        return is_small and self.open < self._full_at + most
 
     def empty(self) -> None:
         """Reset to not full, as connections are accepted again."""
@@ -140,7 +161,7 @@ class ConnectionLimiter:
 class ClientConnection(HttpConnection):
     """A client's connection with deadlines, created by the listener."""
 
-    __slots__ = ("_gate", "_head_timer", "_seen_idle", "_stall_timer")
+    __slots__ = ("_client", "_gate", "_head_timer", "_seen_idle", "_stall_timer")
 
     def __init__(
         self, gate: ConnectionLimiter, server: web.Server, loop: asyncio.AbstractEventLoop
@@ -153,6 +174,7 @@ class ClientConnection(HttpConnection):
             lingering_time=_LINGER_SECONDS,
         )
         self._gate = gate
+        self._client = ""
         self._seen_idle: tuple[object, float] | None = None
         self._head_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
@@ -172,11 +194,11 @@ class ClientConnection(HttpConnection):
     # The callbacks of asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._gate.enter(transport)
+        self._client = self._gate.enter(transport)
         super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._gate.leave()
+        self._gate.leave(self._client)
         self._stop_head_timer()
         self._stop_stall_timer()
         super().connection_lost(exc)
@@ -260,6 +282,11 @@ def file_limit() -> float:
         return math.inf
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return math.inf if soft == resource.RLIM_INFINITY else soft
+
+
+def client_at(peer: object) -> str:
+    """The client at a socket's peer address; "" for one that has none."""
+    return client_of(peer[0]) if isinstance(peer, tuple) else ""
 
 
 def number_of_file(transport: asyncio.BaseTransport) -> int:
