@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from aiosollol.gateway.middleware.limits import BodyMemory
+from aiosollol.gateway.middleware.body_memory import BodyMemory
 
 pytestmark = pytest.mark.anyio
 
@@ -178,7 +178,7 @@ async def test_small_bodies_of_one_client(small: int, large: int, size: int, fit
 
 
 async def test_bodies_of_one_client_that_wait_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiosollol.gateway.middleware.limits._MOST_WAITING", 0)
+    monkeypatch.setattr("aiosollol.gateway.middleware.body_memory._MOST_WAITING", 0)
     memory = BodyMemory()
     assert await memory.wait("x", MOST, MOST, 0.0)
     tasks = [asyncio.create_task(memory.wait_in_memory("a", 25, MOST, LONG)) for _ in range(2)]

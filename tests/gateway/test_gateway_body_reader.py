@@ -12,8 +12,9 @@ import pytest
 from aiohttp import web
 from gateway_cluster import Cluster, cluster
 
+from aiosollol.gateway.middleware.body_memory import BodyMemory
 from aiosollol.gateway.middleware.guard import Guard
-from aiosollol.gateway.middleware.limits import BodyMemory, Limits
+from aiosollol.gateway.middleware.limits import Limits
 
 pytestmark = pytest.mark.anyio
 
@@ -147,7 +148,7 @@ def test_bodies_that_grow_beyond_half(others: int, size: int, fits: bool) -> Non
 
 
 async def test_only_so_many_wait_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiosollol.gateway.middleware.limits._MOST_WAITING", 0)
+    monkeypatch.setattr("aiosollol.gateway.middleware.body_memory._MOST_WAITING", 0)
     memory = BodyMemory()
     assert await memory.wait("a", 100, 100, 0.0)
     waiting = asyncio.create_task(memory.wait_in_memory("b", 60, 100, 3600.0))

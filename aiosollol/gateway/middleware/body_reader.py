@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable
 from aiohttp import hdrs, web
 
 from aiosollol.errors import SollolError
-from aiosollol.gateway.middleware.limits import BodyMemory, Limits
+from aiosollol.gateway.middleware.body_memory import BodyMemory
+from aiosollol.gateway.middleware.limits import Limits
 from aiosollol.gateway.request_content import decode
 from aiosollol.wire.ollama.server_requests import Refusal
 
