@@ -17,6 +17,7 @@ class GatewayOptions:
     max_body_bytes: the largest request; larger ones are answered 413.
     max_texts: texts of one request; more are answered 413.
     max_answer_bytes: of one answer with vectors (413), and of all that are under way (503).
+    processes: that share `max_answer_bytes` for all answers.
     gather_seconds: how long a single text waits for others when many come at once, so that they go
         to a node as one list; 0 turns this off.
     gather_above: single texts in flight per node, for one model, above which gathering starts.
@@ -27,12 +28,19 @@ class GatewayOptions:
     max_body_bytes: int = 64 << 20
     max_texts: int = 100_000
     max_answer_bytes: int = 256 << 20
+    processes: int = 1
     gather_seconds: float = 0.002
     gather_above: int = 4
     batch_model: str | None = "nomic-embed-text"
 
     def __post_init__(self) -> None:
-        for name in ("max_body_bytes", "max_texts", "max_answer_bytes", "gather_above"):
+        for name in (
+            "max_body_bytes",
+            "max_texts",
+            "max_answer_bytes",
+            "processes",
+            "gather_above",
+        ):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InvalidInput(f"{name} must be a whole number of at least 1, not {value!r}")

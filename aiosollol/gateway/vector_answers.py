@@ -22,11 +22,16 @@ JSON_NUMBER, BASE64_NUMBER = 8.0, 16 / 3
 class AnswerMemory:
     """The bytes of all answers with many vectors that are under way.
 
-    most: bytes of one answer, and of all. Small answers are not refused because of others.
+    Small answers are not refused because of others, and a single one may always be as large as
+    `most`.
+
+    most: bytes of one answer, and of all in all processes.
+    processes: number of processes.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, processes: int = 1) -> None:
         self.most = most
+        self._all = most // processes
         self.held = 0
         self._by_client: dict[str, int] = {}
 
@@ -43,9 +48,9 @@ class AnswerMemory:
         self.check(own + size)
         held = self._by_client.get(client, 0)
         if own + size > _ALWAYS:
-            if self.held + size > self.most:
+            if self.held > own and self.held + size > self._all:
                 raise Refusal(503, f"the answers under way are over {self._name()}; {_LATER}")
-            if held > own and held + size > self.most // 2:
+            if held > own and held + size > self._all // 2:
                 raise Refusal(
                     503, f"the answers to one client are over half of {self._name()}; {_LATER}"
                 )

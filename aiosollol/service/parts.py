@@ -26,6 +26,7 @@ from aiosollol.gateway.metrics import (
 from aiosollol.gateway.middleware.guard import Guard, Origins, sees_only
 from aiosollol.gateway.middleware.keys import KeyRing
 from aiosollol.gateway.middleware.limits import Limits
+from aiosollol.gateway.middleware.shared_counts import SharedCounts
 from aiosollol.gateway.options import GatewayOptions
 from aiosollol.gateway.serving.connections import ConnectionLimits
 from aiosollol.gateway.serving.listener import Listener
@@ -80,7 +81,10 @@ class Parts:
 
 def limits_of(config: SOLLOLConfig, keys: KeyRing) -> Limits:
     """The limits of each client. On loopback without keys, requests in flight are unlimited: all
-    clients are programs of this machine, and another request only waits longer."""
+    clients are programs of this machine, and another request only waits longer.
+
+    Each of several processes has its part of the memory for bodies.
+    """
     max_in_flight = config.max_in_flight
     if max_in_flight is None and (len(keys) or not is_loopback(config.gateway_host)):
         max_in_flight = MAX_IN_FLIGHT
@@ -89,10 +93,23 @@ def limits_of(config: SOLLOLConfig, keys: KeyRing) -> Limits:
         rate=config.rate_limit,
         burst=config.rate_burst,
         max_body=config.max_body,
-        max_bodies=config.max_bodies,
+        max_bodies=_part(config.max_bodies, config),
         body_timeout=config.body_timeout,
         wait_timeout=config.wait_timeout,
     )
+
+
+def _part(most: int, config: SOLLOLConfig) -> int:
+    """The part of a limit that each process has."""
+    return -(-most // config.processes)
+
+
+async def _shared_counts(siblings: Siblings | None, index: int) -> SharedCounts | None:
+    """The counts of all processes; None for a single one."""
+    if siblings is None:
+        return None
+    path = os.path.join(siblings.folder, "clients")
+    return await asyncio.to_thread(SharedCounts, path, index, siblings.count)
 
 
 def queue_path(config: SOLLOLConfig, environ: Mapping[str, str] = os.environ) -> str:
@@ -177,6 +194,7 @@ async def _open(
             hosts=config.allowed_hosts,
         ),
         allow_admin=config.allow_admin,
+        shared=await _shared_counts(siblings, index),
     )
     metrics = GatewayMetrics(pool) if config.metrics_enabled else None
     app = make_app(
@@ -186,6 +204,7 @@ async def _open(
             max_body_bytes=config.max_body,
             max_texts=config.max_texts,
             max_answer_bytes=config.max_answer_bytes,
+            processes=config.processes,
         ),
         autobatch=autobatch,
         middlewares=[guard.middleware()],
@@ -194,7 +213,7 @@ async def _open(
     if config.cors_origins:
         app.on_response_prepare.append(guard.origins.tell)
     limits = ConnectionLimits(
-        max_connections=config.max_connections,
+        max_connections=_part(config.max_connections, config),
         header_timeout=config.header_timeout,
         idle_timeout=config.idle_timeout,
         write_timeout=config.write_timeout,

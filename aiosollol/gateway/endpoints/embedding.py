@@ -57,7 +57,7 @@ class EmbeddingEndpoints:
         self._pool = pool
         self._access = pool.gateway_access
         self._options = options
-        self._answers = AnswerMemory(options.max_answer_bytes)
+        self._answers = AnswerMemory(options.max_answer_bytes, options.processes)
         self._gatherer = MicroBatcher(pool, options.gather_seconds, options.gather_above)
 
     def routes(self) -> list[web.RouteDef]:

@@ -24,6 +24,7 @@ from aiosollol.gateway.middleware.error_responses import denied, not_allowed
 from aiosollol.gateway.middleware.keys import ApiKey, KeyRing
 from aiosollol.gateway.middleware.limits import Limiter, Limits, client_of
 from aiosollol.gateway.middleware.model_access import DEFAULT_MODEL, models_used
+from aiosollol.gateway.middleware.shared_counts import SharedCounts
 from aiosollol.gateway.request_content import ACCEPTED
 from aiosollol.wire.ollama.server_requests import Refusal
 
@@ -162,6 +163,7 @@ class Guard:
 
     `keys`, `limiter.limits`, `origins` and `allow_admin` may be replaced while it is used.
 
+    shared: the counts of all processes of the gateway; None for one process.
     denied: number of refused requests, by HTTP status.
     active: admitted requests in flight.
     bodies: the memory of their bodies.
@@ -175,6 +177,7 @@ class Guard:
         origins: Origins | None = None,
         allow_admin: bool = False,
         clock: Callable[[], float] | None = None,
+        shared: SharedCounts | None = None,
     ) -> None:
         self.keys = keys or KeyRing()
         self.origins = origins or Origins()
@@ -183,7 +186,7 @@ class Guard:
         self.bodies = BodyMemory()
         self.denied: dict[int, int] = {}
         clock = clock or asyncio.get_running_loop().time
-        self.limiter = Limiter(limits or Limits(), clock)
+        self.limiter = Limiter(limits or Limits(), clock, shared)
 
     def middleware(self) -> Middleware:
         """The aiohttp middleware. Put it before everything that reads the request."""

@@ -12,9 +12,11 @@ from typing import NamedTuple
 
 from aiosollol.errors import InvalidInput
 from aiosollol.gateway.middleware.keys import ApiKey
+from aiosollol.gateway.middleware.shared_counts import Cell, SharedCounts
 
 MIB = 1 << 20
 _TIDY_FROM = 1024
+_LOOK_SECONDS = 0.05  # between checks whether a request has ended in another process
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,16 +74,53 @@ class _Client:
 
     most: its limit of requests in flight.
     line: requests that wait for others of this client to end.
+    cell: its counts in all processes; None if only those of this one count.
+    is_looking: whether requests of other processes are waited for.
     """
 
-    __slots__ = ("at", "in_flight", "line", "most", "tokens")
+    __slots__ = ("at", "cell", "in_flight", "is_looking", "line", "most", "tokens")
 
-    def __init__(self, tokens: float, at: float) -> None:
+    def __init__(self, tokens: float, at: float, cell: Cell | None) -> None:
         self.in_flight = 0
+        self.cell = cell
+        self.is_looking = False
         self.most = math.inf
         self.line: OrderedDict[asyncio.Future[None], None] = OrderedDict()
         self.tokens = tokens
         self.at = at
+
+    def begin(self) -> bool:
+        """Count a request as in flight, if that is within the limit."""
+        if self.in_flight >= self.most:
+            return False
+        self.in_flight += 1
+        if self.cell is not None:
+            self.cell.set_in_flight(self.in_flight)  # first: two processes may want the last place
+            if self.in_flight + self.cell.in_flight_elsewhere() > self.most:
+                self.end()
+                return False
+        return True
+
+    def end(self) -> None:
+        """Count a request as no longer in flight."""
+        self.in_flight -= 1
+        if self.cell is not None:
+            self.cell.set_in_flight(self.in_flight)
+
+    def spend(self, now: float, rate: float, burst: float) -> float:
+        """Take a token, or return the number that is missing."""
+        if self.cell is not None:
+            tokens, at = self.cell.bucket()
+            if at:  # else no process has taken one
+                self.tokens, self.at = tokens, at
+        self.tokens = min(burst, self.tokens + max(0.0, now - self.at) * rate)
+        self.at = now
+        if self.tokens < 1.0:
+            return 1.0 - self.tokens
+        self.tokens -= 1.0
+        if self.cell is not None:
+            self.cell.set_bucket(self.tokens, now)
+        return 0.0
 
 
 class Limiter:
@@ -89,11 +128,15 @@ class Limiter:
 
     limits: may be replaced while it is used.
     clock: returns seconds.
+    shared: the counts of all processes of the gateway, whose sum is limited; None for one process.
     """
 
-    def __init__(self, limits: Limits, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, limits: Limits, clock: Callable[[], float], shared: SharedCounts | None = None
+    ) -> None:
         self.limits = limits
         self._clock = clock
+        self._shared = shared
         self._clients: dict[str, _Client] = {}
         self._tidy_at = _TIDY_FROM
 
@@ -107,18 +150,13 @@ class Limiter:
         if client is None:
             if len(self._clients) >= self._tidy_at:
                 self._tidy()
-            client = self._clients[name] = _Client(burst, self._clock() if rate else 0.0)
+            cell = None if self._shared is None else self._shared.cell(name)
+            client = self._clients[name] = _Client(burst, self._clock() if rate else 0.0, cell)
         client.most = most
-        if rate:
-            now = self._clock()
-            tokens = min(burst, client.tokens + (now - client.at) * rate)
-            client.tokens, client.at = tokens, now
-            if tokens < 1.0:
-                return Exceeded((1.0 - tokens) / rate, _rate_message(rate, key))
-            client.tokens = tokens - 1.0
-        if client.in_flight >= most or client.line:
+        if rate and (missing := client.spend(self._clock(), rate, burst)):
+            return Exceeded(missing / rate, _rate_message(rate, key))
+        if client.line or not client.begin():
             return Exceeded(1.0, _in_flight_message(most, key), can_wait=True)
-        client.in_flight += 1
         return None
 
     async def wait(self, name: str) -> bool:
@@ -131,6 +169,8 @@ class Limiter:
         client.line[place] = None
         try:
             async with asyncio.timeout(self.limits.wait_timeout):
+                if client.cell is not None and not client.is_looking:
+                    self._look(client)
                 await place
         except BaseException as error:
             client.line.pop(place, None)
@@ -144,12 +184,25 @@ class Limiter:
     def leave(self, name: str) -> None:
         """End a request of this client, and admit the first one in its line."""
         client = self._clients[name]
-        client.in_flight -= 1
-        while client.line and client.in_flight < client.most:
-            place, _ = client.line.popitem(last=False)
+        client.end()
+        self._admit(client)
+
+    def _look(self, client: _Client) -> None:
+        """Check while there is a line whether a request has ended in another process."""
+        self._admit(client)
+        client.is_looking = bool(client.line)
+        if client.is_looking:
+            asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look, client)
+
+    def _admit(self, client: _Client) -> None:
+        """Admit the first requests in a client's line."""
+        while client.line:
+            place = next(iter(client.line))
             if not place.done():
-                client.in_flight += 1
+                if not client.begin():
+                    break
                 place.set_result(None)
+            del client.line[place]
 
     def _terms(self, key: ApiKey | None) -> tuple[float, float, float]:
         limits = self.limits
@@ -165,7 +218,9 @@ class Limiter:
         """Forget idle clients. At worst, one gets its burst back a minute too soon."""
         now = self._clock()
         for name, client in list(self._clients.items()):
-            if not client.in_flight and (now - client.at > 60.0 or not client.at):
+            if not (client.in_flight or client.line) and (now - client.at > 60.0 or not client.at):
+                if client.cell is not None:
+                    client.cell.clear()
                 del self._clients[name]
         self._tidy_at = max(_TIDY_FROM, 2 * len(self._clients))
 

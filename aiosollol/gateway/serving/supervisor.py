@@ -228,8 +228,8 @@ class Siblings:
     """
 
     def __init__(self, folder: str, count: int) -> None:
-        self._folder = folder
-        self._count = count
+        self.folder = folder
+        self.count = count
         self._server: asyncio.Server | None = None
 
     async def tell(self, index: int, families: Callable[[], Iterable[Metric]]) -> None:
@@ -247,7 +247,7 @@ class Siblings:
 
     async def gather(self) -> list[Metric]:
         """The families of all processes, each sample with the label of its process."""
-        parts = await asyncio.gather(*map(self._ask, range(self._count)))
+        parts = await asyncio.gather(*map(self._ask, range(self.count)))
         return merged({str(index): families for index, families in enumerate(parts)})
 
     async def aclose(self) -> None:
@@ -269,7 +269,7 @@ class Siblings:
             return []  # it is being restarted
 
     def _path(self, index: int) -> str:
-        return os.path.join(self._folder, f"{index}.sock")
+        return os.path.join(self.folder, f"{index}.sock")
 
 
 def _remove(path: str) -> None:
