@@ -98,6 +98,19 @@ def examples(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def fuzz(session: nox.Session) -> None:
+    """Random changes of valid inputs for each parser, and of requests for the gateway: 15 minutes.
+
+    The test suite does the same for a moment. `-- -k http1` does it for one parser.
+    """
+    session.install("-e", f".[{EXTRAS}]", *group("test"), *group("clients"))
+    words = ("-n", "2", "-q", *session.posargs)
+    session.run("pytest", "tests/fuzz", *words, env={"AIOSOLLOL_FUZZ_SECONDS": "36"})
+    schema = f"{CLIENTS}/test_clients_schema.py"
+    session.run("pytest", schema, *session.posargs, env={"AIOSOLLOL_TEST_EXAMPLES": "200"})
+
+
+@nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Client, gateway, engines, scheduler, routing, discovery, chaos: see benchmarks/README.md.
 
