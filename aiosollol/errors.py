@@ -41,6 +41,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from aiosollol._install import install_command
+
 if TYPE_CHECKING:
     from aiosollol.core.embeddings import Embeddings
     from aiosollol.core.reply import Replies
@@ -114,7 +116,7 @@ class MissingExtra(SollolError, ImportError):
     """
 
     def __init__(self, feature: str, extra: str) -> None:
-        super().__init__(f"{feature} needs the extra {extra!r}: pip install 'aiosollol[{extra}]'")
+        super().__init__(f"{feature} needs the extra {extra!r}: {install_command(extra)}")
         self.feature = feature
         self.extra = extra
 

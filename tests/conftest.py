@@ -130,6 +130,8 @@ def _record() -> Iterator[list[str]]:
                 function.can_block_in("coverage/collector.py", "lock_data")
                 # A pool is made without an await, and its few settings are read by that.
                 function.can_block_in("aiosollol/config/resolve.py", "resolve")
+                # The first error for a missing extra reads one small file.
+                function.can_block_in("aiosollol/_install.py", "install_command")
             patch.setattr("blockbuster.blockbuster.BlockingError", RecordedBlockingError)
             yield record
 

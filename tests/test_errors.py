@@ -13,6 +13,7 @@ import pytest
 
 import aiosollol
 from aiosollol import errors
+from aiosollol._install import install_command
 from aiosollol.core.embeddings import Embeddings
 from aiosollol.core.reply import GeneratedText, Replies
 from aiosollol.core.report import ReplyReport
@@ -76,7 +77,7 @@ EACH: list[tuple[SollolError, dict[str, Any], str]] = [
             "extra": "cli",
             "msg": str(MissingExtra("the progress bar", "cli")),
         },
-        "the progress bar needs the extra 'cli': pip install 'aiosollol[cli]'",
+        f"the progress bar needs the extra 'cli': {install_command('cli')}",
     ),
     (PoolClosed("the pool is closed"), {}, "the pool is closed"),
     (

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from aiosollol import __version__
+from aiosollol._install import install_command
 from aiosollol.agent import (
     MachineSensors,
     stated_gpu,
@@ -121,7 +122,7 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "psutil", None)
     with pytest.raises(MissingExtra) as caught:
         MachineSensors(machine="m", ollama="")
-    assert "pip install 'aiosollol[agent]'" in str(caught.value)
+    assert install_command("agent") in str(caught.value)
 
 
 NvmlMemory = namedtuple("NvmlMemory", "total free used")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from discovery_servers import free_port
 
+from aiosollol._install import install_command
 from aiosollol.cli import advertise, agent, discover, main
 from aiosollol.cli.advertise import AdvertiseOptions
 from aiosollol.cli.agent import AgentOptions
@@ -114,7 +115,7 @@ def test_without_its_extra_the_agent_says_what_to_install(
     assert main(["agent", "--once"]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert "pip install 'aiosollol[agent]'" in shown.err
+    assert install_command("agent") in shown.err
 
 
 def test_config(capsys: pytest.CaptureFixture[str]) -> None:

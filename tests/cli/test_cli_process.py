@@ -22,6 +22,8 @@ from typing import Any
 
 import pytest
 
+from aiosollol._install import install_command
+
 DEADLINE = 120.0  # a hang fails; nothing is measured
 
 COMMAND = (sys.executable, "-W", "error", "-m", "aiosollol")
@@ -113,7 +115,7 @@ def test_without_the_extra_it_says_what_to_install(package: str) -> None:
     )
     assert done.returncode == 2
     assert done.stdout == ""
-    assert "pip install 'aiosollol[cli]'" in done.stderr
+    assert install_command("cli") in done.stderr
     assert "Traceback" not in done.stderr
 
 

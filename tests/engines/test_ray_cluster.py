@@ -136,7 +136,7 @@ def test_whatever_ray_raises_there_is_no_cluster(
     ("error", "words"),
     [
         (RuntimeError("x\n y"), "failed: RuntimeError: x y"),
-        (RuntimeError("...: No module named 'aiosollol' ..."), "pip install 'aiosollol[ray]'"),
+        (RuntimeError("...: No module named 'aiosollol' ..."), "with the extra ray"),
         (RuntimeError("x" * 1000), "failed: RuntimeError: " + "x" * 200),
     ],
 )

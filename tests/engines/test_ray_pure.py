@@ -79,7 +79,7 @@ def test_all_workers_that_reach_a_node_are_used(caplog: pytest.LogCaptureFixture
     ("greetings", "words"),
     [
         ([greeting(()), greeting(())], ["127.0.0.1 is the worker's own", "refused"]),
-        ([greeting(), greeting(version="0.0.1")], ["0.0.1", __version__, "pip install"]),
+        ([greeting(), greeting(version="0.0.1")], ["0.0.1", __version__, "install one version"]),
     ],
 )
 def test_workers_that_cannot_be_used_are_an_error_that_says_what_to_do(
@@ -93,7 +93,7 @@ def test_workers_that_cannot_be_used_are_an_error_that_says_what_to_do(
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aiosollol.pool.bootstrap.find_spec", lambda name: None)
-    with pytest.raises(MissingExtra, match=r"aiosollol\[ray\]"):
+    with pytest.raises(MissingExtra, match=r"\[ray\]"):
         OllamaPool(["10.0.0.1"], enable_ray=True)
 
 

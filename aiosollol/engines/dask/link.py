@@ -123,13 +123,13 @@ class DaskLink:
             raise EngineError(
                 "dask",
                 f"worker {worker} does not have aiosollol: "
-                f"pip install 'aiosollol[dask]=={__version__}' there",
+                f"install version {__version__} with the extra dask there",
             ) from None
         if version != __version__:
             raise EngineError(
                 "dask",
                 f"worker {worker} has aiosollol {version}, and this program {__version__}: "
-                f"pip install 'aiosollol[dask]=={__version__}' there",
+                f"install the same version there",
             )
         await self._run(worker, dask_worker.attach, self.name, self._settings)
 

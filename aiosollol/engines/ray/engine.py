@@ -265,7 +265,7 @@ def fit_workers(greetings: Sequence[Greeting]) -> tuple[int, ...]:
             raise EngineError(
                 "ray",
                 f"has workers with aiosollol {greeting.version}, and this is {__version__}: "
-                f"install one version everywhere (pip install 'aiosollol[ray]=={__version__}')",
+                "install one version everywhere",
             )
     fit = tuple(number for number, greeting in enumerate(greetings) if greeting.up)
     silent = {}

@@ -123,8 +123,8 @@ def in_words(error: Exception) -> tuple[str, str]:
     text = " ".join(str(error).split())
     if "No module named 'aiosollol" in text:
         return REFUSED, (
-            "has a machine on which Python cannot import aiosollol: install the same version there "
-            "(pip install 'aiosollol[ray]')"
+            "has a machine on which Python cannot import aiosollol: install the same version with "
+            "the extra ray there"
         )
     return FAILED, f"failed: {type(error).__name__}: {text[:200]}"
 

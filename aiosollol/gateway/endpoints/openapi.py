@@ -115,7 +115,7 @@ def _plain_page(routes: Sequence[web.RouteDef]) -> bytes:
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>aiosollol</title>'
         '<h1>aiosollol</h1><p>See also <a href="openapi.json">openapi.json</a>. To try it '
-        "out here: <code>pip install 'aiosollol[gateway]'</code></p>"
+        "out here, install the extra <code>gateway</code>.</p>"
         f"<table>{rows}</table></html>"
     ).encode()
 
