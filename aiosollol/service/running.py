@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("aiosollol")
 
 _OTHER_FILES = 1024 + 64  # besides client connections: those of `ConnectionLimiter`, and some more
+_SWITCH_SECONDS = 0.0005
+"""How long a thread that reads a large body keeps the event loop waiting, several times in each
+request. Python's default is 5 ms."""
 _HURRY_SECONDS = 3.0  # from the second signal until the process exits in any case
 
 
@@ -108,6 +111,7 @@ def _run_loop(work: Coroutine[Any, Any, int]) -> int:
         factory = None
     else:
         factory = uvloop.new_event_loop
+    sys.setswitchinterval(_SWITCH_SECONDS)
     with asyncio.Runner(loop_factory=factory) as runner:
         loop = runner.get_loop()
         errors = ErrorLog("event loop", later=loop.call_later)

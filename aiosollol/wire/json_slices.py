@@ -26,7 +26,12 @@ MAX_KEYS = 2_500_000
 MAX_MENDED = 8 << 20
 """Bytes of one string: reading a longer one would block other requests for too long."""
 
+LONG_STRING = 1 << 20
+"""Bytes of a string that is decoded by itself, in slices."""
+
+_COUNTED = 1 << 20  # bytes in one call: a longer one would block other threads
 _SOLID = re.compile(rb"[^ \t\r\n]")
+_SPECIAL = re.compile(rb"[\x00-\x1f\\]")  # what a string may not have, or not mean itself
 _SPACE = b" \t\r\n"
 _QUOTE = ord('"')
 # In a window without escaped quotes: everything up to a bracket or an unterminated string.
@@ -60,6 +65,21 @@ def read_slice(text: bytes) -> Any:
         if len(text) > MAX_MENDED:
             raise
         return orjson.loads(_mend(text))
+
+
+def _decoded(document: bytes, begin: int, end: int) -> str | None:
+    """The string between two quotes; None if it has escapes or is invalid."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    pieces = []
+    for at in range(begin, end, SLICE):
+        text = document[at : min(at + SLICE, end)]
+        if _SPECIAL.search(text) is not None:
+            return None
+        try:
+            pieces.append(decoder.decode(text, final=at + SLICE >= end))
+        except UnicodeDecodeError:
+            return None
+    return "".join(pieces)
 
 
 def _mend(text: bytes) -> str:
@@ -119,7 +139,10 @@ class _Reader:
         self._may_have_many = False
         if len(document) > MAX_NESTED:
             # Also counts commas in strings, but few documents have that many.
-            nested, values = _count_values(document)
+            nested = values = 0
+            for at in range(0, len(document), _COUNTED):
+                counts = _count_values(document[at : at + _COUNTED])
+                nested, values = nested + counts[0], values + counts[1]
             self._may_have_many = nested > MAX_NESTED or values > MAX_VALUES
 
     def read(self) -> tuple[Any, int]:
@@ -152,7 +175,9 @@ class _Reader:
                     break
                 mark, position = window[end], end + 1
                 if mark == _QUOTE:
-                    at = self._string_end(at + end)
+                    begin, at = at + end, self._string_end(at + end)
+                    if at - begin > LONG_STRING and levels:
+                        self._take_string(levels[-1], begin, at)
                     break
                 if mark in _CLOSING:
                     if len(levels) == MAX_DEPTH:
@@ -227,6 +252,14 @@ class _Reader:
             if at + len(window) == len(document):
                 raise BrokenJSON("unexpected EOF")
             at += len(window) - window.endswith(b"\\")  # it may escape the next character
+
+    def _take_string(self, level: _Level, begin: int, end: int) -> None:
+        """Add a long string to a level, unless it is a key or cannot be decoded in slices."""
+        after = _SOLID.search(self._document, end)
+        is_key = after is not None and after[0] == b":"
+        if not is_key and (value := _decoded(self._document, begin + 1, end - 1)) is not None:
+            self._put(level, begin, value)
+            level.start = end
 
     def _close(self, mark: int, mark_at: int) -> Any:
         """End the innermost level. Returns its value if it was the outermost."""

@@ -25,9 +25,10 @@ SPECIAL = '[]{},:"\\ué 01e.-\n'
 
 @contextmanager
 def small_slices() -> Iterator[None]:
-    """Slices of 12 bytes, and no document that orjson gets whole."""
+    """Slices of 12 bytes, long strings from 15, and no document that orjson gets whole."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_slices, "SLICE", 12)
+        patch.setattr(json_slices, "LONG_STRING", 14)
         patch.setattr(go_json, "WHOLE", 0)
         yield
 

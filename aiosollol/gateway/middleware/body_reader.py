@@ -103,15 +103,18 @@ class BodyReader:
         self._large = size
 
     async def _collect(self, request: web.Request) -> bytes:
-        content, body = request.content, bytearray()
+        content, pieces, size = request.content, [], 0
 
         while piece := await content.readany():
-            if len(body) + len(piece) > self._limits.max_body:
+            size += len(piece)
+            if size > self._limits.max_body:
                 raise self._too_large()
-            while len(body) + len(piece) > self._large:
+            while size > self._large:
                 self._grow(min(_STEP, max(1, self._limits.max_body - self._large)))
-            body += piece
-        return bytes(body)
+            pieces.append(piece)
+        if size < _STEP:
+            return b"".join(pieces)
+        return await asyncio.to_thread(b"".join, pieces)  # which lets other threads run
 
     def _grow(self, size: int) -> None:
         """Count `size` more bytes, which are there now. Nothing waits here: all might wait."""
