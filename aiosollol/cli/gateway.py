@@ -146,6 +146,17 @@ def up(
         bool | None,
         typer.Option("--allow-admin", help="Allow pull, create, copy and delete of models."),
     ] = None,
+    cors_origins: Annotated[
+        list[str] | None,
+        _option(
+            "cors_origins",
+            "Origin whose web pages may use it, such as https://chat.example.com; * matches any "
+            "characters. Repeatable. Without keys on loopback, pages and desktop programs of this "
+            "machine may.",
+            "--cors-origins",
+            metavar="ORIGIN",
+        ),
+    ] = None,
     max_in_flight: Annotated[
         int | None,
         typer.Option(
@@ -259,6 +270,7 @@ def up(
         "api_keys_file": api_keys,
         "insecure": insecure,
         "allow_admin": allow_admin,
+        "cors_origins": cors_origins,
         "max_in_flight": max_in_flight,
         "rate_limit": rate_limit,
         "rate_burst": rate_burst,

@@ -23,7 +23,7 @@ from aiosollol.gateway.metrics import (
     gauge,
     handler_of,
 )
-from aiosollol.gateway.middleware.guard import Guard, Origins, sees_only
+from aiosollol.gateway.middleware.guard import LOCAL_ORIGINS, Guard, Origins, sees_only
 from aiosollol.gateway.middleware.keys import KeyRing
 from aiosollol.gateway.middleware.limits import Limits
 from aiosollol.gateway.middleware.shared_counts import SharedCounts
@@ -185,12 +185,13 @@ async def _open(
                 engine="dask" if config.uses_dask else "auto",
             )
         )
+    only_local = not len(keys) and is_loopback(config.gateway_host)
     guard = Guard(
         keys,
         limits_of(config, keys),
         origins=Origins(
-            config.cors_origins,
-            only_local=not len(keys) and is_loopback(config.gateway_host),
+            (*config.cors_origins, *LOCAL_ORIGINS) if only_local else config.cors_origins,
+            only_local=only_local,
             hosts=config.allowed_hosts,
         ),
         allow_admin=config.allow_admin,
@@ -210,7 +211,7 @@ async def _open(
         middlewares=[guard.middleware()],
         on_request=None if metrics is None else metrics.on_request,
     )
-    if config.cors_origins:
+    if guard.origins.allowed:
         app.on_response_prepare.append(guard.origins.tell)
     limits = ConnectionLimits(
         max_connections=_part(config.max_connections, config),

@@ -205,7 +205,8 @@ def test_every_option_of_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
     line = (
         "up --workers 3 --dask-workers 4 --hosts h.txt --port 8001 --dask-scheduler tcp://x:1 "
         "--no-autobatch --autobatch-interval 5 --no-adaptive-metrics "
-        "--adaptive-metrics-interval 6 --host ::1 --insecure --allow-admin --no-metrics"
+        "--adaptive-metrics-interval 6 --host ::1 --insecure --allow-admin --no-metrics "
+        "--cors-origins https://a.example.com --cors-origins app://*"
     )
     assert CliRunner().invoke(app, line.split()).exit_code == 0
     (options,) = told
@@ -224,5 +225,6 @@ def test_every_option_of_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
         "adaptive_metrics_interval": 6.0,
         "insecure": True,
         "allow_admin": True,
+        "cors_origins": ["https://a.example.com", "app://*"],
         "metrics_enabled": False,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from limited_gateway import ring, serving
 
-from aiosollol.gateway.middleware.guard import Origins
+from aiosollol.gateway.middleware.guard import LOCAL_ORIGINS, Origins
 
 pytestmark = pytest.mark.anyio
 
@@ -53,6 +53,32 @@ def test_hosts_that_a_gateway_on_loopback_answers_to(
     origins = Origins(only_local=True, hosts=["proxy.example.com", "*.chat.example.com"])
     assert [origins.is_host_sound(host) for _ in range(2)] == [sound] * 2
     assert Origins().is_host_sound(host)
+
+
+@pytest.mark.parametrize(
+    ("origin", "is_local"),
+    [
+        ("http://localhost", True),
+        ("https://localhost:5173", True),
+        ("http://127.0.0.1:8080", True),
+        ("http://0.0.0.0:3000", True),
+        ("app://obsidian.md", True),
+        ("file://", True),
+        ("tauri://localhost", True),
+        ("vscode-webview://1abc", True),
+        ("vscode-file://vscode-app", True),
+        ("HTTP://LOCALHOST:3000", True),
+        ("null", False),
+        ("https://tauri.localhost", False),
+        ("chrome-extension://abc", False),
+        ("http://localhost.evil.com", False),
+        ("http://127.0.0.1.evil.com", False),
+        ("http://evil.com", False),
+        ("ftp://localhost", False),
+    ],
+)
+def test_origins_of_this_machine(origin: str, is_local: bool) -> None:
+    assert Origins(LOCAL_ORIGINS, only_local=True).is_sound(origin, "127.0.0.1:8000") is is_local
 
 
 async def test_pages_of_others_are_kept_away() -> None:

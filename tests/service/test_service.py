@@ -183,6 +183,26 @@ async def test_keys_and_limits_change_while_it_runs(
             assert await embed(sollol, Authorization=f"Bearer {second.token}") == 429
 
 
+@pytest.mark.parametrize("has_keys", [False, True])
+async def test_pages_of_this_machine(tmp_path: Path, has_keys: bool) -> None:
+    """As with Ollama, unless there are keys: a page would need one, and may be of anyone."""
+    keys = tmp_path / "keys"
+    new = new_key("ann")
+    keys.write_text(f"{new.line}\n" if has_keys else "")
+    keys.chmod(0o600)
+    headers = {"Origin": "http://localhost:3000", "Authorization": f"Bearer {new.token}"}
+    async with FakeOllama(models=["all-minilm"]) as node:
+        config = config_of(node, api_keys_file=str(keys) if has_keys else None)
+        async with (
+            SOLLOL(config) as sollol,
+            aiohttp.ClientSession(sollol.url, headers=headers) as session,
+            session.get("/api/tags") as answer,
+        ):
+            assert answer.status == (403 if has_keys else 200)
+            told = answer.headers.get("Access-Control-Allow-Origin")
+            assert told == (None if has_keys else "http://localhost:3000")
+
+
 async def test_the_limit_of_a_client_follows_the_keys(tmp_path: Path) -> None:
     file = tmp_path / "keys.txt"
     file.write_text(new_key("ann").line)

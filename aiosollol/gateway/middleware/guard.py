@@ -32,6 +32,16 @@ _METHODS = "GET, HEAD, POST, PUT, DELETE, OPTIONS"
 _SHOWN_HEADERS = "X-Request-ID, X-Sollol-Node, X-Sollol-Reason, Retry-After"
 _DOCKER = ("host.docker.internal", "gateway.docker.internal", "host.containers.internal")
 _KEPT = 256
+LOCAL_ORIGINS = (
+    *(
+        f"{scheme}://{host}{port}"
+        for scheme in ("http", "https")
+        for host in ("localhost", "127.0.0.1", "0.0.0.0")
+        for port in ("", ":*")
+    ),
+    *("app://*", "file://*", "tauri://*", "vscode-webview://*", "vscode-file://*"),
+)
+"""Pages and desktop programs of this machine: what Ollama allows (envconfig/config.go)."""
 
 
 class Origins:
