@@ -25,6 +25,7 @@ from aiosollol.gateway.middleware.model_access import models_used
 from aiosollol.telemetry.tracing import read_trace
 from aiosollol.wire.agent import load_report
 from aiosollol.wire.announcement import read_announcement
+from aiosollol.wire.anthropic import messages
 from aiosollol.wire.compatible_apis import READERS
 from aiosollol.wire.content_coding import BadContent, ContentDecoder
 from aiosollol.wire.http1 import BadResponse, ResponseParser
@@ -152,6 +153,7 @@ READERS_OF = {
     "show": Reader(server_requests.read_show, (GENERATE,)),
     "copy": Reader(server_requests.read_copy, (b'{"source":"a","destination":"b"}',)),
     **{path: Reader(read, (OPENAI, ANTHROPIC, RESPONSES, CHAT)) for path, read in READERS.items()},
+    "count tokens": Reader(messages.count_tokens, (ANTHROPIC,)),
     "models used": Reader(lambda body: models_used(body, path="/api/chat", default="m"), JSON),
     "vectors": Reader(lambda body: embeddings.load_embeddings("node", body, 2), (VECTORS, DATA)),
     "one vector": Reader(lambda body: embeddings.check_one("node", body, 2), (VECTORS, DATA)),

@@ -195,6 +195,8 @@ async def test_the_anthropic_package() -> None:
             reply = await client.messages.create(model=CHAT, max_tokens=50, messages=MESSAGES)
             assert reply.content[0].type == "text"
             assert reply.content[0].text == "one two three"
+            counted = await client.messages.count_tokens(model=CHAT, messages=MESSAGES)
+            assert counted.input_tokens >= 1
             async with client.messages.stream(
                 model=CHAT, max_tokens=50, messages=MESSAGES
             ) as stream:

@@ -78,7 +78,7 @@ def test_an_operation_names_the_errors_of_all(method: str, path: str) -> None:
     if "X-Sollol-Node" in responses.get("200", {"headers": {}})["headers"]:
         assert {"400", "404", "502", "503", "504", "4XX", "5XX"} <= responses.keys()
     form = "OpenAIError" if path.startswith("/v1/") else "Error"
-    form = "AnthropicError" if path == "/v1/messages" else form
+    form = "AnthropicError" if path.startswith("/v1/messages") else form
     for status, response in responses.items():
         if status in ("429", "503"):
             assert "Retry-After" in response["headers"]

@@ -19,6 +19,7 @@ from aiosollol.gateway.bodies import (
 )
 from aiosollol.gateway.endpoints.ollama import ASK_SECONDS, OllamaEndpoints
 from aiosollol.gateway.middleware.guard import may_use
+from aiosollol.wire.anthropic import messages
 from aiosollol.wire.compatible_apis import READERS
 from aiosollol.wire.ollama import server_requests, server_responses
 from aiosollol.wire.ollama.client import dump_whole, load
@@ -41,6 +42,7 @@ class CompatibleEndpoints:
             web.get("/v1/models", self.models),
             web.get(r"/v1/models/{name:[\s\S]+}", self.model),
             *(web.post(path, self.talk) for path in READERS),
+            web.post(messages.COUNT_PATH, self.count_tokens),
         ]
 
     async def models(self, request: web.Request) -> web.StreamResponse:
@@ -56,6 +58,12 @@ class CompatibleEndpoints:
         relayed = await self._access.ask_any(name, "POST", "/api/show", body, timeout=ASK_SECONDS)
         headers = routed(request, relayed.node, self._access.reason(name, relayed.setbacks))
         return whole(chat.model(name, load(relayed.node, relayed.body)), headers)
+
+    async def count_tokens(self, request: web.Request) -> web.StreamResponse:
+        """An estimate: Ollama has no endpoint that counts tokens without computing."""
+        model, estimate = await parse(request, messages.count_tokens)
+        request[STATE].model = model
+        return whole(messages.token_count(estimate))
 
     async def talk(self, request: web.Request) -> web.StreamResponse:
         question = await parse(request, READERS[request.path])

@@ -36,6 +36,7 @@ from aiosollol.wire.translation import (
 )
 
 PATH = "/v1/messages"
+COUNT_PATH = f"{PATH}/count_tokens"
 
 
 def refuse(refusal: Refusal, unique: str) -> HttpResponse:
@@ -95,22 +96,12 @@ def read_messages(body: bytes) -> MessageQuestion:
     """Read a request to ``/v1/messages``. Raises Refusal."""
     fields = Fields.read(body, "MessagesRequest")
     model, limit = fields.text("model"), fields.integer("max_tokens") or 0
-    entries = fields.each("messages")
     if not model:
         raise early("model is required")
     if limit <= 0:
         raise early("max_tokens is required and must be positive")
-    if not entries:
-        raise early("messages is required")
-    system = _system(fields)
-    messages = [{"role": "system", "content": system}] if system else []
-    length = len(system.encode())
-    for entry in entries:
-        converted, size = _messages(entry)
-        messages += converted
-        length += size
+    messages, estimate = _prompt(fields)
     tools = fields.each("tools")
-    length += sum(map(_tool_length, tools))
     offered = [] if _forbids_tools(fields) else [tool for tool in map(_tool, tools) if tool]
     options = {
         "num_predict": limit,
@@ -128,7 +119,39 @@ def read_messages(body: bytes) -> MessageQuestion:
         **({"tools": offered} if offered else {}),
         **({} if think is None else {"think": think}),
     }
-    return MessageQuestion(payload, max(1, length // 4))
+    return MessageQuestion(payload, estimate)
+
+
+def count_tokens(body: bytes) -> tuple[str, int]:
+    """The model of a request to ``/v1/messages/count_tokens``, and the estimated number of its
+    tokens. Raises Refusal.
+    """
+    fields = Fields.read(body, "CountTokensRequest")
+    model = fields.text("model")
+    if not model:
+        raise early("model is required")
+    return model, _prompt(fields)[1]
+
+
+def token_count(estimate: int) -> HttpResponse:
+    """The answer to ``/v1/messages/count_tokens``."""
+    value = {"input_tokens": estimate, "estimated": True}
+    return HttpResponse(200, server_responses.OPENAI_JSON, orjson.dumps(value))
+
+
+def _prompt(fields: Fields) -> tuple[list[dict[str, Any]], int]:
+    """The messages for /api/chat, and an estimate of their tokens: four bytes each."""
+    entries = fields.each("messages")
+    if not entries:
+        raise early("messages is required")
+    system = _system(fields)
+    messages = [{"role": "system", "content": system}] if system else []
+    length = len(system.encode()) + sum(map(_tool_length, fields.each("tools")))
+    for entry in entries:
+        converted, size = _messages(entry)
+        messages += converted
+        length += size
+    return messages, max(1, length // 4)
 
 
 def _system(fields: Fields) -> str:

@@ -276,3 +276,20 @@ def test_kinds_of_errors(status: int, kind: str) -> None:
 )
 def test_about_how_many_tokens(more: dict[str, Any], estimate: int) -> None:
     assert read(**more).estimate == estimate
+    body = {"model": "m", "messages": [USER], **more}  # without max_tokens
+    assert anthropic.count_tokens(orjson.dumps(body)) == ("m", estimate)
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ({"messages": [USER]}, "model is required"),
+        ({"model": "m"}, "messages is required"),
+        ({"model": "m", "messages": []}, "messages is required"),
+        ({"model": "m", "messages": [USER], "tools": 5}, "cannot unmarshal"),
+    ],
+)
+def test_what_cannot_be_counted(body: dict[str, Any], problem: str) -> None:
+    with pytest.raises(Refusal, match=problem) as caught:
+        anthropic.count_tokens(orjson.dumps(body))
+    assert caught.value.status == 400
