@@ -7,6 +7,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from aiosollol.cli.access import reaches_nodes
 from aiosollol.cli.base import Json, Model, Nodes, Policy, SameMachine, app, examples
 from aiosollol.config.settings import DEFAULTS
 
@@ -29,6 +30,7 @@ def demo(as_json: Json = False) -> None:
         "cat book.txt | aiosollol embed --node 10.0.0.2 --node 10.0.0.3 > book.jsonl",
     )
 )
+@reaches_nodes
 def embed(
     files: Annotated[
         list[str] | None,
@@ -118,6 +120,7 @@ def embed(
         "--resume",
     )
 )
+@reaches_nodes
 def generate(
     model: Model,
     prompts: Annotated[
@@ -169,6 +172,7 @@ def generate(
         "aiosollol plan --model all-minilm --node 10.0.0.2 --node 10.0.0.3 --sizes 1000,100000",
     ),
 )
+@reaches_nodes
 def plan(
     model: Annotated[str, typer.Option(help="The embedding model.")] = "nomic-embed-text",
     node: Nodes = None,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiosollol import NodeRegistry, OllamaPool
+from aiosollol.cli.access import named_nodes
 from aiosollol.cli.base import Screen, seconds_text
 from aiosollol.cluster.node import Node
 from aiosollol.config.files import find_nodes_file
@@ -161,7 +162,7 @@ async def registry_of(
 
 
 def _begin(nodes: Sequence[str]) -> Beginning:
-    return begin(list(nodes) or None, resolve({}), HttpTransport)
+    return begin(named_nodes(nodes), resolve({}), HttpTransport)
 
 
 def _names(registry: NodeRegistry) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from aiosollol.cli.access import reaches_nodes
 from aiosollol.cli.base import Json, Model, Nodes, app, examples
 
 
@@ -14,6 +15,7 @@ from aiosollol.cli.base import Json, Model, Nodes, app, examples
         "aiosollol nodes --node 10.0.0.2 --node http://10.0.0.3:11434", "aiosollol nodes --json"
     )
 )
+@reaches_nodes
 def nodes(node: Nodes = None, as_json: Json = False) -> None:
     """Show which nodes answer and which models they have.
 
@@ -28,6 +30,7 @@ def nodes(node: Nodes = None, as_json: Json = False) -> None:
     short_help="Show health, load and request counts of the nodes.",
     epilog=examples("aiosollol stats --node 10.0.0.2 --node 10.0.0.3 --model all-minilm"),
 )
+@reaches_nodes
 def stats(
     node: Nodes = None,
     model: Annotated[
@@ -51,6 +54,7 @@ def stats(
         "aiosollol route --model llama3.2 --kind chat --strategy score",
     )
 )
+@reaches_nodes
 def route(
     model: Model,
     node: Nodes = None,
@@ -101,6 +105,7 @@ def route(
 
 
 @app.command(epilog=examples("aiosollol verify --model all-minilm --node 10.0.0.2 --node 10.0.0.3"))
+@reaches_nodes
 def verify(model: Model, node: Nodes = None, as_json: Json = False) -> None:
     """Check that all nodes give the same vectors for the same texts.
 
@@ -113,6 +118,7 @@ def verify(model: Model, node: Nodes = None, as_json: Json = False) -> None:
 
 
 @app.command(epilog=examples("aiosollol warm --model llama3.2 --node 10.0.0.2 --node 10.0.0.3"))
+@reaches_nodes
 def warm(model: Model, node: Nodes = None, as_json: Json = False) -> None:
     """Load a model into memory on every node that has it.
 
