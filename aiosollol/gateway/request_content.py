@@ -66,7 +66,9 @@ def _decoder(coding: str, path: str) -> ContentDecoder | ZstdDecoder | None:
         try:
             return ZstdDecoder()
         except MissingExtra as error:
-            raise Refusal(415, str(error)) from error
+            # Not its text, which names folders of this machine.
+            message = f"the Content-Encoding zstd needs the extra {error.extra!r} on the gateway"
+            raise Refusal(415, f"{message}; send gzip") from error
     parts = {part.strip() for part in coding.split(",")}
     if not parts.isdisjoint(_UNSUPPORTED) or ("," in coding and not parts.isdisjoint(CODINGS)):
         raise Refusal(415, f"the Content-Encoding {coding[:40]!r} is not accepted here; send gzip")

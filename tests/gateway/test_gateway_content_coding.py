@@ -121,4 +121,4 @@ async def test_a_gateway_without_zstd_says_what_to_install(monkeypatch: pytest.M
     status, _, message = await answers(
         path, zstd(json.dumps(BODIES[path]).encode()), "zstd", guarded=False
     )
-    assert (status, "aiosollol[gateway]" in message) == (415, True)
+    assert (status, "the extra 'gateway' on the gateway" in message) == (415, True)
