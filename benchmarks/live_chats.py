@@ -18,7 +18,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
@@ -54,14 +54,18 @@ class Row(NamedTuple):
         return is_low and (self.least is None or self.value >= self.least)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Chats on nodes with slots, in virtual time.")
+def main(
+    arguments: Sequence[str] | None = None,
+    table: Iterable[tuple[str, Scenario]] | None = None,
+) -> int:
+    """Run the scenarios of `table`, by default those of this module, and show their rows."""
+    parser = argparse.ArgumentParser(description="Live requests, in virtual time.")
     parser.add_argument("--only", default="", help="scenarios whose name contains this")
     parser.add_argument("--json", type=pathlib.Path, help="write every figure to this file")
     options = parser.parse_args(arguments)
     sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests" / "support"))
     rows: list[Row] = []
-    for name, scenario in scenarios():
+    for name, scenario in scenarios() if table is None else table:
         if options.only in name:
             began = time.monotonic()
             found = trio.run(scenario, clock=trio.testing.MockClock(autojump_threshold=0))

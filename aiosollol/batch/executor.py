@@ -19,8 +19,10 @@ from aiosollol.core.redaction import summary
 from aiosollol.core.report import NodeShare
 from aiosollol.core.request import EmbedSettings, loading_of, reload_key
 from aiosollol.core.routing.retry import classify
+from aiosollol.core.routing.wait_queue import LOW
 from aiosollol.core.scheduling.batch_nodes import Chunk
 from aiosollol.core.scheduling.dispatcher import Cancel, Instruction, ScheduleOptions, Send
+from aiosollol.core.scheduling.live_traffic import LIVE_LATENCY_TARGET
 from aiosollol.core.scheduling.planner import (
     BatchShape,
     Plan,
@@ -68,6 +70,8 @@ class BatchJob(NamedTuple):
     digest: required digest of the model; None for any.
     patience: seconds to wait while no node answers, if one has answered before.
     times: see `core.scheduling.token_counts.TokenCounts`.
+    priority: of its chunks beside live requests, see `core.routing.wait_queue`.
+    live_latency_target: seconds of a chunk while there are live requests.
     """
 
     settings: EmbedSettings
@@ -79,6 +83,8 @@ class BatchJob(NamedTuple):
     digest: str | None = None
     patience: float = OUTAGE_PATIENCE
     times: Mapping[int, int] | None = None
+    priority: int = LOW
+    live_latency_target: float = LIVE_LATENCY_TARGET
 
 
 class Executor:
@@ -109,7 +115,10 @@ class Executor:
         self._on_progress = on_progress
         self.state = BatchState(
             job.tokens,
-            ScheduleOptions(return_patience=min(RETURN_PATIENCE, job.patience)),
+            ScheduleOptions(
+                live_chunk_seconds=job.live_latency_target,
+                return_patience=min(RETURN_PATIENCE, job.patience),
+            ),
             trials=job.plan.trials,
             expected_seconds=_expected_seconds(job.plan),
             rng=rng or random.Random(),
@@ -203,6 +212,7 @@ class Executor:
                     window=node.window,
                     ahead=node.ahead(now),
                     standby=not self._takes_part(node),
+                    expects_live=node.expects_live(now),
                 )
         return instructions
 
@@ -289,9 +299,14 @@ class Executor:
                 instructions = await self._deliver(chunk)
             except NodeError as error:
                 now = self._cluster.clock()
+                self._look_for_live(chunk.node, now)
                 instructions = self.state.failed(chunk, now, classify(error), error)
             self._follow(group, instructions)
         del self._scopes[chunk.id]
+
+    def _look_for_live(self, name: str, now: float) -> None:
+        if name in self._cluster:
+            self.state.live(name, is_expected=self._cluster[name].expects_live(now))
 
     async def _deliver(self, chunk: Chunk) -> list[Instruction]:
         """Send a chunk and store its vectors. Raises NodeError."""
@@ -309,17 +324,17 @@ class Executor:
             options=self._reload_key,
             loading=self._loading,
         )
-        async with node.slots:
-            if node.is_draining:  # the drain began after the chunk was assigned
-                raise NodeUnreachable(chunk.node, "is being drained")
-            # Read only now: the first answer of the batch may have arrived during the wait.
-            dim = self._buffer.dim or promised_dim(node, self._model, job.settings.dimensions)
-            await node.enter()
-            self.state.began(chunk, self._cluster.clock())
-            request, trace = call.request(), self._node_client.trace()
-            answer = await self._node_client.embed(
-                call, node, request, trace, job.timeout, dim=dim, is_live=False
-            )
+        await node.enter_chunk(self._cluster.clock(), job.priority)
+        if node.is_draining:  # the drain began after the chunk was assigned
+            node.leave_chunk()
+            raise NodeUnreachable(chunk.node, "is being drained")
+        # Read only now: the first answer of the batch may have arrived during the wait.
+        dim = self._buffer.dim or promised_dim(node, self._model, job.settings.dimensions)
+        self.state.began(chunk, self._cluster.clock())
+        request, trace = call.request(), self._node_client.trace()
+        answer = await self._node_client.embed(
+            call, node, request, trace, job.timeout, dim=dim, is_live=False
+        )
         if self._buffer.dim not in (0, answer.dim):
             raise ProtocolError(
                 node.name, f"answered {answer.dim} dimensions, expected {self._buffer.dim}"
@@ -332,6 +347,7 @@ class Executor:
             self._cluster.learn_ratio(self._model, characters, len(texts), answer.tokens)
         now = self._cluster.clock()
         cost = node.cost(self._model)
+        self._look_for_live(node.name, now)
         found, refused = len(self.state.findings), len(self.state.failures.wrong_refusals)
         instructions = self.state.done(chunk, now, cost)
         for name in self.state.failures.wrong_refusals[refused:]:

@@ -20,6 +20,8 @@ from aiosollol.core.embeddings import Embeddings
 from aiosollol.core.offload.engine_choice import LOCAL, EngineJob
 from aiosollol.core.report import BatchReport, EngineNote
 from aiosollol.core.request import EmbedSettings, Unique, unique_texts
+from aiosollol.core.routing.wait_queue import LOW
+from aiosollol.core.scheduling.live_traffic import LIVE_LATENCY_TARGET
 from aiosollol.core.scheduling.planner import (
     BatchShape,
     Plan,
@@ -71,6 +73,7 @@ class BatchRunner:
     engine_batches: the engines for batches that are not computed in this process.
     timeout: seconds for one request.
     outage_patience: seconds to wait while no node answers.
+    live_latency_target: seconds of a chunk while there are live requests.
     plans: number of batches by mode of their plan.
     """
 
@@ -82,8 +85,10 @@ class BatchRunner:
         engine_batches: EngineBatches,
         timeout: float,
         outage_patience: float = OUTAGE_PATIENCE,
+        live_latency_target: float = LIVE_LATENCY_TARGET,
     ) -> None:
         self._outage_patience = outage_patience
+        self._live_latency_target = live_latency_target
         self._cluster = cluster
         self._node_client = node_client
         self._eligibility = eligibility
@@ -122,6 +127,7 @@ class BatchRunner:
         timeout: float | None = None,
         engine: str = "auto",
         on_vectors: OnVectors | None = None,
+        priority: int = LOW,
     ) -> Embeddings:
         """Vectors for `texts`, except for those that are `invalid`; failures are in ``.errors``.
 
@@ -129,7 +135,7 @@ class BatchRunner:
         on_progress: called with (settled, total).
         timeout: seconds for the whole batch; texts not done by then fail.
         engine: where to compute, see `core.offload.engine_choice.choose`.
-        on_vectors: see `OllamaPool.embed_batch`.
+        on_vectors, priority: see `OllamaPool.embed_batch`.
 
         Raises PoolClosed, ModelNotFound, NoNodeAvailable or EngineError.
         """
@@ -139,7 +145,7 @@ class BatchRunner:
         errors: dict[int, SollolError] = dict(invalid)
         report = BatchReport(len(texts), len(unique.texts), 0.0)
         if unique.texts:
-            job = await self._job(settings, unique, options)
+            job = await self._job(settings, unique, options, priority)
             tell = _counting_rows(unique, len(invalid), len(texts), on_progress)
             done = await self._compute(_Batch(job, buffer, tell, began, timeout), engine)
             for entry, error in done.errors.items():
@@ -240,7 +246,9 @@ class BatchRunner:
                 cut += sum(times.get(answer.items[place], 1) for place in places)
         return cut
 
-    async def _job(self, settings: EmbedSettings, unique: Unique, options: PlanOptions) -> BatchJob:
+    async def _job(
+        self, settings: EmbedSettings, unique: Unique, options: PlanOptions, priority: int
+    ) -> BatchJob:
         ratio = self._cluster.ratio(settings.model)
         tokens = ratio.tokens_each(unique.texts)
         shape = BatchShape(len(tokens), sum(tokens))
@@ -258,6 +266,8 @@ class BatchRunner:
             digest,
             patience=self._outage_patience,
             times=times,
+            priority=priority,
+            live_latency_target=self._live_latency_target,
         )
 
     async def _run(

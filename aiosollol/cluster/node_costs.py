@@ -15,6 +15,7 @@ from aiosollol.core.routing.load_times import HUNG_LOADS, LoadTimes
 from aiosollol.core.routing.output_lengths import LengthsByLimit
 from aiosollol.core.routing.strategies import RouteRequest
 from aiosollol.core.scheduling.cost import Cost
+from aiosollol.core.scheduling.live_traffic import LiveTraffic
 from aiosollol.core.timings import ServerTimings
 
 _MOST_SPELLINGS = 1000  # of model names, which are kept to find a workload fast
@@ -26,10 +27,12 @@ class SharedBeliefs:
 
     load_times: seconds of model loads.
     output_lengths: lengths of answers, by model and kind of request.
+    traffic: live requests, by the same.
     """
 
     load_times: LoadTimes = field(default_factory=LoadTimes)
     output_lengths: dict[tuple[str, str], LengthsByLimit] = field(default_factory=dict)
+    traffic: dict[tuple[str, str], LiveTraffic] = field(default_factory=dict)
 
 
 class NodeCosts(NodeSlots):
@@ -89,7 +92,8 @@ class NodeCosts(NodeSlots):
             has_one_slot = kind in CHATS and model is not None and model.family in ONE_SLOT_FAMILIES
             limit = start(self.state.spec.max_concurrency, has_one_slot=has_one_slot)
             lengths = self._shared.output_lengths.setdefault((name, kind), LengthsByLimit())
-            work = Workload(self.name, name, kind, limit, lengths)
+            traffic = self._shared.traffic.setdefault((name, kind), LiveTraffic())
+            work = Workload(self.name, name, kind, limit, lengths, traffic)
             self._workloads.append(work)
             self.has_chats = self.has_chats or work.chats is not None
         if len(self._by_request) < _MOST_SPELLINGS:
@@ -99,6 +103,13 @@ class NodeCosts(NodeSlots):
     def has_slot(self, request: RouteRequest) -> bool:
         """Whether a slot is free for `request`."""
         return self.has_room(self.workload(request))
+
+    def expects_live(self, now: float) -> bool:
+        """Whether it has live requests, or may get one: some were for its models a moment ago."""
+        return any(
+            work.in_flight or work.queued or work.traffic.is_expected(now)
+            for work in self._workloads
+        )
 
     def cost(self, model: str) -> Cost:
         """The known or assumed cost of embedding with `model` on this node."""

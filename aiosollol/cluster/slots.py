@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import deque
+import sys
 from collections.abc import Callable
 from typing import Protocol
 
@@ -11,11 +11,12 @@ import anyio
 
 from aiosollol.cluster.workload import Workload
 from aiosollol.core.routing.concurrency_limit import START
-from aiosollol.core.routing.wait_queue import Ticket, WaitingRoom
+from aiosollol.core.routing.wait_queue import HIGHEST, Ticket, WaitingRoom
 
 BATCH_WINDOW = 2
 """Chunks in flight on a node at once: one is computed while the next is on the wire."""
 
+_CHUNKS, _CHECKS = "chunks", "checks"  # the lines of what waits for a slot, beside live requests
 _LOOKING = 16
 """The first requests in the line of a node, which may look for another one when they wait longer
 than they should. Those behind them would find nothing better before these have moved; if all look,
@@ -59,10 +60,9 @@ class NodeSlots:
 
     in_flight: requests of this process under way. queued: live requests that wait in `room`.
     cap: how many of any kind there may be here, as the user, `allow` and `lend` say; how many live
-    ones of each kind there should be was learned, see `Workload.allowed`. slots: places for chunks
-    of batches. far_using, far_wants: requests that workers of this program have under way, or would
-    have. lent: places that these may use without asking again. ends_at: no request in its line
-    gives up before.
+    ones of each kind there should be was learned, see `Workload.allowed`. far_using, far_wants:
+    requests that workers of this program have under way, or would have. lent: places that these may
+    use without asking again. ends_at: no request in its line gives up before.
     """
 
     __slots__ = (
@@ -83,7 +83,6 @@ class NodeSlots:
         "name",
         "queued",
         "share",
-        "slots",
     )
 
     def __init__(self, name: str, max_concurrency: int | None, room: Room | None) -> None:
@@ -95,23 +94,23 @@ class NodeSlots:
         self._room = Room(0) if room is None else room
         self._left: anyio.Event | None = None
         self._on_pressure: Callable[[NodeSlots], object] | None = None
-        self._waiting_chunks: deque[anyio.Event] = deque()
+        self._waiting_chunks: WaitingRoom[anyio.Event] = WaitingRoom(sys.maxsize)
         self._own_cap = math.inf if max_concurrency is None else max_concurrency
         self._workloads: list[Workload] = []
         self._kept = math.inf
         self.share = self._own_cap
         self.lend(None)
-        self.slots = anyio.Semaphore(self.window, fast_acquire=True)
 
     @property
     def window(self) -> int:
-        """Maximum number of chunks of a batch in flight."""
+        """Maximum number of chunks of batches in flight."""
         return int(min(BATCH_WINDOW, self._own_cap))
 
     @property
     def wanted(self) -> int:
         """Requests in flight and waiting: the number it could have in flight now."""
-        return self.in_flight + self.queued + len(self._waiting_chunks)
+        chunks = min(self._waiting_chunks.count(_CHUNKS), max(0, self.window - self._chunks))
+        return self.in_flight + self.queued + self._waiting_chunks.count(_CHECKS) + chunks
 
     def allow(
         self, places: int | None, on_pressure: Callable[[NodeSlots], object] | None = None
@@ -154,7 +153,6 @@ class NodeSlots:
 
     def _set_cap(self) -> None:
         self.cap = min(self.share, self._kept)
-        self._call_chunks()
         self.call_waiting()
 
     def _press(self) -> None:
@@ -172,13 +170,8 @@ class NodeSlots:
     # Taking and freeing slots.
 
     def has_room(self, work: Workload) -> bool:
-        """Whether there is a free slot for a live request."""
-        if self.in_flight >= self.cap:
-            return False
-        if self._chunks and work.kind == "embed":
-            # A batch always has chunks in flight: they must not keep out all live requests.
-            return work.in_flight < max(1, work.allowed - self._chunks)
-        return work.in_flight < work.allowed
+        """Whether there is a free slot for a live request. Chunks do not count, but for `cap`."""
+        return work.in_flight < work.allowed and self.in_flight < self.cap
 
     def try_enter(self, work: Workload) -> bool:
         """Take a slot for a live request if one is free. Pair with `leave`."""
@@ -189,24 +182,33 @@ class NodeSlots:
         return True
 
     async def enter(self) -> None:
-        """Take a slot for a chunk of a batch, as soon as `cap` allows it.
+        """Take a slot for a check of the node, as soon as `cap` allows it.
 
-        Pair with `leave_chunk`.
+        It goes before all that wait. Pair with `leave_chunk`.
         """
-        if self.in_flight < self.cap:
-            self.in_flight += 1
-            self._chunks += 1
-            return
+        await self._enter(_CHECKS, -math.inf, HIGHEST)
+
+    async def enter_chunk(self, came: float, priority: int) -> None:
+        """Take a slot for a chunk of a batch, as soon as `cap` and `window` allow it.
+
+        It waits while chunks or live requests wait here that go first, by priority and time of
+        arrival. Pair with `leave_chunk`.
+        """
+        await self._enter(_CHUNKS, came, priority)
+
+    async def _enter(self, line: str, came: float, priority: int) -> None:
         has_place = anyio.Event()
-        self._waiting_chunks.append(has_place)
+        ticket = self._waiting_chunks.add(has_place, line, came, priority)
+        assert ticket is not None
+        self.call_waiting()
+        if has_place.is_set():
+            return
         self._press()
         try:
             await has_place.wait()
         except BaseException:
-            if has_place.is_set():  # cancelled after the slot was assigned: free it again
+            if not self._waiting_chunks.remove(ticket):  # it was assigned a slot: free it again
                 self.leave_chunk()
-            else:
-                self._waiting_chunks.remove(has_place)
             raise
 
     def leave(self, work: Workload) -> None:
@@ -221,9 +223,7 @@ class NodeSlots:
 
     def _free(self) -> None:
         self.in_flight -= 1
-        if self._waiting_chunks:
-            self._call_chunks()
-        if self.queued:
+        if self.queued or len(self._waiting_chunks):
             self.call_waiting()
         if self._left is not None:
             self._left.set()
@@ -261,14 +261,33 @@ class NodeSlots:
         seconds = work.queued_seconds + one * waiter.seconds
         work.queued_seconds = max(0.0, seconds) if work.queued else 0.0
 
+    @property
+    def has_chunks(self) -> bool:
+        """Whether any chunk of a batch is in flight."""
+        return self._chunks > 0
+
     def _call_chunks(self) -> None:
-        while self._waiting_chunks and self.in_flight < self.cap:
+        """Assign free slots to checks, and to the chunks that go before all live requests."""
+        waiting = self._waiting_chunks
+        while self.in_flight < self.cap and len(waiting):
+            foremost = waiting.front(_CHECKS, 1)
+            if not foremost and self._chunks < self.window:
+                foremost = waiting.front(_CHUNKS, 1)
+            if not foremost or (self.queued and self._has_live_before(foremost[0])):
+                return
+            first = foremost[0]
+            waiting.remove(first)
             self.in_flight += 1
             self._chunks += 1
-            self._waiting_chunks.popleft().set()
+            first.item.set()
+
+    def _has_live_before(self, chunk: Ticket[anyio.Event]) -> bool:
+        lines = [work.line for work in self._workloads if work.queued]
+        return any(ticket < chunk for line in lines for ticket in self._room.front(line, 1))
 
     def call_waiting(self) -> None:
-        """Assign free slots to waiting requests."""
+        """Assign free slots to waiting requests and chunks."""
+        self._call_chunks()
         while self.queued and (work := self._next_line()) is not None:
             waiter = self._room.take(work.line)
             if waiter is None:
@@ -278,6 +297,7 @@ class NodeSlots:
             work.in_flight += 1
             waiter.has_place = True
             waiter.arrived.set()
+            self._call_chunks()
 
     def _next_line(self) -> Workload | None:
         """Of the lines for which a slot is free, the one with the foremost request."""

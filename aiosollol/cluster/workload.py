@@ -9,6 +9,7 @@ from aiosollol.core.routing.output_lengths import LengthsByLimit
 from aiosollol.core.routing.running_chats import RunningChats
 from aiosollol.core.routing.strategies import RouteRequest
 from aiosollol.core.scheduling.cost import Cost
+from aiosollol.core.scheduling.live_traffic import LiveTraffic
 
 CHATS = frozenset(("chat", "generate"))
 
@@ -27,6 +28,7 @@ class Workload:
     cost: the same, before smoothing.
     chats: the chats in flight; None for other kinds.
     chat_cost, lengths: of chats, as the server reports them.
+    traffic: such requests on all nodes.
     """
 
     __slots__ = (
@@ -45,10 +47,17 @@ class Workload:
         "queued",
         "queued_seconds",
         "steady",
+        "traffic",
     )
 
     def __init__(
-        self, node: str, model: str, kind: str, concurrency: Concurrency, lengths: LengthsByLimit
+        self,
+        node: str,
+        model: str,
+        kind: str,
+        concurrency: Concurrency,
+        lengths: LengthsByLimit,
+        traffic: LiveTraffic,
     ) -> None:
         self.model = model
         self.kind = kind
@@ -65,6 +74,7 @@ class Workload:
         self._predicted_for: tuple[float, ...] | None = None
         self._predicted: ChatSeconds | None = None
         self.lengths = lengths
+        self.traffic = traffic
 
     def chat_seconds(self, request: RouteRequest, *, is_home: bool) -> ChatSeconds | None:
         """Predicted seconds of a chat that has a slot; None if none was answered here."""

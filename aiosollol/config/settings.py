@@ -25,6 +25,7 @@ from aiosollol.config.setting_types import (
     one_of,
     shortened,
 )
+from aiosollol.core.scheduling.live_traffic import LIVE_LATENCY_TARGET
 from aiosollol.core.scheduling.planner import Policy, SameMachine
 from aiosollol.errors import ConfigError
 
@@ -51,6 +52,7 @@ class PoolSettings(TypedDict, total=False):
     outage_patience: float | None
     max_waiting: int | None
     wait_timeout: float | None
+    live_latency_target: float | None
     close_timeout: float | None
     metrics_interval: float | None
     check_interval: float | None
@@ -165,6 +167,9 @@ class Settings:
     )
     max_waiting: int = _setting(COUNT, 100_000, "the most requests that wait for a node at once")
     wait_timeout: float = _setting(PATIENCE, 30.0, "how long a request waits for a node")
+    live_latency_target: float = _setting(
+        SECONDS, LIVE_LATENCY_TARGET, "for a chunk of a batch while there are live requests"
+    )
     close_timeout: float = _setting(
         PATIENCE, 5.0, "how long calls in progress may take when the pool is closed"
     )

@@ -53,6 +53,7 @@ class BatchArguments(StreamArguments, total=False):
     force_mode: ForceMode | None
     timeout: float | None
     engine: EngineName
+    priority: int
 
 
 class SizeArguments(TypedDict, total=False):

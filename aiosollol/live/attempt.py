@@ -45,6 +45,7 @@ class Attempt:
         "_first_part",
         "_has_begun",
         "_in_flight",
+        "_is_beside_chunks",
         "_is_live",
         "_is_look",
         "_is_probe",
@@ -81,6 +82,9 @@ class Attempt:
         self.is_cold = is_cold
         load = node.load_seconds(request.model) if is_cold else 0.0
         self._in_flight = self._work.in_flight
+        self._is_beside_chunks = node.has_chunks
+        if is_live:
+            self._work.traffic.last_at = now
         self._is_look = node.standing.is_due(now)
         self._active = 0
         self._first_part = 0.0
@@ -296,6 +300,8 @@ class Attempt:
         self.node.learn_begin(work, begin)
 
     def _adapt(self, seconds: float, work: float, *, is_overload: bool = False) -> None:
+        if self._is_beside_chunks and not is_overload:
+            return  # it waited for them, however few live requests there were
         # Add the fixed cost of a request, or short texts would look like congestion.
         sample = LatencySample(seconds, work + _OVERHEAD_TOKENS, self._in_flight, is_overload)
         self.node.learn_limit(self._work, sample)

@@ -137,6 +137,7 @@ def assemble(
         engine_batches,
         settings.embed_timeout,
         settings.outage_patience,
+        settings.live_latency_target,
     )
     embedder = Embedder(registry, live, batches, planning, settings.embed_timeout, state.check)
     generation = Generation(live, eligibility, registry.clock, settings.chat_timeout, state.check)

@@ -24,7 +24,7 @@ from aiosollol.core.request import (
     plain_settings,
     reload_key,
 )
-from aiosollol.core.routing.wait_queue import USUAL, check_priority
+from aiosollol.core.routing.wait_queue import LOW, USUAL, check_priority
 from aiosollol.core.scheduling.planner import ForceMode, PlanOptions
 from aiosollol.core.scheduling.vector_buffer import OnVectors
 from aiosollol.core.truncation import OnTruncate, check_on_truncate
@@ -218,6 +218,7 @@ class Embedder:
         timeout: float | None = None,
         engine: EngineName = "auto",
         on_truncate: OnTruncate = "warn",
+        priority: int = LOW,
         **settings: Unpack[EmbedArguments],
     ) -> Embeddings:
         """The vectors of many texts, in input order, computed by all nodes that have the model."""
@@ -226,6 +227,7 @@ class Embedder:
         planning = replace(self._planning, force_mode=force_mode)
         check_settings(checked, on_error)
         check_engine(engine)
+        check_priority(priority)
         items, invalid = collect_texts(texts)
         if invalid and on_error == "raise":
             raise next(iter(invalid.values()))
@@ -234,7 +236,15 @@ class Embedder:
         seconds = None if timeout is None else check_timeout(timeout)
         with self._calls.counting():
             embeddings = await self._batches.embed(
-                checked, items, invalid, planning, on_progress, seconds, engine, on_vectors
+                checked,
+                items,
+                invalid,
+                planning,
+                on_progress,
+                seconds,
+                engine,
+                on_vectors,
+                priority,
             )
             self._warn(checked, embeddings, on_truncate)
             if embeddings.errors and on_error == "raise":

@@ -120,6 +120,8 @@ class OllamaPool(PoolBase):
         timeout: seconds in all; items not done by then fail. None: only `embed_timeout` for each.
         engine: where to compute: "local" in this process, "dask" or "ray" on their workers; "auto"
         uses Dask, if enabled, for batches that are large enough.
+        priority: 1 to 10, 3 by default: no chunk is sent to a node where requests wait that go
+        first. Workers of an engine use the default.
 
         Raises InvalidInput (nothing was sent), ModelNotFound, NoNodeAvailable, BatchError, and
         EngineError if the chosen engine cannot be used.

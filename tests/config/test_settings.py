@@ -49,6 +49,7 @@ WRONG: dict[str, list[Any]] = {
     "outage_patience": NUMBERS,
     "max_waiting": [*NUMBERS, 3.0],
     "wait_timeout": NUMBERS,
+    "live_latency_target": [*NUMBERS, 0],
     "close_timeout": NUMBERS,
     "metrics_interval": [*NUMBERS, 0],
     "first_byte_timeout": [*NUMBERS, 0],

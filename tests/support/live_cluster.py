@@ -27,6 +27,7 @@ from aiosollol.core.events import PoolEvent
 from aiosollol.core.reply import ChatReply
 from aiosollol.core.request import EmbedSettings, loading_of, most_output, reload_key
 from aiosollol.core.routing.strategies import RoutingFunction, strategy_of
+from aiosollol.core.routing.wait_queue import LOW
 from aiosollol.core.scheduling.planner import PlanOptions
 from aiosollol.core.stats import pool_stats
 from aiosollol.errors import PoolClosed
@@ -242,10 +243,11 @@ class Cluster:
         timeout: float | None = None,
         engine: str = "auto",
         on_progress: OnProgress | None = None,
+        priority: int = LOW,
     ) -> Embeddings:
         settings = EmbedSettings(model=model)
         return await self.batches.embed(
-            settings, texts, {}, PlanOptions(), on_progress, timeout, engine
+            settings, texts, {}, PlanOptions(), on_progress, timeout, engine, priority=priority
         )
 
     def use_only(self, *names: str) -> None:
@@ -280,7 +282,7 @@ class Cluster:
             assert not node.outrun, node
             assert not node.breaker.is_probing, node
             assert node.ahead(self.state.clock()) == 0.0, node
-            assert node.slots.value == node.window, node
+            assert not node.has_chunks, node
             assert node.wanted == 0, node
             assert self[node.name].in_flight == 0, node
         assert len(self.state.room) == 0

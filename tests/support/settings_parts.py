@@ -36,6 +36,7 @@ OTHER: dict[str, tuple[Any, str, str]] = {
     "metrics_interval": (0.5, ".5", "0.5"),
     "first_byte_timeout": (3600.0, "3600", "3_600"),
     "stall_timeout": (120.0, "120", "120.0"),
+    "live_latency_target": (0.1, "0.1", "0.1"),
     "check_interval": (3600.0, "3600", "3_600"),
     "enable_dask": (True, "on", "true"),
     "dask_address": ("tcp://10.0.0.2:8786", " tcp://10.0.0.2:8786 ", '"tcp://10.0.0.2:8786"'),

@@ -89,6 +89,7 @@ async def state(pool: OllamaPool) -> None:
 
 async def settings(given: PoolSettings) -> None:
     OllamaPool(embed_timeout=30, max_retries=1, hedge_rate=0.0, wait_timeout=5.0, max_waiting=10)
+    OllamaPool(live_latency_target=0.1)
     OllamaPool(**given)
     OllamaPool(max_retrys=1)  # type: ignore[call-arg]
     OllamaPool(embed_timeout="long")  # type: ignore[arg-type]
@@ -182,7 +183,8 @@ async def discovery() -> None:
 
 async def wishes(pool: OllamaPool) -> None:
     assert_type(await pool.embed(MODEL, "a", timeout=5, priority=10), Vector)
-    assert_type(await pool.embed_batch(MODEL, ["a"], timeout=60), Embeddings)
+    assert_type(await pool.embed_batch(MODEL, ["a"], timeout=60, priority=7), Embeddings)
+    await pool.embed_batch(MODEL, ["a"], priority="high")  # type: ignore[arg-type]
     assert_type(await pool.chat("llama3.2", MESSAGES, timeout=5, sticky="x"), ChatReply)
     assert_type(await pool.generate("llama3.2", "a", priority=1, sticky="x"), GeneratedText)
     await pool.chat("llama3.2", MESSAGES, stream=True, timeout=5, priority=1, sticky="x")

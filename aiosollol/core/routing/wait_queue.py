@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from aiosollol.errors import InvalidInput, PoolSaturated
 
@@ -57,7 +57,7 @@ class Ticket(Generic[ItemT]):
         self._key = key
         self._came = came
 
-    def __lt__(self, other: Ticket[ItemT]) -> bool:
+    def __lt__(self, other: Ticket[Any]) -> bool:
         return (self._key, self._came) < (other._key, other._came)
 
 

@@ -97,6 +97,7 @@ class BatchNode:
     failing_since: when the first of them was, or it went down; infinity if neither.
     is_hung: whether its answers are far too late, see `core.scheduling.hangs`.
     convictions: how often another node answered items it had failed, since its last own answer.
+    expects_live: whether it may get live requests, which wait for its chunks.
     """
 
     name: str
@@ -112,6 +113,7 @@ class BatchNode:
     failing_since: float = float("inf")
     is_hung: bool = False
     convictions: int = 0
+    expects_live: bool = False
     flights: dict[int, Flight] = field(default_factory=dict)
     busy_since: float = 0.0
     last_done: float = float("-inf")

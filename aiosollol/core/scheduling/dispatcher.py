@@ -24,6 +24,7 @@ from aiosollol.core.scheduling.chunk_sizing import (
 )
 from aiosollol.core.scheduling.colocation import TRIAL_CHUNK_SECONDS, ColocationTrials
 from aiosollol.core.scheduling.evidence import Evidence
+from aiosollol.core.scheduling.live_traffic import LIVE_LATENCY_TARGET, live_chunk_seconds
 from aiosollol.core.scheduling.work_queue import ItemLedger, WorkQueue
 
 CHECK_TOKENS = 8.0
@@ -37,6 +38,7 @@ class ScheduleOptions:
     """How a batch is cut into chunks. Durations are seconds.
 
     chunk_seconds: target duration of a chunk.
+    live_chunk_seconds: the same on a node that may get live requests.
     max_items, max_tokens: maximum size of a chunk.
     first_pause: pause after a node's first failure that may pass; doubled after each further one.
     longest_pause: bound of the pauses while the failure may pass, or while no node works.
@@ -45,6 +47,7 @@ class ScheduleOptions:
     """
 
     chunk_seconds: float = 0.5
+    live_chunk_seconds: float = LIVE_LATENCY_TARGET
     max_items: int = 256
     max_tokens: float = 65_536.0
     first_pause: float = FIRST_PAUSE
@@ -269,7 +272,10 @@ class Dispatcher:
         """Maximum duration of a node's next chunk."""
         if self._trials.concerns(node.name) or self.is_to_be_tried(node, now):
             return TRIAL_CHUNK_SECONDS
-        return self._options.chunk_seconds
+        options = self._options
+        if node.expects_live:
+            return live_chunk_seconds(node.cost, options.live_chunk_seconds, options.chunk_seconds)
+        return options.chunk_seconds
 
     # Nodes that hang, and the tail.
 

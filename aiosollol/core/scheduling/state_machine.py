@@ -168,6 +168,7 @@ class BatchState:
         window: int = 2,
         ahead: float = 0.0,
         standby: bool = False,
+        expects_live: bool = False,
     ) -> list[Instruction]:
         """A node joins or comes back. `ahead`: seconds of other work queued before the batch.
 
@@ -177,10 +178,9 @@ class BatchState:
         if known is not None and not known.is_lost:
             return []
         tally = self.tallies.setdefault(name, Tally())
-        node = BatchNode(name, cost, window, now + ahead, standby, tally)
+        node = BatchNode(name, cost, window, now + ahead, standby, tally, expects_live=expects_live)
         if known is not None:
-            node.flights = known.flights
-            node.busy_since = known.busy_since
+            node.flights, node.busy_since = known.flights, known.busy_since
         self._fleet.put(node)
         self._dispatcher.rest(node)
         self._dispatcher.stir()
@@ -233,6 +233,10 @@ class BatchState:
             self._dispatcher.copy_from_hung()
         self._dispatcher.stir()
         return instructions + self._dispatcher.dispatch(now)
+
+    def live(self, name: str, *, is_expected: bool) -> None:
+        """A node may get live requests now, or not any more: its next chunks are cut for them."""
+        self._fleet[name].expects_live = is_expected
 
     def began(self, chunk: Chunk, now: float) -> None:
         """The request of a chunk was sent. Before that it may have waited for a slot."""
