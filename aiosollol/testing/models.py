@@ -122,17 +122,25 @@ _KEEP_ALIVE = 300.0  # seconds; Ollama's default
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """A model's load options, and when it is unloaded (ns since 1970)."""
+    """A model's load options, and when it is unloaded: ns since 1970, and by the loop's clock."""
 
     options: tuple[Any, ...]
     until: int
+    expires_at: float
 
 
 class Memory:
-    """The models in memory. One is loaded at a time; requests to loaded models do not wait."""
+    """The models in memory. One is loaded at a time; requests to loaded models do not wait.
 
-    def __init__(self) -> None:
-        self._loaded: dict[str, _Loaded] = {}
+    max_loaded: most models in memory; the least recently used is evicted for a new one, as with
+    OLLAMA_MAX_LOADED_MODELS.
+    loads: models loaded so far, in order.
+    """
+
+    def __init__(self, max_loaded: int | None = None) -> None:
+        self.max_loaded = max_loaded
+        self.loads: list[str] = []
+        self._loaded: dict[str, _Loaded] = {}  # the least recently used first
         self._loading = Slots(1)
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
@@ -161,8 +169,10 @@ class Memory:
             try:
                 if self._is_cold(name, wanted):  # an earlier request may have loaded it
                     self.unload(name)
+                    self._evict()
                     await anyio.sleep(seconds)
                     self._note(name, wanted, keep_alive)
+                    self.loads.append(name)
             finally:
                 self._loading.release()
         self._note(name, wanted, keep_alive)
@@ -172,10 +182,30 @@ class Memory:
         """Unload a model, if it is loaded."""
         self._loaded.pop(name, None)
 
+    def keep(self, name: str, keep_alive: float | None) -> None:
+        """Record the end of a request to a model: it stays for `keep_alive` from now on."""
+        loaded = self._loaded.get(name)
+        if loaded is not None:
+            self._note(name, loaded.options, keep_alive)
+
+    def expire(self) -> None:
+        """Unload the models that were not used for their `keep_alive`."""
+        now = anyio.current_time()
+        for name in [name for name, it in self._loaded.items() if it.expires_at <= now]:
+            del self._loaded[name]
+
     def _note(self, name: str, options: tuple[Any, ...], keep_alive: float | None) -> None:
         seconds = _KEEP_ALIVE if keep_alive is None else keep_alive
         until = time.time_ns() + int(min(seconds * 1e9, server_responses.FOR_EVER_NS))
-        self._loaded[name] = _Loaded(options, until)
+        self._loaded.pop(name, None)
+        # With 0 the request itself unloads the model.
+        expires_at = anyio.current_time() + seconds if seconds else math.inf
+        self._loaded[name] = _Loaded(options, until, expires_at)
+
+    def _evict(self) -> None:
+        """Make room for one more model."""
+        while self.max_loaded is not None and len(self._loaded) >= self.max_loaded:
+            del self._loaded[next(iter(self._loaded))]
 
     def _is_cold(self, name: str, options: tuple[Any, ...]) -> bool:
         loaded = self._loaded.get(name)

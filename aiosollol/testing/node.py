@@ -59,6 +59,7 @@ class FakeOptions(ProcessOptions, total=False):
     """The options of every fake node: see `FakeNode`."""
 
     max_queue: int
+    max_loaded: int | None
     poison: Iterable[str]
     crash_on: Iterable[str]
     count_texts: bool
@@ -78,6 +79,7 @@ class FakeNode:
     load_seconds: added to the first request to a model; lost if that request is cancelled.
     version: from 0.12.7 on ``encoding_format`` is supported.
     max_queue: requests that may wait for a model load before others are answered 503.
+    max_loaded: models in memory at once; the least recently used is evicted for another.
     poison: a request with a text that contains one of these is answered 400 as a whole.
     crash_on: a request with a text that contains one of these kills the process that runs the
     model: status 500, and the model must be loaded again.
@@ -107,6 +109,7 @@ class FakeNode:
         load_seconds: float = 0.0,
         version: str = "0.33.0",
         max_queue: int = 512,
+        max_loaded: int | None = None,
         poison: Iterable[str] = (),
         crash_on: Iterable[str] = (),
         count_texts: bool = False,
@@ -129,7 +132,7 @@ class FakeNode:
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InvalidInput(f"{name} must be a number of seconds, not {getattr(self, name)}")
         self._slots = Slots(_checked_slots(slots))
-        self.memory = Memory()
+        self.memory = Memory(max_loaded)
         self.models: dict[str, FakeModel] = {}
         for model in [models] if isinstance(models, str) else models:
             self.add_model(model)
@@ -244,6 +247,8 @@ class FakeNode:
             self._end(work.record, is_work, reply is not None and reply.is_finished)
 
     def _begin(self, is_work: bool) -> None:
+        if not self.in_flight:
+            self.memory.expire()
         if is_work:
             self.requests += 1
             self.in_flight += 1
@@ -293,9 +298,11 @@ class FakeNode:
         )
 
     def after(self, model: FakeModel, request: Asked) -> None:
-        """Unload the model after a request, if its `keep_alive` is 0."""
+        """Keep the model after a request for its `keep_alive`, or unload it if that is 0."""
         if request.keep_alive == 0:
             self.memory.unload(model.name)
+        else:
+            self.memory.keep(model.name, request.keep_alive)
 
 
 Asked = EmbedAsked | ChatAsked | GenerateAsked

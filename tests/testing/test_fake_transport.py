@@ -133,6 +133,30 @@ async def test_an_empty_list_loads_and_keep_alive_zero_unloads() -> None:
     assert list(node.memory) == []
 
 
+async def test_the_least_recently_used_model_is_evicted() -> None:
+    node = FakeTransport("a", load_seconds=10.0, max_loaded=2, models=["x", "y", "z"])
+    for model in ("x", "y", "x", "z"):
+        await embed(node, "text", model=model)
+    assert [name for name, _ in node.memory] == ["x:latest", "z:latest"]
+    began = anyio.current_time()
+    await embed(node, "text", model="y")
+    assert anyio.current_time() - began == 10.0
+    assert node.memory.loads == ["x:latest", "y:latest", "z:latest", "y:latest"]
+
+
+async def test_an_idle_model_is_unloaded_after_its_keep_alive() -> None:
+    node = FakeTransport("a", seconds_per_item=50.0)
+    await embed(node, "x", keep_alive=60)
+    await anyio.sleep(59.0)
+    await embed(node, "x", keep_alive=60)  # longer than what was left
+    await anyio.sleep(59.0)
+    await embed(node, "x", keep_alive=60)
+    assert node.memory.loads == ["nomic-embed-text:latest"]
+    await anyio.sleep(61.0)
+    await embed(node, "x")
+    assert len(node.memory.loads) == 2
+
+
 async def test_a_full_queue_is_503_for_cold_models_only() -> None:
     node = FakeTransport("a", load_seconds=10.0, max_queue=1, models=["hot", "cold"])
     await embed(node, model="hot")
