@@ -8,6 +8,7 @@ from typing import NamedTuple
 from aiohttp import web
 
 from aiosollol.gateway.bodies import begin, whole
+from aiosollol.gateway.middleware.clients import ClientTotals
 from aiosollol.wire.ollama.server_requests import Refusal
 from aiosollol.wire.ollama.server_responses import HttpResponse
 
@@ -33,7 +34,7 @@ class AnswerMemory:
         self.most = most
         self._all = most // processes
         self.held = 0
-        self._by_client: dict[str, int] = {}
+        self._by_client = ClientTotals()
 
     def check(self, numbers: float) -> None:
         """Raise Refusal if an answer with this many numbers would be too large."""
@@ -46,7 +47,7 @@ class AnswerMemory:
         A client with several answers may hold half of them all.
         """
         self.check(own + size)
-        held = self._by_client.get(client, 0)
+        held = self._by_client[client]
         if own + size > _ALWAYS:
             if self.held > own and self.held + size > self._all:
                 raise Refusal(503, f"the answers under way are over {self._name()}; {_LATER}")
@@ -55,16 +56,12 @@ class AnswerMemory:
                     503, f"the answers to one client are over half of {self._name()}; {_LATER}"
                 )
         self.held += size
-        self._by_client[client] = held + size
+        self._by_client.add(client, size)
 
     def release(self, client: str, size: int) -> None:
         """Remove an answer."""
         self.held -= size
-        left = self._by_client.get(client, 0) - size
-        if left:
-            self._by_client[client] = left
-        else:
-            self._by_client.pop(client, None)
+        self._by_client.add(client, -size)
 
     def _name(self) -> str:
         return f"max_answer_bytes={self.most:,}"

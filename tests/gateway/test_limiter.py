@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from aiosollol import InvalidInput
+from aiosollol.gateway.middleware.clients import client_of
 from aiosollol.gateway.middleware.keys import ApiKey
-from aiosollol.gateway.middleware.limits import Limiter, Limits, client_of
+from aiosollol.gateway.middleware.limits import Limiter, Limits
 
 pytestmark = pytest.mark.anyio
 

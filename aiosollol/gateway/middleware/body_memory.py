@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 
+from aiosollol.gateway.middleware.clients import ClientTotals
+
 _MOST_WAITING = 64 << 20
 
 
@@ -22,9 +24,7 @@ class BodyMemory:
 
     def __init__(self) -> None:
         self.small = self.large = self.waiting = 0
-        self._small: dict[str, int] = {}  # by client, as the following ones
-        self._large: dict[str, int] = {}
-        self._waiting: dict[str, int] = {}
+        self._small, self._large, self._waiting = ClientTotals(), ClientTotals(), ClientTotals()
         self._lines: dict[str, OrderedDict[asyncio.Future[None], int]] = {}
 
     def __len__(self) -> int:
@@ -32,7 +32,7 @@ class BodyMemory:
 
     def held_by(self, client: str) -> int:
         """Bytes that a client holds."""
-        return self._small.get(client, 0) + self._large.get(client, 0)
+        return self._small[client] + self._large[client]
 
     async def wait(self, client: str, size: int, most: int, seconds: float) -> bool:
         """Admit a large body in turn once it fits in `most` bytes; False after `seconds`.
@@ -66,31 +66,32 @@ class BodyMemory:
         for those of one client; a single body always fits. After True, call `release_small`.
         """
         if size:
-            small, own = self.small + size, self._small.get(client, 0) + size
+            small, own = self.small + size, self._small[client] + size
             if self.small and small > most // 4 and small + self.large > most:
                 return False
             if own > max(size, most // 8) and not self._is_in_share(client, size, most):
                 return False
-            self.small, self._small[client] = small, own
+            self.small = small
+            self._small.add(client, size)
         return True
 
     def release_small(self, client: str, size: int) -> None:
         """Remove a body that `take_small` has counted."""
         self.small -= size
-        _subtract(self._small, client, size)
+        self._small.add(client, -size)
 
     async def wait_in_memory(self, client: str, size: int, most: int, seconds: float) -> bool:
         """As `wait`, for a body that is in memory already, so that only as many may wait."""
-        room, waiting = max(most, _MOST_WAITING), self._waiting.get(client, 0)
+        room, waiting = max(most, _MOST_WAITING), self._waiting[client]
         if self.waiting + size > room or (waiting and waiting + size > room // 2):
             return False
         self.waiting += size
-        self._waiting[client] = waiting + size
+        self._waiting.add(client, size)
         try:
             return await self.wait(client, size, most, seconds)
         finally:
             self.waiting -= size
-            _subtract(self._waiting, client, size)
+            self._waiting.add(client, -size)
 
     def grow(self, client: str, size: int, small: int, large: int, most: int) -> bool:
         """Count `size` more bytes of a body, if they fit in `most`.
@@ -110,27 +111,27 @@ class BodyMemory:
     def release(self, client: str, size: int, most: int) -> None:
         """Remove a large body, and admit the first ones in line that fit now."""
         self.large -= size
-        _subtract(self._large, client, size)
+        self._large.add(client, -size)
         self._admit(most)
 
     def _admit(self, most: int) -> None:
         """Admit bodies in line, those of the client that holds least first, while they fit."""
-        while self._lines:
-            for client in sorted(self._lines, key=self.held_by):
-                has_room, size = next(iter(self._lines[client].items()))
-                if has_room.done():  # its request was cancelled
-                    self._leave_line(client, has_room)
-                    break
-                if not self._is_in_share(client, size, most):
-                    continue
-                if not self._fits(client, size, most):
-                    return
-                self._leave_line(client, has_room)
+        while (found := self._next(most)) is not None:
+            client, has_room, size = found
+            self._leave_line(client, has_room)
+            if not has_room.done():  # else its request was cancelled
                 self._take(client, size)
                 has_room.set_result(None)
-                break
-            else:
-                return
+
+    def _next(self, most: int) -> tuple[str, asyncio.Future[None], int] | None:
+        """The body to take out of the line: its client, future and size."""
+        for client in sorted(self._lines, key=self.held_by):
+            has_room, size = next(iter(self._lines[client].items()))
+            if has_room.done() or self._fits(client, size, most):
+                return client, has_room, size
+            if self._is_in_share(client, size, most):
+                return None  # it is the next one, and waits for room
+        return None
 
     def _leave_line(self, client: str, has_room: asyncio.Future[None]) -> bool:
         """Remove a body from the line; whether it was there."""
@@ -151,12 +152,4 @@ class BodyMemory:
 
     def _take(self, client: str, size: int) -> None:
         self.large += size
-        self._large[client] = self._large.get(client, 0) + size
-
-
-def _subtract(counts: dict[str, int], client: str, size: int) -> None:
-    left = counts[client] - size
-    if left:
-        counts[client] = left
-    else:
-        del counts[client]
+        self._large.add(client, size)

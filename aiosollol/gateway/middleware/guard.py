@@ -20,9 +20,10 @@ from aiohttp.typedefs import Middleware
 from aiosollol.gateway.bodies import parse
 from aiosollol.gateway.middleware.body_memory import BodyMemory
 from aiosollol.gateway.middleware.body_reader import BodyReader, BodyRefused
+from aiosollol.gateway.middleware.clients import client_of
 from aiosollol.gateway.middleware.error_responses import denied, not_allowed
 from aiosollol.gateway.middleware.keys import ApiKey, KeyRing
-from aiosollol.gateway.middleware.limits import Limiter, Limits, client_of
+from aiosollol.gateway.middleware.limits import Limiter, Limits
 from aiosollol.gateway.middleware.model_access import DEFAULT_MODEL, models_used
 from aiosollol.gateway.middleware.shared_counts import SharedCounts
 from aiosollol.gateway.request_content import ACCEPTED

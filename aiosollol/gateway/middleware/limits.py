@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import math
 from collections import OrderedDict
 from collections.abc import Callable
@@ -241,16 +240,3 @@ def _rate_message(rate: float, key: ApiKey | None) -> str:
         else f"rate_limit={rate:g} a second of each client (--rate-limit)"
     )
     return f"too many requests: over {limit}; try again later"
-
-
-def client_of(address: str) -> str:
-    """The client that an address belongs to: itself, or its /64 for IPv6, as one host has that."""
-    if ":" not in address:
-        return address
-    try:
-        found = ipaddress.IPv6Address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if found.ipv4_mapped is not None:
-        return str(found.ipv4_mapped)
-    return str(ipaddress.IPv6Network((int(found) >> 64 << 64, 64)))

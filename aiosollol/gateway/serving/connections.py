@@ -16,7 +16,7 @@ import orjson
 from aiohttp import web
 
 from aiosollol.errors import InvalidInput
-from aiosollol.gateway.middleware.limits import client_of
+from aiosollol.gateway.middleware.clients import ClientTotals, client_of
 from aiosollol.net.error_log import ErrorLog
 from aiosollol.net.http_server import HttpConnection
 
@@ -87,13 +87,13 @@ class ConnectionLimiter:
         self._files = file_limit()
         self._last_file = self._files - min(_MOST_KEPT_FILES, self._files // 4)
         self._full_at = 0  # connections open when it became full; 0 while it is not
-        self._by_client: dict[str, int] = {}
+        self._by_client = ClientTotals()
 
     def enter(self, transport: asyncio.BaseTransport) -> str:
         """Count a new connection; return its client, for `leave`."""
         self.open += 1
         client = client_at(transport.get_extra_info("peername"))
-        self._by_client[client] = self._by_client.get(client, 0) + 1
+        self._by_client.add(client, 1)
         if self.open >= self.limits.max_connections or number_of_file(transport) >= self._last_file:
             self.fill()
         return client
@@ -101,11 +101,7 @@ class ConnectionLimiter:
     def leave(self, client: str) -> None:
         """Count a closed connection."""
         self.open -= 1
-        left = self._by_client[client] - 1
-        if left:
-            self._by_client[client] = left
-        else:
-            del self._by_client[client]
+        self._by_client.add(client, -1)
         # Not at once: resuming costs more than accepting a connection.
         if self._full_at and self.open < self._full_at - self._full_at // 16:
             self.room.set()
@@ -120,7 +116,7 @@ class ConnectionLimiter:
         There are a few for those that have less than half of all.
         """
         most = min(_MOST_RESERVED, max(1, self._full_at // 16))
-        is_small = 2 * self._by_client.get(client, 0) < self.open
+        is_small = 2 * self._by_client[client] < self.open
         return is_small and self.open < self._full_at + most
 
     def empty(self) -> None:
