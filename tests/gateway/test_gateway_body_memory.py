@@ -177,6 +177,19 @@ async def test_small_bodies_of_one_client(small: int, large: int, size: int, fit
     assert memory.held_by("a") == small + large + (size if fits else 0)
 
 
+async def test_the_end_of_small_bodies_lets_their_client_go_on() -> None:
+    bodies = Bodies()
+    for _ in range(2):
+        assert bodies.memory.take_small("a", 25, MOST)
+    await bodies.come("large", 50, client="a")
+    assert bodies.let_in == []
+    for left in (25, 0):
+        bodies.memory.release_small("a", 25, MOST)
+        await turns()
+        assert bodies.memory.held_by("a") == left + 50 * (not left)
+    assert bodies.let_in == ["large"]
+
+
 async def test_bodies_of_one_client_that_wait_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aiosollol.gateway.middleware.body_memory._MOST_WAITING", 0)
     memory = BodyMemory()

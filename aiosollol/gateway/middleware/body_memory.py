@@ -75,10 +75,12 @@ class BodyMemory:
             self._small.add(client, size)
         return True
 
-    def release_small(self, client: str, size: int) -> None:
-        """Remove a body that `take_small` has counted."""
+    def release_small(self, client: str, size: int, most: int) -> None:
+        """Remove a body that `take_small` has counted, and admit what fits now."""
         self.small -= size
         self._small.add(client, -size)
+        if self._lines:
+            self._admit(most)
 
     async def wait_in_memory(self, client: str, size: int, most: int, seconds: float) -> bool:
         """As `wait`, for a body that is in memory already, so that only as many may wait."""

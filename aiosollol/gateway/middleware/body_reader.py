@@ -70,10 +70,11 @@ class BodyReader:
 
     def release(self) -> None:
         """The body is not needed any more."""
+        most = self._limits.max_bodies
         if self._small:
-            self._memory.release_small(self._client, self._small)
+            self._memory.release_small(self._client, self._small, most)
         if self._large:
-            self._memory.release(self._client, self._large, self._limits.max_bodies)
+            self._memory.release(self._client, self._large, most)
         self._small = self._large = 0
 
     async def _read_large(self, request: web.Request) -> None:

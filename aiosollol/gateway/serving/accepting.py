@@ -12,6 +12,7 @@ import logging
 import math
 import socket
 from collections.abc import Callable
+from functools import partial
 
 from aiosollol.gateway.serving.connections import (
     ClientConnection,
@@ -181,12 +182,14 @@ class Acceptor:
         loop, gate = asyncio.get_running_loop(), self._gate
         for each in self._sockets:
             for connection in _take(each, _SORTED_AT_ONCE):
-                with contextlib.suppress(OSError):
-                    if gate.has_reserve_for(client_at(connection.getpeername())):
-                        await loop.connect_accepted_socket(self._make, connection)
-                        continue
-                    gate.refused += 1
-                    await loop.connect_accepted_socket(lambda: Refused(why), connection)
+                make: Callable[[], asyncio.BaseProtocol] = self._make
+                try:
+                    if not gate.has_reserve_for(client_at(connection.getpeername())):
+                        gate.refused += 1
+                        make = partial(Refused, why)
+                    await loop.connect_accepted_socket(make, connection)
+                except OSError:  # the client has left already
+                    connection.close()
 
 
 def _take(
