@@ -70,7 +70,7 @@ def reaches_nodes(command: Callable[..., None]) -> Callable[..., None]:
 def use(headers: Sequence[str], api_key: str | None, ca: str | None) -> None:
     """Apply the options to this process. Blocks. Raises InvalidInput."""
     _headers.clear()
-    _headers.update(read_headers(headers, read_key(api_key)))
+    _headers.update(read_headers(headers, "" if api_key is None else read_key(api_key)))
     if ca is not None:
         try:
             ssl.create_default_context(cafile=ca)
@@ -114,15 +114,14 @@ def named_nodes(
 ) -> list[str | dict[str, Any]] | None:
     """The nodes named on the command line or in OLLAMA_HOST, with the headers; None for none.
 
-    Without headers, OLLAMA_HOST is left to `pool.bootstrap`. Raises InvalidInput for headers
+    Without headers, OLLAMA_HOST is left to `pool.bootstrap`. Raises InvalidInput for options
     without a node: they are secret, and must not go to what a search finds.
     """
-    if not _headers:
+    headers = {**read_headers((), read_key(None, environ)), **_headers}
+    if not headers:
         return list(nodes) or None
     if not nodes and (host := environ.get("OLLAMA_HOST", "").strip()):
         nodes = [str(parse_ollama_host(host))]
-    if not nodes:
-        if environ.get(KEY_VARIABLE):  # not meant for this command
-            return None
+    if not nodes and _headers:
         raise InvalidInput("--header and --api-key need --node: name the nodes that may see them")
-    return [{"url": node, "headers": dict(_headers)} for node in nodes]
+    return [{"url": node, "headers": headers} for node in nodes] or None

@@ -108,6 +108,8 @@ def test_headers_do_not_go_to_nodes_that_a_search_finds(monkeypatch: pytest.Monk
     access.use(["H: x"], None, None)
     with pytest.raises(InvalidInput, match="need --node"):
         access.named_nodes([], {})
+    with pytest.raises(InvalidInput, match="need --node"):
+        access.named_nodes([], {access.KEY_VARIABLE: "k"})
     monkeypatch.setenv(access.KEY_VARIABLE, "k")
     access.use((), None, None)
     assert access.named_nodes([], {access.KEY_VARIABLE: "k"}) is None
