@@ -151,9 +151,7 @@ def up(
         _option(
             "cors_origins",
             "Origin whose web pages may use it, such as https://chat.example.com; * matches any "
-            "characters. Repeatable. Without keys on loopback, pages and desktop programs of this "
-            "machine may.",
-            "--cors-origins",
+            "characters. Repeatable. Without keys on loopback, those of this machine may too.",
             metavar="ORIGIN",
         ),
     ] = None,

@@ -171,7 +171,7 @@ class Admission:
                 raise saturated(now - came)
             patience = max(_LEAST_PATIENCE, _PATIENCE * node.ahead(now))
             work = node.workload(request)
-            work.traffic.last_at = now
+            work.traffic.note(now)
             waiter = Waiter(
                 cluster.new_gate(), work, node.seconds(request) or 0.0, now + patience, gives_up
             )

@@ -84,7 +84,7 @@ class Attempt:
         self._in_flight = self._work.in_flight
         self._is_beside_chunks = node.has_chunks
         if is_live:
-            self._work.traffic.last_at = now
+            self._work.traffic.note(now)
         self._is_look = node.standing.is_due(now)
         self._active = 0
         self._first_part = 0.0

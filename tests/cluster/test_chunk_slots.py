@@ -1,4 +1,4 @@
-"""Chunks of batches and live requests in the lines of one node: who gets the next slot."""
+"""Chunks of batches and live requests in the lines of one node: which gets the next slot."""
 
 from __future__ import annotations
 

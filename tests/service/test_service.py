@@ -185,7 +185,7 @@ async def test_keys_and_limits_change_while_it_runs(
 
 @pytest.mark.parametrize("has_keys", [False, True])
 async def test_pages_of_this_machine(tmp_path: Path, has_keys: bool) -> None:
-    """As with Ollama, unless there are keys: a page would need one, and may be of anyone."""
+    """Allowed as by Ollama, unless the gateway has keys."""
     keys = tmp_path / "keys"
     new = new_key("ann")
     keys.write_text(f"{new.line}\n" if has_keys else "")

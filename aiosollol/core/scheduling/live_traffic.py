@@ -25,6 +25,10 @@ class LiveTraffic:
     def __init__(self) -> None:
         self.last_at = -math.inf
 
+    def note(self, now: float) -> None:
+        """Record that one was sent or has to wait."""
+        self.last_at = now
+
     def is_expected(self, now: float) -> bool:
         """Whether there was such a request in the last `LIVE_SECONDS`."""
         return now - self.last_at < LIVE_SECONDS

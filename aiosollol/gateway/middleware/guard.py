@@ -157,8 +157,9 @@ def _name_in(url: str) -> str:
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 KEY = web.RequestKey("aiosollol_key", ApiKey)
-CLIENT = web.RequestKey("aiosollol_client", str)
 """The key of a request's `ApiKey`, if it came with one."""
+CLIENT = web.RequestKey("aiosollol_client", str)
+"""The key of the name of a request's client, see `client_name`."""
 
 ADMIN_PATHS = frozenset(("/api/pull", "/api/push", "/api/delete", "/api/copy", "/api/create"))
 OPEN_PATHS = frozenset(("/",))

@@ -175,10 +175,8 @@ class Acceptor:
                 each.force_close()
 
     async def _sort(self, why: str) -> None:
-        """Serve the waiting connections of clients that have few, and refuse the others.
-
-        So that one address cannot keep all others out.
-        """
+        """Serve the waiting connections of clients that have few, and refuse the others, so that
+        one address cannot keep all others out."""
         loop, gate = asyncio.get_running_loop(), self._gate
         for each in self._sockets:
             for connection in _take(each, _SORTED_AT_ONCE):

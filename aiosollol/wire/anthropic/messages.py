@@ -100,8 +100,7 @@ def read_messages(body: bytes) -> MessageQuestion:
         raise early("model is required")
     if limit <= 0:
         raise early("max_tokens is required and must be positive")
-    messages, estimate = _prompt(fields)
-    tools = fields.each("tools")
+    messages, tools, estimate = _prompt(fields)
     offered = [] if _forbids_tools(fields) else [tool for tool in map(_tool, tools) if tool]
     options = {
         "num_predict": limit,
@@ -130,7 +129,8 @@ def count_tokens(body: bytes) -> tuple[str, int]:
     model = fields.text("model")
     if not model:
         raise early("model is required")
-    return model, _prompt(fields)[1]
+    _, _, estimate = _prompt(fields)
+    return model, estimate
 
 
 def token_count(estimate: int) -> HttpResponse:
@@ -139,19 +139,21 @@ def token_count(estimate: int) -> HttpResponse:
     return HttpResponse(200, server_responses.OPENAI_JSON, orjson.dumps(value))
 
 
-def _prompt(fields: Fields) -> tuple[list[dict[str, Any]], int]:
-    """The messages for /api/chat, and an estimate of their tokens: four bytes each."""
+def _prompt(fields: Fields) -> tuple[list[dict[str, Any]], Sequence[Fields], int]:
+    """The messages for /api/chat, the tools, and an estimate of their tokens: four bytes each."""
     entries = fields.each("messages")
     if not entries:
         raise early("messages is required")
     system = _system(fields)
     messages = [{"role": "system", "content": system}] if system else []
-    length = len(system.encode()) + sum(map(_tool_length, fields.each("tools")))
+    length = len(system.encode())
     for entry in entries:
         converted, size = _messages(entry)
         messages += converted
         length += size
-    return messages, max(1, length // 4)
+    tools = fields.each("tools")
+    length += sum(map(_tool_length, tools))
+    return messages, tools, max(1, length // 4)
 
 
 def _system(fields: Fields) -> str:
